@@ -1,0 +1,123 @@
+// Package attachment keeps the records of who holds which IP on this node.
+//
+// The plugin writes one record for each attachment (a container's interface on a network) before it programs any rule, and
+// removes it after the rules are gone. The proxy reads them to learn which pod holds a source address now.
+package attachment
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Path says how the packets of an attachment enter the host, and so how its redirection is matched.
+type Path string
+
+const (
+	// PathRouted is a veth whose host side is no port of a bridge: its packets enter the host's IP layer by it.
+	PathRouted Path = "routed"
+	// PathBridged is a veth whose host side is a bridge port: the IP layer sees them arrive by the bridge.
+	PathBridged Path = "bridged"
+)
+
+// Pod is the pod that an attachment belongs to, as the runtime named it in CNI_ARGS. It is empty where the runtime named
+// none: such an address is held by something that is no pod.
+type Pod struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	UID       string `json:"uid,omitempty"`
+}
+
+// HostLink is the interface on the host that the attachment's packets enter by.
+type HostLink struct {
+	Name  string `json:"name"`
+	Index int    `json:"index"`
+	// Bridge is the name of the bridge that the link is a port of; empty for a routed one.
+	Bridge string `json:"bridge,omitempty"`
+}
+
+// Redirect is one redirection that was programmed for an attachment: everything needed to find its rule again, whatever
+// the configuration says by then.
+type Redirect struct {
+	// Source is the pod's own address, which the rule matches.
+	Source netip.Addr `json:"source"`
+	// Metadata is where the redirected connections were bound for.
+	Metadata netip.AddrPort `json:"metadata"`
+	// Proxy is where they go instead.
+	Proxy netip.AddrPort `json:"proxy"`
+}
+
+// Record is one attachment. ContainerID and IfName identify it; the network's name does not, because a network can be
+// renamed under a running pod (containernetworking/plugins#752).
+type Record struct {
+	ContainerID string       `json:"containerID"`
+	IfName      string       `json:"ifName"`
+	Network     string       `json:"network"`
+	Netns       string       `json:"netns,omitempty"`
+	Pod         Pod          `json:"pod"`
+	IPs         []netip.Addr `json:"ips"`
+	HostLink    HostLink     `json:"hostLink"`
+	Path        Path         `json:"path"`
+	// Backend names what programmed the rules ("iptables-nft", "iptables-legacy"), so that DEL asks the same one first.
+	Backend   string     `json:"backend"`
+	Redirects []Redirect `json:"redirects"`
+	Created   time.Time  `json:"created"`
+}
+
+// ID is the attachment's identity in one word, "<containerID>@<ifName>". A container ID holds no "@" (CNI specification,
+// "container ID"), so two attachments never share one.
+func (r *Record) ID() string { return ID(r.ContainerID, r.IfName) }
+
+// ID is the identity of the attachment of ifName in containerID.
+func ID(containerID, ifName string) string { return containerID + "@" + ifName }
+
+// maxRecord bounds what is read of one record; a real one has less than 2 KiB.
+const maxRecord = 64 << 10
+
+// containerID is what the CNI specification allows, bounded so that an ID is always a valid file name.
+var containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,199}$`)
+
+// Valid tells whether containerID and ifName can name an attachment, and so a file: the rules of the CNI specification,
+// with a bound on the length.
+func Valid(id, ifName string) error {
+	if !containerID.MatchString(id) {
+		return fmt.Errorf("container ID %q: not 1 to 200 of letters, digits, '_', '.' and '-'", id)
+	}
+	if ifName == "" || len(ifName) > 15 || ifName == "." || ifName == ".." || strings.ContainsAny(ifName, "/: \t\n\r\v\f\x00") {
+		return fmt.Errorf("interface name %q: not a valid name of 1 to 15 bytes", ifName)
+	}
+	return nil
+}
+
+func (r *Record) validate() error {
+	if err := Valid(r.ContainerID, r.IfName); err != nil {
+		return err
+	}
+	if len(r.IPs) == 0 {
+		return errors.New("no IP")
+	}
+	for _, ip := range r.IPs {
+		if !ip.IsValid() || ip.Zone() != "" || ip.Is4In6() {
+			return fmt.Errorf("IP %q: not a plain address", ip)
+		}
+	}
+	return nil
+}
+
+func decode(data []byte) (*Record, error) {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	r := new(Record)
+	// Unknown fields are let through: after a rollback an older proxy reads what a newer plugin wrote.
+	if err := dec.Decode(r); err != nil {
+		return nil, err
+	}
+	if err := r.validate(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
