@@ -1,0 +1,209 @@
+// Package broker joins pods, roles and credentials: from a source address to the credentials that its pod may have, and
+// from the pods of this node to the credentials that are worth having ready.
+package broker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+// Pods finds the pod behind an address.
+type Pods interface {
+	// Resolve is the pod that holds the address now; its errors are those of pods.Resolver.
+	Resolve(ctx context.Context, ip netip.Addr) (*pods.Pod, error)
+	// Holder is the UID of the pod that the records on this node say holds the address, without asking anybody.
+	Holder(ip netip.Addr) string
+}
+
+// Credentials keeps the credentials of assumptions.
+type Credentials interface {
+	Get(ctx context.Context, a roles.Assumption) (*credentials.Document, error)
+	Hold(holder string, a roles.Assumption)
+	Release(holder string)
+}
+
+// Namespaces tells the annotations of a namespace.
+type Namespaces interface {
+	Annotations(namespace string) (map[string]string, error)
+}
+
+// Broker answers for the pods of this node.
+type Broker struct {
+	pods        Pods
+	namespaces  Namespaces
+	rules       *roles.Rules
+	credentials Credentials
+	log         *slog.Logger
+
+	mu        sync.RWMutex
+	decisions map[types.UID]decision
+}
+
+// decision is what a pod may assume. It stands for exactly the pod that it was made for: a changed pod is another *pods.Pod.
+type decision struct {
+	pod        *pods.Pod
+	assumption roles.Assumption
+	err        error
+}
+
+// Config is what a Broker joins.
+type Config struct {
+	Pods        Pods
+	Rules       *roles.Rules
+	Credentials Credentials
+	// Namespaces may be nil where the rules restrict nothing.
+	Namespaces Namespaces
+	Log        *slog.Logger
+}
+
+// New is a broker that knows no pod yet.
+func New(c Config) *Broker {
+	return &Broker{pods: c.Pods, namespaces: c.Namespaces, rules: c.Rules, credentials: c.Credentials, log: c.Log,
+		decisions: make(map[types.UID]decision)}
+}
+
+// Session is what the session tokens of the pod behind the address are bound to. It asks nobody outside this node, because
+// a token must be had at once whatever else is down.
+func (b *Broker) Session(ip netip.Addr) string {
+	if uid := b.pods.Holder(ip); uid != "" {
+		return uid
+	}
+	return ip.String()
+}
+
+// Role is the role of the pod behind the address: its bare name and its ARN. It does not wait for STS. The error is a
+// *Refusal.
+func (b *Broker) Role(ctx context.Context, ip netip.Addr) (name, arn string, err error) {
+	a, _, err := b.assumption(ctx, ip)
+	if err != nil {
+		return "", "", err
+	}
+	return a.RoleName(), a.RoleARN, nil
+}
+
+// Credentials is the document of the pod behind the address, if role is the name of its role. The error is a *Refusal.
+func (b *Broker) Credentials(ctx context.Context, ip netip.Addr, role string) (*credentials.Document, error) {
+	a, pod, err := b.assumption(ctx, ip)
+	if err != nil {
+		return nil, err
+	}
+	if role != a.RoleName() {
+		return nil, &Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errOtherRole}
+	}
+	doc, err := b.credentials.Get(ctx, a)
+	if err != nil {
+		return nil, refuseCredentials(pod, a, err)
+	}
+	return doc, nil
+}
+
+func (b *Broker) assumption(ctx context.Context, ip netip.Addr) (roles.Assumption, *pods.Pod, error) {
+	pod, err := b.pods.Resolve(ctx, ip)
+	if err != nil {
+		return roles.Assumption{}, nil, refusePod(ip, err)
+	}
+	d := b.decide(pod)
+	if d.err != nil {
+		return roles.Assumption{}, nil, refuseRole(pod, d.err)
+	}
+	return d.assumption, pod, nil
+}
+
+// decide is the decision for the pod as it is now, from memory where that very pod was decided before.
+func (b *Broker) decide(pod *pods.Pod) decision {
+	b.mu.RLock()
+	d, ok := b.decisions[pod.UID]
+	b.mu.RUnlock()
+	if ok && d.pod == pod {
+		return d
+	}
+	return b.decideAnew(pod)
+}
+
+func (b *Broker) decideAnew(pod *pods.Pod) decision {
+	d := decision{pod: pod}
+	d.assumption, d.err = b.rules.Assumption(roles.Subject{
+		Namespace: pod.Namespace, Name: pod.Name, Annotations: pod.Annotations,
+		NamespaceAnnotations: func() (map[string]string, error) { return b.namespaces.Annotations(pod.Namespace) },
+	})
+	return d
+}
+
+// PodChanged implements pods.Watcher: the credentials of a pod that is bound to this node are fetched before it asks, and
+// renewed until it has finished.
+func (b *Broker) PodChanged(pod *pods.Pod) {
+	if pod.Finished || pod.HostNetwork {
+		b.PodGone(pod)
+		return
+	}
+	d := b.decideAnew(pod)
+	b.mu.Lock()
+	old, known := b.decisions[pod.UID]
+	b.decisions[pod.UID] = d
+	b.mu.Unlock()
+	if d.err != nil {
+		b.credentials.Release(string(pod.UID))
+		if changed := !known || old.err == nil || old.err.Error() != d.err.Error(); changed && !errors.Is(d.err, roles.ErrNoRole) {
+			b.log.Warn("pod gets no role", "pod", pod.String(), "reason", d.err)
+		}
+		return
+	}
+	b.credentials.Hold(string(pod.UID), d.assumption)
+}
+
+// PodGone implements pods.Watcher.
+func (b *Broker) PodGone(pod *pods.Pod) {
+	b.mu.Lock()
+	delete(b.decisions, pod.UID)
+	b.mu.Unlock()
+	b.credentials.Release(string(pod.UID))
+}
+
+// NamespaceChanged decides anew for the pods of a namespace whose annotations changed.
+func (b *Broker) NamespaceChanged(namespace string) {
+	b.mu.RLock()
+	var changed []*pods.Pod
+	for _, d := range b.decisions {
+		if d.pod.Namespace == namespace {
+			changed = append(changed, d.pod)
+		}
+	}
+	b.mu.RUnlock()
+	for _, pod := range changed {
+		b.PodChanged(pod)
+	}
+}
+
+// Assignment is one line of Assignments.
+type Assignment struct {
+	Pod  string       `json:"pod"`
+	IPs  []netip.Addr `json:"ips"`
+	Role string       `json:"role,omitempty"`
+	// Reason is why there is no role.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Assignments is which pod may assume which role, in no order, for people to read.
+func (b *Broker) Assignments() []Assignment {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	all := make([]Assignment, 0, len(b.decisions))
+	for _, d := range b.decisions {
+		a := Assignment{Pod: d.pod.String(), IPs: d.pod.IPs, Role: d.assumption.RoleARN}
+		if d.err != nil {
+			a.Reason = d.err.Error()
+		}
+		all = append(all, a)
+	}
+	return all
+}

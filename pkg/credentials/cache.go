@@ -1,0 +1,329 @@
+package credentials
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+// Assumer gets credentials from where they are made. An error should be an *Error; any other counts as Unavailable.
+type Assumer interface {
+	AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error)
+}
+
+// Observer is told what the cache does; its methods must not block.
+type Observer interface {
+	// Assumed is one finished call to STS.
+	Assumed(a roles.Assumption, took time.Duration, err error)
+	// Asked is one request for credentials, a hit where it did not wait for STS.
+	Asked(hit bool)
+}
+
+// Cache keeps the newest credentials of every assumption that a pod of this node uses.
+//
+// For each assumption there is at most one call to STS at a time, a flight, with a context of its own: whoever waits for
+// it may leave without harming those who stay. What a holder holds is fetched ahead and renewed in the background for as
+// long as it is held, and forgotten with its last holder.
+type Cache struct {
+	sts      Assumer
+	log      *slog.Logger
+	observer Observer
+	errorTTL time.Duration
+
+	life   context.Context // that of every flight
+	end    context.CancelFunc
+	slots  chan struct{}  // bounds the flights that nobody waits for
+	wake   chan struct{}  // tells Run that the next deadline may have changed
+	flying sync.WaitGroup // the flights
+
+	mu      sync.Mutex
+	closed  bool
+	entries map[roles.Assumption]*entry
+	holds   map[string]roles.Assumption // by holder
+}
+
+// entry is what is known of one assumption. The cache's mutex guards it.
+type entry struct {
+	document *Document     // nil until the first success
+	low      time.Duration // what must remain for it to be handed out without a try to renew
+	renewAt  time.Time     // when Run starts the next flight; zero for never
+	err      *Error        // of the last flight, nil after a success
+	errUntil time.Time     // until then err answers in place of a flight
+	failures int           // in a row
+	flight   *flight       // nil while none is in the air
+	holders  int
+	asked    time.Time // when it was last asked for
+}
+
+// flight is one call to STS. done is closed after the entry has the outcome.
+type flight struct {
+	done   chan struct{}
+	urgent chan struct{} // closed when somebody waits: the flight does not queue for a slot then
+	hurry  sync.Once
+}
+
+// Config is the cache's dependencies and settings.
+type Config struct {
+	Log *slog.Logger
+	// Observer may be nil.
+	Observer Observer
+	// ErrorTTL is how long an error answers in place of a new call; zero chooses by the kind of error.
+	ErrorTTL time.Duration
+}
+
+const (
+	// background is how many flights may be in the air that nobody waits for.
+	background = 8
+	// flightTime bounds one flight.
+	flightTime = 15 * time.Second
+	// unheld is how long credentials that no pod holds are kept after they were last asked for.
+	unheld = time.Minute
+	// maxEntries bounds the cache. A node has at most a few hundred pods.
+	maxEntries = 4096
+)
+
+// New is an empty cache. Its Run must be running for credentials to be renewed.
+func New(sts Assumer, c Config) *Cache {
+	life, end := context.WithCancel(context.Background())
+	if c.Observer == nil {
+		c.Observer = unobserved{}
+	}
+	return &Cache{
+		sts: sts, log: c.Log, observer: c.Observer, errorTTL: c.ErrorTTL,
+		life: life, end: end,
+		slots: make(chan struct{}, background), wake: make(chan struct{}, 1),
+		entries: make(map[roles.Assumption]*entry), holds: make(map[string]roles.Assumption),
+	}
+}
+
+type unobserved struct{}
+
+func (unobserved) Assumed(roles.Assumption, time.Duration, error) {}
+func (unobserved) Asked(bool)                                     {}
+
+// ErrClosed is the error of a cache whose Run has ended.
+var ErrClosed = errors.New("credentials: the proxy is shutting down")
+
+// Get is the document of the newest credentials: from the cache while they last long enough for every SDK, else from a
+// flight that is joined or started. Where STS fails, credentials that are still valid are answered all the same. The error
+// is an *Error, ErrClosed, or that of ctx.
+func (c *Cache) Get(ctx context.Context, a roles.Assumption) (*Document, error) {
+	now := time.Now()
+	c.mu.Lock()
+	e := c.entry(a)
+	e.asked = now
+	if e.document != nil && e.document.expiration.Sub(now) >= e.low {
+		d := e.document
+		c.mu.Unlock()
+		c.observer.Asked(true)
+		return d, nil
+	}
+	if e.err != nil && now.Before(e.errUntil) {
+		d, err := e.answer(now)
+		c.mu.Unlock()
+		c.observer.Asked(true)
+		return d, err
+	}
+	f := c.launch(a, e)
+	c.mu.Unlock()
+	if f == nil {
+		return nil, ErrClosed
+	}
+	f.hurry.Do(func() { close(f.urgent) })
+	c.observer.Asked(false)
+	// Valid credentials are worth more than new ones: who could be served waits only for a moment.
+	var patience <-chan time.Time
+	if d := c.valid(a, now); d != nil {
+		t := time.NewTimer(200 * time.Millisecond)
+		defer t.Stop()
+		patience = t.C
+	}
+	select {
+	case <-f.done:
+	case <-patience:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return e.answer(time.Now())
+}
+
+// answer is the credentials while they are valid, else the error that stands in their way. The mutex is held.
+func (e *entry) answer(now time.Time) (*Document, error) {
+	if e.document != nil && e.document.expiration.After(now) {
+		return e.document, nil
+	}
+	if e.err != nil {
+		return nil, e.err
+	}
+	return nil, &Error{Kind: Unavailable, Code: "Expired", Message: "the credentials ended and STS has not answered"}
+}
+
+func (c *Cache) valid(a roles.Assumption, now time.Time) *Document {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[a]; e != nil && e.document != nil && e.document.expiration.After(now) {
+		return e.document
+	}
+	return nil
+}
+
+// entry is that of the assumption, made where there is none. The mutex is held.
+func (c *Cache) entry(a roles.Assumption) *entry {
+	e := c.entries[a]
+	if e == nil {
+		if len(c.entries) >= maxEntries {
+			c.evict()
+		}
+		e = new(entry)
+		c.entries[a] = e
+	}
+	return e
+}
+
+// evict makes room by dropping the entry that nobody holds and that was asked for longest ago. The mutex is held.
+func (c *Cache) evict() {
+	var oldest roles.Assumption
+	var found *entry
+	for a, e := range c.entries {
+		if e.holders == 0 && e.flight == nil && (found == nil || e.asked.Before(found.asked)) {
+			oldest, found = a, e
+		}
+	}
+	if found != nil {
+		delete(c.entries, oldest)
+	}
+}
+
+// Hold says that the holder, a pod's UID, uses the assumption from now on, in place of any other: it is fetched now and
+// renewed until the holder lets go. Saying it again changes nothing.
+func (c *Cache) Hold(holder string, a roles.Assumption) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old, ok := c.holds[holder]; ok {
+		if old == a {
+			return
+		}
+		c.release(holder)
+	}
+	c.holds[holder] = a
+	e := c.entry(a)
+	e.holders++
+	switch {
+	case e.document == nil && (e.err == nil || !time.Now().Before(e.errUntil)):
+		c.launch(a, e)
+	case e.document == nil && e.renewAt.IsZero():
+		// A failure that nobody held the assumption through has no next try of its own yet.
+		e.renewAt = e.errUntil
+	}
+	c.stir()
+}
+
+// Release says that the holder is gone. Credentials that nobody else holds go with it.
+func (c *Cache) Release(holder string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.release(holder)
+}
+
+func (c *Cache) release(holder string) {
+	a, ok := c.holds[holder]
+	if !ok {
+		return
+	}
+	delete(c.holds, holder)
+	e := c.entries[a]
+	if e == nil {
+		return
+	}
+	if e.holders--; e.holders == 0 && e.flight == nil {
+		delete(c.entries, a)
+	}
+}
+
+// launch is the flight in the air or a new one; nil once the cache is closed. The mutex is held.
+func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
+	if e.flight != nil || c.closed {
+		return e.flight
+	}
+	f := &flight{done: make(chan struct{}), urgent: make(chan struct{})}
+	e.flight = f
+	c.flying.Go(func() { c.fly(a, e, f) })
+	return f
+}
+
+func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
+	defer close(f.done)
+	select {
+	case c.slots <- struct{}{}:
+		defer func() { <-c.slots }()
+	case <-f.urgent:
+	case <-c.life.Done():
+	}
+	ctx, cancel := context.WithTimeout(c.life, flightTime)
+	defer cancel()
+	start := time.Now()
+	creds, err := c.sts.AssumeRole(ctx, a)
+	took := time.Since(start)
+	c.observer.Assumed(a, took, err)
+	now := time.Now()
+	if err == nil && !creds.Expiration.After(now) {
+		err = &Error{Kind: Unavailable, Code: "ExpiredCredentials", Message: "STS answered with credentials that have ended; is this node's clock right?"}
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.flight = nil
+	if err != nil {
+		c.failed(a, e, err, now)
+	} else {
+		c.landed(a, e, creds, now)
+	}
+	if e.holders == 0 && c.entries[a] == e && e.asked.IsZero() {
+		delete(c.entries, a) // everybody left while it flew, and nobody ever asked
+	}
+	c.stir()
+}
+
+func (c *Cache) landed(a roles.Assumption, e *entry, creds *Credentials, now time.Time) {
+	e.err, e.errUntil, e.failures = nil, time.Time{}, 0
+	lifetime := creds.Expiration.Sub(now)
+	e.renewAt = renewal(creds.Expiration, lifetime)
+	// The newest credentials win: what STS made earlier never takes the place of what it made later.
+	if e.document == nil || creds.Expiration.After(e.document.expiration) {
+		e.document, e.low = newDocument(creds), scaled(safe, lifetime)
+	}
+	c.log.Debug("credentials obtained", "role", a.RoleARN, "session", a.SessionName, "expiration", creds.Expiration)
+}
+
+func (c *Cache) failed(a roles.Assumption, e *entry, err error, now time.Time) {
+	stsErr, ok := errors.AsType[*Error](err)
+	if !ok {
+		stsErr = &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
+	}
+	e.failures++
+	e.err = stsErr
+	e.errUntil = now.Add(c.remember(stsErr.Kind, e.failures))
+	e.renewAt = now.Add(retryAfter(stsErr.Kind, e.failures))
+	if c.life.Err() == nil {
+		c.log.Warn("credentials not obtained", "role", a.RoleARN, "session", a.SessionName, "kind", stsErr.Kind.String(),
+			"code", stsErr.Code, "message", stsErr.Message, "failures", e.failures)
+	}
+}
+
+// stir tells Run to look again.
+func (c *Cache) stir() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// jitter spreads a delay over its upper half, so that what failed together does not come back together.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }

@@ -1,0 +1,90 @@
+// Package credentials gets the temporary credentials of roles from STS, keeps them, and renews them before anybody waits.
+package credentials
+
+import (
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+)
+
+// Credentials are the temporary credentials of one session.
+type Credentials struct {
+	AccessKeyID     string
+	SecretAccessKey Secret
+	SessionToken    Secret
+	// Obtained is when STS was asked for them, by this node's clock.
+	Obtained time.Time
+	// Expiration is when STS stops accepting them.
+	Expiration time.Time
+}
+
+// Secret is a string that does not print, log or marshal: all that leaves it is a mark. Converting it to a string is the
+// one way to the value.
+type Secret string
+
+const redacted = "[redacted]"
+
+// String implements fmt.Stringer.
+func (Secret) String() string { return redacted }
+
+// GoString implements fmt.GoStringer.
+func (Secret) GoString() string { return redacted }
+
+// Format implements fmt.Formatter, so that no verb prints the value.
+func (Secret) Format(f fmt.State, _ rune) { f.Write([]byte(redacted)) }
+
+// MarshalText implements encoding.TextMarshaler, which encoding/json uses too.
+func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// LogValue implements slog.LogValuer.
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// Document is the answer of the metadata service that holds credentials, made once for all who ask.
+type Document struct {
+	body          []byte
+	contentLength []string
+	lastModified  []string
+	expiration    time.Time
+}
+
+// Body is the document; it must not be changed.
+func (d *Document) Body() []byte { return d.body }
+
+// ContentLength is the length of Body as the value of an HTTP header, which must not be changed.
+func (d *Document) ContentLength() []string { return d.contentLength }
+
+// LastModified is when the credentials were obtained, as the value of an HTTP header, which must not be changed.
+func (d *Document) LastModified() []string { return d.lastModified }
+
+// Expiration is when the credentials in the document end.
+func (d *Document) Expiration() time.Time { return d.expiration }
+
+// String implements fmt.Stringer without the secrets.
+func (d *Document) String() string { return "credentials until " + d.expiration.Format(time.RFC3339) }
+
+// timeFormat is the only one that every SDK parses: UTC, whole seconds, "Z".
+const timeFormat = "2006-01-02T15:04:05Z"
+
+// newDocument writes the document field by field, one a line and in the order of the real service, because scripts find
+// the fields by line (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html).
+func newDocument(c *Credentials) *Document {
+	body := fmt.Appendf(nil, `{
+  "Code" : "Success",
+  "LastUpdated" : %q,
+  "Type" : "AWS-HMAC",
+  "AccessKeyId" : %s,
+  "SecretAccessKey" : %s,
+  "Token" : %s,
+  "Expiration" : %q
+}`,
+		c.Obtained.UTC().Format(timeFormat),
+		quote(c.AccessKeyID), quote(string(c.SecretAccessKey)), quote(string(c.SessionToken)),
+		c.Expiration.UTC().Format(timeFormat))
+	return &Document{
+		body:          body,
+		contentLength: []string{strconv.Itoa(len(body))},
+		lastModified:  []string{c.Obtained.UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT")},
+		expiration:    c.Expiration,
+	}
+}

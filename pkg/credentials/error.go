@@ -1,0 +1,52 @@
+package credentials
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Kind is what an error of STS means for whoever waits.
+type Kind int
+
+const (
+	// Unavailable is a failure that may pass by itself: the network, a server's error, an answer that makes no sense.
+	Unavailable Kind = iota
+	// Throttled is a refusal for asking too often.
+	Throttled
+	// Denied is a refusal that asking again does not change until somebody changes a policy or an annotation.
+	Denied
+	// NodeCredentials means that the node's own credentials are missing or not accepted.
+	NodeCredentials
+)
+
+// String is the kind's name in logs and metrics.
+func (k Kind) String() string {
+	switch k {
+	case Throttled:
+		return "throttled"
+	case Denied:
+		return "denied"
+	case NodeCredentials:
+		return "node credentials"
+	}
+	return "unavailable"
+}
+
+// Error is why STS gave no credentials. It holds no secret.
+type Error struct {
+	Kind Kind
+	// Code is the error code of STS or of the SDK, such as "AccessDenied"; Message is its text. Either may be empty.
+	Code, Message string
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	return fmt.Sprintf("sts: %s: %s: %s", e.Kind, e.Code, e.Message)
+}
+
+// quote is a JSON string.
+func quote(s string) []byte {
+	// Marshalling a string cannot fail.
+	b, _ := json.Marshal(s)
+	return b
+}

@@ -1,0 +1,105 @@
+package credentials
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+const (
+	// safe is the least that is handed out while STS answers: below it botocore and the Java SDK start to renew on every
+	// call (botocore's window is 900 s and up to 600 s of jitter).
+	safe = 1500 * time.Second
+	// Credentials are renewed when 1,800 to 2,100 seconds remain: above what is safe, and spread so that a fleet that
+	// started together does not ask together.
+	renewLeast, renewSpread = 1800 * time.Second, 300 * time.Second
+	// full is the session length that these are made for; shorter sessions scale them down.
+	full = time.Hour
+)
+
+// renewal is when credentials are renewed that end then and last so long in all. It is the lifetime that STS gave that
+// counts, not the one that it was asked for.
+func renewal(end time.Time, lifetime time.Duration) time.Time {
+	return end.Add(-scaled(renewLeast+rand.N(renewSpread), lifetime))
+}
+
+// scaled is d for a session of an hour or more, and the same part of a shorter one.
+func scaled(d, lifetime time.Duration) time.Duration {
+	if lifetime >= full-time.Minute {
+		return d
+	}
+	return time.Duration(float64(d) * float64(lifetime) / float64(full))
+}
+
+// remember is how long an error answers in place of another call. A denial lasts longer than a hiccup, but not long: IAM
+// needs seconds to spread a change, and its author is waiting.
+func (c *Cache) remember(k Kind, failures int) time.Duration {
+	if c.errorTTL > 0 {
+		return c.errorTTL
+	}
+	switch k {
+	case Denied:
+		return 30 * time.Second
+	case Throttled:
+		return jitter(min(2*time.Second<<min(failures-1, 5), time.Minute))
+	}
+	return jitter(min(500*time.Millisecond<<min(failures-1, 6), 30*time.Second))
+}
+
+// retryAfter is the pace of the tries in the background.
+func retryAfter(k Kind, failures int) time.Duration {
+	if k == Denied {
+		return time.Minute + jitter(time.Minute)
+	}
+	return jitter(min(2*time.Second<<min(failures-1, 6), 2*time.Minute))
+}
+
+// Run renews what is held before it runs short and drops what nobody needs, until ctx ends. Then it ends the flights and
+// waits for them.
+func (c *Cache) Run(ctx context.Context) error {
+	defer c.flying.Wait()
+	defer c.end()
+	defer func() {
+		c.mu.Lock()
+		c.closed = true
+		c.mu.Unlock()
+	}()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.wake:
+		case <-timer.C:
+		}
+		timer.Reset(time.Until(c.sweep(time.Now())))
+	}
+}
+
+// sweep launches what is due, drops what has no use, and tells when to look again.
+func (c *Cache) sweep(now time.Time) time.Time {
+	next := now.Add(unheld)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for a, e := range c.entries {
+		switch {
+		case e.flight != nil:
+		case e.holders == 0:
+			if now.Sub(e.asked) >= unheld {
+				delete(c.entries, a)
+			}
+		case e.renewAt.IsZero():
+		case !e.renewAt.After(now):
+			c.launch(a, e)
+		case e.renewAt.Before(next):
+			next = e.renewAt
+		}
+	}
+	return next
+}
+
+// Has tells whether the assumption's credentials are there and valid.
+func (c *Cache) Has(a roles.Assumption) bool { return c.valid(a, time.Now()) != nil }

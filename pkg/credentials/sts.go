@@ -1,0 +1,180 @@
+package credentials
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go/aws"
+	"github.com/aws/aws-sdk-go/aws/awserr"
+	sdk "github.com/aws/aws-sdk-go/aws/credentials"
+	"github.com/aws/aws-sdk-go/aws/ec2metadata"
+	"github.com/aws/aws-sdk-go/aws/endpoints"
+	"github.com/aws/aws-sdk-go/aws/request"
+	"github.com/aws/aws-sdk-go/aws/session"
+	"github.com/aws/aws-sdk-go/service/sts"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+// STSConfig is how STS is reached.
+type STSConfig struct {
+	// Region is asked for where the environment and the node's metadata name none; empty for none.
+	Region string
+	// Regional asks the endpoint of the region rather than the global one.
+	Regional bool
+	// Endpoint, a URL, overrides both; empty for none.
+	Endpoint string
+	// MetadataURL is the metadata service that the node's own credentials and region come from; empty for the SDK's default.
+	MetadataURL string
+	// UserAgent is added to the SDK's own.
+	UserAgent string
+}
+
+// STS asks AWS's Security Token Service with the node's default credential chain: environment, shared files, web identity,
+// container, and the instance's role. It is the one place that uses aws-sdk-go.
+type STS struct {
+	client *sts.STS
+	node   *sdk.Credentials
+}
+
+// NewSTS makes the client. It asks the node's metadata service for the region where it is needed and nothing else names it;
+// ctx bounds that.
+func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
+	cfg := aws.NewConfig().
+		WithHTTPClient(&http.Client{Transport: transport(), Timeout: 10 * time.Second}).
+		// One try more than the first: the cache has its own pace, and a pod waits.
+		WithMaxRetries(1).
+		WithSTSRegionalEndpoint(endpoints.LegacySTSEndpoint)
+	if c.Regional {
+		cfg.WithSTSRegionalEndpoint(endpoints.RegionalSTSEndpoint)
+	}
+	if c.Endpoint != "" {
+		cfg.WithEndpoint(c.Endpoint)
+	}
+	sess, err := session.NewSessionWithOptions(session.Options{
+		Config:            *cfg,
+		SharedConfigState: session.SharedConfigEnable,
+		EC2IMDSEndpoint:   c.MetadataURL,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("aws session: %w", err)
+	}
+	if aws.StringValue(sess.Config.Region) == "" {
+		region := c.Region
+		if region == "" && c.Regional && c.Endpoint == "" {
+			// The session's endpoint is that of STS; the metadata client must have its own.
+			meta := ec2metadata.New(sess, metadataConfig(c.MetadataURL))
+			if region, err = meta.RegionWithContext(ctx); err != nil {
+				return nil, fmt.Errorf("the region of the regional STS endpoint: %w", err)
+			}
+		}
+		if region == "" {
+			region = "us-east-1" // what the global endpoint is signed for
+		}
+		sess.Config.Region = aws.String(region)
+	}
+	if c.UserAgent != "" {
+		sess.Handlers.Build.PushBack(request.MakeAddToUserAgentFreeFormHandler(c.UserAgent))
+	}
+	client := sts.New(sess)
+	return &STS{client: client, node: client.Config.Credentials}, nil
+}
+
+func metadataConfig(url string) *aws.Config {
+	if url == "" {
+		return aws.NewConfig().WithEndpoint("http://169.254.169.254/latest")
+	}
+	return aws.NewConfig().WithEndpoint(strings.TrimSuffix(url, "/") + "/latest")
+}
+
+// transport is net/http's own with the pool sized for one host that many flights use at once.
+func transport() *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	t.TLSHandshakeTimeout = 5 * time.Second
+	t.ResponseHeaderTimeout = 8 * time.Second
+	t.MaxIdleConnsPerHost = 16
+	return t
+}
+
+// Endpoint is the URL that STS is asked at.
+func (s *STS) Endpoint() string { return s.client.Endpoint }
+
+// AssumeRole makes one call, with the SDK's retry of what may pass at once. Node credentials that STS calls expired are
+// renewed and the call made once more. The error is an *Error.
+func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
+	creds, err := s.assumeRole(ctx, a)
+	if e, ok := errors.AsType[*Error](err); ok && (e.Code == "ExpiredToken" || e.Code == "ExpiredTokenException") {
+		s.node.Expire()
+		creds, err = s.assumeRole(ctx, a)
+	}
+	return creds, err
+}
+
+func (s *STS) assumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
+	in := &sts.AssumeRoleInput{
+		RoleArn:         aws.String(a.RoleARN),
+		RoleSessionName: aws.String(a.SessionName),
+		DurationSeconds: aws.Int64(int64(a.Duration / time.Second)),
+	}
+	if a.ExternalID != "" {
+		in.ExternalId = aws.String(a.ExternalID)
+	}
+	asked := time.Now()
+	out, err := s.client.AssumeRoleWithContext(ctx, in)
+	if err != nil {
+		return nil, classify(err)
+	}
+	c := out.Credentials
+	if c == nil || aws.StringValue(c.AccessKeyId) == "" || aws.StringValue(c.SecretAccessKey) == "" ||
+		aws.StringValue(c.SessionToken) == "" || c.Expiration == nil {
+		return nil, &Error{Kind: Unavailable, Code: "IncompleteResponse", Message: "AssumeRole answered without credentials"}
+	}
+	return &Credentials{
+		AccessKeyID:     aws.StringValue(c.AccessKeyId),
+		SecretAccessKey: Secret(aws.StringValue(c.SecretAccessKey)),
+		SessionToken:    Secret(aws.StringValue(c.SessionToken)),
+		Obtained:        asked,
+		Expiration:      aws.TimeValue(c.Expiration),
+	}, nil
+}
+
+// classify sorts an error of the SDK by its code.
+// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors
+// https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
+func classify(err error) *Error {
+	e := &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
+	ae, ok := errors.AsType[awserr.Error](err)
+	if !ok {
+		return e
+	}
+	e.Code, e.Message = ae.Code(), ae.Message()
+	if cause := ae.OrigErr(); cause != nil {
+		e.Message += ": " + cause.Error()
+	}
+	switch e.Code {
+	case "AccessDenied", "AccessDeniedException", "ValidationError", "ValidationException", "MalformedPolicyDocument",
+		"PackedPolicyTooLarge", "RegionDisabledException", "InvalidParameterValue", "InvalidParameterCombination",
+		"NoSuchEntity", "InvalidParameter", request.ParamRequiredErrCode:
+		e.Kind = Denied
+		return e
+	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException",
+		"SignatureDoesNotMatch", "IncompleteSignature", "MissingAuthenticationToken", "RequestExpired", "OptInRequired",
+		"NoCredentialProviders", "EC2RoleRequestError", "SharedCredsLoad", "WebIdentityErr":
+		e.Kind = NodeCredentials
+		return e
+	}
+	if request.IsErrorThrottle(err) {
+		e.Kind = Throttled
+		return e
+	}
+	if rf, ok := errors.AsType[awserr.RequestFailure](err); ok && rf.StatusCode() == http.StatusTooManyRequests {
+		e.Kind = Throttled
+	}
+	return e
+}

@@ -1,0 +1,211 @@
+// Package imds speaks the protocol of the EC2 instance metadata service, versions 1 and 2, to the pods of this node.
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
+package imds
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+)
+
+// Broker answers for the pod behind a source address. An error should have the methods of Refusal; any other is a 500.
+type Broker interface {
+	// Session is what the session tokens of the pod are bound to. It must answer at once.
+	Session(source netip.Addr) string
+	// Role is the bare name and the ARN of the pod's role.
+	Role(ctx context.Context, source netip.Addr) (name, arn string, err error)
+	// Credentials is the document of the pod's role, if its name is role.
+	Credentials(ctx context.Context, source netip.Addr, role string) (*credentials.Document, error)
+}
+
+// Refusal is an error that says how the metadata service words it.
+type Refusal interface {
+	error
+	// HTTPStatus is the status of the answer; 200 stands for a document with a code and a message.
+	HTTPStatus() int
+	// Document is the code and the message.
+	Document() (code, message string)
+	// Subject is who was refused, for the log.
+	Subject() string
+}
+
+// Handler is the metadata service. Its requests must come over connections of a Listener, by way of ConnContext.
+type Handler struct {
+	broker   Broker
+	sessions *Sessions
+	upstream http.Handler
+	log      *slog.Logger
+	refusals *refusalLog
+}
+
+// Config is what a Handler depends on.
+type Config struct {
+	Broker   Broker
+	Sessions *Sessions
+	// Upstream answers what is not about credentials. Its requests have a canonical path and no session token.
+	Upstream http.Handler
+	Log      *slog.Logger
+}
+
+// NewHandler is the service over its dependencies.
+func NewHandler(c Config) *Handler {
+	return &Handler{broker: c.Broker, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log)}
+}
+
+// Header names in net/http's canonical spelling, so that the maps can be used without a conversion.
+const (
+	tokenHeader    = "X-Aws-Ec2-Metadata-Token"
+	tokenTTLHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+)
+
+// Values of headers that never change, shared so that an answer makes none.
+var (
+	serverValue = []string{"EC2ws"} // some agents know EC2 by it
+	plainText   = []string{"text/plain"}
+	html        = []string{"text/html"}
+	noRanges    = []string{"none"}
+)
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header()["Server"] = serverValue
+	source, ok := sourceOf(r.Context())
+	if !ok {
+		h.log.Error("a request without a source address: the server does not use ConnContext")
+		fail(w, http.StatusInternalServerError)
+		return
+	}
+	path, ok := canonical(r.URL.Path)
+	if !ok {
+		fail(w, http.StatusBadRequest)
+		return
+	}
+	to, role := routeOf(path)
+	switch to {
+	case token:
+		h.serveToken(w, r, source)
+		return
+	case tokenOfVersion:
+		fail(w, http.StatusForbidden)
+		return
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		fail(w, http.StatusMethodNotAllowed)
+		return
+	}
+	if tokens, ok := r.Header[tokenHeader]; ok {
+		if len(tokens) != 1 || !h.sessions.Valid(tokens[0], h.broker.Session(source), time.Now()) {
+			fail(w, http.StatusUnauthorized)
+			return
+		}
+	}
+	switch to {
+	case roleDocument:
+		h.serveDocument(w, r, source, role)
+	case roleList:
+		h.serveRole(w, r, source)
+	case iamInfo:
+		h.serveInfo(w, r, source)
+	case iamListing:
+		if _, _, err := h.broker.Role(r.Context(), source); err != nil {
+			h.refuse(w, r, source, err)
+			return
+		}
+		answer(w, "info\nsecurity-credentials/")
+	case forward:
+		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
+		h.upstream.ServeHTTP(w, r)
+	default:
+		fail(w, http.StatusNotFound)
+	}
+}
+
+const (
+	minTTL = 1
+	maxTTL = 21600
+)
+
+func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, source netip.Addr) {
+	if r.Method != http.MethodPut {
+		w.Header().Set("Allow", http.MethodPut)
+		fail(w, http.StatusMethodNotAllowed)
+		return
+	}
+	// Some SDKs send a form, s3fs a chunked body after 100-continue: read a little of it, so that the connection lives on.
+	io.CopyN(io.Discard, r.Body, 4<<10)
+	if _, ok := r.Header["X-Forwarded-For"]; ok {
+		fail(w, http.StatusForbidden)
+		return
+	}
+	// ParseUint takes digits only, so neither "+60" nor "0x3c" is a TTL.
+	ttl, err := strconv.ParseUint(r.Header.Get(tokenTTLHeader), 10, 16)
+	if err != nil || ttl < minTTL || ttl > maxTTL {
+		fail(w, http.StatusBadRequest)
+		return
+	}
+	token := h.sessions.Token(h.broker.Session(source), time.Now().Add(time.Duration(ttl)*time.Second))
+	w.Header()[tokenTTLHeader] = []string{strconv.FormatUint(ttl, 10)}
+	answer(w, token)
+}
+
+func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source netip.Addr, role string) {
+	doc, err := h.broker.Credentials(r.Context(), source, role)
+	if err != nil {
+		h.refuse(w, r, source, err)
+		return
+	}
+	header := w.Header()
+	header["Content-Type"] = plainText
+	header["Accept-Ranges"] = noRanges
+	header["Content-Length"] = doc.ContentLength()
+	header["Last-Modified"] = doc.LastModified()
+	w.Write(doc.Body())
+}
+
+func (h *Handler) serveRole(w http.ResponseWriter, r *http.Request, source netip.Addr) {
+	name, _, err := h.broker.Role(r.Context(), source)
+	if err != nil {
+		h.refuse(w, r, source, err)
+		return
+	}
+	answer(w, name)
+}
+
+// answer is a success of a few bytes, without a newline at its end: several SDKs take the body as it is.
+func answer(w http.ResponseWriter, body string) {
+	header := w.Header()
+	header["Content-Type"] = plainText
+	header["Accept-Ranges"] = noRanges
+	header["Content-Length"] = []string{strconv.Itoa(len(body))}
+	header["Last-Modified"] = []string{time.Now().UTC().Format(http.TimeFormat)}
+	io.WriteString(w, body)
+}
+
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, source netip.Addr, err error) {
+	if r.Context().Err() != nil && errors.Is(err, r.Context().Err()) {
+		fail(w, http.StatusInternalServerError) // the client left; nobody reads this
+		return
+	}
+	refusal, ok := errors.AsType[Refusal](err)
+	if !ok {
+		h.refusals.log(source, source.String(), http.StatusInternalServerError, err)
+		fail(w, http.StatusInternalServerError)
+		return
+	}
+	status := refusal.HTTPStatus()
+	h.refusals.log(source, refusal.Subject(), status, err)
+	if status != http.StatusOK {
+		fail(w, status)
+		return
+	}
+	code, message := refusal.Document()
+	answer(w, failureDocument(code, message, time.Now()))
+}

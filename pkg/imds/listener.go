@@ -1,0 +1,118 @@
+package imds
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Destinations tells whether a connection from source that was bound for destination is one that was redirected here.
+type Destinations func(source netip.Addr, destination netip.AddrPort) bool
+
+// Listener accepts only connections that this node's rules redirected: it asks the kernel where each was bound for
+// originally, and what was dialled here directly is reset before a byte is read. So nobody on the network can dial the proxy
+// and claim an address.
+type Listener struct {
+	net.Listener
+	allowed Destinations
+	refused func()
+	log     *slog.Logger
+}
+
+// NewListener is a Listener over a TCP listener. refused is called for each connection that was not let through.
+func NewListener(l net.Listener, allowed Destinations, refused func(), log *slog.Logger) *Listener {
+	return &Listener{Listener: l, allowed: allowed, refused: refused, log: log}
+}
+
+// Accept implements net.Listener.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		tcp, ok := c.(*net.TCPConn)
+		if !ok {
+			c.Close()
+			return nil, fmt.Errorf("accepted a %T, not a TCP connection", c)
+		}
+		source := addrPort(tcp.RemoteAddr())
+		destination, err := originalDestination(tcp)
+		if err == nil && l.allowed(source.Addr(), destination) {
+			return &conn{TCPConn: tcp, source: source.Addr()}, nil
+		}
+		l.log.Debug("connection refused: it was not redirected", "source", source, "destination", destination, "error", err)
+		l.refused()
+		tcp.SetLinger(0) // a reset: whoever dialled sees at once that nobody serves here
+		tcp.Close()
+	}
+}
+
+// conn is a redirected connection and the address that it came from.
+type conn struct {
+	*net.TCPConn
+	source netip.Addr
+}
+
+type sourceKey struct{}
+
+// ConnContext is the http.Server.ConnContext that hands a connection's source address to the Handler.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	if c, ok := c.(*conn); ok {
+		return context.WithValue(ctx, sourceKey{}, c.source)
+	}
+	return ctx
+}
+
+func sourceOf(ctx context.Context) (netip.Addr, bool) {
+	source, ok := ctx.Value(sourceKey{}).(netip.Addr)
+	return source, ok
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+// originalDestination is where a connection was bound for before a rule redirected it, and its local address where none did:
+// what conntrack says (SO_ORIGINAL_DST, linux/netfilter_ipv4.h, and its twin for IPv6).
+func originalDestination(c *net.TCPConn) (netip.AddrPort, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	four := addrPort(c.LocalAddr()).Addr().Is4()
+	var destination netip.AddrPort
+	var sockErr error
+	err = raw.Control(func(fd uintptr) {
+		if four {
+			// struct sockaddr_in, read by way of the one call of this shape: family, port, address.
+			var m *unix.IPv6Mreq
+			if m, sockErr = unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, unix.SO_ORIGINAL_DST); sockErr == nil {
+				b := m.Multiaddr
+				destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), binary.BigEndian.Uint16(b[2:4]))
+			}
+			return
+		}
+		// struct sockaddr_in6 leads the structure that this call fills.
+		var info *unix.IPv6MTUInfo
+		if info, sockErr = unix.GetsockoptIPv6MTUInfo(int(fd), unix.SOL_IPV6, unix.SO_ORIGINAL_DST); sockErr == nil {
+			var port [2]byte
+			binary.NativeEndian.PutUint16(port[:], info.Addr.Port)
+			destination = netip.AddrPortFrom(netip.AddrFrom16(info.Addr.Addr), binary.BigEndian.Uint16(port[:]))
+		}
+	})
+	if err == nil {
+		err = sockErr
+	}
+	return destination, err
+}

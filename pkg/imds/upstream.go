@@ -1,0 +1,196 @@
+package imds
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Upstream asks the node's own metadata service, with a session token of its own. It implements http.Handler for what pods
+// may see of it; the paths it is given must be canonical and checked.
+type Upstream struct {
+	base   url.URL
+	client *http.Client
+	log    *slog.Logger
+	slots  chan struct{}
+
+	mu      sync.Mutex
+	token   string // empty where the service has no version 2
+	renewAt time.Time
+}
+
+const (
+	// upstreamTime bounds one exchange with the service, which answers in milliseconds.
+	upstreamTime = 5 * time.Second
+	// upstreamSlots bounds the exchanges at a time: the service serves the whole node.
+	upstreamSlots = 16
+	// maxUpstreamBody bounds an answer; the largest real one, user data, has 16 KiB.
+	maxUpstreamBody = 1 << 20
+	// maxSmallBody bounds an answer that is read whole.
+	maxSmallBody = 64 << 10
+)
+
+// NewUpstream is a client of the service at address, "host" or "host:port".
+func NewUpstream(address string, log *slog.Logger) (*Upstream, error) {
+	base, err := url.Parse("http://" + address)
+	if err != nil || base.Host == "" || base.Host != address {
+		return nil, fmt.Errorf("%q is not the address of a metadata service (host or host:port)", address)
+	}
+	return &Upstream{
+		base: *base,
+		log:  log,
+		client: &http.Client{
+			Transport: &http.Transport{
+				DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+				MaxIdleConnsPerHost: upstreamSlots,
+				IdleConnTimeout:     30 * time.Second,
+				DisableCompression:  true,
+				Proxy:               nil, // whatever the environment says, metadata is never fetched by way of a web proxy
+			},
+			Timeout:       upstreamTime,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		slots: make(chan struct{}, upstreamSlots),
+	}, nil
+}
+
+// URL is the service's address as a URL.
+func (u *Upstream) URL() string { return u.base.String() }
+
+// ServeHTTP answers with what the service says, streamed and bounded.
+func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	res, done, err := u.do(r.Context(), r.Method, r.URL.Path)
+	if err != nil {
+		if r.Context().Err() == nil {
+			u.log.Warn("the node's metadata service does not answer", "path", r.URL.Path, "error", err)
+		}
+		fail(w, http.StatusInternalServerError)
+		return
+	}
+	defer done()
+	switch {
+	case res.StatusCode >= 400:
+		fail(w, res.StatusCode)
+		return
+	case res.StatusCode != http.StatusOK: // no SDK follows a redirection
+		u.log.Warn("the node's metadata service answered strangely", "path", r.URL.Path, "status", res.StatusCode)
+		fail(w, http.StatusInternalServerError)
+		return
+	case res.ContentLength > maxUpstreamBody:
+		u.log.Warn("the node's metadata service answered too much", "path", r.URL.Path, "bytes", res.ContentLength)
+		fail(w, http.StatusInternalServerError)
+		return
+	}
+	header := w.Header()
+	for _, name := range []string{"Content-Type", "Last-Modified", "Etag", "Accept-Ranges"} {
+		if v, ok := res.Header[name]; ok {
+			header[name] = v[:1]
+		}
+	}
+	if res.ContentLength >= 0 {
+		header["Content-Length"] = []string{strconv.FormatInt(res.ContentLength, 10)}
+	}
+	n, err := io.Copy(w, io.LimitReader(res.Body, maxUpstreamBody+1))
+	if err != nil || n > maxUpstreamBody {
+		// The head is on its way: only an aborted connection says that this is not all.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// Get is the small text that the service holds at a canonical path.
+func (u *Upstream) Get(ctx context.Context, path string) (string, error) {
+	res, done, err := u.do(ctx, http.MethodGet, path)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	if res.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("the metadata service answered %s with status %d", path, res.StatusCode)
+	}
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxSmallBody))
+	if err != nil {
+		return "", err
+	}
+	return string(body), nil
+}
+
+// do makes one exchange, and another one with a new token where the service no longer knows the old. The response's body is
+// to be read before done is called.
+func (u *Upstream) do(ctx context.Context, method, path string) (res *http.Response, done func(), err error) {
+	select {
+	case u.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	free := func() { <-u.slots }
+	for renew := false; ; renew = true {
+		token, err := u.session(ctx, renew)
+		if err != nil {
+			free()
+			return nil, nil, err
+		}
+		req, err := u.request(ctx, method, path)
+		if err != nil {
+			free()
+			return nil, nil, err
+		}
+		if token != "" {
+			req.Header[tokenHeader] = []string{token}
+		}
+		res, err = u.client.Do(req)
+		if err != nil {
+			free()
+			return nil, nil, err
+		}
+		if res.StatusCode != http.StatusUnauthorized || renew {
+			return res, func() { res.Body.Close(); free() }, nil
+		}
+		res.Body.Close()
+	}
+}
+
+func (u *Upstream) request(ctx context.Context, method, path string) (*http.Request, error) {
+	target := u.base
+	target.Path = path
+	return http.NewRequestWithContext(ctx, method, target.String(), nil)
+}
+
+// session is the token to use, fetched where there is none, it is nearly over, or renew says that it is not accepted.
+func (u *Upstream) session(ctx context.Context, renew bool) (string, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !renew && time.Now().Before(u.renewAt) {
+		return u.token, nil
+	}
+	// The token is everyone's: its request must not end because the client that happened to need it went away.
+	req, err := u.request(context.WithoutCancel(ctx), http.MethodPut, "/latest/api/token")
+	if err != nil {
+		return "", err
+	}
+	req.Header[tokenTTLHeader] = []string{strconv.Itoa(maxTTL)}
+	res, err := u.client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxSmallBody))
+	switch {
+	case err != nil:
+		return "", err
+	case res.StatusCode == http.StatusOK:
+		u.token, u.renewAt = strings.TrimSpace(string(body)), time.Now().Add((maxTTL-600)*time.Second)
+	case res.StatusCode >= 500:
+		return "", fmt.Errorf("the metadata service answered the request for a token with status %d", res.StatusCode)
+	default: // version 1 only
+		u.token, u.renewAt = "", time.Now().Add(time.Minute)
+	}
+	return u.token, nil
+}

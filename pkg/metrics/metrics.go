@@ -1,0 +1,99 @@
+// Package metrics holds the names of the proxy's Prometheus metrics in one place. Those that kube2iam has too keep its names.
+package metrics
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+const namespace = "kube2iam"
+
+// Metrics is the registry and what is counted in it. No label takes a value that a pod chooses.
+type Metrics struct {
+	registry *prometheus.Registry
+	assumed  *prometheus.HistogramVec
+	hits     prometheus.Counter
+	misses   prometheus.Counter
+	refused  prometheus.Counter
+}
+
+// New is a registry with every metric in it. pods and synced are asked at each scrape.
+func New(version, commit, date string, pods func() int, synced func() bool) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		assumed: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: namespace, Subsystem: "iam", Name: "request_duration_seconds",
+			Help:    "How long calls of AssumeRole took, by their outcome.",
+			Buckets: []float64{.025, .05, .1, .2, .4, .8, 1.6, 3.2, 6.4, 12.8},
+		}, []string{"code"}),
+		hits: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: "iam", Name: "cache_hits_total",
+			Help: "Requests for credentials that were answered without waiting for STS.",
+		}),
+		misses: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: "iam", Name: "cache_misses_total",
+			Help: "Requests for credentials that waited for STS.",
+		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: "http", Name: "connections_refused_total",
+			Help: "Connections that were reset because no rule of this node had redirected them.",
+		}),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "info", Help: "Always 1; the labels tell which build runs.",
+		ConstLabels: prometheus.Labels{"version": version, "commit_hash": commit, "build_date": date},
+	})
+	info.Set(1)
+	m.registry.MustRegister(m.assumed, m.hits, m.misses, m.refused, info,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: namespace, Name: "pods", Help: "Pods of this node that are known.",
+		}, func() float64 { return float64(pods()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: namespace, Name: "healthcheck_status", Help: "1 while /healthz says that the proxy is ready.",
+		}, func() float64 {
+			if synced() {
+				return 1
+			}
+			return 0
+		}),
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return m
+}
+
+// Handler serves the registry.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
+}
+
+// Assumed implements credentials.Observer. The outcome is "ok" or the kind of the error, so the label stays within five values.
+func (m *Metrics) Assumed(_ roles.Assumption, took time.Duration, err error) {
+	code := "ok"
+	if err != nil {
+		code = credentials.Unavailable.String()
+		if e, ok := errors.AsType[*credentials.Error](err); ok {
+			code = e.Kind.String()
+		}
+	}
+	m.assumed.WithLabelValues(code).Observe(took.Seconds())
+}
+
+// Asked implements credentials.Observer.
+func (m *Metrics) Asked(hit bool) {
+	if hit {
+		m.hits.Inc()
+		return
+	}
+	m.misses.Inc()
+}
+
+// ConnectionRefused counts a connection that was not redirected.
+func (m *Metrics) ConnectionRefused() { m.refused.Inc() }

@@ -1,0 +1,247 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/time/rate"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+)
+
+// What stands between an address and its pod. All but ErrUnavailable are the API's word.
+var (
+	// ErrUnknown: no pod of this node is known to have the address.
+	ErrUnknown = errors.New("no pod of this node has the address")
+	// ErrNotAPod: the address was given to a container that the runtime did not call a pod.
+	ErrNotAPod = errors.New("the address is held by a container that is no pod")
+	// ErrAmbiguous: another pod that runs on this node reports the address too.
+	ErrAmbiguous = errors.New("more than one pod of this node has the address")
+	// ErrFinished: the pod that holds the address has ended.
+	ErrFinished = errors.New("the pod has finished")
+	// ErrUnavailable: the Kubernetes API could not be asked, so it is not known which pod it is.
+	ErrUnavailable = errors.New("the Kubernetes API does not answer")
+)
+
+// Resolver finds the pod behind a source address.
+type Resolver struct {
+	c     ResolverConfig
+	lives *rate.Limiter // bounds what requests can make the API server do
+}
+
+// ResolverConfig is what a Resolver depends on.
+type ResolverConfig struct {
+	Records *attachment.Index
+	Watch   *Watch
+	// Client is asked where the watch has not seen a pod yet that a record names.
+	Client kubernetes.Interface
+	// Node is this node's name.
+	Node string
+	// Keep tells which annotations are kept.
+	Keep func(key string) bool
+	// MaxElapsed is how long an address may take to become known; zero for no wait. MaxInterval bounds the time between
+	// two looks.
+	MaxElapsed, MaxInterval time.Duration
+	// AskDuplicates asks the API server itself when more than one pod seems to have an address.
+	AskDuplicates bool
+}
+
+// NewResolver is a resolver over records and watch.
+func NewResolver(c ResolverConfig) *Resolver {
+	return &Resolver{c: c, lives: rate.NewLimiter(20, 20)}
+}
+
+// Resolve is the pod that holds the address now. Where it is not known yet, or seems to be two pods', it waits for that to
+// change, at most MaxElapsed. The error wraps one of this package's, or is that of ctx.
+func (r *Resolver) Resolve(ctx context.Context, ip netip.Addr) (*Pod, error) {
+	pod, err := r.lookup(ip)
+	if err == nil || final(err) {
+		return pod, err
+	}
+	return r.await(ctx, ip, err)
+}
+
+// final tells that waiting does not help.
+func final(err error) bool { return errors.Is(err, ErrNotAPod) || errors.Is(err, ErrFinished) }
+
+func (r *Resolver) lookup(ip netip.Addr) (*Pod, error) {
+	record, err := r.c.Records.Holder(ip)
+	if err != nil {
+		// An entry that cannot be read says that somebody holds the address, so what pods report is no answer.
+		return nil, fmt.Errorf("%w: its record: %w", ErrUnknown, err)
+	}
+	reporting := r.c.Watch.reporting(ip)
+	if record == nil {
+		return r.reported(reporting)
+	}
+	if record.Pod == (attachment.Pod{}) {
+		return nil, ErrNotAPod
+	}
+	pod := r.c.Watch.recorded(record.Pod)
+	if pod == nil {
+		return nil, fmt.Errorf("%w: the API has not shown %s/%s", ErrUnknown, record.Pod.Namespace, record.Pod.Name)
+	}
+	return r.believe(record, pod, ip, reporting)
+}
+
+// reported is the pod without a record that reports the address, where it is the only one.
+func (r *Resolver) reported(reporting []*Pod) (*Pod, error) {
+	switch len(reporting) {
+	case 0:
+		return nil, ErrUnknown
+	case 1:
+		return reporting[0], nil
+	}
+	return nil, fmt.Errorf("%w: %s and %s", ErrAmbiguous, reporting[0], reporting[1])
+}
+
+// believe is the pod that the record names, where the API agrees: it is that very pod, it is on this node and has not
+// finished, and no other running pod reports the address. A record is the word of the moment the address was given; the
+// address may have gone on to another since, if the DEL never came.
+func (r *Resolver) believe(record *attachment.Record, pod *Pod, ip netip.Addr, reporting []*Pod) (*Pod, error) {
+	name := pod.String()
+	switch recorded := types.UID(record.Pod.UID); {
+	case pod.Namespace != record.Pod.Namespace || pod.Name != record.Pod.Name:
+		return nil, fmt.Errorf("%w: the record names %s/%s, the API calls it %s", ErrUnknown, record.Pod.Namespace, record.Pod.Name, name)
+	case recorded == "":
+		// An old runtime: without a UID, only the pod's own word for the address tells it from a namesake that came later.
+		if !has(pod.IPs, ip) {
+			return nil, fmt.Errorf("%w: the record of %s has no UID and the pod does not report the address", ErrUnknown, name)
+		}
+	case recorded != pod.UID && recorded != pod.Mirror:
+		return nil, fmt.Errorf("%w: the record is of another %s, with another UID", ErrUnknown, name)
+	}
+	if pod.HostNetwork {
+		return nil, fmt.Errorf("%w: %s is on the host's network", ErrUnknown, name)
+	}
+	if pod.Node != r.c.Node {
+		return nil, fmt.Errorf("%w: %s is bound to node %q", ErrUnknown, name, pod.Node)
+	}
+	if pod.Finished {
+		return nil, fmt.Errorf("%s: %w", name, ErrFinished)
+	}
+	for _, other := range reporting {
+		if other.UID != pod.UID {
+			return nil, fmt.Errorf("%w: the record says %s, %s reports it", ErrAmbiguous, name, other)
+		}
+	}
+	return pod, nil
+}
+
+func has(ips []netip.Addr, ip netip.Addr) bool {
+	for _, have := range ips {
+		if have == ip {
+			return true
+		}
+	}
+	return false
+}
+
+// await looks again at every change that the API reports and in between, and asks the API itself for the pod that a record
+// names, because the request of a first container may be faster than any watch.
+func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, error) {
+	if r.c.MaxElapsed <= 0 {
+		return nil, err
+	}
+	wait, cancel := context.WithTimeout(ctx, r.c.MaxElapsed)
+	defer cancel()
+	ask := true
+	for interval := 25 * time.Millisecond; ; {
+		changed := r.c.Watch.change()
+		var pod *Pod
+		if pod, err = r.lookup(ip); err == nil || final(err) {
+			return pod, err
+		}
+		if ask {
+			if pod, err = r.ask(wait, ip, err); err == nil || final(err) {
+				return pod, err
+			}
+			interval = min(2*interval, max(r.c.MaxInterval, time.Millisecond))
+		}
+		timer := time.NewTimer(interval)
+		select {
+		case <-wait.Done():
+			timer.Stop()
+			return nil, err
+		case <-changed:
+			ask = false
+		case <-timer.C:
+			ask = true
+		}
+		timer.Stop()
+	}
+}
+
+// ask asks the API server for what the watch has not shown. why is the lookup's error, and the answer's where asking does
+// not help.
+func (r *Resolver) ask(ctx context.Context, ip netip.Addr, why error) (*Pod, error) {
+	if !r.lives.Allow() {
+		return nil, why
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if errors.Is(why, ErrAmbiguous) {
+		return r.askDuplicates(ctx, ip, why)
+	}
+	record, err := r.c.Records.Holder(ip)
+	if err != nil || record == nil {
+		return nil, why
+	}
+	found, err := r.c.Client.CoreV1().Pods(record.Pod.Namespace).Get(ctx, record.Pod.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, fmt.Errorf("%w: the API has no pod %s/%s", ErrUnknown, record.Pod.Namespace, record.Pod.Name)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return r.believe(record, fromAPI(found, r.c.Keep), ip, r.c.Watch.reporting(ip))
+}
+
+func (r *Resolver) askDuplicates(ctx context.Context, ip netip.Addr, why error) (*Pod, error) {
+	if !r.c.AskDuplicates {
+		return nil, why
+	}
+	list, err := r.c.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
+		FieldSelector: fields.SelectorFromSet(fields.Set{"spec.nodeName": r.c.Node, "status.podIP": ip.String()}).String(),
+		Limit:         32,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	var reporting []*Pod
+	var recorded *Pod
+	record, err := r.c.Records.Holder(ip)
+	if err != nil {
+		return nil, why
+	}
+	for i := range list.Items {
+		pod := fromAPI(&list.Items[i], r.c.Keep)
+		if !pod.Finished && has(pod.IPs, ip) {
+			reporting = append(reporting, pod)
+		}
+	}
+	if record == nil {
+		return r.reported(reporting)
+	}
+	if recorded = r.c.Watch.recorded(record.Pod); recorded == nil {
+		return nil, why
+	}
+	return r.believe(record, recorded, ip, reporting)
+}
+
+// Holder is the UID of the pod that the records say holds the address, or empty where there is no record of a pod.
+func (r *Resolver) Holder(ip netip.Addr) string {
+	record, err := r.c.Records.Holder(ip)
+	if err != nil || record == nil {
+		return ""
+	}
+	return record.Pod.UID
+}

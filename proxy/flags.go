@@ -1,0 +1,215 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+// options is the configuration after flags and environment are read and checked.
+type options struct {
+	apiServer, apiToken, kubeconfig string
+	insecure                        bool
+
+	appPort, metricsPort uint16
+	node, stateDir       string
+
+	rules               roles.Rules
+	discoverBaseARN     bool
+	discoverDefaultRole bool
+	errorTTL            time.Duration
+	resync              time.Duration
+	maxElapsed          time.Duration
+	maxInterval         time.Duration
+	resolveDuplicates   bool
+	metadataAddr        string
+	metadataIP          netip.Addr // that of metadataAddr, where it is one
+	stsEndpoint         string
+	regionalSTS         bool
+	iptables            bool
+	hostIP              netip.Addr
+	hostInterface       string
+	logFormat, logLevel string
+	debug               bool
+}
+
+const (
+	catKubernetes = "Kubernetes"
+	catRoles      = "Roles and credentials"
+	catMetadata   = "Metadata service"
+	catNode       = "Redirection (only for nodes whose CNI cannot be chained)"
+	catProcess    = "Process"
+)
+
+// env names the environment variable of a flag: KUBE2IAM_ and its name in capitals, and what else is customary.
+func env(flag string, more ...string) []string {
+	return append([]string{"KUBE2IAM_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))}, more...)
+}
+
+// The helpers keep the table of flags below readable: one line of name, default and meaning each.
+func str(category, name, value, usage string, moreEnv ...string) cli.Flag {
+	return &cli.StringFlag{Category: category, Name: name, Value: value, Usage: usage, EnvVars: env(name, moreEnv...)}
+}
+
+func boolean(category, name, usage string) cli.Flag {
+	return &cli.BoolFlag{Category: category, Name: name, Usage: usage, EnvVars: env(name)}
+}
+
+func duration(category, name string, value time.Duration, usage string) cli.Flag {
+	return &cli.DurationFlag{Category: category, Name: name, Value: value, Usage: usage, EnvVars: env(name)}
+}
+
+func flags() []cli.Flag {
+	return []cli.Flag{
+		str(catKubernetes, "api-server", "", "endpoint of the API server; in a pod it is found by itself"),
+		str(catKubernetes, "api-token", "", "token to authenticate with the API server"),
+		str(catKubernetes, "kubeconfig", "", "kubeconfig `FILE`, in place of the pod's service account"),
+		boolean(catKubernetes, "insecure", "do not verify the API server's certificate; for tests only"),
+		str(catKubernetes, "node", "", "name of this node (default: the host name)", "NODE_NAME"),
+		duration(catKubernetes, "cache-resync-period", 30*time.Minute, "how often every known pod is looked at again without a change"),
+		boolean(catKubernetes, "resolve-duplicate-cache-ips", "ask the API server which pod it is when several seem to have an address"),
+		duration(catKubernetes, "backoff-max-elapsed-time", 2*time.Second, "how long a request waits for its pod to become known"),
+		duration(catKubernetes, "backoff-max-interval", time.Second, "the longest pause between two looks for such a pod"),
+
+		str(catRoles, "base-role-arn", "", "prefix that completes the role names of annotations, as arn:aws:iam::123456789012:role/"),
+		boolean(catRoles, "auto-discover-base-arn", "take the prefix from the node's instance profile"),
+		str(catRoles, "default-role", "", "role, name or ARN, of pods without the annotation"),
+		boolean(catRoles, "auto-discover-default-role", "take the node's own role as the default role"),
+		str(catRoles, "iam-role-key", "iam.amazonaws.com/role", "pod annotation that names the role"),
+		str(catRoles, "iam-external-id", "iam.amazonaws.com/external-id", "pod annotation that holds the external ID"),
+		duration(catRoles, "iam-role-session-ttl", time.Hour, "length of a role session; kube2iam's 15m is too short for several SDKs"),
+		duration(catRoles, "iam-role-error-ttl", 0, "how long an error of STS is remembered; 0 chooses by its kind"),
+		boolean(catRoles, "namespace-restrictions", "pods get only roles that an annotation of their namespace allows"),
+		str(catRoles, "namespace-restriction-format", "glob", "how the namespaces' patterns are written: glob or regexp"),
+		str(catRoles, "namespace-key", "iam.amazonaws.com/allowed-roles", "namespace annotation with a JSON array of patterns"),
+		boolean(catRoles, "use-regional-sts-endpoint", "ask the STS endpoint of the node's region rather than the global one"),
+		str(catRoles, "sts-endpoint", "", "`URL` of STS, for a VPC endpoint or a test"),
+
+		str(catMetadata, "metadata-addr", "169.254.169.254", "address of the EC2 metadata service"),
+		str(catMetadata, "app-port", "8181", "port that the pods' metadata requests are redirected to"),
+		str(catMetadata, "metrics-port", "8182", "port of /healthz and /metrics; never the app port, which serves pods only"),
+		str(catMetadata, "state-dir", "/run/kube2iam-cni", "where the plugin keeps its records: `DIR`, as in its stateDir"),
+
+		boolean(catNode, "iptables", "add one rule for the whole node (also requires --host-ip); needless where the plugin is chained"),
+		str(catNode, "host-ip", "", "address of this node, for that rule", "HOST_IP"),
+		str(catNode, "host-interface", "docker0", "interface that pods come by, for that rule"),
+
+		str(catProcess, "log-format", "text", "text or json"),
+		str(catProcess, "log-level", "info", "debug, info, warn or error"),
+		boolean(catProcess, "verbose", "the same as --log-level debug"),
+		boolean(catProcess, "debug", "serve /debug/store, which pod has which role, on the metrics port"),
+	}
+}
+
+// AssumeRole's own bounds on a session.
+const (
+	minSession = 15 * time.Minute
+	maxSession = 12 * time.Hour
+)
+
+// parse checks every value; the error names each flag that is wrong.
+func parse(c *cli.Context) (*options, error) {
+	var errs []error
+	bad := func(flag string, err error) {
+		errs = append(errs, fmt.Errorf("--%s: %w", flag, err))
+	}
+	port := func(flag string) uint16 {
+		n, err := strconv.ParseUint(c.String(flag), 10, 16)
+		if err != nil || n == 0 {
+			bad(flag, fmt.Errorf("%q is not a port (1 to 65535)", c.String(flag)))
+		}
+		return uint16(n)
+	}
+	span := func(flag string, least, most time.Duration) time.Duration {
+		d := c.Duration(flag)
+		if d < least || d > most {
+			bad(flag, fmt.Errorf("%s is not within %s and %s", d, least, most))
+		}
+		return d
+	}
+	word := func(flag string, known ...string) string {
+		for _, k := range known {
+			if strings.EqualFold(c.String(flag), k) {
+				return k
+			}
+		}
+		bad(flag, fmt.Errorf("%q is none of %s", c.String(flag), strings.Join(known, ", ")))
+		return known[0]
+	}
+	if c.NArg() > 0 {
+		errs = append(errs, fmt.Errorf("unexpected argument %q", c.Args().First()))
+	}
+	o := &options{
+		apiServer: c.String("api-server"), apiToken: c.String("api-token"), kubeconfig: c.String("kubeconfig"), insecure: c.Bool("insecure"),
+		appPort: port("app-port"), metricsPort: port("metrics-port"),
+		node: c.String("node"), stateDir: c.String("state-dir"),
+		rules: roles.Rules{
+			RoleKey: c.String("iam-role-key"), ExternalIDKey: c.String("iam-external-id"),
+			DefaultRole: c.String("default-role"), Duration: span("iam-role-session-ttl", minSession, maxSession),
+		},
+		discoverBaseARN: c.Bool("auto-discover-base-arn"), discoverDefaultRole: c.Bool("auto-discover-default-role"),
+		errorTTL: span("iam-role-error-ttl", 0, time.Hour), resync: span("cache-resync-period", 0, 24*time.Hour),
+		maxElapsed: span("backoff-max-elapsed-time", 0, time.Minute), maxInterval: span("backoff-max-interval", 0, time.Minute),
+		resolveDuplicates: c.Bool("resolve-duplicate-cache-ips"),
+		metadataAddr:      c.String("metadata-addr"), stsEndpoint: c.String("sts-endpoint"), regionalSTS: c.Bool("use-regional-sts-endpoint"),
+		iptables: c.Bool("iptables"), hostInterface: c.String("host-interface"),
+		logFormat: word("log-format", "text", "json"), logLevel: word("log-level", "debug", "info", "warn", "error"), debug: c.Bool("debug"),
+	}
+	if c.Bool("verbose") {
+		o.logLevel = "debug"
+	}
+	if o.appPort == o.metricsPort && o.appPort != 0 {
+		bad("metrics-port", fmt.Errorf("%d is the app port too: that one serves redirected connections and nothing else", o.metricsPort))
+	}
+	if base := c.String("base-role-arn"); base != "" {
+		arn, err := roles.BaseARN(base)
+		if err != nil {
+			bad("base-role-arn", err)
+		}
+		o.rules.BaseARN = arn
+	}
+	if err := o.rules.Check(); err != nil && !o.discoverBaseARN {
+		bad("default-role", err)
+	}
+	if c.Bool("namespace-restrictions") {
+		format, err := roles.ParseFormat(c.String("namespace-restriction-format"))
+		if err != nil {
+			bad("namespace-restriction-format", err)
+		}
+		o.rules.Restriction = &roles.Restriction{Key: c.String("namespace-key"), Format: format}
+	}
+	for _, key := range []string{"iam-role-key", "iam-external-id", "namespace-key"} {
+		if c.String(key) == "" {
+			bad(key, errors.New("an annotation's key cannot be empty"))
+		}
+	}
+	if ip, err := netip.ParseAddr(o.metadataAddr); err == nil {
+		o.metadataIP = ip.Unmap()
+	}
+	if s := c.String("host-ip"); s != "" {
+		ip, err := netip.ParseAddr(s)
+		if err != nil {
+			bad("host-ip", fmt.Errorf("%q is not an IP address", s))
+		}
+		o.hostIP = ip
+	}
+	if o.iptables && !o.hostIP.IsValid() {
+		bad("iptables", errors.New("it also requires --host-ip"))
+	}
+	if o.node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			bad("node", fmt.Errorf("not given, and the host name is not known: %w", err))
+		}
+		o.node = strings.ToLower(name)
+	}
+	return o, errors.Join(errs...)
+}

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"fmt"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
+)
+
+// kubernetesClient reads where the API server is: from --api-server, else --kubeconfig, else the pod's service account.
+func kubernetesClient(o *options) (kubernetes.Interface, error) {
+	config, err := kubernetesConfig(o)
+	if err != nil {
+		return nil, err
+	}
+	if o.apiToken != "" {
+		config.BearerToken, config.BearerTokenFile = o.apiToken, ""
+	}
+	if o.insecure {
+		config.TLSClientConfig = rest.TLSClientConfig{Insecure: true, CertData: config.CertData, KeyData: config.KeyData, CertFile: config.CertFile, KeyFile: config.KeyFile}
+	}
+	config.UserAgent = "kube2iam-proxy/" + version
+	config.QPS, config.Burst = 20, 40
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes client: %w", err)
+	}
+	return client, nil
+}
+
+func kubernetesConfig(o *options) (*rest.Config, error) {
+	if o.apiServer == "" && o.kubeconfig == "" {
+		config, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("neither --api-server nor --kubeconfig is given, and this is no pod: %w", err)
+		}
+		return config, nil
+	}
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: o.kubeconfig}
+	overrides := &clientcmd.ConfigOverrides{ClusterInfo: api.Cluster{Server: o.apiServer}}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes configuration: %w", err)
+	}
+	return config, nil
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/metrics"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
+)
+
+// serve runs the proxy until ctx ends: it makes each part, joins them, and starts those that live.
+func serve(ctx context.Context, o *options, log *slog.Logger) error {
+	upstream, err := imds.NewUpstream(o.metadataAddr, log)
+	if err != nil {
+		return &usageError{fmt.Errorf("--metadata-addr: %w", err)}
+	}
+	if err := discover(ctx, o, upstream, log); err != nil {
+		return err
+	}
+	client, err := kubernetesClient(o)
+	if err != nil {
+		return err
+	}
+	sts, err := credentials.NewSTS(ctx, credentials.STSConfig{
+		Regional: o.regionalSTS, Endpoint: o.stsEndpoint, MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,
+	})
+	if err != nil {
+		return err
+	}
+	if o.iptables {
+		if err := addNodeRule(o, log); err != nil {
+			return err
+		}
+	}
+
+	records := attachment.NewIndex(attachment.In(o.stateDir))
+	parts, err := assemble(o, client, sts, records, log)
+	if err != nil {
+		return err
+	}
+	app, err := net.Listen("tcp", net.JoinHostPort("", port(o.appPort)))
+	if err != nil {
+		return err
+	}
+	defer app.Close()
+	admin, err := net.Listen("tcp", net.JoinHostPort("", port(o.metricsPort)))
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+
+	handler := imds.NewHandler(imds.Config{
+		Broker: parts.broker, Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream, Log: log,
+	})
+	redirected := imds.NewListener(app, destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
+	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "sts", sts.Endpoint())
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return parts.cache.Run(ctx) })
+	g.Go(func() error { return parts.watch.Run(ctx) })
+	if parts.namespaces != nil {
+		g.Go(func() error { return parts.namespaces.Run(ctx) })
+	}
+	g.Go(func() error { return reportSync(ctx, parts, o, log) })
+	g.Go(func() error { return serveHTTP(ctx, podServer(handler, log), redirected) })
+	g.Go(func() error { return serveHTTP(ctx, adminServer(parts, o, log), admin) })
+	err = g.Wait()
+	log.Info("stopped", "error", err)
+	return err
+}
+
+func port(p uint16) string { return strconv.Itoa(int(p)) }
+
+// sessionKey is the key of session tokens, kept in the state directory so that tokens outlive this process. Without it the
+// proxy still serves, and its tokens end with it.
+func sessionKey(o *options, log *slog.Logger) []byte {
+	key, err := imds.LoadKey(filepath.Join(o.stateDir, "session.key"))
+	if err != nil {
+		log.Warn("session tokens will not outlive this process: their key cannot be kept", "error", err)
+		return imds.NewKey()
+	}
+	return key
+}
+
+// destinations lets through what was bound for the metadata service's addresses, or for another one that the record of the
+// source's attachment says was redirected.
+func destinations(records *attachment.Index, configured netip.Addr) imds.Destinations {
+	const httpPort = 80
+	known := []netip.AddrPort{
+		netip.AddrPortFrom(netip.MustParseAddr("169.254.169.254"), httpPort),
+		netip.AddrPortFrom(netip.MustParseAddr("fd00:ec2::254"), httpPort),
+	}
+	if configured.IsValid() && !configured.IsLoopback() {
+		known = append(known, netip.AddrPortFrom(configured, httpPort))
+	}
+	return func(source netip.Addr, destination netip.AddrPort) bool {
+		if slices.Contains(known, destination) {
+			return true
+		}
+		record, err := records.Holder(source)
+		if err != nil || record == nil {
+			return false
+		}
+		return slices.ContainsFunc(record.Redirects, func(r attachment.Redirect) bool {
+			return r.Source == source && r.Metadata == destination && r.Metadata != r.Proxy
+		})
+	}
+}
+
+// parts are what lives as long as the process.
+type parts struct {
+	cache      *credentials.Cache
+	watch      *pods.Watch
+	namespaces *pods.Namespaces // nil where namespaces restrict nothing
+	broker     *broker.Broker
+	metrics    *metrics.Metrics
+}
+
+// ready tells whether the pods of this node are known.
+func (p *parts) ready() bool {
+	return closed(p.watch.Synced()) && (p.namespaces == nil || closed(p.namespaces.Synced()))
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// podServer serves pods. Every read and write is bounded: its clients are whoever runs in a pod.
+func podServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ConnContext:       imds.ConnContext,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serveHTTP serves until ctx ends, then lets requests finish for a moment.
+func serveHTTP(ctx context.Context, s *http.Server, l net.Listener) error {
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if s.Shutdown(grace) != nil {
+			s.Close()
+		}
+	})
+	err := s.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) {
+		<-stopped
+		return nil
+	}
+	stop()
+	return err
+}
