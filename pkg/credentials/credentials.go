@@ -60,8 +60,10 @@ func (d *Document) LastModified() []string { return d.lastModified }
 // Expiration is when the credentials in the document end.
 func (d *Document) Expiration() time.Time { return d.expiration }
 
-// String implements fmt.Stringer without the secrets.
-func (d *Document) String() string { return "credentials until " + d.expiration.Format(time.RFC3339) }
+// Format implements fmt.Formatter, so that no verb prints the secrets.
+func (d *Document) Format(f fmt.State, _ rune) {
+	f.Write([]byte("credentials until " + d.expiration.Format(time.RFC3339)))
+}
 
 // timeFormat is the only one that every SDK parses: UTC, whole seconds, "Z".
 const timeFormat = "2006-01-02T15:04:05Z"

@@ -88,7 +88,7 @@ func (c *Cache) sweep(now time.Time) time.Time {
 		switch {
 		case e.flight != nil:
 		case e.holders == 0:
-			if now.Sub(e.asked) >= unheld {
+			if now.Sub(e.asked) >= unheld && !now.Before(e.errUntil) {
 				delete(c.entries, a)
 			}
 		case e.renewAt.IsZero():

@@ -1,0 +1,370 @@
+package credentials
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+func mustGet(t *testing.T, c *Cache, a roles.Assumption) *Document {
+	t.Helper()
+	d, err := c.Get(t.Context(), a)
+	if err != nil {
+		t.Fatalf("%s: %v", a.RoleARN, err)
+	}
+	return d
+}
+
+func TestHundredColdRequestsAreOneCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: 150 * time.Millisecond}
+		c := running(t, sts, Config{})
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				if _, err := c.Get(t.Context(), assumption("a")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := sts.count(); n != 1 {
+			t.Errorf("%d calls of STS, want 1", n)
+		}
+	})
+}
+
+func TestLeaderThatLeavesHarmsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: 5 * time.Second}
+		c := running(t, sts, Config{})
+		leader, leave := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := c.Get(leader, assumption("a")); !errors.Is(err, context.Canceled) {
+				t.Errorf("the leader: %v", err)
+			}
+		})
+		synctest.Wait()
+		for range 10 {
+			wg.Go(func() {
+				if _, err := c.Get(t.Context(), assumption("a")); err != nil {
+					t.Errorf("a follower: %v", err)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		leave()
+		wg.Wait()
+		if n := sts.count(); n != 1 {
+			t.Errorf("%d calls of STS, want 1", n)
+		}
+	})
+}
+
+func TestFlightEndsThoughEverybodyLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: 2 * time.Second}
+		c := running(t, sts, Config{})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.Get(ctx, assumption("a")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("%v", err)
+		}
+		time.Sleep(1500 * time.Millisecond) // an SDK that comes back
+		start := time.Now()
+		mustGet(t, c, assumption("a"))
+		if waited := time.Since(start); waited != 0 || sts.count() != 1 {
+			t.Errorf("the second try waited %v and STS was asked %d times", waited, sts.count())
+		}
+	})
+}
+
+func TestEverythingThatGoesIntoAssumeRoleTellsKeysApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{}
+		c := running(t, sts, Config{})
+		a := assumption("a")
+		others := map[string]roles.Assumption{}
+		for name, change := range map[string]func(*roles.Assumption){
+			"role": func(a *roles.Assumption) { a.RoleARN += "x" }, "session name": func(a *roles.Assumption) { a.SessionName += "x" },
+			"external ID": func(a *roles.Assumption) { a.ExternalID = "id" }, "duration": func(a *roles.Assumption) { a.Duration += time.Second },
+		} {
+			b := a
+			change(&b)
+			others[name] = b
+		}
+		first := mustGet(t, c, a)
+		for name, b := range others {
+			if mustGet(t, c, b) == first {
+				t.Errorf("another %s got the same credentials", name)
+			}
+		}
+		if mustGet(t, c, a) != first || sts.count() != 1+len(others) {
+			t.Errorf("%d calls for %d assumptions", sts.count(), 1+len(others))
+		}
+	})
+}
+
+func TestErrorOfOneIsNotTheRightfulOwners(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{refuse: func(a roles.Assumption) error {
+			if a.ExternalID != "right" {
+				return &Error{Kind: Denied, Code: "AccessDenied"}
+			}
+			return nil
+		}}
+		c := running(t, sts, Config{})
+		owner, other := assumption("a"), assumption("a")
+		owner.ExternalID = "right"
+		if _, err := c.Get(t.Context(), other); err == nil {
+			t.Error("without the external ID: credentials")
+		}
+		mustGet(t, c, owner)
+		if _, err := c.Get(t.Context(), other); err == nil {
+			t.Error("after the owner warmed the cache: credentials without the external ID")
+		}
+	})
+}
+
+func TestHeldCredentialsNeverRunShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: 100 * time.Millisecond}
+		c := running(t, sts, Config{})
+		a := assumption("a")
+		c.Hold("uid", a)
+		time.Sleep(time.Second)
+		const hours = 24
+		for range hours * 60 {
+			start := time.Now()
+			d := mustGet(t, c, a)
+			if left := time.Until(d.Expiration()); left < 1500*time.Second {
+				t.Fatalf("%v left", left)
+			}
+			if waited := time.Since(start); waited != 0 {
+				t.Fatalf("a request waited %v", waited)
+			}
+			time.Sleep(time.Minute)
+		}
+		if n := sts.count(); n > hours*24/10+1 {
+			t.Errorf("%d calls in %d hours, more than 2.4 an hour", n, hours)
+		}
+	})
+}
+
+func TestOutageOf29MinutesRefusesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{}
+		c := running(t, sts, Config{})
+		for i := range 200 {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+		}
+		time.Sleep(30*time.Minute + 1*time.Second) // as late as renewal can be, all but
+		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Unavailable, Code: "RequestError"}; s.latency = 5 * time.Second })
+		for range 29 {
+			for i := range 200 {
+				d, err := c.Get(t.Context(), assumption(fmt.Sprint(i)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !d.Expiration().After(time.Now()) {
+					t.Fatal("expired credentials")
+				}
+			}
+			time.Sleep(time.Minute)
+		}
+		sts.set(func(s *fakeSTS) { s.err, s.latency = nil, 0 })
+		time.Sleep(3 * time.Minute)
+		for i := range 200 {
+			if left := time.Until(mustGet(t, c, assumption(fmt.Sprint(i))).Expiration()); left < 1500*time.Second {
+				t.Fatalf("three minutes after the outage: %v left", left)
+			}
+		}
+	})
+}
+
+func TestExpiredCredentialsAreNeverServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{}
+		c := running(t, sts, Config{})
+		a := assumption("a")
+		c.Hold("uid", a)
+		time.Sleep(time.Second)
+		sts.set(func(s *fakeSTS) { s.err = errors.New("down") })
+		time.Sleep(time.Hour)
+		if d, err := c.Get(t.Context(), a); err == nil {
+			t.Errorf("%v", d)
+		}
+		sts.set(func(s *fakeSTS) { s.err = nil })
+		time.Sleep(3 * time.Minute)
+		mustGet(t, c, a)
+	})
+}
+
+func TestErrorsAreRememberedBriefly(t *testing.T) {
+	for kind, bound := range map[Kind]time.Duration{Denied: 30 * time.Second, Throttled: 2 * time.Second, Unavailable: 500 * time.Millisecond} {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sts := &fakeSTS{err: &Error{Kind: kind, Code: "x"}}
+				c := running(t, sts, Config{})
+				for range 50 {
+					if _, err := c.Get(t.Context(), assumption("a")); err == nil {
+						t.Fatal("credentials")
+					}
+				}
+				if n := sts.count(); n != 1 {
+					t.Errorf("%d calls while the error is remembered, want 1", n)
+				}
+				sts.set(func(s *fakeSTS) { s.err = nil })
+				time.Sleep(bound + time.Millisecond)
+				mustGet(t, c, assumption("a"))
+			})
+		})
+	}
+}
+
+func TestErrorTTLIsTheOperators(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{err: errors.New("down")}
+		c := running(t, sts, Config{ErrorTTL: 5 * time.Minute})
+		for range 4 {
+			c.Get(t.Context(), assumption("a"))
+			time.Sleep(time.Minute)
+		}
+		if n := sts.count(); n != 1 {
+			t.Errorf("%d calls, want 1", n)
+		}
+	})
+}
+
+func TestPrefetchIsBoundedAndWhoWaitsGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: time.Second}
+		c := running(t, sts, Config{})
+		for i := range 110 {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+		}
+		synctest.Wait()
+		if sts.peak > background {
+			t.Errorf("%d calls at once, want at most %d", sts.peak, background)
+		}
+		start := time.Now()
+		mustGet(t, c, assumption("109")) // queued behind all others
+		if waited := time.Since(start); waited > time.Second {
+			t.Errorf("a request waited %v behind prefetches", waited)
+		}
+		time.Sleep(time.Minute)
+		if n := sts.count(); n != 110 {
+			t.Errorf("%d calls for 110 pods", n)
+		}
+	})
+}
+
+func TestLastHolderTakesTheCredentialsAlong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{}
+		c := running(t, sts, Config{})
+		a := assumption("a")
+		c.Hold("one", a)
+		c.Hold("two", a)
+		c.Hold("two", a)
+		synctest.Wait()
+		c.Release("one")
+		if !c.Has(a) {
+			t.Error("gone with the first holder")
+		}
+		c.Release("two")
+		c.Release("two")
+		if c.Has(a) {
+			t.Error("kept after the last holder")
+		}
+		time.Sleep(24 * time.Hour)
+		if n := sts.count(); n != 1 {
+			t.Errorf("%d calls: renewed for nobody", n)
+		}
+	})
+}
+
+func TestChangedRoleDropsTheOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, &fakeSTS{}, Config{})
+		c.Hold("uid", assumption("old"))
+		synctest.Wait()
+		c.Hold("uid", assumption("new"))
+		synctest.Wait()
+		if c.Has(assumption("old")) || !c.Has(assumption("new")) {
+			t.Error("the old role is kept, or the new one not fetched")
+		}
+	})
+}
+
+func TestChurnLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, &fakeSTS{latency: 300 * time.Millisecond}, Config{})
+		for i := range 1000 {
+			uid, a := fmt.Sprint(i), assumption(fmt.Sprint(i%37))
+			c.Hold(uid, a)
+			if i%3 == 0 {
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				c.Get(ctx, a)
+				cancel()
+			}
+			c.Release(uid)
+		}
+		time.Sleep(3 * time.Minute)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.entries) != 0 || len(c.holds) != 0 {
+			t.Errorf("%d entries and %d holds are left", len(c.entries), len(c.holds))
+		}
+	})
+}
+
+func TestShortSessionsScaleDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{lifetime: 15 * time.Minute} // whatever was asked for
+		c := running(t, sts, Config{})
+		a := assumption("a")
+		c.Hold("uid", a)
+		for range 240 {
+			time.Sleep(time.Minute)
+			if left := time.Until(mustGet(t, c, a).Expiration()); left < 375*time.Second {
+				t.Fatalf("%v left of 15 minutes", left)
+			}
+		}
+		if n := sts.count(); n < 24 || n > 45 {
+			t.Errorf("%d calls in four hours of sessions of 15 minutes", n)
+		}
+	})
+}
+
+func TestEndedCacheAnswersWithItsError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(&fakeSTS{latency: time.Hour}, Config{Log: discard})
+		ctx, cancel := context.WithCancel(t.Context())
+		c.Hold("uid", assumption("a"))
+		time.AfterFunc(time.Second, cancel)
+		if err := c.Run(ctx); err != nil { // returns though a flight would last an hour
+			t.Error(err)
+		}
+		if _, err := c.Get(context.Background(), assumption("b")); !errors.Is(err, ErrClosed) {
+			t.Errorf("%v, want ErrClosed", err)
+		}
+	})
+}
+
+func TestCredentialsThatHaveEndedAreAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, &fakeSTS{lifetime: -time.Minute}, Config{})
+		if _, err := c.Get(t.Context(), assumption("a")); err == nil || !strings.Contains(err.Error(), "clock") {
+			t.Errorf("%v", err)
+		}
+	})
+}

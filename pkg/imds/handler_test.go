@@ -1,0 +1,344 @@
+package imds
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+)
+
+// refusal is a Refusal that says what it is told.
+type refusal struct {
+	status        int
+	code, message string
+}
+
+func (r *refusal) Error() string              { return "refused because of the test" }
+func (r *refusal) HTTPStatus() int            { return r.status }
+func (r *refusal) Document() (string, string) { return r.code, r.message }
+func (r *refusal) Subject() string            { return "ns/pod" }
+
+// fakeBroker answers for one pod.
+type fakeBroker struct {
+	mu      sync.Mutex
+	session string
+	role    string
+	doc     *credentials.Document
+	err     error
+}
+
+func (b *fakeBroker) Session(netip.Addr) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.session
+}
+
+func (b *fakeBroker) Role(context.Context, netip.Addr) (string, string, error) {
+	return b.role, "arn:aws:iam::123456789012:role/path/" + b.role, b.err
+}
+
+func (b *fakeBroker) Credentials(_ context.Context, _ netip.Addr, role string) (*credentials.Document, error) {
+	if b.err != nil {
+		return nil, b.err
+	}
+	if role != b.role {
+		return nil, &refusal{status: http.StatusNotFound}
+	}
+	return b.doc, nil
+}
+
+// service is a metadata service on loopback, whose upstream writes down what reaches it.
+type service struct {
+	*httptest.Server
+	broker   *fakeBroker
+	log      *bytes.Buffer
+	mu       sync.Mutex
+	upstream []string
+}
+
+func serve(t *testing.T, b *fakeBroker) *service {
+	t.Helper()
+	s := &service{broker: b, log: new(bytes.Buffer)}
+	h := NewHandler(Config{
+		Broker: b, Sessions: NewSessions(NewKey()), Log: slog.New(slog.NewTextHandler(s.log, nil)),
+		Upstream: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.upstream = append(s.upstream, r.URL.RequestURI())
+			io.WriteString(w, "upstream")
+		}),
+	})
+	s.Server = httptest.NewUnstartedServer(h)
+	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return ConnContext(ctx, &conn{TCPConn: c.(*net.TCPConn), source: netip.MustParseAddr("10.0.0.1")})
+	}
+	s.Start()
+	t.Cleanup(s.Close)
+	return s
+}
+
+func document(t *testing.T) *credentials.Document {
+	t.Helper()
+	cache := credentials.New(oneCredentials{}, credentials.Config{Log: slog.New(slog.DiscardHandler)})
+	d, err := cache.Get(t.Context(), assumption)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+type header map[string]string
+
+// do makes one request and gives back its status, body and headers.
+func (s *service) do(t *testing.T, method, path string, h header) (int, string, http.Header) {
+	t.Helper()
+	req, err := http.NewRequest(method, s.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.URL.Opaque = path // as it is, without the client's own cleaning
+	for k, v := range h {
+		req.Header.Set(k, v)
+	}
+	res, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(body), res.Header
+}
+
+func (s *service) token(t *testing.T) string {
+	t.Helper()
+	status, body, _ := s.do(t, http.MethodPut, "/latest/api/token", header{tokenTTLHeader: "60"})
+	if status != http.StatusOK {
+		t.Fatalf("PUT token: %d %s", status, body)
+	}
+	return body
+}
+
+const (
+	list = "/latest/meta-data/iam/security-credentials/"
+	doc  = list + "reader"
+)
+
+func TestIMDS07TokenIsBareAndItsTTLEchoed(t *testing.T) {
+	s := serve(t, &fakeBroker{session: "uid"})
+	for _, ttl := range []string{"1", "60", "21600"} {
+		status, body, h := s.do(t, http.MethodPut, "/latest/api/token", header{tokenTTLHeader: ttl})
+		if status != http.StatusOK || body == "" || strings.TrimSpace(body) != body || h.Get(tokenTTLHeader) != ttl || h.Get("Content-Type") != "text/plain" {
+			t.Errorf("TTL %s: %d %q %v", ttl, status, body, h)
+		}
+	}
+}
+
+func TestIMDS08BadTTLIs400(t *testing.T) {
+	s := serve(t, &fakeBroker{session: "uid"})
+	for _, ttl := range []string{"", "0", "21601", "-1", "+60", "1.5", "abc", "99999999999999999999", "60, 60"} {
+		if status, body, _ := s.do(t, http.MethodPut, "/latest/api/token", header{tokenTTLHeader: ttl}); status != http.StatusBadRequest {
+			t.Errorf("TTL %q: %d %q", ttl, status, body)
+		}
+	}
+	if status, _, _ := s.do(t, http.MethodPut, "/latest/api/token", nil); status != http.StatusBadRequest {
+		t.Errorf("no TTL: %d", status)
+	}
+}
+
+func TestIMDS09ForwardedOrDatedTokenRequestsAre403(t *testing.T) {
+	s := serve(t, &fakeBroker{session: "uid"})
+	if status, _, _ := s.do(t, http.MethodPut, "/latest/api/token", header{tokenTTLHeader: "60", "X-Forwarded-For": "10.0.0.2"}); status != http.StatusForbidden {
+		t.Errorf("X-Forwarded-For: %d", status)
+	}
+	if status, _, _ := s.do(t, http.MethodPut, "/2021-01-03/api/token", header{tokenTTLHeader: "60"}); status != http.StatusForbidden {
+		t.Errorf("dated: %d", status)
+	}
+}
+
+func TestIMDS11TokenNeedsNobodyElse(t *testing.T) {
+	s := serve(t, &fakeBroker{session: "uid", err: errors.New("everything is down")})
+	s.token(t)
+}
+
+func TestIMDS13BadTokensAre401AndNoneIsVersion1(t *testing.T) {
+	b := &fakeBroker{session: "uid-a", role: "reader", doc: document(t)}
+	s := serve(t, b)
+	token := s.token(t)
+	for _, path := range []string{list, doc, "/latest/meta-data/instance-id", "/latest/meta-data/iam/info"} {
+		for name, tt := range map[string]struct {
+			h    header
+			want int
+		}{
+			"none":    {nil, 200},
+			"own":     {header{tokenHeader: token}, 200},
+			"empty":   {header{tokenHeader: ""}, 401},
+			"garbage": {header{tokenHeader: "garbage"}, 401},
+			"forged":  {header{tokenHeader: "B" + token[1:]}, 401},
+		} {
+			if status, _, _ := s.do(t, http.MethodGet, path, tt.h); status != tt.want {
+				t.Errorf("%s with token %s: %d, want %d", path, name, status, tt.want)
+			}
+		}
+	}
+	b.mu.Lock()
+	b.session = "uid-b" // the address went to another pod
+	b.mu.Unlock()
+	if status, _, _ := s.do(t, http.MethodGet, doc, header{tokenHeader: token}); status != http.StatusUnauthorized {
+		t.Errorf("another pod's token: %d", status)
+	}
+}
+
+func TestIMDS15RoleListIsTheBareName(t *testing.T) {
+	s := serve(t, &fakeBroker{role: "reader"})
+	for _, path := range []string{list, strings.TrimSuffix(list, "/"), "/2021-07-15/meta-data/iam/security-credentials/", "/latest/meta-data//iam/./security-credentials"} {
+		status, body, h := s.do(t, http.MethodGet, path, nil)
+		if status != 200 || body != "reader" || h.Get("Server") != "EC2ws" || h.Get("Content-Length") != "6" || h.Get("Accept-Ranges") != "none" || h.Get("Last-Modified") == "" {
+			t.Errorf("%s: %d %q %v", path, status, body, h)
+		}
+	}
+}
+
+func TestIMDS05MethodsAndErrors(t *testing.T) {
+	s := serve(t, &fakeBroker{role: "reader", doc: document(t)})
+	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"} {
+		if status, _, h := s.do(t, method, doc, nil); status != 405 || h.Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s: %d", method, status)
+		}
+	}
+	if status, _, _ := s.do(t, http.MethodGet, "/latest/api/token", nil); status != 405 {
+		t.Errorf("GET of the token: %d", status)
+	}
+	status, body, h := s.do(t, http.MethodHead, doc, nil)
+	if status != 200 || body != "" || h.Get("Content-Length") == "" {
+		t.Errorf("HEAD: %d %q %v", status, body, h)
+	}
+	status, body, h = s.do(t, http.MethodGet, "/latest/meta-data/iam/nothing", nil)
+	if status != 404 || !strings.HasPrefix(body, "<?xml") || !strings.Contains(body, "404 - Not Found") || h.Get("Content-Type") != "text/html" {
+		t.Errorf("%d %q %v", status, body, h)
+	}
+	if len(s.upstream) != 0 {
+		t.Errorf("forwarded: %v", s.upstream)
+	}
+}
+
+func TestIMDS19AnotherRolesNameIs404(t *testing.T) {
+	s := serve(t, &fakeBroker{role: "reader", doc: document(t)})
+	for _, role := range []string{"writer", "READER", "reader/x", "reade", "readerr"} {
+		if status, _, _ := s.do(t, http.MethodGet, list+role, nil); status != 404 {
+			t.Errorf("%s: %d", role, status)
+		}
+	}
+	if status, body, _ := s.do(t, http.MethodGet, doc, nil); status != 200 || !strings.Contains(body, `"Code" : "Success"`) {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
+func TestRefusalsAreAnsweredAsTheySayAndLoggedOnce(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err    error
+		status int
+		body   string
+	}{
+		"IMDS16 no role":            {&refusal{status: 404}, 404, "404 - Not Found"},
+		"forbidden":                 {&refusal{status: 403}, 403, "403 - Forbidden"},
+		"IMDS21 permanent":          {&refusal{status: 200, code: "AssumeRoleUnauthorizedAccess", message: `no "way"`}, 200, `"Message" : "no \"way\""`},
+		"IMDS22 transient":          {&refusal{status: 500}, 500, "500 - Internal Server Error"},
+		"an error of no known kind": {errors.New("surprise"), 500, "500 - Internal Server Error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, &fakeBroker{err: tt.err})
+			for range 5 {
+				status, body, _ := s.do(t, http.MethodGet, doc, nil)
+				if status != tt.status || !strings.Contains(body, tt.body) {
+					t.Errorf("%d %s", status, body)
+				}
+			}
+			if n := strings.Count(s.log.String(), "pod refused"); n != 1 || !strings.Contains(s.log.String(), tt.err.Error()) {
+				t.Errorf("logged %d times: %s", n, s.log)
+			}
+		})
+	}
+}
+
+func TestMalformedRequestsAre400AndReachNobody(t *testing.T) {
+	s := serve(t, &fakeBroker{role: "reader"})
+	for _, path := range []string{"/%00", "/latest/%ff", "/latest/a%20b", "/latest/../..", "/latest/%2525252569am", "/a%5cb"} {
+		if status, _, _ := s.do(t, http.MethodGet, path, nil); status != http.StatusBadRequest {
+			t.Errorf("%s: %d", path, status)
+		}
+	}
+	if len(s.upstream) != 0 {
+		t.Errorf("forwarded: %v", s.upstream)
+	}
+}
+
+func TestIMDS25OtherPathsAreForwardedInOneSpelling(t *testing.T) {
+	s := serve(t, &fakeBroker{})
+	for _, path := range []string{"/latest/meta-data/instance-id", "/latest/%6deta-data/./placement//availability-zone/?recursive=true", "/"} {
+		if status, body, _ := s.do(t, http.MethodGet, path, nil); status != 200 || body != "upstream" {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	want := []string{"/latest/meta-data/instance-id", "/latest/meta-data/placement/availability-zone/", "/"}
+	if d := cmp.Diff(want, s.upstream); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestIMDS27InfoIsThePodsNotTheNodes(t *testing.T) {
+	s := serve(t, &fakeBroker{role: "reader"})
+	status, body, _ := s.do(t, http.MethodGet, "/latest/meta-data/iam/info", nil)
+	for _, want := range []string{`"Code" : "Success"`, `"LastUpdated" : "`, `"InstanceProfileArn" : "arn:aws:iam::123456789012:instance-profile/reader"`, `"InstanceProfileId" : "AIPA`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("no %s in %d %s", want, status, body)
+		}
+	}
+	if status, body, _ := s.do(t, http.MethodGet, "/latest/meta-data/iam/", nil); status != 200 || body != "info\nsecurity-credentials/" {
+		t.Errorf("%d %q", status, body)
+	}
+	if len(s.upstream) != 0 {
+		t.Errorf("forwarded: %v", s.upstream)
+	}
+}
+
+func TestConnectionThatWasNotVouchedForIsNotServed(t *testing.T) {
+	s := serve(t, &fakeBroker{role: "reader", doc: document(t)})
+	bare := httptest.NewServer(s.Config.Handler) // no ConnContext
+	defer bare.Close()
+	res, err := http.Get(bare.URL + doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != 500 {
+		t.Errorf("%d", res.StatusCode)
+	}
+}
+
+func TestLoggedRefusalsAreBounded(t *testing.T) {
+	var out bytes.Buffer
+	l := newRefusalLog(slog.New(slog.NewTextHandler(&out, nil)))
+	a := netip.MustParseAddr("10.0.0.0")
+	for range 5000 {
+		l.log(a, "x", 404, errors.New("x"))
+		a = a.Next()
+	}
+	if len(l.last) > maxRefusals {
+		t.Errorf("%d remembered", len(l.last))
+	}
+}

@@ -1,0 +1,162 @@
+package imds
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// node is a node's metadata service: it wants version 2 and writes down what it was sent.
+type node struct {
+	*httptest.Server
+	tokens  atomic.Int64 // made so far; the last one is the valid one
+	revoked atomic.Bool
+	seen    atomic.Pointer[http.Request]
+	answer  http.HandlerFunc
+	v1      bool
+}
+
+func newNode(t *testing.T, answer http.HandlerFunc) (*node, *Upstream) {
+	t.Helper()
+	n := &node{answer: answer}
+	n.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			if n.v1 {
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
+			n.revoked.Store(false)
+			fmt.Fprintf(w, "token-%d", n.tokens.Add(1))
+			return
+		}
+		n.seen.Store(r.Clone(r.Context()))
+		if !n.v1 && (n.revoked.Load() || r.Header.Get(tokenHeader) != fmt.Sprintf("token-%d", n.tokens.Load())) {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		n.answer(w, r)
+	}))
+	t.Cleanup(n.Close)
+	u, err := NewUpstream(strings.TrimPrefix(n.URL, "http://"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n, u
+}
+
+func text(s string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		w.Header().Set("X-Internal", "secret")
+		io.WriteString(w, s)
+	}
+}
+
+func ask(u *Upstream, path string, h http.Header) *http.Response {
+	r := httptest.NewRequest(http.MethodGet, path, nil)
+	r.Header = h
+	w := httptest.NewRecorder()
+	u.ServeHTTP(w, r)
+	return w.Result()
+}
+
+func TestIMDS25PodsTokenStaysAndTheNodesOwnIsUsed(t *testing.T) {
+	n, u := newNode(t, text("i-1234"))
+	for range 3 {
+		res := ask(u, "/latest/meta-data/instance-id", http.Header{tokenHeader: {"the pod's"}, "X-Forwarded-For": {"1.2.3.4"}, "Cookie": {"x"}})
+		if body, _ := io.ReadAll(res.Body); res.StatusCode != 200 || string(body) != "i-1234" || res.Header.Get("X-Internal") != "" {
+			t.Fatalf("%d %s %v", res.StatusCode, body, res.Header)
+		}
+	}
+	if n.tokens.Load() != 1 {
+		t.Errorf("%d tokens for three requests", n.tokens.Load())
+	}
+	seen := n.seen.Load().Header
+	if seen.Get(tokenHeader) != "token-1" || seen.Get("X-Forwarded-For") != "" || seen.Get("Cookie") != "" {
+		t.Errorf("the service saw %v", seen)
+	}
+}
+
+func TestIMDS25TokenIsRenewedOn401(t *testing.T) {
+	n, u := newNode(t, text("x"))
+	ask(u, "/latest/meta-data/", nil)
+	n.revoked.Store(true)
+	if res := ask(u, "/latest/meta-data/", nil); res.StatusCode != 200 || n.tokens.Load() != 2 {
+		t.Errorf("%d with %d tokens", res.StatusCode, n.tokens.Load())
+	}
+}
+
+func TestServiceOfVersion1IsAskedWithoutToken(t *testing.T) {
+	n, u := newNode(t, text("x"))
+	n.v1 = true
+	if res := ask(u, "/latest/meta-data/", nil); res.StatusCode != 200 || n.seen.Load().Header.Get(tokenHeader) != "" {
+		t.Errorf("%d", res.StatusCode)
+	}
+}
+
+func TestStrangeAnswersOfTheServiceAreErrors(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer http.HandlerFunc
+		want   int
+	}{
+		"not found":   {http.NotFound, 404},
+		"redirection": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/latest/meta-data/iam/info", 302) }, 500},
+		"too much": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(maxUpstreamBody+1))
+			w.WriteHeader(200)
+		}, 500},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, u := newNode(t, tt.answer)
+			if res := ask(u, "/latest/meta-data/", nil); res.StatusCode != tt.want || res.Header.Get("Location") != "" {
+				t.Errorf("%d %v", res.StatusCode, res.Header)
+			}
+		})
+	}
+}
+
+func TestEndlessAnswerIsCut(t *testing.T) {
+	_, u := newNode(t, func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+				return
+			}
+		}
+	})
+	front := httptest.NewServer(u)
+	defer front.Close()
+	res, err := http.Get(front.URL + "/latest/meta-data/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if n, err := io.Copy(io.Discard, res.Body); err == nil || n > maxUpstreamBody+1 {
+		t.Errorf("%d bytes and %v: want an aborted connection", n, err)
+	}
+}
+
+func TestServiceThatIsDownIs500(t *testing.T) {
+	n, u := newNode(t, text("x"))
+	n.Close()
+	if res := ask(u, "/latest/meta-data/", nil); res.StatusCode != 500 {
+		t.Errorf("%d", res.StatusCode)
+	}
+}
+
+func TestAddressOfTheService(t *testing.T) {
+	for _, good := range []string{"169.254.169.254", "169.254.169.254:80", "[fd00:ec2::254]", "localhost:1338"} {
+		if _, err := NewUpstream(good, nil); err != nil {
+			t.Errorf("%s: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"", "http://x", "a/b", "user@host", "a b", "host?x"} {
+		if _, err := NewUpstream(bad, nil); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
