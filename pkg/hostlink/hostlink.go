@@ -1,0 +1,172 @@
+// Package hostlink finds the host side of a pod's interface, and how the pod's packets enter the host by it.
+package hostlink
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Link is the host side of a pod's veth.
+type Link struct {
+	// Name and Index are the host side's.
+	Name  string
+	Index int
+	// Bridge is the bridge that the host side is a port of; empty where it has no master, and the pod's packets enter the
+	// host's IP layer by the link itself.
+	Bridge string
+	// BridgeNF says which of the packets that enter by the bridge iptables sees with their port; false for both without a
+	// bridge.
+	BridgeNF BridgeNF
+	// IPs are the addresses of the pod's side that other machines can dial, in the kernel's order.
+	IPs []netip.Addr
+}
+
+// ErrNetns is the error of a network namespace that cannot be used: there is none at the path, or it is the host's own.
+var ErrNetns = errors.New("network namespace")
+
+// ErrNoInterface is the error of an interface that the namespace does not have.
+var ErrNoInterface = errors.New("no such interface")
+
+// UnsupportedError is the error of an interface whose packets do not enter the host in a way that can be matched there.
+type UnsupportedError struct {
+	IfName string
+	Why    string
+}
+
+func (e *UnsupportedError) Error() string { return fmt.Sprintf("interface %s: %s", e.IfName, e.Why) }
+
+// Find is the host side of ifName in the namespace at netnsPath; the host's is the namespace of the calling thread.
+//
+// It asks the kernel only. What a CNI plugin reports as its host interface is not a source: azure-vnet reports the node's
+// uplink, aws-cni one that does not exist, weave none. And a parent index alone proves nothing: a macvlan has one too, and
+// it is the uplink's. So both sides must be veths, and point at each other: by index, and by the namespace that the index
+// counts in.
+func Find(netnsPath, ifName string) (*Link, error) {
+	pod, err := netns.GetFromPath(netnsPath)
+	if err != nil {
+		return nil, fmt.Errorf("%w %q: %w", ErrNetns, netnsPath, err)
+	}
+	defer pod.Close()
+	if err := differs(pod, netnsPath); err != nil {
+		return nil, err
+	}
+	podLinks, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("%w %q: %w", ErrNetns, netnsPath, err)
+	}
+	defer podLinks.Close()
+	hostLinks, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer hostLinks.Close()
+
+	inPod, err := podLinks.LinkByName(ifName)
+	if missing(err) {
+		return nil, fmt.Errorf("%w: %s in %s", ErrNoInterface, ifName, netnsPath)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("interface %s in %s: %w", ifName, netnsPath, err)
+	}
+	onHost, err := peer(hostLinks, pod, inPod)
+	if err != nil {
+		return nil, err
+	}
+	link := &Link{Name: onHost.Attrs().Name, Index: onHost.Attrs().Index}
+	if index := onHost.Attrs().MasterIndex; index != 0 {
+		master, err := hostLinks.LinkByIndex(index)
+		if err != nil {
+			return nil, fmt.Errorf("master of %s: %w", link.Name, err)
+		}
+		if err := link.enterBy(master, ifName); err != nil {
+			return nil, err
+		}
+	}
+	if link.IPs, err = addresses(podLinks, inPod); err != nil {
+		return nil, fmt.Errorf("addresses of %s in %s: %w", ifName, netnsPath, err)
+	}
+	return link, nil
+}
+
+func differs(pod netns.NsHandle, path string) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	host, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("the host's %w: %w", ErrNetns, err)
+	}
+	defer host.Close()
+	if host.Equal(pod) {
+		return fmt.Errorf("%w %q is the host's own", ErrNetns, path)
+	}
+	return nil
+}
+
+// peer is the other side of the pod's veth.
+func peer(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (netlink.Link, error) {
+	name := inPod.Attrs().Name
+	if kind := inPod.Type(); kind != "veth" {
+		return nil, &UnsupportedError{name, fmt.Sprintf("it is a %s and no veth, so its packets pass by the host's rules", kind)}
+	}
+	elsewhere := &UnsupportedError{name, "its veth does not lead to this namespace of the host"}
+	podID, err := host.GetNetNsIdByFd(int(pod))
+	if err != nil {
+		return nil, fmt.Errorf("the host's ID of the namespace of %s: %w", name, err)
+	}
+	if podID < 0 {
+		// The kernel gives an ID to each namespace that a link of this one leads to.
+		return nil, elsewhere
+	}
+	onHost, err := host.LinkByIndex(inPod.Attrs().ParentIndex)
+	if missing(err) {
+		return nil, elsewhere
+	}
+	if err != nil {
+		return nil, fmt.Errorf("peer of %s: %w", name, err)
+	}
+	back := onHost.Attrs()
+	if onHost.Type() != "veth" || back.ParentIndex != inPod.Attrs().Index || back.NetNsID != podID {
+		return nil, elsewhere
+	}
+	return onHost, nil
+}
+
+// enterBy is for a host side that has a master, which takes its packets before the IP layer does.
+func (l *Link) enterBy(master netlink.Link, ifName string) (err error) {
+	if kind := master.Type(); kind != "bridge" {
+		return &UnsupportedError{ifName, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",
+			l.Name, master.Attrs().Name, kind)}
+	}
+	l.Bridge = master.Attrs().Name
+	if l.BridgeNF, err = bridgeNF(master.Attrs().Index); err != nil {
+		return fmt.Errorf("bridge %s: %w", l.Bridge, err)
+	}
+	return nil
+}
+
+func addresses(h *netlink.Handle, link netlink.Link) ([]netip.Addr, error) {
+	list, err := h.AddrList(link, unix.AF_UNSPEC)
+	if err != nil {
+		return nil, err
+	}
+	var ips []netip.Addr
+	for _, a := range list {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ip = ip.Unmap()
+		if ok && !ip.IsLoopback() && !(ip.Is6() && ip.IsLinkLocalUnicast()) {
+			ips = append(ips, ip)
+		}
+	}
+	return ips, nil
+}
+
+func missing(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound)
+}

@@ -1,0 +1,378 @@
+package hostlink
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// newNetns makes a namespace that nothing but its handle keeps alive, and the thread's own. It needs root.
+func newNetns(t *testing.T) netns.NsHandle {
+	t.Helper()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatalf("new network namespace (these tests need root): %v", err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return ns
+}
+
+// node is a host and a pod's namespace. The test's thread is in the host's, and dies with the test.
+type node struct {
+	*testing.T
+	host, pod netns.NsHandle
+	inPod     *netlink.Handle
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	runtime.LockOSThread()
+	n := &node{T: t, pod: newNetns(t), host: newNetns(t)}
+	var err error
+	if n.inPod, err = netlink.NewHandleAt(n.pod); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.inPod.Close)
+	return n
+}
+
+func (n *node) must(err error) {
+	n.Helper()
+	if err != nil {
+		n.Fatal(err)
+	}
+}
+
+// path leads to a namespace that has no name.
+func path(ns netns.NsHandle) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(ns)) }
+
+// veth makes a pair from the thread's namespace into another.
+func (n *node) veth(host string, into netns.NsHandle, there string) netlink.Link {
+	n.Helper()
+	n.must(netlink.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: host}, PeerName: there, PeerNamespace: netlink.NsFd(into),
+	}))
+	link, err := netlink.LinkByName(host)
+	n.must(err)
+	n.must(netlink.LinkSetUp(link))
+	return link
+}
+
+func (n *node) bridge(name string) netlink.Link {
+	n.Helper()
+	n.must(netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}))
+	link, err := netlink.LinkByName(name)
+	n.must(err)
+	n.must(netlink.LinkSetUp(link))
+	return link
+}
+
+func (n *node) sysctl(name, value string) {
+	n.Helper()
+	n.must(os.WriteFile("/proc/sys/"+name, []byte(value), 0o644))
+}
+
+func (n *node) addr(h *netlink.Handle, ifName, cidr string) {
+	n.Helper()
+	link, err := h.LinkByName(ifName)
+	n.must(err)
+	ip, ipNet, err := net.ParseCIDR(cidr)
+	n.must(err)
+	ipNet.IP = ip
+	n.must(h.AddrAdd(link, &netlink.Addr{IPNet: ipNet, Flags: 0x02 /* IFA_F_NODAD */}))
+}
+
+func TestFind(t *testing.T) {
+	for name, tc := range map[string]struct {
+		build func(*node) netlink.Link // returns the host side
+		want  Link                     // Index is the host side's
+	}{
+		"routed": {
+			build: func(n *node) netlink.Link { return n.veth("veth0", n.pod, "eth0") },
+			want:  Link{Name: "veth0"},
+		},
+		"addresses of both families, but no link-local one": {
+			build: func(n *node) netlink.Link {
+				host := n.veth("veth0", n.pod, "eth0")
+				for _, cidr := range []string{"10.1.0.5/32", "10.1.0.6/24", "fd00:1::5/64", "fe80::5/64"} {
+					n.addr(n.inPod, "eth0", cidr)
+				}
+				return host
+			},
+			want: Link{Name: "veth0", IPs: []netip.Addr{
+				netip.MustParseAddr("10.1.0.5"), netip.MustParseAddr("10.1.0.6"), netip.MustParseAddr("fd00:1::5"),
+			}},
+		},
+		"the second of two interfaces": {
+			build: func(n *node) netlink.Link {
+				n.veth("veth0", n.pod, "net1")
+				return n.veth("veth1", n.pod, "eth0")
+			},
+			want: Link{Name: "veth1"},
+		},
+		"the same indices on both sides": {
+			build: func(n *node) netlink.Link {
+				n.must(netlink.LinkAdd(&netlink.Veth{
+					LinkAttrs: netlink.LinkAttrs{Name: "veth0", Index: 42}, PeerName: "peer0",
+				}))
+				peer, err := netlink.LinkByName("peer0")
+				n.must(err)
+				n.must(netlink.LinkSetName(peer, "eth0"))
+				n.must(netlink.LinkSetNsFd(peer, int(n.pod)))
+				host, err := netlink.LinkByName("veth0")
+				n.must(err)
+				return host
+			},
+			want: Link{Name: "veth0"},
+		},
+		"bridged": {
+			build: func(n *node) netlink.Link { return n.port("1", "1", nil) },
+			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: BridgeNF{IPv4: true, IPv6: true}},
+		},
+		"bridged, bridge-nf off": {
+			build: func(n *node) netlink.Link { return n.port("0", "0", nil) },
+			want:  Link{Name: "veth0", Bridge: "br0"},
+		},
+		"bridged, bridge-nf for IPv4 only": {
+			build: func(n *node) netlink.Link { return n.port("1", "0", nil) },
+			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: BridgeNF{IPv4: true}},
+		},
+		"bridged, the bridge's own switch for IPv4": {
+			build: func(n *node) netlink.Link { return n.port("0", "0", bridgeNFAttr(ipv4Switch)) },
+			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: BridgeNF{IPv4: true}},
+		},
+		"bridged, the bridge's own switch for IPv6": {
+			build: func(n *node) netlink.Link { return n.port("0", "0", bridgeNFAttr(ipv6Switch)) },
+			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: BridgeNF{IPv6: true}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			tc.want.Index = tc.build(n).Attrs().Index
+			got, err := Find(path(n.pod), "eth0")
+			n.must(err)
+			if diff := cmp.Diff(&tc.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// port makes the pod's host side a port of br0.
+func (n *node) port(nf4, nf6 string, own func(*node, netlink.Link)) netlink.Link {
+	n.Helper()
+	host, bridge := n.veth("veth0", n.pod, "eth0"), n.bridge("br0")
+	n.must(netlink.LinkSetMaster(host, bridge))
+	n.sysctl("net/bridge/bridge-nf-call-iptables", nf4)
+	n.sysctl("net/bridge/bridge-nf-call-ip6tables", nf6)
+	if own != nil {
+		own(n, bridge)
+	}
+	return host
+}
+
+func TestFindRefuses(t *testing.T) {
+	unsupported := func(err error) bool { var e *UnsupportedError; return errors.As(err, &e) }
+	is := func(target error) func(error) bool { return func(err error) bool { return errors.Is(err, target) } }
+	for name, tc := range map[string]struct {
+		build func(*node) (netnsPath string)
+		want  func(error) bool
+	}{
+		"no namespace":                {func(n *node) string { return "/proc/none" }, is(ErrNetns)},
+		"no path":                     {func(n *node) string { return "" }, is(ErrNetns)},
+		"a file that is no namespace": {func(n *node) string { return "/proc/self/status" }, is(ErrNetns)},
+		"the host's own namespace": {func(n *node) string {
+			n.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "veth0"}))
+			return path(n.host)
+		}, is(ErrNetns)},
+		"no interface": {func(n *node) string {
+			n.veth("veth0", n.pod, "net1")
+			return path(n.pod)
+		}, is(ErrNoInterface)},
+		"a macvlan, whose parent index is the uplink's": {func(n *node) string {
+			uplink := n.veth("uplink", newNetnsAside(n), "far")
+			n.must(netlink.LinkAdd(&netlink.Macvlan{
+				LinkAttrs: netlink.LinkAttrs{Name: "mv0", ParentIndex: uplink.Attrs().Index}, Mode: netlink.MACVLAN_MODE_BRIDGE,
+			}))
+			mv, err := netlink.LinkByName("mv0")
+			n.must(err)
+			n.must(netlink.LinkSetNsFd(mv, int(n.pod)))
+			link, err := n.inPod.LinkByName("mv0")
+			n.must(err)
+			n.must(n.inPod.LinkSetName(link, "eth0"))
+			return path(n.pod)
+		}, unsupported},
+		"both ends in the pod": {func(n *node) string {
+			n.must(n.inPod.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth1"}))
+			return path(n.pod)
+		}, unsupported},
+		"a third namespace's veth, whose index is that of another pod's host side": {func(n *node) string {
+			other, aside := newNetnsAside(n), newNetnsAside(n)
+			third, err := netlink.NewHandleAt(aside)
+			n.must(err)
+			defer third.Close()
+			// On the host and in a third namespace stand two pairs of the same two indices. The far end of the host's is another
+			// pod's, the far end of the third's is ours.
+			n.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", Index: 60}, PeerName: "veth0"}))
+			n.must(third.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", Index: 60}, PeerName: "veth0"}))
+			n.move("eth0", other)
+			ours, err := third.LinkByName("eth0")
+			n.must(err)
+			n.must(third.LinkSetNsFd(ours, int(n.pod)))
+			onHost, err := netlink.LinkByName("veth0")
+			n.must(err)
+			inThird, err := third.LinkByName("veth0")
+			n.must(err)
+			if ours, err = n.inPod.LinkByName("eth0"); err != nil || ours.Attrs().Index != 60 || onHost.Attrs().Index != inThird.Attrs().Index {
+				n.Fatalf("the indices differ: %v, %v, %v, %v", ours, err, onHost, inThird)
+			}
+			// The host knows the pod's namespace by another interface.
+			n.veth("veth1", n.pod, "net1")
+			return path(n.pod)
+		}, unsupported},
+		"a third namespace's veth, whose index is that of the host side of the pod's other interface": {func(n *node) string {
+			third, err := netlink.NewHandleAt(newNetnsAside(n))
+			n.must(err)
+			defer third.Close()
+			other := n.veth("veth0", n.pod, "net1")
+			n.must(third.LinkAdd(&netlink.Veth{
+				LinkAttrs: netlink.LinkAttrs{Name: "veth0", Index: other.Attrs().Index}, PeerName: "eth0", PeerNamespace: netlink.NsFd(n.pod),
+			}))
+			return path(n.pod)
+		}, unsupported},
+		"a namespace that the host has no link to": {func(n *node) string {
+			third, err := netlink.NewHandleAt(newNetnsAside(n))
+			n.must(err)
+			defer third.Close()
+			n.must(third.LinkAdd(&netlink.Veth{
+				LinkAttrs: netlink.LinkAttrs{Name: "veth0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(n.pod),
+			}))
+			return path(n.pod)
+		}, unsupported},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			netnsPath := tc.build(n)
+			got, err := Find(netnsPath, "eth0")
+			if got != nil || !tc.want(err) {
+				t.Errorf("got %+v, %v", got, err)
+			}
+			t.Log(err)
+		})
+	}
+}
+
+// newNetnsAside makes one more namespace and stays on the host.
+func newNetnsAside(n *node) netns.NsHandle {
+	n.Helper()
+	ns := newNetns(n.T)
+	n.must(netns.Set(n.host))
+	return ns
+}
+
+func (n *node) move(ifName string, into netns.NsHandle) {
+	n.Helper()
+	link, err := netlink.LinkByName(ifName)
+	n.must(err)
+	n.must(netlink.LinkSetNsFd(link, int(into)))
+}
+
+// TestMasters is a table of its own because few kernels have all of these.
+func TestMasters(t *testing.T) {
+	for _, master := range []netlink.Link{
+		&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "ovs-system"}, LinkType: "openvswitch"},
+		&netlink.Vrf{LinkAttrs: netlink.LinkAttrs{Name: "vrf0"}},
+		&netlink.Bond{LinkAttrs: netlink.LinkAttrs{Name: "bond0"}},
+	} {
+		t.Run(master.Type(), func(t *testing.T) {
+			link := &Link{Name: "veth0"}
+			err := link.enterBy(master, "eth0")
+			want := &UnsupportedError{"eth0", "its host side veth0 belongs to " + master.Attrs().Name + ", which is a " + master.Type() +
+				" and no bridge, so its packets pass by the host's rules"}
+			var got *UnsupportedError
+			if !errors.As(err, &got) {
+				t.Fatalf("got %v, want %v", err, want)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestNodeIP(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("192.168.7.2"), netip.MustParseAddr("fd00:7::2")
+	for name, tc := range map[string]struct {
+		build        func(*node)
+		want4, want6 netip.Addr // the zero Addr is an error
+	}{
+		"no route": {build: func(n *node) { n.uplink("192.168.7.2/24", "fd00:7::2/64") }},
+		"both families": {
+			build: func(n *node) {
+				n.uplink("192.168.7.2/24", "fd00:7::2/64")
+				n.defaultVia("192.168.7.1")
+				n.defaultVia("fd00:7::1")
+			},
+			want4: v4, want6: v6,
+		},
+		"IPv4 only": {
+			build: func(n *node) {
+				n.uplink("192.168.7.2/24")
+				n.defaultVia("192.168.7.1")
+			},
+			want4: v4,
+		},
+		"a link-local address is none that pods can dial": {
+			build: func(n *node) {
+				n.uplink("192.168.7.2/24", "fe80::2/64")
+				n.defaultVia("fe80::1")
+			},
+		},
+		"the route's own source": {
+			build: func(n *node) {
+				n.uplink("192.168.7.9/24", "192.168.7.2/24")
+				link, err := netlink.LinkByName("uplink")
+				n.must(err)
+				n.must(netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP("192.168.7.1"), Src: v4.AsSlice()}))
+			},
+			want4: v4,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			tc.build(n)
+			for family, want := range map[Family]netip.Addr{IPv4: tc.want4, IPv6: tc.want6} {
+				got, err := NodeIP(family)
+				if got != want || (err == nil) != want.IsValid() {
+					t.Errorf("IPv%d: got %v, %v; want %v", family, got, err, want)
+				}
+			}
+		})
+	}
+}
+
+func (n *node) uplink(cidrs ...string) {
+	n.Helper()
+	n.veth("uplink", newNetnsAside(n), "far")
+	h, err := netlink.NewHandle()
+	n.must(err)
+	defer h.Close()
+	for _, cidr := range cidrs {
+		n.addr(h, "uplink", cidr)
+	}
+}
+
+func (n *node) defaultVia(gateway string) {
+	n.Helper()
+	link, err := netlink.LinkByName("uplink")
+	n.must(err)
+	n.must(netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(gateway)}))
+}

@@ -1,0 +1,113 @@
+package redirect
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-iptables/iptables"
+)
+
+// ErrNoIPTables is the error of a node that has no iptables command, or none of the form that is asked for.
+var ErrNoIPTables = errors.New("no iptables command")
+
+// Node is the iptables commands of a node, in whichever forms it has them.
+type Node struct {
+	// Dirs are where commands are looked for, in order.
+	Dirs []string
+	// Choice is the file that remembers which form was chosen.
+	Choice string
+	// Lock serialises the making of the base.
+	Lock func(context.Context) (unlock func(), err error)
+
+	forms map[Form]*IPTables
+}
+
+// Dirs are the directories of PATH, and those where distributions put iptables: a runtime's PATH does not always have them.
+func Dirs() []string {
+	var dirs []string
+	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin") {
+		if filepath.IsAbs(dir) && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// IPTables is the node's iptables in one form; the error is ErrNoIPTables where it has none.
+func (n *Node) IPTables(form Form) (*IPTables, error) {
+	if t := n.forms[form]; t != nil {
+		return t, nil
+	}
+	if _, err := n.find(form, false); err != nil {
+		return nil, err
+	}
+	if n.forms == nil {
+		n.forms = make(map[Form]*IPTables)
+	}
+	n.forms[form] = &IPTables{form: form, find: n.find, lock: n.Lock, opened: make(map[bool]*iptables.IPTables)}
+	return n.forms[form], nil
+}
+
+// find is the path of the command: the one that is named for its form, or else the plain one if it is of that form.
+func (n *Node) find(form Form, v6 bool) (string, error) {
+	if form != NFT && form != Legacy {
+		return "", fmt.Errorf("%w of the form %q", ErrNoIPTables, form)
+	}
+	named, plain := string(form), "iptables"
+	if v6 {
+		named, plain = strings.Replace(named, "iptables", "ip6tables", 1), "ip6tables"
+	}
+	if path := n.look(named); path != "" {
+		return path, nil
+	}
+	if path := n.look(plain); path != "" {
+		if is, err := formOf(path); err == nil && is == form {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%w: %s in none of %s", ErrNoIPTables, named, strings.Join(n.Dirs, ":"))
+}
+
+func (n *Node) look(name string) string {
+	for _, dir := range n.Dirs {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path
+		}
+	}
+	return ""
+}
+
+// used tells whether rules can stand in a table in the given form. Asking the legacy command for them would make the
+// table, and from then on each packet would pass it; the kernel's list of such tables is free. The list is the calling
+// thread's namespace's.
+func used(form Form, v6 bool, table string) bool {
+	if form != Legacy {
+		return true
+	}
+	list := "/proc/thread-self/net/ip_tables_names"
+	if v6 {
+		list = "/proc/thread-self/net/ip6_tables_names"
+	}
+	f, err := os.Open(list)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if lines.Text() == table {
+			return true
+		}
+	}
+	return false
+}

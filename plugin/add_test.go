@@ -1,0 +1,259 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+)
+
+var plain = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
+// wantCode asserts that an error is a CNI error of the code, whose text has all the parts.
+func wantCode(t *testing.T, err error, code uint, parts ...string) {
+	t.Helper()
+	var e *types.Error
+	if !errors.As(err, &e) || e.Code != code {
+		t.Errorf("got %#v, want code %d", err, code)
+		return
+	}
+	for _, part := range parts {
+		if !strings.Contains(e.Error(), part) {
+			t.Errorf("got %q, want it to say %q", e.Error(), part)
+		}
+	}
+}
+
+func TestAddRecords(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		args := n.args("c1", n.pod, pod4, pod6)
+		n.must(n.add(args))
+		link, err := n.findLink(args.Netns, "eth0")
+		n.must(err)
+		want := &attachment.Record{
+			ContainerID: "c1", IfName: "eth0", Network: "net", Netns: args.Netns,
+			Pod:      attachment.Pod{Namespace: "team", Name: "c1", UID: "uid-c1"},
+			IPs:      []netip.Addr{netip.MustParseAddr(pod4), netip.MustParseAddr(pod6)},
+			HostLink: attachment.HostLink{Name: "veth0", Index: link.Index},
+			Path:     attachment.PathRouted,
+			Backend:  n.backend,
+			Redirects: []attachment.Redirect{
+				{Source: netip.MustParseAddr(pod4), Metadata: netip.MustParseAddrPort("169.254.169.254:80"), Proxy: netip.MustParseAddrPort("192.168.7.2:8181")},
+				{Source: netip.MustParseAddr(pod6), Metadata: netip.MustParseAddrPort("[fd00:ec2::254]:80"), Proxy: netip.MustParseAddrPort("[fd00:7::2]:8181")},
+			},
+			Created: time.Date(2026, 11, 23, 11, 0, 0, 0, time.UTC),
+		}
+		if n.kind == "bridged" {
+			want.Path, want.HostLink.Bridge = attachment.PathBridged, "br0"
+		}
+		if diff := cmp.Diff(want, n.record("c1"), plain, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff([]string{"attachments/c1@eth0.json", "by-ip/" + pod4, "by-ip/" + pod6}, n.state()); diff != "" {
+			t.Error(diff)
+		}
+		if n.errors.Len() > 0 {
+			t.Errorf("logged %s", &n.errors)
+		}
+	})
+}
+
+// TestAddReturnsPrevResult has a result in each version that a chained plugin can meet, with what each can say.
+func TestAddReturnsPrevResult(t *testing.T) {
+	n := newNode(t, "routed", "iptables-nft")
+	for version, result := range map[string]string{
+		"0.2.0": `{"cniVersion":"0.2.0","ip4":{"ip":"10.1.0.5/16","gateway":"10.1.0.1","routes":[{"dst":"0.0.0.0/0"}]},"dns":{"nameservers":["10.0.0.10"]}}`,
+		"0.3.1": `{"cniVersion":"0.3.1","interfaces":[{"name":"br0","mac":"00:00:00:00:00:01"},{"name":"eth0","sandbox":"/ns"}],"ips":[{"version":"4","interface":1,"address":"10.1.0.5/16","gateway":"10.1.0.1"}],"dns":{}}`,
+		"0.4.0": `{"cniVersion":"0.4.0","interfaces":[{"name":"eth0","sandbox":"/ns"}],"ips":[{"version":"4","interface":0,"address":"10.1.0.5/16"},{"version":"6","address":"fd00:1::5/64"}],"routes":[{"dst":"0.0.0.0/0","gw":"10.1.0.1"}],"dns":{}}`,
+		"1.0.0": `{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","mac":"00:00:00:00:00:02","sandbox":"/ns"}],"ips":[{"interface":0,"address":"10.1.0.5/16"}],"dns":{"domain":"x"}}`,
+		"1.1.0": `{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","mtu":9001,"sandbox":"/ns"}],"ips":[{"address":"10.1.0.5/16"}],"routes":[{"dst":"0.0.0.0/0","mtu":1400,"scope":0}]}`,
+	} {
+		t.Run(version, func(t *testing.T) {
+			n.in(n.host, func() {
+				n.out.Reset()
+				args := n.args("c1", n.pod, pod4)
+				args.StdinData = n.conf(map[string]any{"cniVersion": version, "prevResult": json.RawMessage(result)})
+				if err := n.add(args); err != nil {
+					t.Error(err)
+				}
+			})
+			if diff := cmp.Diff(decode(t, []byte(result)), decode(t, n.out.Bytes())); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func decode(t *testing.T, data []byte) (value any) {
+	t.Helper()
+	if err := json.Unmarshal(data, &value); err != nil {
+		t.Fatalf("%v in %s", err, data)
+	}
+	return value
+}
+
+// TestSteadyState holds the number of process runs of an ADD and a DEL on a node that has pods, and that the ADD of
+// another pod leaves rules and records of the neighbours alone.
+func TestSteadyState(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		n.backend = "auto"
+		n.must(n.add(n.args("c0", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
+		rules, state := n.rules(), n.state()
+		for _, ips := range [][]string{{pod4}, {pod4, pod6}} {
+			n.calls()
+			n.must(n.add(n.args("c1", n.pod, ips...)))
+			if calls := n.calls(); len(calls) > 3*len(ips) {
+				t.Errorf("ADD of %v ran\n%s", ips, strings.Join(calls, "\n"))
+			}
+			n.must(n.del(n.args("c1", n.pod, ips...)))
+			if calls := n.calls(); len(calls) > 3*len(ips) {
+				t.Errorf("DEL of %v ran\n%s", ips, strings.Join(calls, "\n"))
+			}
+			if diff := cmp.Diff(rules, n.rules()); diff != "" {
+				t.Error(diff)
+			}
+			if diff := cmp.Diff(state, n.state()); diff != "" {
+				t.Error(diff)
+			}
+		}
+	})
+}
+
+func TestAddTwice(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
+		rules, state := n.rules(), n.state()
+		n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
+		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(state, n.state()); diff != "" {
+			t.Error(diff)
+		}
+		// The second one of another configuration, in the other form.
+		n.backend = map[string]string{"iptables-nft": "iptables-legacy", "iptables-legacy": "iptables-nft"}[n.backend]
+		args := n.args("c1", n.pod, pod4)
+		args.StdinData = n.conf(map[string]any{"proxyPort": 9999, "proxyIP": "192.168.7.9", "prevResult": decode(t, args.StdinData).(map[string]any)["prevResult"]})
+		n.must(n.add(args))
+		if ours := n.ours(); len(ours) != 1 || !strings.Contains(ours[0], n.backend) || !strings.Contains(ours[0], "192.168.7.9:9999") {
+			t.Errorf("got %s", strings.Join(ours, "\n"))
+		}
+		if diff := cmp.Diff([]string{"attachments/c1@eth0.json", "by-ip/" + pod4}, n.state()); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// TestAddressIsReused is an address whose former holder's DEL never came.
+func TestAddressIsReused(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		n.must(n.add(n.args("old", n.pod, pod4, pod6)))
+		n.ip(n.host, "link del veth0")
+		pod := n.newPod(n.kind, "veth1", pod4, "fd00:1::7")
+		n.must(n.add(n.args("new", pod, pod4, "fd00:1::7")))
+		ours := n.ours()
+		if len(ours) != 2 || !strings.Contains(strings.Join(ours, " "), "new@eth0") || strings.Contains(strings.Join(ours, " "), "old@eth0") {
+			t.Errorf("got %s", strings.Join(ours, "\n"))
+		}
+		if diff := cmp.Diff([]string{"attachments/new@eth0.json", "by-ip/" + pod4, "by-ip/fd00:1::7"}, n.state()); diff != "" {
+			t.Error(diff)
+		}
+		rules, state := n.rules(), n.state()
+		n.must(n.del(n.args("old", n.pod, pod4, pod6)))
+		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+			t.Errorf("the late DEL changed %s", diff)
+		}
+		if diff := cmp.Diff(state, n.state()); diff != "" {
+			t.Errorf("the late DEL changed %s", diff)
+		}
+	})
+}
+
+// TestAddAfterDeath has a record without its rules, and rules whose record cannot be read: what is left of an ADD or a DEL
+// that was killed.
+func TestAddAfterDeath(t *testing.T) {
+	for name, kill := range map[string]func(*node){
+		"the record without rules": func(n *node) { n.run(n.backend + " -t nat -F KUBE2IAM-CNI") },
+		"an unreadable record with rules": func(n *node) {
+			n.must(os.WriteFile(filepath.Join(n.stateDir, "attachments", "c1@eth0.json"), nil, 0o644))
+		},
+		"neither base nor rules": func(n *node) {
+			n.run(n.backend + " -t nat -F")
+			n.run(n.backend + " -t nat -X")
+			n.run(n.backend + " -t mangle -F")
+			n.run(n.backend + " -F")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			datapaths(t, func(t *testing.T, n *node) {
+				n.must(n.add(n.args("c1", n.pod, pod4)))
+				rules, state := n.rules(), n.state()
+				kill(n)
+				n.must(n.add(n.args("c1", n.pod, pod4)))
+				if diff := cmp.Diff(rules, n.rules()); diff != "" {
+					t.Error(diff)
+				}
+				if diff := cmp.Diff(state, n.state()); diff != "" {
+					t.Error(diff)
+				}
+			})
+		})
+	}
+}
+
+// TestAddWithoutIPv6 is a node that has no IPv6 address for the proxy: a pod's is guarded all the same.
+func TestAddWithoutIPv6(t *testing.T) {
+	n := newNode(t, "routed", "iptables-nft")
+	n.ip(n.host, "route del default via fd00:7::1")
+	n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
+	if r := n.record("c1"); len(r.IPs) != 2 || len(r.Redirects) != 1 {
+		t.Errorf("recorded %+v", r)
+	}
+	if rules := n.run("ip6tables-nft-save"); !strings.Contains(rules, "-d fd00:ec2::254/128 -p tcp -m tcp --dport 80 -m addrtype") {
+		t.Errorf("no guard in\n%s", rules)
+	}
+	if !strings.Contains(n.errors.String(), "ip="+pod6) {
+		t.Errorf("logged %s", &n.errors)
+	}
+}
+
+// TestAddOfNoPod is a container that no runtime called a pod.
+func TestAddOfNoPod(t *testing.T) {
+	n := newNode(t, "routed", "iptables-nft")
+	args := n.args("c1", n.pod, pod4)
+	args.Args = "IP=10.1.0.5"
+	n.must(n.add(args))
+	if diff := cmp.Diff(attachment.Pod{}, n.record("c1").Pod); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestLinkIsNotGuessed has results that name the wrong interface, as real plugins' do.
+func TestLinkIsNotGuessed(t *testing.T) {
+	for name, result := range map[string]string{
+		"azure-vnet: the node's uplink, without sandbox": `{"cniVersion":"0.3.0","interfaces":[{"name":"eth0"}],"ips":[{"version":"4","address":"10.1.0.5/16","gateway":"10.1.0.1"}],"dns":{}}`,
+		"aws-cni: an interface that does not exist":      `{"cniVersion":"0.4.0","interfaces":[{"name":"veth0"},{"name":"eth0","sandbox":"/ns"},{"name":"dummy0","sandbox":"0"}],"ips":[{"version":"4","interface":1,"address":"10.1.0.5/32"}],"dns":{}}`,
+		"weave: none":               `{"cniVersion":"0.3.0","ips":[{"version":"4","address":"10.1.0.5/16","gateway":"10.1.0.1"}],"dns":{}}`,
+		"bridge: the bridge first":  `{"cniVersion":"1.0.0","interfaces":[{"name":"uplink"},{"name":"veth9"},{"name":"eth0","sandbox":"/ns"}],"ips":[{"interface":2,"address":"10.1.0.5/16"}]}`,
+		"an address of another one": `{"cniVersion":"1.0.0","interfaces":[{"name":"net1","sandbox":"/ns"},{"name":"eth0","sandbox":"/ns"}],"ips":[{"interface":0,"address":"10.9.0.5/16"},{"interface":1,"address":"10.1.0.5/16"}]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, "routed", "iptables-nft")
+			args := n.args("c1", n.pod)
+			args.StdinData = n.conf(map[string]any{"cniVersion": decode(t, []byte(result)).(map[string]any)["cniVersion"], "prevResult": json.RawMessage(result)})
+			n.must(n.add(args))
+			if r := n.record("c1"); r.HostLink.Name != "veth0" || len(r.IPs) != 1 || r.IPs[0].String() != pod4 {
+				t.Errorf("recorded %+v", r)
+			}
+		})
+	}
+}

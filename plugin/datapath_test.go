@@ -1,0 +1,72 @@
+package main
+
+import (
+	"net"
+	"testing"
+	"time"
+)
+
+// datapaths runs a test on each way of a pod's packets into the host, in each form of iptables.
+func datapaths(t *testing.T, test func(*testing.T, *node)) {
+	for _, kind := range []string{"routed", "bridged"} {
+		for _, backend := range []string{"iptables-nft", "iptables-legacy"} {
+			t.Run(kind+"/"+backend, func(t *testing.T) { test(t, newNode(t, kind, backend)) })
+		}
+	}
+}
+
+// TestDatapath follows a pod's connections to the metadata service through its life.
+func TestDatapath(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		n.serve(n.service, ":80", "service")
+		n.serve(n.host, net.JoinHostPort(uplink4, "8181"), "proxy")
+		n.serve(n.host, net.JoinHostPort(uplink6, "8181"), "proxy")
+		// A second address that the network did not give to the pod.
+		n.ip(n.pod, "addr add 10.1.0.66/16 dev eth0", "addr add fd00:1::66/64 dev eth0 nodad")
+		if n.kind == "routed" {
+			n.ip(n.host, "route add 10.1.0.66/32 dev veth0", "route add fd00:1::66/128 dev veth0")
+		}
+		neighbour := n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7")
+		const long = 10 * time.Second
+		// What is dropped is not answered however long one waits, so a short wait can only let a fault pass, not invent one.
+		const short = 300 * time.Millisecond
+		want := func(when, what, got, want string) {
+			t.Helper()
+			if got != want {
+				t.Errorf("%s, %s: got %q, want %q", when, what, got, want)
+			}
+		}
+		address4, address6 := net.JoinHostPort(service4, "80"), net.JoinHostPort(service6, "80")
+
+		want("before ADD", "IPv4", n.dial(n.pod, pod4, address4, long), "service to "+pod4)
+		want("before ADD", "IPv6", n.dial(n.pod, pod6, address6, long), "service to "+pod6)
+
+		args := n.args("c1", n.pod, pod4, pod6)
+		n.must(n.add(args))
+		want("after ADD", "IPv4", n.dial(n.pod, pod4, address4, long), "proxy to "+pod4)
+		want("after ADD", "IPv6", n.dial(n.pod, pod6, address6, long), "proxy to "+pod6)
+		want("after ADD", "IPv4, another source", n.dial(n.pod, "10.1.0.66", address4, long), "refused")
+		want("after ADD", "IPv6, another source", n.dial(n.pod, "fd00:1::66", address6, long), "refused")
+		want("after ADD", "IPv4, a pod without ADD", n.dial(neighbour, "", address4, long), "refused")
+		want("after ADD", "IPv6, a pod without ADD", n.dial(neighbour, "", address6, long), "refused")
+		want("after ADD", "IPv4, the host", n.dial(n.host, "", address4, long), "service to "+uplink4)
+		want("after ADD", "IPv6, the host", n.dial(n.host, "", address6, long), "service to "+uplink6)
+
+		// Another program lets everything pass that is forwarded.
+		for _, family := range []string{"iptables", "ip6tables"} {
+			n.run(family + n.backend[len("iptables"):] + " -t filter -I FORWARD -j ACCEPT")
+		}
+		want("after ACCEPT", "IPv4", n.dial(n.pod, pod4, address4, long), "proxy to "+pod4)
+		want("after ACCEPT", "IPv4, another source", n.dial(n.pod, "10.1.0.66", address4, short), "silence")
+		want("after ACCEPT", "IPv6, another source", n.dial(n.pod, "fd00:1::66", address6, short), "silence")
+		want("after ACCEPT", "IPv4, the host", n.dial(n.host, "", address4, long), "service to "+uplink4)
+		want("after ACCEPT", "IPv6, the host", n.dial(n.host, "", address6, long), "service to "+uplink6)
+		for _, family := range []string{"iptables", "ip6tables"} {
+			n.run(family + n.backend[len("iptables"):] + " -t filter -D FORWARD -j ACCEPT")
+		}
+
+		n.must(n.del(args))
+		want("after DEL", "IPv4", n.dial(n.pod, pod4, address4, long), "refused")
+		want("after DEL", "IPv6", n.dial(n.pod, pod6, address6, long), "refused")
+	})
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestDelTolerates has each DEL that the specification or a runtime can come with, for a pod that is there.
+func TestDelTolerates(t *testing.T) {
+	for name, change := range map[string]func(*node, *skel.CmdArgs){
+		"nothing unusual":           func(n *node, args *skel.CmdArgs) {},
+		"no namespace":              func(n *node, args *skel.CmdArgs) { args.Netns = "" },
+		"a namespace that is gone":  func(n *node, args *skel.CmdArgs) { args.Netns = "/run/netns/gone" },
+		"no prevResult":             func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(nil) },
+		"no CNI_ARGS":               func(n *node, args *skel.CmdArgs) { args.Args = "" },
+		"CNI_ARGS that ADD refuses": func(n *node, args *skel.CmdArgs) { args.Args = "K8S_POD_NAME=/;x" },
+		"an unknown key":            func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"what": 1}) },
+		"a value out of range":      func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"proxyPort": 0}) },
+		"another proxy and service": func(n *node, args *skel.CmdArgs) {
+			args.StdinData = n.conf(map[string]any{"proxyPort": 1, "metadataIP": "1.1.1.1", "guard": false})
+		},
+		"another name of the network": func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"name": "renamed"}) },
+		"another form of iptables": func(n *node, args *skel.CmdArgs) {
+			args.StdinData = n.conf(map[string]any{"backend": "iptables-legacy"})
+		},
+		"a prevResult that is nonsense": func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"prevResult": 7}) },
+		"the interface gone":            func(n *node, args *skel.CmdArgs) { n.ip(n.host, "link del veth0") },
+		"the rule gone":                 func(n *node, args *skel.CmdArgs) { n.run("iptables-nft -t nat -F KUBE2IAM-CNI") },
+		"the base gone": func(n *node, args *skel.CmdArgs) {
+			n.run("iptables-nft -t nat -F")
+			n.run("iptables-nft -t nat -X")
+		},
+		"a record that cannot be read": func(n *node, args *skel.CmdArgs) {
+			n.must(os.WriteFile(filepath.Join(n.stateDir, "attachments", "c1@eth0.json"), []byte("{"), 0o644))
+		},
+		"the record gone": func(n *node, args *skel.CmdArgs) { n.must(os.RemoveAll(n.stateDir)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, "bridged", "iptables-nft")
+			n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
+			args := n.args("c1", n.pod, pod4, pod6)
+			change(n, args)
+			for range 2 {
+				n.must(n.del(args))
+				if ours := n.ours(); len(ours) > 0 {
+					t.Errorf("left %s", strings.Join(ours, "\n"))
+				}
+				if state := n.state(); len(state) > 0 {
+					t.Errorf("left %v", state)
+				}
+			}
+		})
+	}
+}
+
+// TestDelOfNobody is a container that had no ADD, as a pod has that is older than the plugin's installation.
+func TestDelOfNobody(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		nothing := n.run("nft list ruleset") + n.run("cat /proc/thread-self/net/ip_tables_names")
+		n.must(n.del(n.args("c1", n.pod, pod4)))
+		if got := n.run("nft list ruleset") + n.run("cat /proc/thread-self/net/ip_tables_names"); got != nothing {
+			t.Errorf("a first DEL made %s", got)
+		}
+		if _, err := os.Stat(n.stateDir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a first DEL made the state directory: %v", err)
+		}
+		n.must(n.add(n.args("c1", n.pod, pod4)))
+		rules, state := n.rules(), n.state()
+		for _, id := range []string{"c2", "c", "c11", strings.Repeat("c", 300)} {
+			n.must(n.del(n.args(id, n.pod, pod4)))
+		}
+		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(state, n.state()); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// TestDelThatFails is the one error that stops the chain, and one that must not.
+func TestDelThatFails(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		n.must(n.add(n.args("c1", n.pod, pod4)))
+		rules, state := n.rules(), n.state()
+
+		n.fail(4, "-D KUBE2IAM-CNI")
+		wantCode(t, n.del(n.args("c1", n.pod, pod4)), types.ErrTryAgainLater, "busy")
+		n.fail(2, "KUBE2IAM-CNI")
+		n.must(n.del(n.args("c1", n.pod, pod4)))
+		if !strings.Contains(n.errors.String(), "it stays on record") {
+			t.Errorf("logged %s", &n.errors)
+		}
+		n.fail(0, "")
+		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(state, n.state()); diff != "" {
+			t.Error(diff)
+		}
+		n.must(n.del(n.args("c1", n.pod, pod4)))
+		if len(n.ours()) > 0 || len(n.state()) > 0 {
+			t.Errorf("left %v, %v", n.ours(), n.state())
+		}
+	})
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+)
+
+// program is what a person meets who calls the binary by hand.
+func program() *cli.App {
+	cli.VersionPrinter = func(c *cli.Context) {
+		fmt.Fprintf(c.App.Writer, "kube2iam-cni %s (commit %s, built %s)\n", version, commit, date)
+	}
+	return &cli.App{
+		Name:            "kube2iam-cni",
+		Usage:           "chained CNI plugin that gives each pod the AWS credentials of its own role",
+		UsageText:       "a container runtime runs this binary with CNI_COMMAND set; see below for its configuration",
+		Description:     description,
+		Version:         version,
+		HideHelpCommand: true,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return fmt.Errorf("unknown command %q; see kube2iam-cni --help", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+}
+
+const description = `Put the binary into the runtime's plugin directory (/opt/cni/bin), and only then append an entry to the
+plugins of the node's network configuration list (/etc/cni/net.d), after the plugin that makes the
+pod's interface:
+
+{
+  "cniVersion": "1.0.0",
+  "name": "pods",
+  "plugins": [
+    {
+      "type": "bridge",
+      "bridge": "cni0",
+      "isGateway": true,
+      "ipMasq": true,
+      "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.244.0.0/24" }]],
+                "routes": [{ "dst": "0.0.0.0/0" }] }
+    },
+    {
+      "type": "kube2iam-cni"
+    }
+  ]
+}
+
+Keys of the entry, with their defaults; any other key is refused:
+
+  "proxyIP": "auto"                   where kube2iam-proxy listens; "auto" is the node's own address
+                                      towards its default route
+  "proxyPort": 8181                   and its port
+  "metadataIP": "169.254.169.254"     the service that is redirected; for pods with an IPv6 address
+                                      [fd00:ec2::254] is, too
+  "stateDir": "/run/kube2iam-cni"     where the proxy finds who holds which address
+  "backend": "auto"                   "iptables", "iptables-nft" or "iptables-legacy"; "auto" is the
+                                      form that the node's Kubernetes rules stand in
+  "guard": true                       refuse what is forwarded to the service without being redirected`

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestAddRollsBack has an ADD fail at each of its steps.
+func TestAddRollsBack(t *testing.T) {
+	for name, tc := range map[string]struct {
+		break_ func(*node)
+		code   uint
+	}{
+		"the guard is refused":      {func(n *node) { n.fail(3, "-C POSTROUTING") }, codeRules},
+		"the append is refused":     {func(n *node) { n.fail(1, "-A KUBE2IAM-CNI -s 10.1.0.5") }, codeRules},
+		"the append is too late":    {func(n *node) { n.fail(4, "-A KUBE2IAM-CNI -s 10.1.0.5") }, types.ErrTryAgainLater},
+		"the second append fails":   {func(n *node) { n.fail(1, "fd00:1::5") }, codeRules},
+		"no ip6tables":              {func(n *node) { n.must(os.Remove(filepath.Join(n.commands, "ip6"+n.backend[2:]))) }, codeNoIPTables},
+		"the result can't be given": {func(n *node) { n.stdout = broken{} }, types.ErrIOFailure},
+	} {
+		t.Run(name, func(t *testing.T) {
+			datapaths(t, func(t *testing.T, n *node) {
+				n.must(n.add(n.args("c0", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
+				rules, state := n.rules(), n.state()
+				n.out.Reset()
+				tc.break_(n)
+				wantCode(t, n.add(n.args("c1", n.pod, pod4, pod6)), tc.code)
+				if diff := cmp.Diff(rules, n.rules()); diff != "" {
+					t.Error(diff)
+				}
+				if diff := cmp.Diff(state, n.state()); diff != "" {
+					t.Error(diff)
+				}
+				if n.out.Len() > 0 {
+					t.Errorf("printed %s", &n.out)
+				}
+			})
+		})
+	}
+}
+
+type broken struct{}
+
+func (broken) Write([]byte) (int, error) { return 0, os.ErrClosed }
+
+// TestAddRefuses has what no ADD can do anything with; none may leave a rule or a record, or make the state directory.
+func TestAddRefuses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		kind   string
+		change func(*node, *skel.CmdArgs)
+		code   uint
+		says   []string
+	}{
+		"an unknown key": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.StdinData = n.conf(map[string]any{"proxy": "x"})
+		}, types.ErrInvalidNetworkConfig, []string{`"proxy"`}},
+		"no prevResult": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.StdinData = n.conf(nil)
+		}, types.ErrInvalidNetworkConfig, []string{"prevResult is missing", "chain"}},
+		"CNI_ARGS of half a pod": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.Args = "K8S_POD_NAME=x"
+		}, types.ErrInvalidEnvironmentVariables, []string{"K8S_POD_NAMESPACE"}},
+		"a container ID that is no file name": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.ContainerID = strings.Repeat("c", 201)
+		}, types.ErrInvalidEnvironmentVariables, []string{"container ID"}},
+		"a namespace that is gone": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.Netns = "/run/netns/gone"
+		}, types.ErrInvalidNetNS, []string{"/run/netns/gone"}},
+		"the host's namespace": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.Netns = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(n.host))
+		}, types.ErrInvalidNetNS, []string{"host's own"}},
+		"no such interface": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.IfName = "net1"
+		}, codeLink, []string{"net1", "chain"}},
+		"no veth": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.IfName = "lo"
+		}, codeLink, []string{"lo", "no veth"}},
+		"a host interface whose name iptables takes for many": {"routed", func(n *node, args *skel.CmdArgs) {
+			n.ip(n.host, "link set veth0 down", "link set veth0 name veth+ up")
+		}, codeRules, []string{`"veth+"`}},
+		"no addresses": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.StdinData = n.args("c1", n.pod).StdinData
+		}, codeAddresses, []string{"no IPs"}},
+		"another interface's addresses": {"routed", func(n *node, args *skel.CmdArgs) {
+			args.StdinData = n.args("c1", n.pod, "10.1.0.99").StdinData
+		}, codeAddresses, []string{"10.1.0.99", pod4}},
+		"bridge-nf off": {"bridged", func(n *node, args *skel.CmdArgs) {
+			n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o644))
+		}, codeBridgeNF, []string{"veth0", "br0", "sysctl -w net.bridge.bridge-nf-call-iptables=1"}},
+		"bridge-nf off for IPv6": {"bridged", func(n *node, args *skel.CmdArgs) {
+			n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-ip6tables", []byte("0"), 0o644))
+		}, codeBridgeNF, []string{"veth0", "br0", "sysctl -w net.bridge.bridge-nf-call-ip6tables=1"}},
+		"no way out of the node": {"routed", func(n *node, args *skel.CmdArgs) {
+			n.ip(n.host, "route del default via 192.168.7.1", "route del default via fd00:7::1")
+		}, codeProxyIP, []string{"proxyIP"}},
+		"a proxy of another family": {"routed", func(n *node, args *skel.CmdArgs) {
+			conf := n.args("c1", n.pod, pod4).StdinData
+			args.StdinData = n.conf(map[string]any{"proxyIP": "fd00::1", "prevResult": decode(n.T, conf).(map[string]any)["prevResult"]})
+		}, codeProxyIP, []string{"fd00::1", pod4}},
+		"no iptables of the form": {"routed", func(n *node, args *skel.CmdArgs) {
+			n.must(os.Remove(filepath.Join(n.commands, "iptables-nft")))
+		}, codeNoIPTables, []string{"iptables-nft", "backend"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, tc.kind, "iptables-nft")
+			args := n.args("c1", n.pod, pod4, pod6)
+			tc.change(n, args)
+			wantCode(t, n.add(args), tc.code, tc.says...)
+			if got := n.run("nft list ruleset"); got != "" {
+				t.Errorf("left %s", got)
+			}
+			if _, err := os.Stat(n.stateDir); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("made the state directory: %v", err)
+			}
+			if n.out.Len() > 0 {
+				t.Errorf("printed %s", &n.out)
+			}
+		})
+	}
+}
+
+// TestAddWithoutState has a state directory in which nothing can be made.
+func TestAddWithoutState(t *testing.T) {
+	for _, backend := range []string{"auto", "iptables-nft"} {
+		t.Run(backend, func(t *testing.T) {
+			n := newNode(t, "routed", backend)
+			n.must(os.WriteFile(n.stateDir, nil, 0o644))
+			wantCode(t, n.add(n.args("c1", n.pod, pod4)), codeState, n.stateDir)
+			if got := n.ours(); len(got) > 0 {
+				t.Errorf("left %v", got)
+			}
+		})
+	}
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
+)
+
+// status fails with code 50 where no ADD could succeed: without iptables, without an address to redirect to, without a
+// state directory that can be written. It runs no command that it can do without, and makes nothing.
+func (p *plugin) status(args *skel.CmdArgs) error {
+	conf, err := netconf.Parse(args.StdinData)
+	if err != nil {
+		return err
+	}
+	unavailable := func(err error) error { return cniError(types.ErrPluginNotAvailable, "", "%v", err) }
+	if err := p.iptables(conf.StateDir).Usable(string(conf.Backend)); err != nil {
+		return unavailable(err)
+	}
+	if !conf.ProxyIP.IsValid() {
+		_, err4 := p.nodeIP(hostlink.IPv4)
+		_, err6 := p.nodeIP(hostlink.IPv6)
+		if err4 != nil && err6 != nil {
+			return unavailable(fmt.Errorf("proxyIP: %w; %w", err4, err6))
+		}
+	}
+	if err := writable(conf.StateDir); err != nil {
+		return unavailable(fmt.Errorf("stateDir: %w", err))
+	}
+	return nil
+}
+
+// writable tells whether files can be made in a directory, or the directory itself.
+func writable(dir string) error {
+	for {
+		err := unix.Access(dir, unix.W_OK|unix.X_OK)
+		if errors.Is(err, fs.ErrNotExist) && dir != "/" {
+			dir = filepath.Dir(dir)
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "access", Path: dir, Err: err}
+		}
+		info, err := os.Stat(dir)
+		if err == nil && !info.IsDir() {
+			err = &fs.PathError{Op: "access", Path: dir, Err: unix.ENOTDIR}
+		}
+		return err
+	}
+}

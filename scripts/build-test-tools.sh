@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Builds the programs that the demo, the suites and the benchmark run, and prints the directories that hold them on its
+# last line, joined by ':' as in PATH.
+#
+#   scripts/build-test-tools.sh [external]
+#
+# "external" leaves this repository's own programs out: it builds what other projects make, which is kept from then on.
+# Everything goes to ${XDG_CACHE_HOME:-$HOME/.cache}/kube2iam-cni/bin, outside the repository.
+set -euo pipefail
+
+readonly plugins=v1.9.1             # github.com/containernetworking/plugins
+readonly ec2_metadata_mock=v1.13.0  # github.com/aws/amazon-ec2-metadata-mock
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/kube2iam-cni/bin
+mkdir -p "$cache"
+
+say() { echo "build-test-tools: $*" >&2; }
+
+command -v go >/dev/null || { say "go is missing: https://go.dev/dl"; exit 1; }
+command -v flock >/dev/null || { say "flock is missing (Debian package util-linux)"; exit 1; }
+
+# One at a time: packages are tested in parallel, and each asks for the same programs.
+exec 9>"$cache/.lock"
+flock 9
+
+export CGO_ENABLED=0
+
+# external DIRECTORY PACKAGE@VERSION... installs into the cache what is not there yet; all of it or nothing.
+external() {
+  local dir=$cache/$1 temporary
+  shift
+  if [[ ! -d $dir ]]; then
+    say "building $* (once)"
+    temporary=$(mktemp -d "$cache/.build.XXXXXX")
+    trap 'rm -rf "$temporary"' EXIT
+    (cd "$temporary" && GOBIN=$temporary GOFLAGS=-trimpath go install "$@")
+    mv "$temporary" "$dir"
+    trap - EXIT
+  fi
+  directories+=("$dir")
+}
+
+directories=()
+external "plugins-$plugins" \
+  "github.com/containernetworking/plugins/plugins/main/bridge@$plugins" \
+  "github.com/containernetworking/plugins/plugins/main/ptp@$plugins" \
+  "github.com/containernetworking/plugins/plugins/main/loopback@$plugins" \
+  "github.com/containernetworking/plugins/plugins/ipam/host-local@$plugins" \
+  "github.com/containernetworking/plugins/plugins/meta/portmap@$plugins"
+external "ec2-metadata-mock-$ec2_metadata_mock" \
+  "github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock@$ec2_metadata_mock"
+
+if [[ ${1:-} != external ]]; then
+  # By the checkout's path: two checkouts do not overwrite each other's. Go's build cache makes this cheap.
+  own=$cache/own-$(printf %s "$repository" | sha256sum | cut -c 1-12)
+  mkdir -p "$own"
+  [[ -e $own/kube2iam-proxy ]] || say "building kube2iam-cni and kube2iam-proxy"
+  cd "$repository"
+  go build -trimpath -buildvcs=false -o "$own/kube2iam-cni" ./plugin
+  go build -trimpath -buildvcs=false -o "$own/kube2iam-proxy" ./proxy
+  directories+=("$own")
+fi
+
+(IFS=:; echo "${directories[*]}")

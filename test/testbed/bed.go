@@ -1,0 +1,230 @@
+// Package testbed builds a node with pods in network namespaces of its own: the node, whose interface leads to an "aws"
+// namespace with Amazon's metadata mock at 169.254.169.254 and stand-ins for STS and the Kubernetes API, and pods that
+// real CNI plugins connect. The demo, the namespace suite and the benchmark all run on it.
+//
+//	aws namespace                              node namespace                    a namespace for each pod
+//	169.254.169.254:80  tap ─ metadata mock    default route ─▶ aws              eth0 10.201.0.x
+//	10.200.0.1:4566     STS                    eth0 10.200.0.2                   default route ─▶ node
+//	10.200.0.1:6443     Kubernetes API         bridge or veths, the proxy
+//
+// The node forwards and does not masquerade: the metadata mock sees a pod's own address, and answers it.
+package testbed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/imdstap"
+	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
+)
+
+// What is the same in every testbed.
+const (
+	NodeName = "node1"
+	Account  = "123456789012"
+	Region   = "us-east-1"
+	// RoleBase makes an ARN of a role's name, as --base-role-arn does.
+	RoleBase = "arn:aws:iam::" + Account + ":role/"
+	// NodeRole is the role of the node itself, whose credentials no pod may ever see.
+	NodeRole = "node"
+	// MetadataAddr is where the metadata service is.
+	MetadataAddr = "169.254.169.254:80"
+
+	stsAddr     = "10.200.0.1:4566"
+	kubeAPIAddr = "10.200.0.1:6443"
+	podSubnet   = "10.201.0.0/24"
+)
+
+// NodeIP is the node's address, AWSIP its default gateway's, PodSubnet where its pods' addresses are.
+var (
+	NodeIP    = netip.MustParseAddr("10.200.0.2")
+	AWSIP     = netip.MustParseAddr("10.200.0.1")
+	PodSubnet = netip.MustParsePrefix(podSubnet)
+)
+
+// Options of a Bed.
+type Options struct {
+	// Tools come from BuildTools.
+	Tools Tools
+	// Primary is the CNI plugin that connects the pods: "bridge" or "ptp".
+	Primary string
+	// Chain is what follows it in the conflist.
+	Chain []Entry
+	// NoBridgeNF keeps a bridge's frames from iptables, as on nodes without the kernel module br_netfilter. Otherwise the
+	// module is loaded, and stays so, switched off for the host.
+	NoBridgeNF bool
+}
+
+// Bed is a node, its pods and what they talk to.
+type Bed struct {
+	// Dir holds everything that the testbed writes, the state directory included. It is on a tmpfs where /run is.
+	Dir      string
+	StateDir string
+
+	Node, AWS *Netns
+	KubeAPI   *kubeapi.Server
+	STS       *sts.Server
+	IMDS      *imdstap.Tap
+
+	tools Tools
+	cni   *libcni.CNIConfig
+
+	mu        sync.Mutex
+	primary   string
+	chain     []Entry
+	netns     []*Netns
+	processes []*Process
+	sandboxes int
+}
+
+// dirPattern names a testbed's directory by its process, so that the next testbed can tell what a killed one left.
+const dirPattern = "/run/kube2iam-cni-testbed."
+
+// New builds a node without pods. Close must be called, also after an error of anything else; after an error of New
+// nothing is left.
+func New(ctx context.Context, o Options) (_ *Bed, err error) {
+	if err := Require("ip"); err != nil {
+		return nil, err
+	}
+	sweep()
+	dir, err := os.MkdirTemp(filepath.Dir(dirPattern), filepath.Base(dirPattern)+strconv.Itoa(os.Getpid())+".")
+	if err != nil {
+		return nil, fmt.Errorf("testbed: %w", err)
+	}
+	b := &Bed{Dir: dir, StateDir: filepath.Join(dir, "state"), tools: o.Tools, primary: o.Primary, chain: o.Chain}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("testbed: %w", errors.Join(err, b.Close()))
+		}
+	}()
+	for _, sub := range []string{"netns", "home", "ipam", "cni", "conf"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	b.cni = libcni.NewCNIConfigWithCacheDir(b.tools, filepath.Join(dir, "cni"), nil)
+	if err := b.connect(o.Primary == "bridge" && !o.NoBridgeNF); err != nil {
+		return nil, err
+	}
+	if err := b.serve(ctx); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// serve starts what the node and the pods talk to.
+func (b *Bed) serve(ctx context.Context) (err error) {
+	if b.KubeAPI, err = kubeapi.Start(kubeapi.Options{Address: kubeAPIAddr, Listen: b.AWS.Listen}); err != nil {
+		return err
+	}
+	if b.STS, err = sts.Start(sts.Options{Address: stsAddr, Listen: b.AWS.Listen}); err != nil {
+		return err
+	}
+	b.STS.PutPrincipal(nodePrincipal)
+	return b.serveMetadata(ctx)
+}
+
+// PutRole makes a role that the node may assume for its pods, and returns its ARN. A non-empty external ID is demanded.
+func (b *Bed) PutRole(name, externalID string) string {
+	arn := RoleBase + name
+	b.STS.PutRole(sts.Role{ARN: arn, Trusts: []string{RoleBase + NodeRole}, ExternalID: externalID})
+	return arn
+}
+
+// Leaks are the requests for credentials that reached the metadata service and were not the node's own: the proxy finds
+// its own credentials there by the AWS SDK, which says who it is.
+func (b *Bed) Leaks() []imdstap.Request {
+	var leaks []imdstap.Request
+	for _, r := range b.IMDS.CredentialRequests() {
+		own := strings.TrimSuffix(r.URI, NodeRole) == credentialsPath && strings.HasPrefix(r.UserAgent, "aws-sdk-go/")
+		if r.Source != NodeIP || !own {
+			leaks = append(leaks, r)
+		}
+	}
+	return leaks
+}
+
+// ClientEnv is the whole environment of an AWS client in a pod: nothing that tells it of credentials or of where the
+// metadata service is.
+func (b *Bed) ClientEnv() []string {
+	return []string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=" + filepath.Join(b.Dir, "home"),
+		"AWS_REGION=" + Region,
+		"AWS_DEFAULT_REGION=" + Region,
+	}
+}
+
+func (b *Bed) newNetns(name string) (*Netns, error) {
+	n, err := newNetns(filepath.Join(b.Dir, "netns", name))
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.netns = append(b.netns, n)
+	return n, nil
+}
+
+// start starts a program that Close stops.
+func (b *Bed) start(n *Netns, env []string, name string, args ...string) (*Process, error) {
+	p, err := startProcess(n, env, name, args...)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.processes = append(b.processes, p)
+	return p, nil
+}
+
+// Close ends every process, server and namespace of the testbed and removes its directory. A second call does nothing.
+func (b *Bed) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.processes {
+		p.Kill()
+	}
+	if b.IMDS != nil {
+		b.IMDS.Close()
+	}
+	if b.STS != nil {
+		b.STS.Close()
+	}
+	if b.KubeAPI != nil {
+		b.KubeAPI.Close()
+	}
+	var errs []error
+	for _, n := range b.netns {
+		errs = append(errs, n.Close())
+	}
+	b.processes, b.netns = nil, nil
+	return errors.Join(append(errs, os.RemoveAll(b.Dir))...)
+}
+
+// sweep removes what testbeds of processes left that are no more. Their children are gone with them.
+func sweep() {
+	dirs, _ := filepath.Glob(dirPattern + "*")
+	for _, dir := range dirs {
+		pid, err := strconv.Atoi(strings.SplitN(strings.TrimPrefix(dir, dirPattern), ".", 2)[0])
+		if err != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			continue
+		}
+		held, _ := filepath.Glob(filepath.Join(dir, "netns", "*"))
+		for _, path := range held {
+			unix.Unmount(path, unix.MNT_DETACH)
+		}
+		os.RemoveAll(dir)
+	}
+}

@@ -1,0 +1,139 @@
+package testbed
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+
+	"github.com/vishvananda/netlink"
+)
+
+// connect makes the node's and the aws namespace and the link between them.
+func (b *Bed) connect(bridgeNF bool) (err error) {
+	if bridgeNF {
+		if err := loadBridgeNF(); err != nil {
+			return err
+		}
+	}
+	if b.AWS, err = b.newNetns("aws"); err != nil {
+		return err
+	}
+	if b.Node, err = b.newNetns("node"); err != nil {
+		return err
+	}
+	if err := b.Node.Do(func() error { return addVeth("eth0", b.AWS) }); err != nil {
+		return fmt.Errorf("link from node to aws: %w", err)
+	}
+	link := func(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, 24) }
+	err = b.AWS.Do(func() error {
+		if err := up("lo", netip.MustParsePrefix("169.254.169.254/32")); err != nil {
+			return err
+		}
+		if err := up("eth0", link(AWSIP)); err != nil {
+			return err
+		}
+		return route(PodSubnet, NodeIP)
+	})
+	if err != nil {
+		return fmt.Errorf("aws namespace: %w", err)
+	}
+	err = b.Node.Do(func() error {
+		if err := up("lo"); err != nil {
+			return err
+		}
+		if err := up("eth0", link(NodeIP)); err != nil {
+			return err
+		}
+		if err := route(netip.PrefixFrom(netip.IPv4Unspecified(), 0), AWSIP); err != nil {
+			return err
+		}
+		if err := setBridgeNF(bridgeNF); err != nil {
+			return err
+		}
+		return setSysctl("net/ipv4/ip_forward", "1")
+	})
+	if err != nil {
+		return fmt.Errorf("node namespace: %w", err)
+	}
+	return nil
+}
+
+// addVeth makes a veth whose two ends have one name, the far end in the other namespace.
+func addVeth(name string, other *Netns) error {
+	return netlink.LinkAdd(&netlink.Veth{
+		LinkAttrs:     netlink.LinkAttrs{Name: name},
+		PeerName:      name,
+		PeerNamespace: netlink.NsFd(other.ns.Fd()),
+	})
+}
+
+// up gives a link its addresses and sets it up.
+func up(name string, addresses ...netip.Prefix) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", name, err)
+	}
+	for _, a := range addresses {
+		if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(a)}); err != nil {
+			return fmt.Errorf("address %s of %s: %w", a, name, err)
+		}
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("link %s: %w", name, err)
+	}
+	return nil
+}
+
+func route(to netip.Prefix, via netip.Addr) error {
+	if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(to), Gw: net.IP(via.AsSlice())}); err != nil {
+		return fmt.Errorf("route %s via %s: %w", to, via, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: net.IP(p.Addr().AsSlice()), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// setSysctl sets a value of the thread's network namespace.
+func setSysctl(name, value string) error {
+	return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
+}
+
+const bridgeNFKey = "net/bridge/bridge-nf-call-iptables"
+
+// setBridgeNF says whether iptables sees the frames that cross the bridges of the thread's network namespace.
+func setBridgeNF(on bool) error {
+	if on {
+		return setSysctl(bridgeNFKey, "1")
+	}
+	// Without the module there is no such key, and nothing to switch off.
+	if err := setSysctl(bridgeNFKey, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// loadBridgeNF loads the kernel module br_netfilter where it is not, as Kubernetes demands of a node. It would change how
+// the host's own bridges treat frames, so there it is switched off again at once.
+func loadBridgeNF() error {
+	if _, err := os.Stat("/proc/sys/" + bridgeNFKey); err == nil {
+		return nil
+	}
+	if err := Require("modprobe"); err != nil {
+		return err
+	}
+	if out, err := exec.Command("modprobe", "br_netfilter").CombinedOutput(); err != nil {
+		return fmt.Errorf("modprobe br_netfilter: %w: %s", err, out)
+	}
+	for _, key := range []string{bridgeNFKey, "net/bridge/bridge-nf-call-ip6tables", "net/bridge/bridge-nf-call-arptables"} {
+		if err := setSysctl(key, "0"); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+package testbed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
+	cnitypes "github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+)
+
+// Sandbox is a pod as the container runtime sees it: a network namespace and the pod's identity.
+type Sandbox struct {
+	Namespace, Name, UID string
+	ContainerID          string
+	Netns                *Netns
+
+	// IP and Result are what ADD gave; the request for an IP in between is the caller's.
+	IP     netip.Addr
+	Result *types100.Result
+}
+
+// NewSandbox makes a sandbox that no CNI plugin has seen yet.
+func (b *Bed) NewSandbox(namespace, name, uid string) (*Sandbox, error) {
+	b.mu.Lock()
+	b.sandboxes++
+	id := fmt.Sprintf("%064x", b.sandboxes) // of the length of containerd's
+	b.mu.Unlock()
+	n, err := b.newNetns("cni-" + strings.TrimLeft(id, "0"))
+	if err != nil {
+		return nil, err
+	}
+	return &Sandbox{Namespace: namespace, Name: name, UID: uid, ContainerID: id, Netns: n}, nil
+}
+
+// Runtime is what containerd passes to libcni for the sandbox. A valid IP is asked of host-local.
+func (s *Sandbox) Runtime() *libcni.RuntimeConf {
+	args := [][2]string{
+		{"IgnoreUnknown", "1"},
+		{"K8S_POD_NAMESPACE", s.Namespace},
+		{"K8S_POD_NAME", s.Name},
+		{"K8S_POD_INFRA_CONTAINER_ID", s.ContainerID},
+		{"K8S_POD_UID", s.UID},
+	}
+	if s.IP.IsValid() && s.Result == nil {
+		args = append(args, [2]string{"IP", s.IP.String()})
+	}
+	return &libcni.RuntimeConf{ContainerID: s.ContainerID, NetNS: s.Netns.Path(), IfName: "eth0", Args: args}
+}
+
+// Add is CNI ADD by the present conflist, as the node's runtime does it. A failed one leaves what it left.
+func (b *Bed) Add(ctx context.Context, s *Sandbox) error {
+	list, err := b.network()
+	if err != nil {
+		return err
+	}
+	rt := s.Runtime()
+	return b.Node.Do(func() error {
+		result, err := b.cni.AddNetworkList(ctx, list, rt)
+		if err != nil {
+			return err
+		}
+		if s.Result, err = types100.GetResult(result); err != nil {
+			return err
+		}
+		if len(s.Result.IPs) == 0 {
+			return errors.New("ADD gave no IP")
+		}
+		ip, _ := netip.AddrFromSlice(s.Result.IPs[0].Address.IP)
+		s.IP = ip.Unmap()
+		return nil
+	})
+}
+
+// AddAgain is a second ADD of what follows the primary plugin, for a sandbox that has had one: prevResult is the caller's.
+func (b *Bed) AddAgain(ctx context.Context, s *Sandbox, prevResult *types100.Result) error {
+	list, err := b.network()
+	if err != nil {
+		return err
+	}
+	rt := s.Runtime()
+	args := &invoke.Args{
+		Command: "ADD", ContainerID: rt.ContainerID, NetNS: rt.NetNS, IfName: rt.IfName, PluginArgs: rt.Args,
+		Path: strings.Join(b.tools, string(filepath.ListSeparator)),
+	}
+	return b.Node.Do(func() error {
+		for _, plugin := range list.Plugins[1:] {
+			conf, err := libcni.InjectConf(plugin, map[string]any{
+				"name": list.Name, "cniVersion": list.CNIVersion, "prevResult": prevResult,
+			})
+			if err != nil {
+				return err
+			}
+			binary, err := b.tools.Path(plugin.Network.Type)
+			if err != nil {
+				return err
+			}
+			if _, err := invoke.ExecPluginWithResult(ctx, binary, conf.Bytes, args, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Del is CNI DEL by the present conflist, with whatever the caller has made of the sandbox's Runtime.
+func (b *Bed) Del(ctx context.Context, rt *libcni.RuntimeConf) error {
+	list, err := b.network()
+	if err != nil {
+		return err
+	}
+	return b.Node.Do(func() error { return b.cni.DelNetworkList(ctx, list, rt) })
+}
+
+// Check is CNI CHECK.
+func (b *Bed) Check(ctx context.Context, s *Sandbox) error {
+	list, err := b.network()
+	if err != nil {
+		return err
+	}
+	return b.Node.Do(func() error { return b.cni.CheckNetworkList(ctx, list, s.Runtime()) })
+}
+
+// GC is CNI GC with the sandboxes that are still valid.
+func (b *Bed) GC(ctx context.Context, valid ...*Sandbox) error {
+	list, err := b.network()
+	if err != nil {
+		return err
+	}
+	args := &libcni.GCArgs{}
+	for _, s := range valid {
+		args.ValidAttachments = append(args.ValidAttachments, cnitypes.GCAttachment{ContainerID: s.ContainerID, IfName: "eth0"})
+	}
+	return b.Node.Do(func() error { return b.cni.GCNetworkList(ctx, list, args) })
+}
+
+// Status is CNI STATUS.
+func (b *Bed) Status(ctx context.Context) error {
+	list, err := b.network()
+	if err != nil {
+		return err
+	}
+	return b.Node.Do(func() error { return b.cni.GetStatusNetworkList(ctx, list) })
+}
+
+// RunPod does what the API server, the scheduler, the runtime and the kubelet do one after the other: the pod is assigned
+// to the node, gets a sandbox and an address, and is Running. Where ADD fails, DEL follows, as the runtime has it.
+func (b *Bed) RunPod(ctx context.Context, namespace, name string, annotations map[string]string) (*Sandbox, error) {
+	pod := b.KubeAPI.PutPod(kubeapi.NewPod(NodeName, namespace, name, annotations))
+	s, err := b.NewSandbox(namespace, name, string(pod.UID))
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Add(ctx, s); err != nil {
+		return nil, errors.Join(fmt.Errorf("pod %s/%s: %w", namespace, name, err), b.Del(ctx, s.Runtime()))
+	}
+	return s, b.KubeAPI.SetStatus(namespace, name, corev1.PodRunning, s.IP.String())
+}
+
+// StopPod takes the pod away: DEL, then the sandbox, then the API server's object.
+func (b *Bed) StopPod(ctx context.Context, s *Sandbox) error {
+	if err := b.Del(ctx, s.Runtime()); err != nil {
+		return err
+	}
+	if err := s.Netns.Close(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return b.KubeAPI.DeletePod(s.Namespace, s.Name)
+}

@@ -1,0 +1,64 @@
+package testbed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+)
+
+// Tools are the directories of the programs that a testbed runs.
+type Tools []string
+
+// BuildTools builds the programs by scripts/build-test-tools.sh, which says on standard error what takes long. External
+// leaves out this repository's own.
+func BuildTools(ctx context.Context, external bool) (Tools, error) {
+	_, here, _, _ := runtime.Caller(0)
+	script := filepath.Join(filepath.Dir(here), "..", "..", "scripts", "build-test-tools.sh")
+	cmd := exec.CommandContext(ctx, script)
+	if external {
+		cmd.Args = append(cmd.Args, "external")
+	}
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", script, err)
+	}
+	return filepath.SplitList(strings.TrimSpace(string(out))), nil
+}
+
+// Path is the program's file; an error that names it where it was not built.
+func (t Tools) Path(program string) (string, error) {
+	for _, dir := range t {
+		file := filepath.Join(dir, program)
+		if _, err := os.Stat(file); err == nil {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("%s is in none of %s", program, strings.Join(t, ", "))
+}
+
+// packages are Debian's packages of the programs that testbeds and their users run.
+var packages = map[string]string{
+	"iptables-nft":     "iptables",
+	"iptables-legacy":  "iptables",
+	"ip":               "iproute2",
+	"modprobe":         "kmod",
+	"/usr/bin/aws":     "awscli",
+	"/usr/bin/python3": "python3-boto3",
+}
+
+// Require is an error that names every program that is missing and the Debian package that has it.
+func Require(programs ...string) error {
+	var errs []error
+	for _, program := range programs {
+		if _, err := exec.LookPath(program); err != nil {
+			errs = append(errs, fmt.Errorf("%s is missing (Debian package %s)", program, packages[program]))
+		}
+	}
+	return errors.Join(errs...)
+}
