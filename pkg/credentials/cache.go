@@ -18,8 +18,8 @@ type Assumer interface {
 
 // Observer is told what the cache does; its methods must not block.
 type Observer interface {
-	// Assumed is one finished call to STS.
-	Assumed(a roles.Assumption, took time.Duration, err error)
+	// Assumed is one finished call to STS; the outcome is "ok" or the name of the error's Kind.
+	Assumed(outcome string, took time.Duration)
 	// Asked is one request for credentials, a hit where it did not wait for STS.
 	Asked(hit bool)
 }
@@ -103,8 +103,8 @@ func New(sts Assumer, c Config) *Cache {
 
 type unobserved struct{}
 
-func (unobserved) Assumed(roles.Assumption, time.Duration, error) {}
-func (unobserved) Asked(bool)                                     {}
+func (unobserved) Assumed(string, time.Duration) {}
+func (unobserved) Asked(bool)                    {}
 
 // ErrClosed is the error of a cache whose Run has ended.
 var ErrClosed = errors.New("credentials: the proxy is shutting down")
@@ -270,18 +270,18 @@ func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
 	defer cancel()
 	start := time.Now()
 	creds, err := c.sts.AssumeRole(ctx, a)
-	took := time.Since(start)
-	c.observer.Assumed(a, took, err)
 	now := time.Now()
 	if err == nil && !creds.Expiration.After(now) {
 		err = &Error{Kind: Unavailable, Code: "ExpiredCredentials", Message: "STS answered with credentials that have ended; is this node's clock right?"}
 	}
+	failure := asError(err)
+	c.observer.Assumed(outcome(failure), now.Sub(start))
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e.flight = nil
-	if err != nil {
-		c.failed(a, e, err, now)
+	if failure != nil {
+		c.failed(a, e, failure, now)
 	} else {
 		c.landed(a, e, creds, now)
 	}
@@ -302,18 +302,14 @@ func (c *Cache) landed(a roles.Assumption, e *entry, creds *Credentials, now tim
 	c.log.Debug("credentials obtained", "role", a.RoleARN, "session", a.SessionName, "expiration", creds.Expiration)
 }
 
-func (c *Cache) failed(a roles.Assumption, e *entry, err error, now time.Time) {
-	stsErr, ok := errors.AsType[*Error](err)
-	if !ok {
-		stsErr = &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
-	}
+func (c *Cache) failed(a roles.Assumption, e *entry, err *Error, now time.Time) {
 	e.failures++
-	e.err = stsErr
-	e.errUntil = now.Add(c.remember(stsErr.Kind, e.failures))
-	e.renewAt = now.Add(retryAfter(stsErr.Kind, e.failures))
+	e.err = err
+	e.errUntil = now.Add(c.remember(err.Kind, e.failures))
+	e.renewAt = now.Add(retryAfter(err.Kind, e.failures))
 	if c.life.Err() == nil {
-		c.log.Warn("credentials not obtained", "role", a.RoleARN, "session", a.SessionName, "kind", stsErr.Kind.String(),
-			"code", stsErr.Code, "message", stsErr.Message, "failures", e.failures)
+		c.log.Warn("credentials not obtained", "role", a.RoleARN, "session", a.SessionName, "kind", err.Kind.String(),
+			"code", err.Code, "message", err.Message, "failures", e.failures)
 	}
 }
 

@@ -2,6 +2,7 @@ package credentials
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 )
 
@@ -42,6 +43,25 @@ type Error struct {
 // Error implements error.
 func (e *Error) Error() string {
 	return fmt.Sprintf("sts: %s: %s: %s", e.Kind, e.Code, e.Message)
+}
+
+// asError is the error as an *Error; nil for nil. One of no known kind is Unavailable.
+func asError(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	return &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
+}
+
+// outcome names how a call ended: one of five words, whatever STS said.
+func outcome(e *Error) string {
+	if e == nil {
+		return "ok"
+	}
+	return e.Kind.String()
 }
 
 // quote is a JSON string.

@@ -2,16 +2,12 @@
 package metrics
 
 import (
-	"errors"
 	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
 const namespace = "kube2iam"
@@ -74,16 +70,9 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
 }
 
-// Assumed implements credentials.Observer. The outcome is "ok" or the kind of the error, so the label stays within five values.
-func (m *Metrics) Assumed(_ roles.Assumption, took time.Duration, err error) {
-	code := "ok"
-	if err != nil {
-		code = credentials.Unavailable.String()
-		if e, ok := errors.AsType[*credentials.Error](err); ok {
-			code = e.Kind.String()
-		}
-	}
-	m.assumed.WithLabelValues(code).Observe(took.Seconds())
+// Assumed implements credentials.Observer.
+func (m *Metrics) Assumed(outcome string, took time.Duration) {
+	m.assumed.WithLabelValues(outcome).Observe(took.Seconds())
 }
 
 // Asked implements credentials.Observer.

@@ -1,0 +1,226 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+const (
+	roleKey = "iam.amazonaws.com/role"
+	base    = "arn:aws:iam::123456789012:role/"
+)
+
+var ip = netip.MustParseAddr("10.0.0.1")
+
+// node is one node: a pod behind the address, and a cache that remembers what it is asked.
+type node struct {
+	pod    *pods.Pod
+	podErr error
+	holder string
+	credit error
+	holds  map[string]string
+	asked  []roles.Assumption
+	spaces map[string]map[string]string
+	log    bytes.Buffer
+}
+
+func (n *node) Resolve(context.Context, netip.Addr) (*pods.Pod, error) { return n.pod, n.podErr }
+func (n *node) Holder(netip.Addr) string                               { return n.holder }
+func (n *node) Hold(uid string, a roles.Assumption)                    { n.holds[uid] = a.RoleName() }
+func (n *node) Release(uid string)                                     { delete(n.holds, uid) }
+func (n *node) Get(_ context.Context, a roles.Assumption) (*credentials.Document, error) {
+	n.asked = append(n.asked, a)
+	return new(credentials.Document), n.credit
+}
+
+func (n *node) Annotations(namespace string) (map[string]string, error) {
+	if a, ok := n.spaces[namespace]; ok {
+		return a, nil
+	}
+	return nil, pods.ErrNoNamespace
+}
+
+func newNode(change func(*roles.Rules)) (*node, *Broker) {
+	n := &node{holds: map[string]string{}, spaces: map[string]map[string]string{}}
+	rules := &roles.Rules{RoleKey: roleKey, ExternalIDKey: "id", BaseARN: base, Duration: time.Hour}
+	if change != nil {
+		change(rules)
+	}
+	return n, New(Config{Pods: n, Rules: rules, Credentials: n, Namespaces: n, Log: slog.New(slog.NewTextHandler(&n.log, nil))})
+}
+
+func pod(uid, role string) *pods.Pod {
+	p := &pods.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pod-" + uid, UID: types.UID(uid)}}
+	if role != "" {
+		p.Annotations = map[string]string{roleKey: role}
+	}
+	return p
+}
+
+func TestPodGetsItsOwnRole(t *testing.T) {
+	n, b := newNode(nil)
+	n.pod = pod("a", "reader")
+	name, arn, err := b.Role(t.Context(), ip)
+	if name != "reader" || arn != base+"reader" || err != nil {
+		t.Errorf("%s, %s, %v", name, arn, err)
+	}
+	if _, err := b.Credentials(t.Context(), ip, "reader"); err != nil {
+		t.Error(err)
+	}
+	want := []roles.Assumption{{RoleARN: base + "reader", SessionName: "ns.pod-a", Duration: time.Hour}}
+	if d := cmp.Diff(want, n.asked); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestReasonsAndTheirAnswers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		arrange func(*node)
+		role    string
+		status  int
+	}{
+		"unknown address":    {func(n *node) { n.podErr = pods.ErrUnknown }, "reader", 404},
+		"ambiguous address":  {func(n *node) { n.podErr = fmt.Errorf("x: %w", pods.ErrAmbiguous) }, "reader", 404},
+		"finished pod":       {func(n *node) { n.podErr = pods.ErrFinished }, "reader", 404},
+		"no pod":             {func(n *node) { n.podErr = pods.ErrNotAPod }, "reader", 404},
+		"API down":           {func(n *node) { n.podErr = pods.ErrUnavailable }, "reader", 500},
+		"no annotation":      {func(n *node) { n.pod = pod("a", "") }, "reader", 404},
+		"malformed":          {func(n *node) { n.pod = pod("a", "not a role") }, "reader", 404},
+		"another role":       {func(n *node) {}, "writer", 404},
+		"the role's ARN":     {func(n *node) {}, base + "reader", 404},
+		"denied by STS":      {func(n *node) { n.credit = &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied"} }, "reader", 200},
+		"throttled by STS":   {func(n *node) { n.credit = &credentials.Error{Kind: credentials.Throttled} }, "reader", 500},
+		"STS down":           {func(n *node) { n.credit = &credentials.Error{Kind: credentials.Unavailable} }, "reader", 500},
+		"node's credentials": {func(n *node) { n.credit = &credentials.Error{Kind: credentials.NodeCredentials} }, "reader", 500},
+		"shutting down":      {func(n *node) { n.credit = credentials.ErrClosed }, "reader", 500},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, b := newNode(nil)
+			n.pod = pod("a", "reader")
+			tt.arrange(n)
+			doc, err := b.Credentials(t.Context(), ip, tt.role)
+			refusal, ok := errors.AsType[*Refusal](err)
+			if !ok || doc != nil || refusal.HTTPStatus() != tt.status {
+				t.Fatalf("%v, %v; want status %d", doc, err, tt.status)
+			}
+			if code, _ := refusal.Document(); (code != "") != (tt.status == 200) {
+				t.Errorf("code %q with status %d", code, tt.status)
+			}
+			if refusal.Subject() == "" {
+				t.Error("the log could not name who it was")
+			}
+		})
+	}
+}
+
+func TestPodIsNotToldTheNodesOwnIdentity(t *testing.T) {
+	n, b := newNode(nil)
+	n.pod = pod("a", "reader")
+	n.credit = &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied", Message: "User: arn:aws:sts::1:assumed-role/node-role/i-0 is not authorized"}
+	_, err := b.Credentials(t.Context(), ip, "reader")
+	refusal, _ := errors.AsType[*Refusal](err)
+	if _, message := refusal.Document(); strings.Contains(message, "node-role") || !strings.Contains(message, base+"reader") {
+		t.Errorf("%q", message)
+	}
+	if !strings.Contains(refusal.Error(), "node-role") {
+		t.Error("the log does not tell the operator")
+	}
+}
+
+func TestChangedAnnotationIsTheNextAnswer(t *testing.T) {
+	n, b := newNode(nil)
+	n.pod = pod("a", "reader")
+	b.PodChanged(n.pod)
+	if name, _, _ := b.Role(t.Context(), ip); name != "reader" {
+		t.Fatal(name)
+	}
+	n.pod = pod("a", "writer")
+	if name, _, _ := b.Role(t.Context(), ip); name != "writer" { // even before the broker has heard of it
+		t.Error(name)
+	}
+	b.PodChanged(n.pod)
+	if d := cmp.Diff(map[string]string{"a": "writer"}, n.holds); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestCredentialsAreHeldForLivingPodsWithARole(t *testing.T) {
+	n, b := newNode(nil)
+	b.PodChanged(pod("a", "reader"))
+	b.PodChanged(pod("b", ""))
+	b.PodChanged(pod("c", "not a role"))
+	host := pod("d", "reader")
+	host.HostNetwork = true
+	b.PodChanged(host)
+	if d := cmp.Diff(map[string]string{"a": "reader"}, n.holds); d != "" {
+		t.Error(d)
+	}
+	if log := n.log.String(); !strings.Contains(log, "ns/pod-c") || strings.Contains(log, "ns/pod-b") {
+		t.Errorf("a malformed annotation is worth a line, none is not: %s", log)
+	}
+	finished := pod("a", "reader")
+	finished.Finished = true
+	b.PodChanged(finished)
+	if len(n.holds) != 0 || len(b.decisions) != 2 {
+		t.Errorf("held %v, %d decisions", n.holds, len(b.decisions))
+	}
+	for _, uid := range []string{"b", "c"} {
+		b.PodGone(pod(uid, ""))
+	}
+	if len(b.decisions) != 0 {
+		t.Errorf("%d decisions are left", len(b.decisions))
+	}
+}
+
+func TestNamespaceDecidesWhenItIsKnownAndWhenItChanges(t *testing.T) {
+	n, b := newNode(func(r *roles.Rules) { r.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
+	n.pod = pod("a", "reader")
+	b.PodChanged(n.pod)
+	status := func() int {
+		_, err := b.Credentials(t.Context(), ip, "reader")
+		if refusal, ok := errors.AsType[*Refusal](err); ok {
+			return refusal.Status
+		}
+		return 0
+	}
+	if got := status(); got != 500 {
+		t.Errorf("namespace not known: %d", got)
+	}
+	for allowed, want := range map[string]int{`["reader"]`: 0, `["read"]`: 403, `[1]`: 403} {
+		n.spaces["ns"] = map[string]string{"allowed": allowed}
+		b.NamespaceChanged("ns")
+		if got := status(); got != want {
+			t.Errorf("%s: %d, want %d", allowed, got, want)
+		}
+		if held := n.holds["a"] != ""; held != (want == 0) {
+			t.Errorf("%s: held %v", allowed, held)
+		}
+	}
+}
+
+func TestSessionNeedsNoAnswerFromAnybody(t *testing.T) {
+	n, b := newNode(nil)
+	n.podErr = pods.ErrUnavailable
+	if got := b.Session(ip); got != ip.String() {
+		t.Errorf("without a record: %q", got)
+	}
+	n.holder = "uid"
+	if got := b.Session(ip); got != "uid" {
+		t.Errorf("with a record: %q", got)
+	}
+}

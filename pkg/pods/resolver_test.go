@@ -1,0 +1,351 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+)
+
+const (
+	thisNode = "node-1"
+	roleKey  = "iam.amazonaws.com/role"
+)
+
+var (
+	ipA = netip.MustParseAddr("10.244.0.5")
+	ipB = netip.MustParseAddr("10.244.0.6")
+)
+
+// bed is an API server, a state directory, and a resolver over both.
+type bed struct {
+	t        *testing.T
+	api      *kubeapi.Server
+	dir      attachment.Dir
+	watch    *Watch
+	resolver *Resolver
+	events   *recorder
+}
+
+type recorder struct {
+	mu      sync.Mutex
+	changed map[string]int
+	gone    map[string]int
+}
+
+func (r *recorder) PodChanged(p *Pod) { r.mu.Lock(); r.changed[p.Name]++; r.mu.Unlock() }
+func (r *recorder) PodGone(p *Pod)    { r.mu.Lock(); r.gone[p.Name]++; r.mu.Unlock() }
+
+func newBed(t *testing.T, change func(*ResolverConfig)) *bed {
+	t.Helper()
+	api, err := kubeapi.Start(kubeapi.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(api.Close)
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL(), QPS: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keep := func(key string) bool { return key == roleKey }
+	b := &bed{t: t, api: api, dir: attachment.In(t.TempDir()), events: &recorder{changed: map[string]int{}, gone: map[string]int{}}}
+	b.watch, err = NewWatch(WatchConfig{Client: client, Node: thisNode, Keep: keep, Watcher: b.events, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := ResolverConfig{Records: attachment.NewIndex(b.dir), Watch: b.watch, Client: client, Node: thisNode, Keep: keep}
+	if change != nil {
+		change(&c)
+	}
+	b.resolver = NewResolver(c)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.watch.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-b.watch.Synced()
+	return b
+}
+
+// eventually waits until the watch has caught up with what the test changed.
+func (b *bed) eventually(what string, holds func() bool) {
+	b.t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		changed := b.watch.change()
+		if holds() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			b.t.Fatalf("%s: never", what)
+		}
+	}
+}
+
+func (b *bed) seen(p *corev1.Pod) *corev1.Pod {
+	b.t.Helper()
+	b.eventually("the watch shows "+p.Name, func() bool {
+		k := b.known(p.UID)
+		return k != nil && k.ResourceVersion == p.ResourceVersion
+	})
+	return p
+}
+
+func (b *bed) known(uid types.UID) *Pod {
+	b.watch.mu.RLock()
+	defer b.watch.mu.RUnlock()
+	return b.watch.byUID[uid]
+}
+
+func (b *bed) running(name string, ips ...string) *corev1.Pod {
+	return b.seen(b.api.PutPod(kubeapi.NewRunningPod(thisNode, "ns", name, map[string]string{roleKey: name}, ips...)))
+}
+
+func (b *bed) pending(name string) *corev1.Pod {
+	return b.seen(b.api.PutPod(kubeapi.NewPod(thisNode, "ns", name, map[string]string{roleKey: name})))
+}
+
+func (b *bed) record(ip netip.Addr, container string, pod attachment.Pod) {
+	b.t.Helper()
+	err := b.dir.Put(b.t.Context(), &attachment.Record{ContainerID: container, IfName: "eth0", Network: "net", IPs: []netip.Addr{ip}, Pod: pod, Path: attachment.PathRouted})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func of(p *corev1.Pod) attachment.Pod {
+	return attachment.Pod{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
+}
+
+func (b *bed) want(ip netip.Addr, name string) {
+	b.t.Helper()
+	p, err := b.resolver.Resolve(b.t.Context(), ip)
+	if err != nil || p.Name != name {
+		b.t.Errorf("%s: %v, %v; want %s", ip, p, err, name)
+	}
+}
+
+func (b *bed) refused(ip netip.Addr, want error) {
+	b.t.Helper()
+	if p, err := b.resolver.Resolve(b.t.Context(), ip); !errors.Is(err, want) {
+		b.t.Errorf("%s: %v, %v; want %v", ip, p, err, want)
+	}
+}
+
+func TestRecordResolvesAPodWithoutStatus(t *testing.T) {
+	b := newBed(t, nil)
+	a := b.pending("a")
+	b.refused(ipA, ErrUnknown)
+	b.record(ipA, "c1", of(a))
+	b.want(ipA, "a")
+}
+
+func TestStatusResolvesAPodWithoutRecord(t *testing.T) {
+	b := newBed(t, nil)
+	b.running("a", ipA.String(), "fd00::5")
+	b.want(ipA, "a")
+	b.want(netip.MustParseAddr("fd00::5"), "a")
+}
+
+func TestReusedAddressIsTheNewPodsAtOnce(t *testing.T) {
+	b := newBed(t, nil)
+	old := b.running("old", ipA.String())
+	b.record(ipA, "c1", of(old))
+	b.want(ipA, "old")
+	// The old one completes; its address goes to a pod whose status does not say so yet.
+	if err := b.api.SetStatus("ns", "old", corev1.PodSucceeded, ipA.String()); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("finished", func() bool { return b.known(old.UID).Finished })
+	b.refused(ipA, ErrFinished)
+	young := b.pending("young")
+	b.record(ipA, "c2", of(young))
+	b.want(ipA, "young")
+	// And when its status says so too.
+	if err := b.api.SetStatus("ns", "young", corev1.PodRunning, ipA.String()); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("status", func() bool { return len(b.known(young.UID).IPs) == 1 })
+	b.want(ipA, "young")
+}
+
+func TestRecordIsNotBelievedAgainstAnotherRunningPod(t *testing.T) {
+	b := newBed(t, nil)
+	gone := b.running("gone", ipB.String())
+	b.record(ipA, "c1", of(gone)) // its DEL never came, and it has another address by now
+	b.running("holder", ipA.String())
+	b.refused(ipA, ErrAmbiguous)
+}
+
+func TestRecordIsNotBelievedOfAnotherUID(t *testing.T) {
+	b := newBed(t, nil)
+	a := b.pending("a")
+	stale := of(a)
+	stale.UID = "an-earlier-a"
+	b.record(ipA, "c1", stale)
+	b.refused(ipA, ErrUnknown)
+}
+
+func TestRecordWithoutUIDNeedsThePodsOwnWord(t *testing.T) {
+	b := newBed(t, nil)
+	a := b.pending("a")
+	nameless := of(a)
+	nameless.UID = ""
+	b.record(ipA, "c1", nameless)
+	b.refused(ipA, ErrUnknown)
+	if err := b.api.SetStatus("ns", "a", corev1.PodRunning, ipA.String()); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("status", func() bool { return len(b.known(a.UID).IPs) == 1 })
+	b.want(ipA, "a")
+}
+
+func TestStaticPodIsFoundByItsMirror(t *testing.T) {
+	b := newBed(t, nil)
+	p := kubeapi.NewPod(thisNode, "ns", "static", map[string]string{roleKey: "static", corev1.MirrorPodAnnotationKey: "hash-of-the-manifest"})
+	p = b.seen(b.api.PutPod(p))
+	b.record(ipA, "c1", attachment.Pod{Namespace: "ns", Name: "static", UID: "hash-of-the-manifest"})
+	b.want(ipA, "static")
+	// The annotation on a pod of another name moves no address to it.
+	b.seen(b.api.PutPod(kubeapi.NewPod(thisNode, "ns", "thief", map[string]string{roleKey: "thief", corev1.MirrorPodAnnotationKey: "hash-of-the-manifest"})))
+	b.want(ipA, "static")
+}
+
+func TestAddressOfAContainerThatIsNoPodIsRefused(t *testing.T) {
+	b := newBed(t, nil)
+	b.running("a", ipA.String())
+	b.record(ipA, "c1", attachment.Pod{})
+	b.refused(ipA, ErrNotAPod)
+}
+
+func TestTwoPodsReportingOneAddressAreRefused(t *testing.T) {
+	b := newBed(t, nil)
+	b.running("a", ipA.String())
+	b.running("b", ipA.String())
+	b.refused(ipA, ErrAmbiguous)
+	if err := b.api.DeletePod("ns", "b"); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("deleted", func() bool { return b.watch.Len() == 1 })
+	b.want(ipA, "a")
+}
+
+func TestHostNetworkPodsHaveNoAddress(t *testing.T) {
+	b := newBed(t, nil)
+	p := kubeapi.NewRunningPod(thisNode, "ns", "host", map[string]string{roleKey: "host"}, ipA.String())
+	p.Spec.HostNetwork = true
+	p = b.seen(b.api.PutPod(p))
+	b.refused(ipA, ErrUnknown)
+	b.record(ipA, "c1", of(p))
+	b.refused(ipA, ErrUnknown)
+}
+
+func TestPodOfAnotherNodeIsNotResolved(t *testing.T) {
+	b := newBed(t, func(c *ResolverConfig) { c.MaxElapsed = 50 * time.Millisecond })
+	p := b.api.PutPod(kubeapi.NewRunningPod("node-2", "ns", "far", map[string]string{roleKey: "far"}, ipA.String()))
+	b.refused(ipA, ErrUnknown)
+	b.record(ipA, "c1", of(p))
+	b.refused(ipA, ErrUnknown)
+}
+
+func TestFirstRequestMayBeFasterThanTheWatch(t *testing.T) {
+	b := newBed(t, func(c *ResolverConfig) { c.MaxElapsed, c.MaxInterval = 20*time.Second, time.Second })
+	b.api.Down() // the watch hangs back
+	a := b.api.PutPod(kubeapi.NewPod(thisNode, "ns", "a", map[string]string{roleKey: "a"}))
+	b.record(ipA, "c1", of(a))
+	if err := b.api.Up(); err != nil {
+		t.Fatal(err)
+	}
+	b.want(ipA, "a")
+}
+
+func TestAPIServerThatIsDownIsNotTheSameAsUnknown(t *testing.T) {
+	b := newBed(t, func(c *ResolverConfig) { c.MaxElapsed, c.MaxInterval = 100*time.Millisecond, 10*time.Millisecond })
+	known := b.running("known", ipB.String())
+	b.record(ipB, "c2", of(known))
+	b.api.Down()
+	b.want(ipB, "known") // what is known is served
+	b.record(ipA, "c1", attachment.Pod{Namespace: "ns", Name: "a", UID: "u"})
+	b.refused(ipA, ErrUnavailable)
+}
+
+func TestPodThatTheAPIDoesNotHaveIsUnknown(t *testing.T) {
+	b := newBed(t, func(c *ResolverConfig) { c.MaxElapsed, c.MaxInterval = 100*time.Millisecond, 10*time.Millisecond })
+	b.record(ipA, "c1", attachment.Pod{Namespace: "ns", Name: "a", UID: "u"})
+	b.refused(ipA, ErrUnknown)
+}
+
+func TestDuplicatesAreAskedForWhereTheFlagSaysSo(t *testing.T) {
+	for _, ask := range []bool{false, true} {
+		b := newBed(t, func(c *ResolverConfig) {
+			c.AskDuplicates, c.MaxElapsed, c.MaxInterval = ask, 100*time.Millisecond, 10*time.Millisecond
+			// A watch that hangs back for good: it still shows two pods with the address.
+			stale, err := NewWatch(WatchConfig{Client: c.Client, Node: thisNode, Keep: c.Keep, Log: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, uid := range []types.UID{"a", "b"} {
+				stale.replace(uid, &Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: string(uid), UID: uid}, Node: thisNode, IPs: []netip.Addr{ipA}})
+			}
+			c.Watch = stale
+		})
+		b.running("a", ipA.String())
+		if ask {
+			b.want(ipA, "a")
+		} else {
+			b.refused(ipA, ErrAmbiguous)
+		}
+	}
+}
+
+func TestUnreadableRecordIsNoReasonToBelieveTheStatus(t *testing.T) {
+	root := t.TempDir()
+	b := newBed(t, func(c *ResolverConfig) { c.Records = attachment.NewIndex(attachment.In(root)) })
+	b.dir = attachment.In(root)
+	b.running("a", ipA.String())
+	b.want(ipA, "a")
+	spoil(t, root, ipA)
+	b.refused(ipA, ErrUnknown)
+}
+
+func TestWatcherHearsOfEachPodAndItsEnd(t *testing.T) {
+	b := newBed(t, nil)
+	b.running("a", ipA.String())
+	if err := b.api.DeletePod("ns", "a"); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("gone", func() bool { return b.watch.Len() == 0 })
+	b.events.mu.Lock()
+	defer b.events.mu.Unlock()
+	if b.events.changed["a"] == 0 {
+		t.Error("no word of the pod")
+	}
+}
+
+func TestOnlyWhatIsNeededIsKept(t *testing.T) {
+	b := newBed(t, nil)
+	p := kubeapi.NewRunningPod(thisNode, "ns", "a", map[string]string{roleKey: "a", "other": "x"}, ipA.String())
+	p = b.seen(b.api.PutPod(p))
+	kept := b.known(p.UID)
+	if len(kept.Annotations) != 1 || kept.Annotations[roleKey] != "a" || kept.ManagedFields != nil || kept.Labels != nil {
+		t.Errorf("%+v", kept)
+	}
+}
