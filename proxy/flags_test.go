@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/urfave/cli/v2"
+)
+
+// kube2iam is every flag of kube2iam and its default.
+var kube2iam = map[string]string{
+	"api-server": "", "api-token": "", "kubeconfig": "", "insecure": "false", "app-port": "8181", "metrics-port": "8181",
+	"base-role-arn": "", "auto-discover-base-arn": "false", "auto-discover-default-role": "false", "default-role": "",
+	"iam-role-key": "iam.amazonaws.com/role", "iam-external-id": "iam.amazonaws.com/external-id", "iam-role-session-ttl": "15m0s",
+	"iam-role-error-ttl": "0s", "namespace-restrictions": "false", "namespace-restriction-format": "glob",
+	"namespace-key": "iam.amazonaws.com/allowed-roles", "cache-resync-period": "30m0s", "resolve-duplicate-cache-ips": "false",
+	"backoff-max-elapsed-time": "2s", "backoff-max-interval": "1s", "host-ip": "", "host-interface": "docker0", "iptables": "false",
+	"node": "", "metadata-addr": "169.254.169.254", "log-format": "text", "log-level": "info", "use-regional-sts-endpoint": "false",
+	"debug": "false", "verbose": "false",
+}
+
+// changed is where the default is another, on purpose: docs/decisions.md says why.
+var changed = map[string]string{"metrics-port": "8182", "iam-role-session-ttl": "1h0m0s"}
+
+func TestEveryFlagOfKube2iamIsThereWithItsDefault(t *testing.T) {
+	got := map[string]string{}
+	for _, f := range flags() {
+		var value string
+		switch f := f.(type) {
+		case *cli.StringFlag:
+			value = f.Value
+		case *cli.BoolFlag:
+			value = "false"
+		case *cli.DurationFlag:
+			value = f.Value.String()
+		}
+		if _, ours := kube2iam[f.Names()[0]]; ours {
+			got[f.Names()[0]] = value
+		}
+	}
+	want := map[string]string{}
+	for name, value := range kube2iam {
+		want[name] = value
+	}
+	for name, value := range changed {
+		want[name] = value
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestEveryFlagIsAnEnvironmentVariable(t *testing.T) {
+	for _, f := range flags() {
+		name := "KUBE2IAM_" + strings.ToUpper(strings.ReplaceAll(f.Names()[0], "-", "_"))
+		vars := f.(cli.DocGenerationFlag).GetEnvVars()
+		if len(vars) == 0 || vars[0] != name {
+			t.Errorf("--%s: %v, want %s", f.Names()[0], vars, name)
+		}
+	}
+}
+
+func parsed(t *testing.T, env map[string]string, args ...string) (*options, error) {
+	t.Helper()
+	for k, v := range env {
+		t.Setenv(k, v)
+	}
+	var o *options
+	app := &cli.App{Flags: flags(), Action: func(c *cli.Context) (err error) {
+		o, err = parse(c)
+		return err
+	}, ExitErrHandler: func(*cli.Context, error) {}}
+	err := app.Run(append([]string{"kube2iam-proxy"}, args...))
+	return o, err
+}
+
+func TestValuesComeFromFlagsAndEnvironment(t *testing.T) {
+	o, err := parsed(t, map[string]string{"KUBE2IAM_BASE_ROLE_ARN": "arn:aws:iam::123456789012:role", "NODE_NAME": "from-env", "KUBE2IAM_DEFAULT_ROLE": "env"},
+		"--default-role=flag", "--iptables=false", "--verbose")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.rules.BaseARN != "arn:aws:iam::123456789012:role/" || o.node != "from-env" || o.rules.DefaultRole != "flag" || o.logLevel != "debug" {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestMistakesNameTheFlagAndTheValue(t *testing.T) {
+	for _, tt := range []struct{ args, want string }{
+		{"--app-port 0", `--app-port: "0"`},
+		{"--app-port http", `--app-port: "http"`},
+		{"--metrics-port 70000", `--metrics-port: "70000"`},
+		{"--metrics-port 8181", `--metrics-port: 8181`},
+		{"--base-role-arn role", `--base-role-arn: "role/"`},
+		{"--default-role reader", `--default-role: "reader"`},
+		{"--iam-role-session-ttl 1m", `--iam-role-session-ttl: 1m0s`},
+		{"--iam-role-session-ttl 13h", `--iam-role-session-ttl: 13h0m0s`},
+		{"--iam-role-error-ttl -1s", `--iam-role-error-ttl: -1s`},
+		{"--namespace-restrictions --namespace-restriction-format sed", `--namespace-restriction-format: "sed"`},
+		{"--host-ip here", `--host-ip: "here"`},
+		{"--iptables", `--iptables`},
+		{"--log-level loud", `--log-level: "loud"`},
+		{"--log-format xml", `--log-format: "xml"`},
+		{"--iam-role-key=", `--iam-role-key`},
+		{"serve", `"serve"`},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			if _, err := parsed(t, nil, strings.Fields(tt.args)...); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v; want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestHelpAndVersionAreNoFailure(t *testing.T) {
+	for _, arg := range []string{"--help", "--version"} {
+		var out, errs bytes.Buffer
+		if code := run([]string{"kube2iam-proxy", arg}, &out, &errs); code != 0 || out.Len() == 0 || errs.Len() != 0 {
+			t.Errorf("%s: %d %q %q", arg, code, &out, &errs)
+		}
+	}
+	var out, errs bytes.Buffer
+	if code := run([]string{"kube2iam-proxy", "--nope"}, &out, &errs); code != exitUsage || !strings.Contains(errs.String(), "nope") {
+		t.Errorf("%d %q", code, &errs)
+	}
+}
