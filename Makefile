@@ -1,0 +1,23 @@
+# Bare `make` prints the targets. Each calls a script; what it needs, it installs by name.
+.PHONY: help build demo test test-cluster bench lint
+
+help: ## print this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## build bin/kube2iam-cni and bin/kube2iam-proxy
+	@scripts/build.sh
+
+demo: ## show the whole thing at work in network namespaces (root, three minutes cold)
+	@scripts/demo.sh
+
+test: ## unit tests with the race detector, and the namespace suite (root, six minutes cold)
+	@scripts/test.sh
+
+test-cluster: ## the cluster suite: a real Kubernetes node, STS and S3 (root, twenty minutes cold)
+	@scripts/test-cluster.sh
+
+bench: ## print the figures, one a line: name, value, unit (root)
+	@scripts/bench.sh
+
+lint: ## gofmt and go vet
+	@scripts/lint.sh
