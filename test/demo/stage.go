@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// stage is where the demo plays: the testbed, and the output that the reader follows.
+type stage struct {
+	out       io.Writer
+	bed       *testbed.Bed
+	step      int
+	surprises int
+
+	one, two, three *testbed.Sandbox
+}
+
+func (s *stage) title(format string, args ...any) {
+	fmt.Fprintf(s.out, "\n%d. %s\n\n", s.step, fmt.Sprintf(format, args...))
+	s.step++
+}
+
+func (s *stage) text(format string, args ...any) {
+	fmt.Fprintf(s.out, "   "+format+"\n", args...)
+}
+
+func (s *stage) block(text string) {
+	for line := range strings.SplitSeq(strings.TrimRight(text, "\n"), "\n") {
+		fmt.Fprintf(s.out, "     %s\n", line)
+	}
+}
+
+// expect says whether the step showed what it should; one that did not makes the demo fail at its end.
+func (s *stage) expect(holds bool, what string) {
+	if holds {
+		fmt.Fprintf(s.out, "   ✓ %s\n", what)
+		return
+	}
+	s.surprises++
+	fmt.Fprintf(s.out, "   ✗ NOT SO: %s\n", what)
+}
+
+// curl shows a command and what it prints, as somebody in the pod would type and see it. The values of secrets are cut.
+func (s *stage) curl(ctx context.Context, pod *testbed.Sandbox, args ...string) string {
+	fmt.Fprintf(s.out, "   %s $ curl %s\n", pod.Name, shown(args))
+	out, err := pod.Netns.Run(ctx, s.bed.ClientEnv(), "curl", append([]string{"-sS", "--max-time", "5", "-w", "\nHTTP %{http_code}"}, args...)...)
+	if err != nil {
+		out = "curl: " + tail(err)
+	}
+	s.block(secrets.ReplaceAllString(headings.ReplaceAllString(out, "$1"), `$1 : "$2…"`))
+	return out
+}
+
+var (
+	secrets  = regexp.MustCompile(`("SecretAccessKey"|"Token") : "(.{4})[^"]*"`)
+	headings = regexp.MustCompile(`(?s)<\?xml.*<h1>(.*)</h1>.*</html>\n`)
+)
+
+func shown(args []string) string {
+	quoted := make([]string, len(args))
+	for i, a := range args {
+		if strings.HasPrefix(a, "X-aws-ec2-metadata-token: ") {
+			a = "X-aws-ec2-metadata-token: $TOKEN"
+		}
+		if strings.ContainsAny(a, " $") {
+			a = `"` + a + `"`
+		}
+		quoted[i] = a
+	}
+	return strings.Join(quoted, " ")
+}
+
+// tail is the last line of an error: what curl itself says.
+func tail(err error) string {
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	last := lines[len(lines)-1]
+	if _, says, ok := strings.Cut(last, "curl: "); ok {
+		return says
+	}
+	return last
+}
