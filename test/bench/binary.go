@@ -1,0 +1,52 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// starts is how often each plugin answers VERSION.
+const starts = 41
+
+// binary is the size of the plugin's program and the time it takes to start and answer VERSION, against portmap's.
+func binary(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
+	fmt.Fprintf(progress, "VERSION: %d times\n", starts)
+	ours, err := tools.Path("kube2iam-cni")
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := tools.Path("portmap")
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(ours)
+	if err != nil {
+		return nil, err
+	}
+	var ratios []float64
+	for range starts {
+		var took [2]time.Duration
+		for i, program := range []string{ours, theirs} {
+			cmd := exec.CommandContext(ctx, program)
+			cmd.Env = []string{"CNI_COMMAND=VERSION"}
+			cmd.Stdin = bytes.NewReader([]byte(`{"cniVersion":"1.0.0"}`))
+			start := time.Now()
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return nil, fmt.Errorf("%s VERSION: %w: %s", program, err, out)
+			}
+			took[i] = time.Since(start)
+		}
+		ratios = append(ratios, took[0].Seconds()/took[1].Seconds())
+	}
+	return []figure{
+		{"plugin_start_vs_portmap", median(ratios), "ratio"},
+		{"plugin_binary_mib", float64(info.Size()) / (1 << 20), "MiB"},
+	}, nil
+}
