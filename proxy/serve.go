@@ -65,7 +65,8 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	defer admin.Close()
 
 	handler := imds.NewHandler(imds.Config{
-		Broker: parts.broker, Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream, Log: log,
+		Caller:   func(source netip.Addr) imds.Caller { return parts.broker.Caller(source) },
+		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream, Log: log,
 	})
 	redirected := imds.NewListener(app, destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
 	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "sts", sts.Endpoint())
@@ -148,14 +149,14 @@ func closed(c <-chan struct{}) bool {
 // podServer serves pods. Every read and write is bounded: its clients are whoever runs in a pod.
 func podServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           h,
-		ConnContext:       imds.ConnContext,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      30 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Handler:     h,
+		ConnContext: imds.ConnContext,
+		// For the whole request, which is its header and no body worth the name; one deadline, for each costs time.
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   30 * time.Second,
+		IdleTimeout:    2 * time.Minute,
+		MaxHeaderBytes: 16 << 10,
+		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
 

@@ -17,12 +17,10 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// Pods finds the pod behind an address.
+// Pods finds the pod behind an address, as pods.Resolver does.
 type Pods interface {
-	// Resolve is the pod that holds the address now; its errors are those of pods.Resolver.
-	Resolve(ctx context.Context, ip netip.Addr) (*pods.Pod, error)
-	// Holder is the UID of the pod that the records on this node say holds the address, without asking anybody.
-	Holder(ip netip.Addr) string
+	Source(ip netip.Addr) pods.Source
+	Resolve(ctx context.Context, s pods.Source) (*pods.Pod, error)
 }
 
 // Credentials keeps the credentials of assumptions.
@@ -72,45 +70,56 @@ func New(c Config) *Broker {
 		decisions: make(map[types.UID]decision)}
 }
 
-// Session is what the session tokens of the pod behind the address are bound to. It asks nobody outside this node, because
-// a token must be had at once whatever else is down.
-func (b *Broker) Session(ip netip.Addr) string {
-	if uid := b.pods.Holder(ip); uid != "" {
-		return uid
-	}
-	return ip.String()
+// Caller is whoever sends one request from an address. All that is answered to the request is answered to one holder of the
+// address, as the records had it when the request came.
+type Caller struct {
+	broker *Broker
+	source pods.Source
 }
 
-// Role is the role of the pod behind the address: its bare name and its ARN. It does not wait for STS. The error is a
-// *Refusal.
-func (b *Broker) Role(ctx context.Context, ip netip.Addr) (name, arn string, err error) {
-	a, _, err := b.assumption(ctx, ip)
+// Caller is the caller behind the address now.
+func (b *Broker) Caller(ip netip.Addr) *Caller {
+	return &Caller{broker: b, source: b.pods.Source(ip)}
+}
+
+// Session is what the session tokens of the caller are bound to: its pod, or its address where no record names the pod. It
+// asks nobody outside this node, because a token must be had at once whatever else is down.
+func (c *Caller) Session() string {
+	if uid := c.source.Holder(); uid != "" {
+		return uid
+	}
+	return c.source.IP.String()
+}
+
+// Role is the role of the caller's pod: its bare name and its ARN. It does not wait for STS. The error is a *Refusal.
+func (c *Caller) Role(ctx context.Context) (name, arn string, err error) {
+	a, _, err := c.broker.assumption(ctx, c.source)
 	if err != nil {
 		return "", "", err
 	}
 	return a.RoleName(), a.RoleARN, nil
 }
 
-// Credentials is the document of the pod behind the address, if role is the name of its role. The error is a *Refusal.
-func (b *Broker) Credentials(ctx context.Context, ip netip.Addr, role string) (*credentials.Document, error) {
-	a, pod, err := b.assumption(ctx, ip)
+// Credentials is the document of the caller's pod, if role is the name of its role. The error is a *Refusal.
+func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Document, error) {
+	a, pod, err := c.broker.assumption(ctx, c.source)
 	if err != nil {
 		return nil, err
 	}
 	if role != a.RoleName() {
 		return nil, &Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errOtherRole}
 	}
-	doc, err := b.credentials.Get(ctx, a)
+	doc, err := c.broker.credentials.Get(ctx, a)
 	if err != nil {
 		return nil, refuseCredentials(pod, a, err)
 	}
 	return doc, nil
 }
 
-func (b *Broker) assumption(ctx context.Context, ip netip.Addr) (roles.Assumption, *pods.Pod, error) {
-	pod, err := b.pods.Resolve(ctx, ip)
+func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumption, *pods.Pod, error) {
+	pod, err := b.pods.Resolve(ctx, s)
 	if err != nil {
-		return roles.Assumption{}, nil, refusePod(ip, err)
+		return roles.Assumption{}, nil, refusePod(s.IP, err)
 	}
 	d := b.decide(pod)
 	if d.err != nil {

@@ -31,7 +31,6 @@ var ip = netip.MustParseAddr("10.0.0.1")
 type node struct {
 	pod    *pods.Pod
 	podErr error
-	holder string
 	credit error
 	holds  map[string]string
 	asked  []roles.Assumption
@@ -39,10 +38,10 @@ type node struct {
 	log    bytes.Buffer
 }
 
-func (n *node) Resolve(context.Context, netip.Addr) (*pods.Pod, error) { return n.pod, n.podErr }
-func (n *node) Holder(netip.Addr) string                               { return n.holder }
-func (n *node) Hold(uid string, a roles.Assumption)                    { n.holds[uid] = a.RoleName() }
-func (n *node) Release(uid string)                                     { delete(n.holds, uid) }
+func (n *node) Source(ip netip.Addr) pods.Source                        { return pods.Source{IP: ip} }
+func (n *node) Resolve(context.Context, pods.Source) (*pods.Pod, error) { return n.pod, n.podErr }
+func (n *node) Hold(uid string, a roles.Assumption)                     { n.holds[uid] = a.RoleName() }
+func (n *node) Release(uid string)                                      { delete(n.holds, uid) }
 func (n *node) Get(_ context.Context, a roles.Assumption) (*credentials.Document, error) {
 	n.asked = append(n.asked, a)
 	return new(credentials.Document), n.credit
@@ -75,11 +74,11 @@ func pod(uid, role string) *pods.Pod {
 func TestPodGetsItsOwnRole(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
-	name, arn, err := b.Role(t.Context(), ip)
+	name, arn, err := b.Caller(ip).Role(t.Context())
 	if name != "reader" || arn != base+"reader" || err != nil {
 		t.Errorf("%s, %s, %v", name, arn, err)
 	}
-	if _, err := b.Credentials(t.Context(), ip, "reader"); err != nil {
+	if _, err := b.Caller(ip).Credentials(t.Context(), "reader"); err != nil {
 		t.Error(err)
 	}
 	want := []roles.Assumption{{RoleARN: base + "reader", SessionName: "ns.pod-a", Duration: time.Hour}}
@@ -113,7 +112,7 @@ func TestReasonsAndTheirAnswers(t *testing.T) {
 			n, b := newNode(nil)
 			n.pod = pod("a", "reader")
 			tt.arrange(n)
-			doc, err := b.Credentials(t.Context(), ip, tt.role)
+			doc, err := b.Caller(ip).Credentials(t.Context(), tt.role)
 			refusal, ok := errors.AsType[*Refusal](err)
 			if !ok || doc != nil || refusal.HTTPStatus() != tt.status {
 				t.Fatalf("%v, %v; want status %d", doc, err, tt.status)
@@ -132,7 +131,7 @@ func TestPodIsNotToldTheNodesOwnIdentity(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
 	n.credit = &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied", Message: "User: arn:aws:sts::1:assumed-role/node-role/i-0 is not authorized"}
-	_, err := b.Credentials(t.Context(), ip, "reader")
+	_, err := b.Caller(ip).Credentials(t.Context(), "reader")
 	refusal, _ := errors.AsType[*Refusal](err)
 	if _, message := refusal.Document(); strings.Contains(message, "node-role") || !strings.Contains(message, base+"reader") {
 		t.Errorf("%q", message)
@@ -146,11 +145,11 @@ func TestChangedAnnotationIsTheNextAnswer(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
 	b.PodChanged(n.pod)
-	if name, _, _ := b.Role(t.Context(), ip); name != "reader" {
+	if name, _, _ := b.Caller(ip).Role(t.Context()); name != "reader" {
 		t.Fatal(name)
 	}
 	n.pod = pod("a", "writer")
-	if name, _, _ := b.Role(t.Context(), ip); name != "writer" { // even before the broker has heard of it
+	if name, _, _ := b.Caller(ip).Role(t.Context()); name != "writer" { // even before the broker has heard of it
 		t.Error(name)
 	}
 	b.PodChanged(n.pod)
@@ -192,7 +191,7 @@ func TestNamespaceDecidesWhenItIsKnownAndWhenItChanges(t *testing.T) {
 	n.pod = pod("a", "reader")
 	b.PodChanged(n.pod)
 	status := func() int {
-		_, err := b.Credentials(t.Context(), ip, "reader")
+		_, err := b.Caller(ip).Credentials(t.Context(), "reader")
 		if refusal, ok := errors.AsType[*Refusal](err); ok {
 			return refusal.Status
 		}
@@ -216,11 +215,7 @@ func TestNamespaceDecidesWhenItIsKnownAndWhenItChanges(t *testing.T) {
 func TestSessionNeedsNoAnswerFromAnybody(t *testing.T) {
 	n, b := newNode(nil)
 	n.podErr = pods.ErrUnavailable
-	if got := b.Session(ip); got != ip.String() {
+	if got := b.Caller(ip).Session(); got != ip.String() {
 		t.Errorf("without a record: %q", got)
-	}
-	n.holder = "uid"
-	if got := b.Session(ip); got != "uid" {
-		t.Errorf("with a record: %q", got)
 	}
 }

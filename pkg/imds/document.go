@@ -26,8 +26,8 @@ func quote(s string) []byte {
 }
 
 // serveInfo answers iam/info for the pod's own role, so that the node's instance profile does not show.
-func (h *Handler) serveInfo(w http.ResponseWriter, r *http.Request, source netip.Addr) {
-	name, arn, err := h.broker.Role(r.Context(), source)
+func (h *Handler) serveInfo(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller) {
+	name, arn, err := caller.Role(r.Context())
 	if err != nil {
 		h.refuse(w, r, source, err)
 		return

@@ -15,14 +15,15 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 )
 
-// Broker answers for the pod behind a source address. An error should have the methods of Refusal; any other is a 500.
-type Broker interface {
+// Caller is the pod that sends one request, as of the moment the request came. An error of its methods should have the
+// methods of Refusal; any other is a 500.
+type Caller interface {
 	// Session is what the session tokens of the pod are bound to. It must answer at once.
-	Session(source netip.Addr) string
+	Session() string
 	// Role is the bare name and the ARN of the pod's role.
-	Role(ctx context.Context, source netip.Addr) (name, arn string, err error)
+	Role(ctx context.Context) (name, arn string, err error)
 	// Credentials is the document of the pod's role, if its name is role.
-	Credentials(ctx context.Context, source netip.Addr, role string) (*credentials.Document, error)
+	Credentials(ctx context.Context, role string) (*credentials.Document, error)
 }
 
 // Refusal is an error that says how the metadata service words it.
@@ -38,7 +39,7 @@ type Refusal interface {
 
 // Handler is the metadata service. Its requests must come over connections of a Listener, by way of ConnContext.
 type Handler struct {
-	broker   Broker
+	caller   func(source netip.Addr) Caller
 	sessions *Sessions
 	upstream http.Handler
 	log      *slog.Logger
@@ -47,7 +48,8 @@ type Handler struct {
 
 // Config is what a Handler depends on.
 type Config struct {
-	Broker   Broker
+	// Caller is who holds the source address now.
+	Caller   func(source netip.Addr) Caller
 	Sessions *Sessions
 	// Upstream answers what is not about credentials. Its requests have a canonical path and no session token.
 	Upstream http.Handler
@@ -56,7 +58,7 @@ type Config struct {
 
 // NewHandler is the service over its dependencies.
 func NewHandler(c Config) *Handler {
-	return &Handler{broker: c.Broker, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log)}
+	return &Handler{caller: c.Caller, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log)}
 }
 
 // Header names in net/http's canonical spelling, so that the maps can be used without a conversion.
@@ -88,9 +90,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	to, role := routeOf(path)
+	caller := h.caller(source)
 	switch to {
 	case token:
-		h.serveToken(w, r, source)
+		h.serveToken(w, r, caller)
 		return
 	case tokenOfVersion:
 		fail(w, http.StatusForbidden)
@@ -102,20 +105,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if tokens, ok := r.Header[tokenHeader]; ok {
-		if len(tokens) != 1 || !h.sessions.Valid(tokens[0], h.broker.Session(source), time.Now()) {
+		if len(tokens) != 1 || !h.sessions.Valid(tokens[0], caller.Session(), time.Now()) {
 			fail(w, http.StatusUnauthorized)
 			return
 		}
 	}
 	switch to {
 	case roleDocument:
-		h.serveDocument(w, r, source, role)
+		h.serveDocument(w, r, source, caller, role)
 	case roleList:
-		h.serveRole(w, r, source)
+		h.serveRole(w, r, source, caller)
 	case iamInfo:
-		h.serveInfo(w, r, source)
+		h.serveInfo(w, r, source, caller)
 	case iamListing:
-		if _, _, err := h.broker.Role(r.Context(), source); err != nil {
+		if _, _, err := caller.Role(r.Context()); err != nil {
 			h.refuse(w, r, source, err)
 			return
 		}
@@ -133,7 +136,7 @@ const (
 	maxTTL = 21600
 )
 
-func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, source netip.Addr) {
+func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Caller) {
 	if r.Method != http.MethodPut {
 		w.Header().Set("Allow", http.MethodPut)
 		fail(w, http.StatusMethodNotAllowed)
@@ -151,13 +154,13 @@ func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, source neti
 		fail(w, http.StatusBadRequest)
 		return
 	}
-	token := h.sessions.Token(h.broker.Session(source), time.Now().Add(time.Duration(ttl)*time.Second))
+	token := h.sessions.Token(caller.Session(), time.Now().Add(time.Duration(ttl)*time.Second))
 	w.Header()[tokenTTLHeader] = []string{strconv.FormatUint(ttl, 10)}
 	answer(w, token)
 }
 
-func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source netip.Addr, role string) {
-	doc, err := h.broker.Credentials(r.Context(), source, role)
+func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller, role string) {
+	doc, err := caller.Credentials(r.Context(), role)
 	if err != nil {
 		h.refuse(w, r, source, err)
 		return
@@ -170,8 +173,8 @@ func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source n
 	w.Write(doc.Body())
 }
 
-func (h *Handler) serveRole(w http.ResponseWriter, r *http.Request, source netip.Addr) {
-	name, _, err := h.broker.Role(r.Context(), source)
+func (h *Handler) serveRole(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller) {
+	name, _, err := caller.Role(r.Context())
 	if err != nil {
 		h.refuse(w, r, source, err)
 		return

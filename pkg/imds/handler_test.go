@@ -30,8 +30,8 @@ func (r *refusal) HTTPStatus() int            { return r.status }
 func (r *refusal) Document() (string, string) { return r.code, r.message }
 func (r *refusal) Subject() string            { return "ns/pod" }
 
-// fakeBroker answers for one pod.
-type fakeBroker struct {
+// fakeCaller is one pod.
+type fakeCaller struct {
 	mu      sync.Mutex
 	session string
 	role    string
@@ -39,17 +39,17 @@ type fakeBroker struct {
 	err     error
 }
 
-func (b *fakeBroker) Session(netip.Addr) string {
+func (b *fakeCaller) Session() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.session
 }
 
-func (b *fakeBroker) Role(context.Context, netip.Addr) (string, string, error) {
+func (b *fakeCaller) Role(context.Context) (string, string, error) {
 	return b.role, "arn:aws:iam::123456789012:role/path/" + b.role, b.err
 }
 
-func (b *fakeBroker) Credentials(_ context.Context, _ netip.Addr, role string) (*credentials.Document, error) {
+func (b *fakeCaller) Credentials(_ context.Context, role string) (*credentials.Document, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
@@ -62,17 +62,16 @@ func (b *fakeBroker) Credentials(_ context.Context, _ netip.Addr, role string) (
 // service is a metadata service on loopback, whose upstream writes down what reaches it.
 type service struct {
 	*httptest.Server
-	broker   *fakeBroker
 	log      *bytes.Buffer
 	mu       sync.Mutex
 	upstream []string
 }
 
-func serve(t *testing.T, b *fakeBroker) *service {
+func serve(t *testing.T, b *fakeCaller) *service {
 	t.Helper()
-	s := &service{broker: b, log: new(bytes.Buffer)}
+	s := &service{log: new(bytes.Buffer)}
 	h := NewHandler(Config{
-		Broker: b, Sessions: NewSessions(NewKey()), Log: slog.New(slog.NewTextHandler(s.log, nil)),
+		Caller: func(netip.Addr) Caller { return b }, Sessions: NewSessions(NewKey()), Log: slog.New(slog.NewTextHandler(s.log, nil)),
 		Upstream: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -89,7 +88,7 @@ func serve(t *testing.T, b *fakeBroker) *service {
 	return s
 }
 
-func document(t *testing.T) *credentials.Document {
+func document(t testing.TB) *credentials.Document {
 	t.Helper()
 	cache := credentials.New(oneCredentials{}, credentials.Config{Log: slog.New(slog.DiscardHandler)})
 	d, err := cache.Get(t.Context(), assumption)
@@ -139,7 +138,7 @@ const (
 )
 
 func TestIMDS07TokenIsBareAndItsTTLEchoed(t *testing.T) {
-	s := serve(t, &fakeBroker{session: "uid"})
+	s := serve(t, &fakeCaller{session: "uid"})
 	for _, ttl := range []string{"1", "60", "21600"} {
 		status, body, h := s.do(t, http.MethodPut, "/latest/api/token", header{tokenTTLHeader: ttl})
 		if status != http.StatusOK || body == "" || strings.TrimSpace(body) != body || h.Get(tokenTTLHeader) != ttl || h.Get("Content-Type") != "text/plain" {
@@ -149,7 +148,7 @@ func TestIMDS07TokenIsBareAndItsTTLEchoed(t *testing.T) {
 }
 
 func TestIMDS08BadTTLIs400(t *testing.T) {
-	s := serve(t, &fakeBroker{session: "uid"})
+	s := serve(t, &fakeCaller{session: "uid"})
 	for _, ttl := range []string{"", "0", "21601", "-1", "+60", "1.5", "abc", "99999999999999999999", "60, 60"} {
 		if status, body, _ := s.do(t, http.MethodPut, "/latest/api/token", header{tokenTTLHeader: ttl}); status != http.StatusBadRequest {
 			t.Errorf("TTL %q: %d %q", ttl, status, body)
@@ -161,7 +160,7 @@ func TestIMDS08BadTTLIs400(t *testing.T) {
 }
 
 func TestIMDS09ForwardedOrDatedTokenRequestsAre403(t *testing.T) {
-	s := serve(t, &fakeBroker{session: "uid"})
+	s := serve(t, &fakeCaller{session: "uid"})
 	if status, _, _ := s.do(t, http.MethodPut, "/latest/api/token", header{tokenTTLHeader: "60", "X-Forwarded-For": "10.0.0.2"}); status != http.StatusForbidden {
 		t.Errorf("X-Forwarded-For: %d", status)
 	}
@@ -171,12 +170,12 @@ func TestIMDS09ForwardedOrDatedTokenRequestsAre403(t *testing.T) {
 }
 
 func TestIMDS11TokenNeedsNobodyElse(t *testing.T) {
-	s := serve(t, &fakeBroker{session: "uid", err: errors.New("everything is down")})
+	s := serve(t, &fakeCaller{session: "uid", err: errors.New("everything is down")})
 	s.token(t)
 }
 
 func TestIMDS13BadTokensAre401AndNoneIsVersion1(t *testing.T) {
-	b := &fakeBroker{session: "uid-a", role: "reader", doc: document(t)}
+	b := &fakeCaller{session: "uid-a", role: "reader", doc: document(t)}
 	s := serve(t, b)
 	token := s.token(t)
 	for _, path := range []string{list, doc, "/latest/meta-data/instance-id", "/latest/meta-data/iam/info"} {
@@ -204,7 +203,7 @@ func TestIMDS13BadTokensAre401AndNoneIsVersion1(t *testing.T) {
 }
 
 func TestIMDS15RoleListIsTheBareName(t *testing.T) {
-	s := serve(t, &fakeBroker{role: "reader"})
+	s := serve(t, &fakeCaller{role: "reader"})
 	for _, path := range []string{list, strings.TrimSuffix(list, "/"), "/2021-07-15/meta-data/iam/security-credentials/", "/latest/meta-data//iam/./security-credentials"} {
 		status, body, h := s.do(t, http.MethodGet, path, nil)
 		if status != 200 || body != "reader" || h.Get("Server") != "EC2ws" || h.Get("Content-Length") != "6" || h.Get("Accept-Ranges") != "none" || h.Get("Last-Modified") == "" {
@@ -214,7 +213,7 @@ func TestIMDS15RoleListIsTheBareName(t *testing.T) {
 }
 
 func TestIMDS05MethodsAndErrors(t *testing.T) {
-	s := serve(t, &fakeBroker{role: "reader", doc: document(t)})
+	s := serve(t, &fakeCaller{role: "reader", doc: document(t)})
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"} {
 		if status, _, h := s.do(t, method, doc, nil); status != 405 || h.Get("Allow") != "GET, HEAD" {
 			t.Errorf("%s: %d", method, status)
@@ -237,7 +236,7 @@ func TestIMDS05MethodsAndErrors(t *testing.T) {
 }
 
 func TestIMDS19AnotherRolesNameIs404(t *testing.T) {
-	s := serve(t, &fakeBroker{role: "reader", doc: document(t)})
+	s := serve(t, &fakeCaller{role: "reader", doc: document(t)})
 	for _, role := range []string{"writer", "READER", "reader/x", "reade", "readerr"} {
 		if status, _, _ := s.do(t, http.MethodGet, list+role, nil); status != 404 {
 			t.Errorf("%s: %d", role, status)
@@ -261,7 +260,7 @@ func TestRefusalsAreAnsweredAsTheySayAndLoggedOnce(t *testing.T) {
 		"an error of no known kind": {errors.New("surprise"), 500, "500 - Internal Server Error"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := serve(t, &fakeBroker{err: tt.err})
+			s := serve(t, &fakeCaller{err: tt.err})
 			for range 5 {
 				status, body, _ := s.do(t, http.MethodGet, doc, nil)
 				if status != tt.status || !strings.Contains(body, tt.body) {
@@ -276,7 +275,7 @@ func TestRefusalsAreAnsweredAsTheySayAndLoggedOnce(t *testing.T) {
 }
 
 func TestMalformedRequestsAre400AndReachNobody(t *testing.T) {
-	s := serve(t, &fakeBroker{role: "reader"})
+	s := serve(t, &fakeCaller{role: "reader"})
 	for _, path := range []string{"/%00", "/latest/%ff", "/latest/a%20b", "/latest/../..", "/latest/%2525252569am", "/a%5cb"} {
 		if status, _, _ := s.do(t, http.MethodGet, path, nil); status != http.StatusBadRequest {
 			t.Errorf("%s: %d", path, status)
@@ -288,7 +287,7 @@ func TestMalformedRequestsAre400AndReachNobody(t *testing.T) {
 }
 
 func TestIMDS25OtherPathsAreForwardedInOneSpelling(t *testing.T) {
-	s := serve(t, &fakeBroker{})
+	s := serve(t, &fakeCaller{})
 	for _, path := range []string{"/latest/meta-data/instance-id", "/latest/%6deta-data/./placement//availability-zone/?recursive=true", "/"} {
 		if status, body, _ := s.do(t, http.MethodGet, path, nil); status != 200 || body != "upstream" {
 			t.Errorf("%s: %d %s", path, status, body)
@@ -301,7 +300,7 @@ func TestIMDS25OtherPathsAreForwardedInOneSpelling(t *testing.T) {
 }
 
 func TestIMDS27InfoIsThePodsNotTheNodes(t *testing.T) {
-	s := serve(t, &fakeBroker{role: "reader"})
+	s := serve(t, &fakeCaller{role: "reader"})
 	status, body, _ := s.do(t, http.MethodGet, "/latest/meta-data/iam/info", nil)
 	for _, want := range []string{`"Code" : "Success"`, `"LastUpdated" : "`, `"InstanceProfileArn" : "arn:aws:iam::123456789012:instance-profile/reader"`, `"InstanceProfileId" : "AIPA`} {
 		if !strings.Contains(body, want) {
@@ -317,7 +316,7 @@ func TestIMDS27InfoIsThePodsNotTheNodes(t *testing.T) {
 }
 
 func TestConnectionThatWasNotVouchedForIsNotServed(t *testing.T) {
-	s := serve(t, &fakeBroker{role: "reader", doc: document(t)})
+	s := serve(t, &fakeCaller{role: "reader", doc: document(t)})
 	bare := httptest.NewServer(s.Config.Handler) // no ConnContext
 	defer bare.Close()
 	res, err := http.Get(bare.URL + doc)

@@ -59,26 +59,47 @@ func NewResolver(c ResolverConfig) *Resolver {
 	return &Resolver{c: c, lives: rate.NewLimiter(20, 20)}
 }
 
-// Resolve is the pod that holds the address now. Where it is not known yet, or seems to be two pods', it waits for that to
-// change, at most MaxElapsed. The error wraps one of this package's, or is that of ctx.
-func (r *Resolver) Resolve(ctx context.Context, ip netip.Addr) (*Pod, error) {
-	pod, err := r.lookup(ip)
+// Source is a source address and who holds it by the records of this node, as of one moment.
+type Source struct {
+	IP     netip.Addr
+	record *attachment.Record
+	err    error
+}
+
+// Source looks the address up in the records, which asks nobody and takes a system call.
+func (r *Resolver) Source(ip netip.Addr) Source {
+	record, err := r.c.Records.Holder(ip)
+	return Source{IP: ip, record: record, err: err}
+}
+
+// Holder is the UID of the pod that the records say holds the address, or empty where there is no record of a pod.
+func (s Source) Holder() string {
+	if s.record == nil {
+		return ""
+	}
+	return s.record.Pod.UID
+}
+
+// Resolve is the pod that holds the source's address. Where it is not known yet, or seems to be two pods', it waits for that
+// to change, at most MaxElapsed. The error wraps one of this package's, or is that of ctx.
+func (r *Resolver) Resolve(ctx context.Context, s Source) (*Pod, error) {
+	pod, err := r.lookup(s)
 	if err == nil || final(err) {
 		return pod, err
 	}
-	return r.await(ctx, ip, err)
+	return r.await(ctx, s.IP, err)
 }
 
 // final tells that waiting does not help.
 func final(err error) bool { return errors.Is(err, ErrNotAPod) || errors.Is(err, ErrFinished) }
 
-func (r *Resolver) lookup(ip netip.Addr) (*Pod, error) {
-	record, err := r.c.Records.Holder(ip)
-	if err != nil {
+func (r *Resolver) lookup(s Source) (*Pod, error) {
+	record := s.record
+	if s.err != nil {
 		// An entry that cannot be read says that somebody holds the address, so what pods report is no answer.
-		return nil, fmt.Errorf("%w: its record: %w", ErrUnknown, err)
+		return nil, fmt.Errorf("%w: its record: %w", ErrUnknown, s.err)
 	}
-	reporting := r.c.Watch.reporting(ip)
+	reporting := r.c.Watch.reporting(s.IP)
 	if record == nil {
 		return r.reported(reporting)
 	}
@@ -89,7 +110,7 @@ func (r *Resolver) lookup(ip netip.Addr) (*Pod, error) {
 	if pod == nil {
 		return nil, fmt.Errorf("%w: the API has not shown %s/%s", ErrUnknown, record.Pod.Namespace, record.Pod.Name)
 	}
-	return r.believe(record, pod, ip, reporting)
+	return r.believe(record, pod, s.IP, reporting)
 }
 
 // reported is the pod without a record that reports the address, where it is the only one.
@@ -157,11 +178,13 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, e
 	for interval := 25 * time.Millisecond; ; {
 		changed := r.c.Watch.change()
 		var pod *Pod
-		if pod, err = r.lookup(ip); err == nil || final(err) {
+		source := r.Source(ip)
+		if pod, err = r.lookup(source); err == nil || final(err) {
 			return pod, err
 		}
 		if ask {
-			if pod, err = r.ask(wait, ip, err); err == nil || final(err) {
+			var done bool
+			if pod, done, err = r.ask(wait, source, err); done {
 				return pod, err
 			}
 			interval = min(2*interval, max(r.c.MaxInterval, time.Millisecond))
@@ -180,68 +203,58 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, e
 	}
 }
 
-// ask asks the API server for what the watch has not shown. why is the lookup's error, and the answer's where asking does
-// not help.
-func (r *Resolver) ask(ctx context.Context, ip netip.Addr, why error) (*Pod, error) {
+// ask asks the API server for what the watch has not shown. done tells that its answer is the last word, for better or
+// worse: what it says of a pod is newer than anything that a watch could still show. why is the lookup's error, and the
+// answer's where asking does not help.
+func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done bool, err error) {
 	if !r.lives.Allow() {
-		return nil, why
+		return nil, false, why
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if errors.Is(why, ErrAmbiguous) {
-		return r.askDuplicates(ctx, ip, why)
+		pod, err := r.askDuplicates(ctx, s, why)
+		return pod, err == nil, err
 	}
-	record, err := r.c.Records.Holder(ip)
-	if err != nil || record == nil {
-		return nil, why
+	record := s.record
+	if record == nil {
+		return nil, false, why
 	}
 	found, err := r.c.Client.CoreV1().Pods(record.Pod.Namespace).Get(ctx, record.Pod.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, fmt.Errorf("%w: the API has no pod %s/%s", ErrUnknown, record.Pod.Namespace, record.Pod.Name)
+		return nil, true, fmt.Errorf("%w: the API has no pod %s/%s", ErrUnknown, record.Pod.Namespace, record.Pod.Name)
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, false, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	return r.believe(record, fromAPI(found, r.c.Keep), ip, r.c.Watch.reporting(ip))
+	pod, err = r.believe(record, fromAPI(found, r.c.Keep), s.IP, r.c.Watch.reporting(s.IP))
+	return pod, !errors.Is(err, ErrAmbiguous), err
 }
 
-func (r *Resolver) askDuplicates(ctx context.Context, ip netip.Addr, why error) (*Pod, error) {
+func (r *Resolver) askDuplicates(ctx context.Context, s Source, why error) (*Pod, error) {
 	if !r.c.AskDuplicates {
 		return nil, why
 	}
 	list, err := r.c.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
-		FieldSelector: fields.SelectorFromSet(fields.Set{"spec.nodeName": r.c.Node, "status.podIP": ip.String()}).String(),
+		FieldSelector: fields.SelectorFromSet(fields.Set{"spec.nodeName": r.c.Node, "status.podIP": s.IP.String()}).String(),
 		Limit:         32,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	var reporting []*Pod
-	var recorded *Pod
-	record, err := r.c.Records.Holder(ip)
-	if err != nil {
-		return nil, why
-	}
 	for i := range list.Items {
 		pod := fromAPI(&list.Items[i], r.c.Keep)
-		if !pod.Finished && has(pod.IPs, ip) {
+		if !pod.Finished && has(pod.IPs, s.IP) {
 			reporting = append(reporting, pod)
 		}
 	}
-	if record == nil {
+	if s.record == nil {
 		return r.reported(reporting)
 	}
-	if recorded = r.c.Watch.recorded(record.Pod); recorded == nil {
+	recorded := r.c.Watch.recorded(s.record.Pod)
+	if recorded == nil {
 		return nil, why
 	}
-	return r.believe(record, recorded, ip, reporting)
-}
-
-// Holder is the UID of the pod that the records say holds the address, or empty where there is no record of a pod.
-func (r *Resolver) Holder(ip netip.Addr) string {
-	record, err := r.c.Records.Holder(ip)
-	if err != nil || record == nil {
-		return ""
-	}
-	return record.Pod.UID
+	return r.believe(s.record, recorded, s.IP, reporting)
 }

@@ -137,7 +137,7 @@ func of(p *corev1.Pod) attachment.Pod {
 
 func (b *bed) want(ip netip.Addr, name string) {
 	b.t.Helper()
-	p, err := b.resolver.Resolve(b.t.Context(), ip)
+	p, err := b.resolver.Resolve(b.t.Context(), b.resolver.Source(ip))
 	if err != nil || p.Name != name {
 		b.t.Errorf("%s: %v, %v; want %s", ip, p, err, name)
 	}
@@ -145,7 +145,7 @@ func (b *bed) want(ip netip.Addr, name string) {
 
 func (b *bed) refused(ip netip.Addr, want error) {
 	b.t.Helper()
-	if p, err := b.resolver.Resolve(b.t.Context(), ip); !errors.Is(err, want) {
+	if p, err := b.resolver.Resolve(b.t.Context(), b.resolver.Source(ip)); !errors.Is(err, want) {
 		b.t.Errorf("%s: %v, %v; want %v", ip, p, err, want)
 	}
 }
@@ -154,8 +154,14 @@ func TestRecordResolvesAPodWithoutStatus(t *testing.T) {
 	b := newBed(t, nil)
 	a := b.pending("a")
 	b.refused(ipA, ErrUnknown)
+	if holder := b.resolver.Source(ipA).Holder(); holder != "" {
+		t.Errorf("held by %q without a record", holder)
+	}
 	b.record(ipA, "c1", of(a))
 	b.want(ipA, "a")
+	if holder := b.resolver.Source(ipA).Holder(); holder != string(a.UID) {
+		t.Errorf("held by %q", holder)
+	}
 }
 
 func TestStatusResolvesAPodWithoutRecord(t *testing.T) {
@@ -259,9 +265,8 @@ func TestHostNetworkPodsHaveNoAddress(t *testing.T) {
 }
 
 func TestPodOfAnotherNodeIsNotResolved(t *testing.T) {
-	b := newBed(t, func(c *ResolverConfig) { c.MaxElapsed = 50 * time.Millisecond })
+	b := newBed(t, func(c *ResolverConfig) { c.MaxElapsed, c.MaxInterval = time.Hour, time.Second })
 	p := b.api.PutPod(kubeapi.NewRunningPod("node-2", "ns", "far", map[string]string{roleKey: "far"}, ipA.String()))
-	b.refused(ipA, ErrUnknown)
 	b.record(ipA, "c1", of(p))
 	b.refused(ipA, ErrUnknown)
 }
@@ -287,8 +292,8 @@ func TestAPIServerThatIsDownIsNotTheSameAsUnknown(t *testing.T) {
 	b.refused(ipA, ErrUnavailable)
 }
 
-func TestPodThatTheAPIDoesNotHaveIsUnknown(t *testing.T) {
-	b := newBed(t, func(c *ResolverConfig) { c.MaxElapsed, c.MaxInterval = 100*time.Millisecond, 10*time.Millisecond })
+func TestPodThatTheAPIDoesNotHaveIsUnknownWithoutMoreWaiting(t *testing.T) {
+	b := newBed(t, func(c *ResolverConfig) { c.MaxElapsed, c.MaxInterval = time.Hour, time.Second })
 	b.record(ipA, "c1", attachment.Pod{Namespace: "ns", Name: "a", UID: "u"})
 	b.refused(ipA, ErrUnknown)
 }
@@ -296,7 +301,10 @@ func TestPodThatTheAPIDoesNotHaveIsUnknown(t *testing.T) {
 func TestDuplicatesAreAskedForWhereTheFlagSaysSo(t *testing.T) {
 	for _, ask := range []bool{false, true} {
 		b := newBed(t, func(c *ResolverConfig) {
-			c.AskDuplicates, c.MaxElapsed, c.MaxInterval = ask, 100*time.Millisecond, 10*time.Millisecond
+			c.AskDuplicates, c.MaxElapsed, c.MaxInterval = ask, 20*time.Second, 10*time.Millisecond
+			if !ask {
+				c.MaxElapsed = 50 * time.Millisecond // all of which it waits
+			}
 			// A watch that hangs back for good: it still shows two pods with the address.
 			stale, err := NewWatch(WatchConfig{Client: c.Client, Node: thisNode, Keep: c.Keep, Log: slog.New(slog.DiscardHandler)})
 			if err != nil {
