@@ -1,0 +1,202 @@
+package credentials
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
+)
+
+const (
+	account  = "arn:aws:iam::123456789012:role/"
+	nodeName = account + "node"
+)
+
+// cloud is a stand-in STS that knows the node by the credentials in its environment.
+func cloud(t *testing.T) *sts.Server {
+	t.Helper()
+	for _, name := range []string{"AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("AWS_ACCESS_KEY_ID", "AKIANODE000000000001")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "node-secret")
+	s, err := sts.Start(sts.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	s.PutPrincipal(sts.Principal{AccessKeyID: "AKIANODE000000000001", SecretAccessKey: "node-secret", ARN: nodeName, UserID: "AIDANODE"})
+	return s
+}
+
+func client(t *testing.T, c STSConfig) *STS {
+	t.Helper()
+	s, err := NewSTS(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestAssumeRoleSendsWhatItIsTold(t *testing.T) {
+	s := cloud(t)
+	s.PutRole(sts.Role{ARN: account + "team/reader", Trusts: []string{nodeName}, ExternalID: "id"})
+	a := roles.Assumption{RoleARN: account + "team/reader", SessionName: "ns.pod", ExternalID: "id", Duration: time.Hour}
+	creds, err := client(t, STSConfig{Endpoint: s.URL(), UserAgent: "kube2iam-cni/test"}).AssumeRole(t.Context(), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(creds.Expiration); !strings.HasPrefix(creds.AccessKeyID, "ASIA") || creds.SecretAccessKey == "" || creds.SessionToken == "" || left < 59*time.Minute || left > time.Hour {
+		t.Errorf("%+v, %v left", creds, left)
+	}
+	call := s.Calls()[0]
+	if call.RoleARN != a.RoleARN || call.SessionName != "ns.pod" || call.ExternalID != "id" || call.Duration != time.Hour || call.Caller != nodeName || call.Issued != creds.AccessKeyID {
+		t.Errorf("STS saw %+v", call)
+	}
+}
+
+func TestErrorsAreToldApart(t *testing.T) {
+	for name, tt := range map[string]struct {
+		arrange func(*testing.T, *sts.Server)
+		kind    Kind
+		code    string
+		calls   int
+	}{
+		"unknown role":      {func(_ *testing.T, s *sts.Server) { s.DeleteRole(account + "reader") }, Denied, "AccessDenied", 1},
+		"throttled":         {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.Throttled) }, Throttled, "Throttling", 2},
+		"unavailable":       {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.Unavailable) }, Unavailable, "ServiceUnavailable", 2},
+		"region disabled":   {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.RegionDisabled) }, Denied, "RegionDisabledException", 1},
+		"down":              {func(_ *testing.T, s *sts.Server) { s.Down() }, Unavailable, "RequestError", 0},
+		"node's key wrong":  {func(t *testing.T, _ *sts.Server) { t.Setenv("AWS_SECRET_ACCESS_KEY", "other") }, NodeCredentials, "SignatureDoesNotMatch", 1},
+		"node's key unkown": {func(t *testing.T, _ *sts.Server) { t.Setenv("AWS_ACCESS_KEY_ID", "AKIAOTHER") }, NodeCredentials, "InvalidClientTokenId", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := cloud(t)
+			s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}})
+			tt.arrange(t, s)
+			_, err := client(t, STSConfig{Endpoint: s.URL()}).AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour})
+			e, ok := errors.AsType[*Error](err)
+			if !ok || e.Kind != tt.kind || e.Code != tt.code {
+				t.Errorf("%v; want %s, %s", err, tt.kind, tt.code)
+			}
+			if n := len(s.Calls()); n != tt.calls {
+				t.Errorf("%d calls, want %d", n, tt.calls)
+			}
+			if err != nil && strings.Contains(err.Error(), "node-secret") {
+				t.Errorf("a secret in the error: %v", err)
+			}
+		})
+	}
+}
+
+func TestExternalIDThatTheRoleAsksForIsNeeded(t *testing.T) {
+	s := cloud(t)
+	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}, ExternalID: "right"})
+	c := client(t, STSConfig{Endpoint: s.URL()})
+	for id, want := range map[string]bool{"": false, "wrong": false, "right": true} {
+		_, err := c.AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", ExternalID: id, Duration: time.Hour})
+		if (err == nil) != want {
+			t.Errorf("external ID %q: %v", id, err)
+		}
+	}
+}
+
+// metadata is an instance's metadata service that gives out numbered credentials of the node's role.
+func metadata(t *testing.T, given *atomic.Int64) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/latest/api/token":
+			w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
+			fmt.Fprint(w, "token")
+		case "/latest/meta-data/iam/security-credentials/":
+			fmt.Fprint(w, "node")
+		case "/latest/meta-data/iam/security-credentials/node":
+			n := given.Add(1)
+			fmt.Fprintf(w, `{"Code":"Success","AccessKeyId":"ASIANODE%d","SecretAccessKey":"s","Token":"t","Expiration":"2099-01-01T00:00:00Z"}`, n)
+		case "/latest/meta-data/placement/region":
+			fmt.Fprint(w, "eu-west-3")
+		case "/latest/dynamic/instance-identity/document":
+			fmt.Fprint(w, `{"region":"eu-west-3"}`)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestExpiredNodeCredentialsAreRenewedAndTheCallMadeOnceMore(t *testing.T) {
+	s := cloud(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	var given atomic.Int64
+	m := metadata(t, &given)
+	// The metadata service says that they last; STS has ended the first ones already.
+	s.PutPrincipal(sts.Principal{AccessKeyID: "ASIANODE1", SecretAccessKey: "s", SessionToken: "t", ARN: nodeName, UserID: "x", Expires: time.Unix(1, 0)})
+	s.PutPrincipal(sts.Principal{AccessKeyID: "ASIANODE2", SecretAccessKey: "s", SessionToken: "t", ARN: nodeName, UserID: "x"})
+	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}})
+	c := client(t, STSConfig{Endpoint: s.URL(), MetadataURL: m.URL})
+	if _, err := c.AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	if given.Load() != 2 {
+		t.Errorf("the node's credentials were fetched %d times, want 2", given.Load())
+	}
+}
+
+func TestEndpoints(t *testing.T) {
+	var given atomic.Int64
+	for name, tt := range map[string]struct {
+		config STSConfig
+		env    map[string]string
+		want   string
+	}{
+		"global":                   {STSConfig{}, nil, "https://sts.amazonaws.com"},
+		"global, region known":     {STSConfig{}, map[string]string{"AWS_REGION": "us-west-2"}, "https://sts.amazonaws.com"},
+		"regional by environment":  {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "ap-south-2"}, "https://sts.ap-south-2.amazonaws.com"},
+		"regional by metadata":     {STSConfig{Regional: true}, nil, "https://sts.eu-west-3.amazonaws.com"},
+		"China":                    {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "cn-north-1"}, "https://sts.cn-north-1.amazonaws.com.cn"},
+		"its own":                  {STSConfig{Endpoint: "https://vpce.example"}, nil, "https://vpce.example"},
+		"its own, though regional": {STSConfig{Endpoint: "https://vpce.example", Regional: true}, nil, "https://vpce.example"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cloud(t)
+			for k, v := range tt.env {
+				t.Setenv(k, v)
+			}
+			tt.config.MetadataURL = metadata(t, &given).URL
+			if got := client(t, tt.config).Endpoint(); got != tt.want {
+				t.Errorf("%s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestSharedFilesAreReadLikeAnySDKReadsThem(t *testing.T) {
+	s := cloud(t)
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	if err := os.MkdirAll(filepath.Join(home, ".aws"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(home, ".aws", "credentials"), []byte("[default]\naws_access_key_id = AKIANODE000000000001\naws_secret_access_key = node-secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}})
+	if _, err := client(t, STSConfig{Endpoint: s.URL()}).AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour}); err != nil {
+		t.Error(err)
+	}
+}
