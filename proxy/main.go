@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+	"k8s.io/klog/v2"
 )
 
 // Set at build time by -ldflags -X.
@@ -48,7 +49,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 			if err != nil {
 				return &usageError{err}
 			}
-			return serve(c.Context, o, logger(o, stderr))
+			log := logger(o, stderr)
+			klog.SetSlogLogger(log) // client-go's lines, in our format
+			return serve(c.Context, o, log)
 		},
 	}
 	err := app.RunContext(ctx, args)

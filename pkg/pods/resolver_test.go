@@ -348,6 +348,31 @@ func TestWatcherHearsOfEachPodAndItsEnd(t *testing.T) {
 	}
 }
 
+func TestSuccessorOfTheSameNameEndsItsPredecessor(t *testing.T) {
+	b := newBed(t, nil)
+	old := b.running("a", ipA.String())
+	b.api.Down() // the watch sees neither the end of the one nor the beginning of the other
+	if err := b.api.DeletePod("ns", "a"); err != nil {
+		t.Fatal(err)
+	}
+	young := b.api.PutPod(kubeapi.NewRunningPod(thisNode, "ns", "a", map[string]string{roleKey: "a"}, ipB.String()))
+	b.api.Compact()
+	if err := b.api.Up(); err != nil {
+		t.Fatal(err)
+	}
+	b.seen(young)
+	if b.known(old.UID) != nil || b.watch.Len() != 1 {
+		t.Errorf("%d pods, the old one among them: %v", b.watch.Len(), b.known(old.UID) != nil)
+	}
+	b.events.mu.Lock()
+	defer b.events.mu.Unlock()
+	if b.events.gone["a"] != 1 {
+		t.Errorf("the watcher heard of %d ends", b.events.gone["a"])
+	}
+	b.refused(ipA, ErrUnknown)
+	b.want(ipB, "a")
+}
+
 func TestOnlyWhatIsNeededIsKept(t *testing.T) {
 	b := newBed(t, nil)
 	p := kubeapi.NewRunningPod(thisNode, "ns", "a", map[string]string{roleKey: "a", "other": "x"}, ipA.String())

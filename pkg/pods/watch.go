@@ -88,7 +88,13 @@ func (w *Watch) Synced() <-chan struct{} { return w.synced }
 func (w *Watch) Run(ctx context.Context) error {
 	reg, err := w.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { w.set(obj) },
-		UpdateFunc: func(_, obj any) { w.set(obj) },
+		UpdateFunc: func(old, obj any) {
+			// A watch that was away for a while reports a pod and its successor of the same name as one that changed.
+			if o, n := old.(*Pod), obj.(*Pod); o.UID != n.UID {
+				w.unset(o)
+			}
+			w.set(obj)
+		},
 		DeleteFunc: func(obj any) { w.unset(obj) },
 	})
 	if err != nil {
