@@ -37,7 +37,8 @@ func (d Dir) recordFile(containerID, ifName string) string {
 func (d Dir) ipFile(ip netip.Addr) string { return filepath.Join(d.byIP(), ip.String()) }
 
 // Put writes the record and makes it the holder of its IPs, in place of any earlier record of the same attachment. An
-// address that another attachment holds changes hands; tearing down what that one programmed is the caller's, before.
+// address that another attachment holds changes hands; tearing down what that one programmed is the caller's, before. A
+// record that cannot be written whole is not left in part: the attachment has none then.
 func (d Dir) Put(ctx context.Context, r *Record) error {
 	if err := r.validate(); err != nil {
 		return fmt.Errorf("attachment record: %w", err)
@@ -55,20 +56,27 @@ func (d Dir) Put(ctx context.Context, r *Record) error {
 		}
 	}
 	return d.locked(ctx, func() error {
-		if err := d.releaseIPs(r.ContainerID, r.IfName); err != nil {
-			return err
-		}
-		file := d.recordFile(r.ContainerID, r.IfName)
-		if err := replace(file, func(tmp string) error { return os.WriteFile(tmp, data, 0o644) }); err != nil {
-			return fmt.Errorf("attachment record of %s: %w", r.ID(), err)
-		}
-		for _, ip := range r.IPs {
-			if err := replace(d.ipFile(ip), func(tmp string) error { return os.Link(file, tmp) }); err != nil {
-				return fmt.Errorf("attachment record of %s: address %s: %w", r.ID(), ip, err)
-			}
+		if err := d.write(r, data); err != nil {
+			return errors.Join(fmt.Errorf("attachment record of %s: %w", r.ID(), err), d.remove(r.ContainerID, r.IfName))
 		}
 		return nil
 	})
+}
+
+func (d Dir) write(r *Record, data []byte) error {
+	if err := d.releaseIPs(r.ContainerID, r.IfName); err != nil {
+		return err
+	}
+	file := d.recordFile(r.ContainerID, r.IfName)
+	if err := replace(file, func(tmp string) error { return os.WriteFile(tmp, data, 0o644) }); err != nil {
+		return err
+	}
+	for _, ip := range r.IPs {
+		if err := replace(d.ipFile(ip), func(tmp string) error { return os.Link(file, tmp) }); err != nil {
+			return fmt.Errorf("address %s: %w", ip, err)
+		}
+	}
+	return nil
 }
 
 // replace makes a file by way of a temporary neighbour, whose name no reader looks up, and renames it into place.
@@ -134,15 +142,17 @@ func (d Dir) Delete(ctx context.Context, containerID, ifName string) error {
 	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return d.locked(ctx, func() error {
-		if err := d.releaseIPs(containerID, ifName); err != nil {
-			return err
-		}
-		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("attachment record of %s: %w", ID(containerID, ifName), err)
-		}
-		return nil
-	})
+	return d.locked(ctx, func() error { return d.remove(containerID, ifName) })
+}
+
+func (d Dir) remove(containerID, ifName string) error {
+	if err := d.releaseIPs(containerID, ifName); err != nil {
+		return err
+	}
+	if err := os.Remove(d.recordFile(containerID, ifName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("attachment record of %s: %w", ID(containerID, ifName), err)
+	}
+	return nil
 }
 
 // releaseIPs unlinks every address that is held by the attachment's present record: the links are one file with it.
