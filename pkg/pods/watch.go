@@ -87,7 +87,7 @@ func (w *Watch) Synced() <-chan struct{} { return w.synced }
 // Run watches until ctx ends. While the API server is down, what is known stays.
 func (w *Watch) Run(ctx context.Context) error {
 	reg, err := w.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { w.set(obj) },
+		AddFunc: func(obj any) { w.set(obj) },
 		UpdateFunc: func(old, obj any) {
 			// A watch that was away for a while reports a pod and its successor of the same name as one that changed.
 			if o, n := old.(*Pod), obj.(*Pod); o.UID != n.UID {
