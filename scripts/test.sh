@@ -13,5 +13,6 @@ go test -race -count=1 $(go list ./... | grep -v /test/netns)
 echo "== fuzzing, a few seconds each"
 go test -run '^$' -fuzz FuzzCredentialsPathsAreNeverForwarded -fuzztime 5s ./pkg/imds
 go test -run '^$' -fuzz FuzzForgedTokensAreInvalid -fuzztime 3s ./pkg/imds
+go test -run "^$" -fuzz FuzzParse -fuzztime 3s ./pkg/netconf
 echo "== the namespace suite: real CNI plugins and clients in network namespaces"
 go test -count=1 -timeout 10m -v ./test/netns | grep --line-buffered -Ev '^=== (RUN|PAUSE|CONT|NAME)'
