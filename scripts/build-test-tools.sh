@@ -21,8 +21,10 @@ command -v go >/dev/null || { say "go is missing: https://go.dev/dl"; exit 1; }
 command -v flock >/dev/null || { say "flock is missing (Debian package util-linux)"; exit 1; }
 
 # One at a time: packages are tested in parallel, and each asks for the same programs.
+# The lock is not passed on to go, whose children may outlive it.
 exec 9>"$cache/.lock"
 flock 9
+go() { command go "$@" 9>&-; }
 
 export CGO_ENABLED=0
 
@@ -31,10 +33,11 @@ external() {
   local dir=$cache/$1 temporary
   shift
   if [[ ! -d $dir ]]; then
-    say "building $* (once)"
+    say "building ${dir##*/} (once)"
     temporary=$(mktemp -d "$cache/.build.XXXXXX")
     trap 'rm -rf "$temporary"' EXIT
-    (cd "$temporary" && GOBIN=$temporary GOFLAGS=-trimpath go install "$@")
+    (cd "$temporary" && GOBIN=$temporary go install -ldflags '-s -w' "$@")
+    chmod 755 "$temporary"
     mv "$temporary" "$dir"
     trap - EXIT
   fi
@@ -52,13 +55,14 @@ external "ec2-metadata-mock-$ec2_metadata_mock" \
   "github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock@$ec2_metadata_mock"
 
 if [[ ${1:-} != external ]]; then
-  # By the checkout's path: two checkouts do not overwrite each other's. Go's build cache makes this cheap.
+  # By the checkout's path: two checkouts do not overwrite each other's. Go's build cache makes this cheap, and compiles for
+  # the demo and for tests without cgo, too: so no flag here that concerns the compiler.
   own=$cache/own-$(printf %s "$repository" | sha256sum | cut -c 1-12)
   mkdir -p "$own"
   [[ -e $own/kube2iam-proxy ]] || say "building kube2iam-cni and kube2iam-proxy"
   cd "$repository"
-  go build -trimpath -buildvcs=false -o "$own/kube2iam-cni" ./plugin
-  go build -trimpath -buildvcs=false -o "$own/kube2iam-proxy" ./proxy
+  go build -buildvcs=false -ldflags '-s -w' -o "$own/kube2iam-cni" ./plugin
+  go build -buildvcs=false -ldflags '-s -w' -o "$own/kube2iam-proxy" ./proxy
   directories+=("$own")
 fi
 

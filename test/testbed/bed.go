@@ -91,8 +91,7 @@ type Bed struct {
 // dirPattern names a testbed's directory by its process, so that the next testbed can tell what a killed one left.
 const dirPattern = "/run/kube2iam-cni-testbed."
 
-// New builds a node without pods. Close must be called, also after an error of anything else; after an error of New
-// nothing is left.
+// New builds a node without pods, which Close takes down. After an error nothing is left.
 func New(ctx context.Context, o Options) (_ *Bed, err error) {
 	if err := Require("ip"); err != nil {
 		return nil, err

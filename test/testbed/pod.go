@@ -24,7 +24,7 @@ type Sandbox struct {
 	ContainerID          string
 	Netns                *Netns
 
-	// IP and Result are what ADD gave; the request for an IP in between is the caller's.
+	// IP and Result are what ADD gave. An IP that is set before is the one that host-local is asked for.
 	IP     netip.Addr
 	Result *types100.Result
 }
@@ -42,7 +42,7 @@ func (b *Bed) NewSandbox(namespace, name, uid string) (*Sandbox, error) {
 	return &Sandbox{Namespace: namespace, Name: name, UID: uid, ContainerID: id, Netns: n}, nil
 }
 
-// Runtime is what containerd passes to libcni for the sandbox. A valid IP is asked of host-local.
+// Runtime is what containerd passes to libcni for the sandbox.
 func (s *Sandbox) Runtime() *libcni.RuntimeConf {
 	args := [][2]string{
 		{"IgnoreUnknown", "1"},

@@ -1,0 +1,132 @@
+package netns
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// boto3 is an ordinary program of a user: no endpoint of the metadata service, no credentials.
+const boto3 = `
+import boto3, sys
+session = boto3.session.Session()
+print(session.get_credentials().method)
+print(session.client("sts", endpoint_url=sys.argv[1]).get_caller_identity()["Arn"])
+`
+
+// forceV1 makes a pod's clients use IMDSv1. Neither the AWS CLI nor boto3 has a switch for it: they use it where they can
+// get no token. So the pod's own packet filter resets their connection at the PUT, and the clients stay as they are.
+func (n *node) forceV1(s *testbed.Sandbox) {
+	n.filter(s, "--string", "PUT /latest/api/token", "-j", "REJECT", "--reject-with", "tcp-reset")
+}
+
+// countTokens counts the pod's requests that carry a session token, in tokensSent.
+func (n *node) countTokens(s *testbed.Sandbox) {
+	n.filter(s, "--icase", "--string", "x-aws-ec2-metadata-token:")
+}
+
+func (n *node) filter(s *testbed.Sandbox, match ...string) {
+	n.t.Helper()
+	args := append([]string{"-A", "OUTPUT", "-p", "tcp", "--dport", "80", "-m", "string", "--algo", "bm"}, match...)
+	_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "iptables-nft", args...)
+	n.must(err)
+}
+
+func (n *node) tokensSent(s *testbed.Sandbox) int {
+	n.t.Helper()
+	list, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "iptables-nft", "-L", "OUTPUT", "-v", "-x", "-n")
+	n.must(err)
+	for line := range strings.Lines(list) {
+		if strings.Contains(line, "metadata-token:") {
+			count, err := strconv.Atoi(strings.Fields(line)[0])
+			n.must(err)
+			return count
+		}
+	}
+	n.t.Fatalf("no rule counts the tokens:\n%s", list)
+	return 0
+}
+
+// TestUnmodifiedClients runs Debian's AWS CLI and boto3 in the pod: they find the pod's credentials, and STS takes them.
+func TestUnmodifiedClients(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.proxy()
+		for _, version := range []string{"v2", "v1"} {
+			pod := n.run("client-"+version, "app")
+			n.countTokens(pod)
+			if version == "v1" {
+				n.forceV1(pod)
+			}
+			arn := "arn:aws:sts::" + testbed.Account + ":assumed-role/app/default." + pod.Name
+			run := func(name string, args ...string) string {
+				t.Helper()
+				out, err := pod.Netns.Run(t.Context(), n.ClientEnv(), name, args...)
+				if err != nil {
+					t.Errorf("IMDS%s: %v", version, err)
+				}
+				return out
+			}
+			cli := run("/usr/bin/aws", "sts", "get-caller-identity", "--endpoint-url", n.STS.URL(), "--query", "Arn", "--output", "text")
+			if cli != arn+"\n" {
+				t.Errorf("IMDS%s: to the AWS CLI the pod is %q, want %q", version, cli, arn)
+			}
+			if diff := cmp.Diff("iam-role\n"+arn+"\n", run("/usr/bin/python3", "-c", boto3, n.STS.URL())); diff != "" {
+				t.Errorf("IMDS%s: boto3's method and identity (-want +got):\n%s", version, diff)
+			}
+			// Either asks for the list and for the document.
+			if sent, want := n.tokensSent(pod), map[string]int{"v2": 4, "v1": 0}[version]; sent != want {
+				t.Errorf("IMDS%s: %d requests with a token, want %d", version, sent, want)
+			}
+		}
+	})
+}
+
+// TestOtherMetadata is what of the instance arrives in a pod, by the proxy, whose requests are the only ones.
+func TestOtherMetadata(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.proxy()
+		pod := n.run("curious", "app")
+		token := n.request(pod, http.MethodPut, "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds", "60")
+		if token.status != http.StatusOK || token.body == "" {
+			t.Fatalf("PUT token: %s", token)
+		}
+		for path, want := range map[string]string{
+			"/latest/meta-data/instance-id":                    testbed.InstanceID,
+			"/latest/meta-data/placement/availability-zone":    testbed.AvailabilityZone,
+			"/latest/meta-data/placement/availability-zone/":   testbed.AvailabilityZone,
+			"/latest/dynamic/instance-identity/document":       `"region": "` + testbed.Region + `"`,
+			"/latest/meta-data/iam/info":                       ":instance-profile/app",
+			"/latest/meta-data/iam/../local-ipv4":              testbed.NodeIP.String(),
+			"/latest/meta-data//placement/./availability-zone": testbed.AvailabilityZone,
+		} {
+			for _, header := range [][]string{nil, {"X-aws-ec2-metadata-token", token.body}} {
+				if got := n.get(pod, path, header...); got.status != http.StatusOK || !strings.Contains(got.body, want) {
+					t.Errorf("%s with %v: %s, want %q", path, header, got, want)
+				}
+			}
+		}
+		for _, r := range n.IMDS.Requests() {
+			if r.Source != testbed.NodeIP {
+				t.Errorf("%s asked the real metadata service for %s", r.Source, r.URI)
+			}
+		}
+	})
+}
+
+// TestFirstRequest is a pod's first request, made the moment that ADD is back: the API server does not say its IP yet, nor
+// has anyone asked STS before.
+func TestFirstRequest(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.proxy()
+		for _, name := range []string{"one", "two"} {
+			pod := n.pending(name, "app")
+			n.must(n.Add(t.Context(), pod))
+			n.wantSession(pod, "app", n.get(pod, credentials+"app"))
+		}
+	})
+}

@@ -1,0 +1,140 @@
+package netns
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// eventually waits for what the proxy does by itself, soon.
+func (n *node) eventually(done func() bool) {
+	n.t.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			n.t.Fatal("it has not happened after 30 s")
+		}
+	}
+}
+
+// forgetAddresses makes host-local give out every IP again, as after a reboot that lost its files.
+func (n *node) forgetAddresses() error {
+	return os.RemoveAll(filepath.Join(n.Dir, "ipam", testbed.Network))
+}
+
+// TestProxyDown is a pod whose proxy is not there: before its start, after a crash, and back again.
+func TestProxyDown(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		pod, plain := n.run("early", "app"), n.run("plain", "")
+		down := func(when string) {
+			t.Helper()
+			for _, s := range []*testbed.Sandbox{pod, plain} {
+				for _, path := range []string{credentials, credentials + testbed.NodeRole, "/latest/meta-data/instance-id"} {
+					if got := n.get(s, path); !got.refused() {
+						t.Errorf("%s: %s asks for %s: %s, want a refused connection", when, s.Name, path, got)
+					}
+				}
+			}
+			if asked := n.IMDS.Requests(); len(asked) != 0 {
+				t.Errorf("%s: the real metadata service was asked: %v", when, asked)
+			}
+		}
+		down("before the start")
+		p := n.proxy()
+		n.wantOwn(pod, "app")
+		token := n.request(pod, http.MethodPut, "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds", "600")
+		n.IMDS.Reset()
+		p.Kill()
+		down("after a crash")
+		p = n.proxy()
+		n.wantSession(pod, "app", n.get(pod, credentials+"app", "X-aws-ec2-metadata-token", token.body))
+		n.must(p.Stop())
+		n.IMDS.Reset()
+		down("after it was stopped")
+	})
+}
+
+// TestAPIServerDown is a pod that starts while the Kubernetes API is away.
+func TestAPIServerDown(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		before := n.run("before", "app")
+		n.wantOwn(before, "app")
+		n.KubeAPI.Down()
+		late := n.pending("late", "other")
+		n.must(n.Add(t.Context(), late))
+		// Whose address it is the records say; what that pod may have only the API can.
+		n.wantStatus(late, credentials, http.StatusInternalServerError)
+		n.wantStatus(late, credentials+"app", http.StatusInternalServerError)
+		n.wantOwn(before, "app")
+		n.must(n.KubeAPI.SetStatus("default", "late", corev1.PodRunning, late.IP.String()))
+		n.must(n.KubeAPI.Up())
+		n.eventually(func() bool { return n.get(late, credentials+"other").status == http.StatusOK })
+		n.wantOwn(late, "other")
+		n.wantStatus(late, credentials+"app", http.StatusNotFound)
+	})
+}
+
+// TestDirectDial is a connection to the proxy's own address: closed without an answer, wherever it comes from.
+func TestDirectDial(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.proxy()
+		pod := n.run("direct", "app")
+		n.wantOwn(pod, "app")
+		address := testbed.NodeIP.String() + ":8181"
+		for who, from := range map[string]*testbed.Netns{"a pod": pod.Netns, "a neighbour": n.AWS, "the node": n.Node} {
+			// The proxy may be faster with its reset than the dialler with its look at the connection.
+			conn, err := from.Dial("tcp", address)
+			if errors.Is(err, syscall.ECONNRESET) {
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s cannot reach %s: %v", who, address, err)
+				continue
+			}
+			conn.SetDeadline(time.Now().Add(10 * time.Second))
+			// The connection may be closed before the request is written.
+			io.WriteString(conn, "GET "+credentials+"app HTTP/1.1\r\nHost: 169.254.169.254\r\nX-Forwarded-For: "+pod.IP.String()+"\r\n\r\n")
+			if got, err := io.ReadAll(conn); len(got) > 0 || err != nil && !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%s dials %s: %q, %v, want a closed connection", who, address, got, err)
+			}
+			conn.Close()
+		}
+		n.wantOwn(pod, "app")
+	})
+}
+
+// TestGuard is a pod that was there before the plugin: it has no redirection, and once the plugin has run on the node it
+// has no way to the real metadata service either.
+func TestGuard(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.SetChain()
+		old := n.run("old", "app")
+		if got := n.get(old, credentials); got.status != http.StatusOK || got.body != testbed.NodeRole {
+			t.Fatalf("without the plugin: %s, want the node's own role", got)
+		}
+		n.IMDS.Reset()
+		n.SetChain(testbed.Kube2IAM(n.backend))
+		n.proxy()
+		n.wantOwn(n.run("new", "app"), "app")
+		if got := n.get(old, credentials); !got.refused() {
+			t.Errorf("with the guard: %s, want a refused connection", got)
+		}
+		if resp, err := n.Node.HTTP().Get(metadata + "/latest/meta-data/instance-id"); err != nil || resp.StatusCode != http.StatusOK {
+			t.Errorf("the node itself: %v, %v, want an answer", resp, err)
+		}
+	})
+}
