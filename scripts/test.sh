@@ -10,6 +10,8 @@ need gcc libc6-dev iptables nftables iproute2 conntrack kmod curl awscli python3
 scripts/lint.sh
 echo "== unit tests, with the race detector"
 go test -race -count=1 $(go list ./... | grep -v /test/netns)
+echo "== allocations, without it"
+go test -count=1 -run Allocations ./pkg/imds
 echo "== fuzzing, a few seconds each"
 go test -run '^$' -fuzz FuzzCredentialsPathsAreNeverForwarded -fuzztime 5s ./pkg/imds
 go test -run '^$' -fuzz FuzzForgedTokensAreInvalid -fuzztime 3s ./pkg/imds

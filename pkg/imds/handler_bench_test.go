@@ -1,3 +1,7 @@
+//go:build !race
+
+// Under the race detector a sync.Pool forgets at random, and allocations are not what they are.
+
 package imds
 
 import (
