@@ -42,6 +42,7 @@ type node struct {
 	*testbed.Bed
 	t       *testing.T
 	backend string
+	primary string
 }
 
 // setup is one way to run the plugin.
@@ -94,7 +95,7 @@ func onThese(t *testing.T, setups []setup, test func(t *testing.T, n *node)) {
 			})
 			b.PutRole("app", "")
 			b.PutRole("other", "")
-			test(t, &node{Bed: b, t: t, backend: s.backend})
+			test(t, &node{Bed: b, t: t, backend: s.backend, primary: s.primary})
 		})
 	}
 }

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Runs the cluster suite: the plugin and the proxy on a real Kubernetes node, with MinIO as STS and S3 (test/cluster/doc.go).
+# Needs root, Debian or Ubuntu, and Go. The first run builds Kubernetes and MinIO, about ten minutes on two cores; a run
+# takes a minute and a half after that. Arguments are passed on to go test: -run TestCluster/hundred.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/packages.sh
+. test/cluster/node/settings.sh
+export KUBE2IAM_CNI_CLUSTER_STATE=$STATE
+
+# in_group COMMAND...: runs a command in a process group of its own, so that a signal to this script ends all of it at once.
+group=
+in_group() {
+  local status=0
+  set -m
+  "$@" 9>&- &
+  group=$!
+  set +m
+  wait "$group" || status=$?
+  group=
+  return "$status"
+}
+
+# However the script ends, what it runs and the node end with it.
+cleanup() {
+  local status=$?
+  trap - EXIT
+  if [[ -n $group ]]; then
+    kill -TERM -- "-$group" 2>/dev/null || true
+    wait "$group" 2>/dev/null || true
+  fi
+  "$SCRIPTS/stop.sh" || status=1
+  exit "$status"
+}
+
+need_root
+need_go
+packages=(iptables nftables iproute2 openssl awscli util-linux kmod)
+# Docker's own package has these two as well, and would have to go for Debian's.
+command -v containerd >/dev/null || packages+=(containerd)
+command -v runc >/dev/null || packages+=(runc)
+need "${packages[@]}"
+
+# One build and one node at a time. The daemons do not inherit the lock, so a node that outlived its script does not hold it.
+mkdir -p "$CACHE"
+exec 9<"$CACHE"
+if ! flock --nonblock 9; then
+  echo "another run is under way: it holds the lock of $CACHE" >&2
+  exit 1
+fi
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+"$SCRIPTS/stop.sh" # what a killed run left
+
+echo "== building"
+in_group "$SCRIPTS/build.sh"
+
+echo "== testing"
+in_group go test -tags cluster ./test/cluster -count=1 -v -timeout 15m "$@"

@@ -1,0 +1,155 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go/aws"
+	"github.com/aws/aws-sdk-go/aws/awserr"
+	"github.com/aws/aws-sdk-go/service/s3"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+)
+
+// The subtests share one node and run in this order: first what it does by itself, then what the plugin and the proxy change.
+func TestCluster(t *testing.T) {
+	n := startNode(t)
+	c := startCloud(t, n)
+	startUnprotected(t, n, c)
+	installPlugin(t, n)
+	startProxy(t, n)
+	c.metadata.Reset()
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *node, *cloud)
+	}{
+		{"the plugin is chained", testChained},
+		{"the node's own key lists no bucket", testNodeKey},
+		{"programs in a pod list a bucket", testListBucket},
+		{"without the annotation they have no credentials", testNoRole},
+		{"aws s3 ls in a pod's network", testAWSCommand},
+		{"the first request of each of a hundred pods succeeds", testHundredPods},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.run(t, n, c)
+			if asked := c.metadata.CredentialRequests(); len(asked) > 0 {
+				t.Errorf("the real metadata service was asked for credentials: %+v", asked)
+			}
+		})
+	}
+}
+
+// unprotected is a pod that begins before the plugin is there.
+const unprotected = "before-plugin"
+
+// startUnprotected starts a pod that gets the node's credentials. So the metadata service can be reached from pods, and what
+// keeps the others from it is the plugin's doing.
+func startUnprotected(t *testing.T, n *node, c *cloud) {
+	t.Helper()
+	n.must(t, "kubectl", "apply", "--filename="+testdata(t, unprotected+".yaml"))
+	got := n.outcomes(t, "app="+unprotected, 1)[unprotected]
+	if got.Error != "" {
+		t.Fatalf("without the plugin the pod's request failed: %s", got.Error)
+	}
+	if len(c.metadata.CredentialRequests()) == 0 {
+		t.Fatal("without the plugin the metadata service was not asked: the pod has its credentials from elsewhere")
+	}
+}
+
+// A new pod is on record; and one that began without the plugin gives its address back, which it cannot where our DEL fails.
+func testChained(t *testing.T, n *node, _ *cloud) {
+	n.createPod(t, "idle")
+	n.awaitPhase(t, "idle", "Running")
+	records, err := attachment.In(n.path(stateDir)).List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(records) != 1 {
+		t.Fatalf("%d records with one pod since the plugin is chained", len(records))
+	}
+	if pod := records[0].Pod; pod.Namespace != "default" || pod.Name != "idle" {
+		t.Errorf("the record is of pod %s/%s, want default/idle", pod.Namespace, pod.Name)
+	}
+
+	ip := n.must(t, "kubectl", "get", "pod", unprotected, "--output=jsonpath={.status.podIP}")
+	lease := n.path("/var/lib/cni/networks/pods/" + ip)
+	if _, err := os.Stat(lease); err != nil {
+		t.Fatalf("the address of a running pod: %v", err)
+	}
+	n.must(t, "kubectl", "delete", "pod", unprotected)
+	await(t, podLimit, "the address given back", func(context.Context) error {
+		if _, err := os.Stat(lease); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: %v, want that it is gone", lease, err)
+		}
+		return nil
+	})
+}
+
+// Whoever lists the bucket below does so with temporary credentials: S3 refuses the key that they were asked for with.
+func testNodeKey(t *testing.T, _ *node, c *cloud) {
+	_, err := c.s3(t, nodeUser).ListObjectsV2WithContext(t.Context(), &s3.ListObjectsV2Input{Bucket: aws.String(bucket)})
+	var refused awserr.RequestFailure
+	if !errors.As(err, &refused) || refused.Code() != "AccessDenied" {
+		t.Errorf("list %s with the node's own key: %v, want AccessDenied", bucket, err)
+	}
+}
+
+// listing is what a program of the image s3lister prints.
+type listing struct {
+	SDK, Provider, AccessKeyID string
+	Objects                    []string
+}
+
+func testListBucket(t *testing.T, n *node, _ *cloud) {
+	n.createPod(t, "list-bucket")
+	n.awaitPhase(t, "list-bucket", "Succeeded", "Failed")
+	for _, sdk := range []string{"v1", "v2"} {
+		log := n.must(t, "kubectl", "logs", "list-bucket", "--container=sdk-"+sdk)
+		var got listing
+		if err := json.Unmarshal([]byte(log), &got); err != nil {
+			t.Errorf("SDK %s: %v: %s", sdk, err, log)
+			continue
+		}
+		want := listing{SDK: sdk, Provider: "EC2RoleProvider", Objects: []string{object}}
+		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(listing{}, "AccessKeyID")); diff != "" {
+			t.Errorf("SDK %s (-want +got):\n%s", sdk, diff)
+		}
+	}
+}
+
+// Each SDK says in its own words that no link of its chain had credentials.
+func testNoRole(t *testing.T, n *node, _ *cloud) {
+	n.createPod(t, "list-bucket-no-role")
+	if phase := n.awaitPhase(t, "list-bucket-no-role", "Succeeded", "Failed"); phase != "Failed" {
+		t.Errorf("the pod is %s, want Failed", phase)
+	}
+	for sdk, says := range map[string]string{"v1": "NoCredentialProviders", "v2": "no EC2 IMDS role found"} {
+		log := n.must(t, "kubectl", "logs", "list-bucket-no-role", "--container=sdk-"+sdk)
+		if !strings.Contains(log, says) {
+			t.Errorf("SDK %s: its error does not say %q: %s", sdk, says, log)
+		}
+	}
+}
+
+// The command is the machine's own; the pod lends it the network, and nothing else: no key, no profile, no endpoint of a
+// metadata service, an empty home.
+func testAWSCommand(t *testing.T, n *node, _ *cloud) {
+	n.createPod(t, "idle")
+	n.awaitPhase(t, "idle", "Running")
+	got := n.must(t, "nsenter", "--net="+n.podNetwork(t, "idle"), "env", "--ignore-environment",
+		"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/nonexistent", "AWS_DEFAULT_REGION="+region,
+		"aws", "--endpoint-url", cloudURL, "s3", "ls", "s3://"+bucket+"/")
+	if !strings.HasSuffix(got, " "+object+"\n") {
+		t.Errorf("aws s3 ls s3://%s/ printed %q, want a line that ends in %s", bucket, got, object)
+	}
+}

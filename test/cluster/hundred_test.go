@@ -1,0 +1,157 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"text/template"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const (
+	hundred = 100 // below the 110 that a kubelet takes by default
+	batch   = 10
+)
+
+// numbered is one pod of many, for the manifest's template.
+type numbered struct {
+	Name, Role string
+	Batch      int
+}
+
+// All the pods live until the last has asked: a hundred are redirected at once, and then torn down.
+func testHundredPods(t *testing.T, n *node, _ *cloud) {
+	n.awaitNoRecords(t)
+	before := n.rules(t)
+
+	began := time.Now()
+	vended := make(map[string]string) // the pod that has an access key
+	var took []int
+	for number := range hundred / batch {
+		pods := n.createBatch(t, number)
+		got := n.outcomes(t, fmt.Sprintf("batch=%d", number), len(pods))
+		for _, pod := range pods {
+			first := got[pod.Name]
+			switch other, known := vended[first.AccessKeyID]; {
+			case first.Error != "":
+				t.Errorf("%s: its first request failed after %d ms: %s", pod.Name, first.Milliseconds, first.Error)
+			case first.Role != pod.Role:
+				t.Errorf("%s: its role is %q, want %q", pod.Name, first.Role, pod.Role)
+			case known:
+				t.Errorf("%s has the access key of %s", pod.Name, other)
+			}
+			vended[first.AccessKeyID] = pod.Name
+			took = append(took, first.Milliseconds)
+		}
+	}
+	slices.Sort(took)
+	t.Logf("%d pods in %s; their first requests took %d ms in the median and %d ms at most",
+		hundred, time.Since(began).Round(time.Second), took[len(took)/2], took[len(took)-1])
+
+	// The kubelet tries again where a pod's network could not be set up: that the pod runs does not say that ADD never failed.
+	failed := n.must(t, "kubectl", "get", "events",
+		"--field-selector=reason=FailedCreatePodSandBox", "--output=jsonpath={.items[*].message}")
+	if failed != "" {
+		t.Errorf("pods whose network could not be set up at once: %s", failed)
+	}
+	// What is to be gone afterwards is there now: the comparison below can fail.
+	if got, err := n.held(); err != nil || got != (held{hundred, hundred}) {
+		t.Errorf("on record with %d pods: %+v, %v", hundred, got, err)
+	}
+	if got := redirections(n.rules(t)); got != hundred {
+		t.Errorf("%d redirections to the proxy with %d pods", got, hundred)
+	}
+
+	began = time.Now()
+	n.must(t, "kubectl", "delete", "pod", "--selector=app=first-request")
+	n.awaitNoRecords(t)
+	await(t, podLimit, "the rules of before", func(context.Context) error {
+		if diff := cmp.Diff(before, n.rules(t)); diff != "" {
+			return fmt.Errorf("-before +after:\n%s", diff)
+		}
+		return nil
+	})
+	t.Logf("deleted in %s, with no rule and no record left", time.Since(began).Round(time.Second))
+}
+
+// createBatch creates the pods of one batch with one call of kubectl. Ten roles take turns.
+func (n *node) createBatch(t *testing.T, number int) []numbered {
+	t.Helper()
+	var pods []numbered
+	for i := range batch {
+		name := fmt.Sprintf("first-request-%d-%d", number, i)
+		pods = append(pods, numbered{Name: name, Role: fmt.Sprintf("team-%d", i), Batch: number})
+	}
+	text, err := os.ReadFile("testdata/first-request.yaml.tmpl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var manifest strings.Builder
+	if err := template.Must(template.New("manifest").Parse(string(text))).Execute(&manifest, pods); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.output(t.Context(), strings.NewReader(manifest.String()), "kubectl", "create", "--filename=-"); err != nil {
+		t.Fatal(err)
+	}
+	return pods
+}
+
+// held is how many attachments, and how many addresses, the plugin has on record.
+type held struct{ Attachments, Addresses int }
+
+func (n *node) held() (held, error) {
+	var counts [2]int
+	for i, dir := range []string{"attachments", "by-ip"} {
+		entries, err := os.ReadDir(n.path(stateDir + "/" + dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return held{}, err
+		}
+		counts[i] = len(entries)
+	}
+	return held{counts[0], counts[1]}, nil
+}
+
+// awaitNoRecords waits until every attachment is torn down: the runtime calls the plugin after the pod is gone from the API.
+func (n *node) awaitNoRecords(t *testing.T) {
+	t.Helper()
+	await(t, podLimit, "no record left", func(context.Context) error {
+		left, err := n.held()
+		if err == nil && left != (held{}) {
+			err = fmt.Errorf("there are %+v", left)
+		}
+		return err
+	})
+}
+
+// packets is a chain's counter, as iptables-save prints it: it differs from one moment to the next.
+var packets = regexp.MustCompile(` \[\d+:\d+\]$`)
+
+// rules are the node's chains and rules, in their order.
+func (n *node) rules(t *testing.T) []string {
+	t.Helper()
+	var rules []string
+	for line := range strings.Lines(n.must(t, "iptables-save")) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "#") {
+			rules = append(rules, packets.ReplaceAllString(line, ""))
+		}
+	}
+	return rules
+}
+
+// redirections counts the rules that send a pod to the proxy.
+func redirections(rules []string) int {
+	return len(slices.DeleteFunc(slices.Clone(rules), func(rule string) bool {
+		return !strings.HasSuffix(rule, "-j DNAT --to-destination "+nodeIP+":"+proxyPort)
+	}))
+}

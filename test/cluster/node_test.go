@@ -1,0 +1,161 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What node/settings.sh says of the node.
+const (
+	nodeName   = "node-1"
+	nodeIP     = "192.168.250.10"
+	outsideIP  = "192.168.250.1"
+	metadataIP = "169.254.169.254"
+)
+
+// node is the real node; the scripts under node/ are what it is made of.
+type node struct {
+	scripts string // their directory
+	state   string // what the run writes: binaries, keys, logs
+	pid     string // the node's first process, as the machine numbers it
+}
+
+// startNode starts the node that scripts/test-cluster.sh has built. The script stops it, however the test ends.
+func startNode(t *testing.T) *node {
+	t.Helper()
+	scripts, err := filepath.Abs("node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{scripts: scripts, state: os.Getenv("KUBE2IAM_CNI_CLUSTER_STATE")}
+	if n.state == "" {
+		t.Fatal("KUBE2IAM_CNI_CLUSTER_STATE is not set: run scripts/test-cluster.sh")
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			n.tellLogs(t)
+		}
+	})
+	start := exec.CommandContext(t.Context(), filepath.Join(scripts, "start.sh"))
+	start.Stdout, start.Stderr = os.Stdout, os.Stderr
+	if err := start.Run(); err != nil {
+		t.Fatalf("start the node: %v", err)
+	}
+	pid, err := os.ReadFile(filepath.Join(n.state, "init.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.pid = strings.TrimSpace(string(pid))
+	return n
+}
+
+// path is a path of the node as the machine sees it.
+func (n *node) path(name string) string { return filepath.Join("/proc", n.pid, "root", name) }
+
+// command runs in the node's namespaces, with kubectl's user the administrator.
+func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, filepath.Join(n.scripts, "in"), args...)
+}
+
+// output is the standard output of a command in the node; its error has what the command said. What kubectl waits for may
+// never be, so no command runs for longer than the limit for pods.
+func (n *node) output(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, podLimit)
+	defer cancel()
+	c := n.command(ctx, args...)
+	var stdout, stderr bytes.Buffer
+	c.Stdin, c.Stdout, c.Stderr = stdin, &stdout, &stderr
+	c.WaitDelay = time.Second // past the limit it is the one that entered the node that is killed: the other keeps the pipes
+	if err := c.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return stdout.String(), nil
+}
+
+// must is the output of a command that has to succeed.
+func (n *node) must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := n.output(t.Context(), nil, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// daemon starts a command in the node that runs until the node is stopped, and logs beside the node's own daemons.
+func (n *node) daemon(t *testing.T, name string, args ...string) {
+	t.Helper()
+	log, err := os.Create(n.log(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	c := n.command(context.WithoutCancel(t.Context()), args...)
+	c.Stdout, c.Stderr = log, log
+	if err := c.Start(); err != nil {
+		t.Fatalf("start %s: %v", name, err)
+	}
+	// Stopping the node kills the process; waiting for it here reaps the one that entered the node for it.
+	exited := make(chan error, 1)
+	go func() { exited <- c.Wait() }()
+	t.Cleanup(func() {
+		select {
+		case err := <-exited:
+			t.Errorf("%s ended before the test: %v", name, err)
+		default:
+		}
+	})
+}
+
+func (n *node) log(name string) string { return filepath.Join(n.state, "log", name+".log") }
+
+// tellLogs prints the end of every daemon's log: after a failure the node and its logs are gone.
+func (n *node) tellLogs(t *testing.T) {
+	files, err := filepath.Glob(n.log("*"))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		t.Logf("the end of %s:\n%s", filepath.Base(file), strings.Join(lines[max(0, len(lines)-15):], "\n"))
+	}
+}
+
+// await waits until a condition of the running system holds, which nothing announces, and fails with the last reason why not.
+func await(t *testing.T, limit time.Duration, what string, holds func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	look := time.NewTicker(200 * time.Millisecond)
+	defer look.Stop()
+	var reason error
+	for {
+		err := holds(ctx)
+		if err == nil {
+			return
+		}
+		if ctx.Err() == nil { // else it only says that the time was up
+			reason = err
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: not within %s: %v", what, limit, reason)
+		case <-look.C:
+		}
+	}
+}
