@@ -43,6 +43,8 @@ type Broker struct {
 	credentials Credentials
 	log         *slog.Logger
 
+	events sync.Mutex // one change at a time: what is held follows from the last one
+
 	mu        sync.RWMutex
 	decisions map[types.UID]decision
 }
@@ -151,8 +153,14 @@ func (b *Broker) decideAnew(pod *pods.Pod) decision {
 // PodChanged implements pods.Watcher: the credentials of a pod that is bound to this node are fetched before it asks, and
 // renewed until it has finished.
 func (b *Broker) PodChanged(pod *pods.Pod) {
+	b.events.Lock()
+	defer b.events.Unlock()
+	b.changed(pod)
+}
+
+func (b *Broker) changed(pod *pods.Pod) {
 	if pod.Finished || pod.HostNetwork {
-		b.PodGone(pod)
+		b.gone(pod)
 		return
 	}
 	d := b.decideAnew(pod)
@@ -172,6 +180,12 @@ func (b *Broker) PodChanged(pod *pods.Pod) {
 
 // PodGone implements pods.Watcher.
 func (b *Broker) PodGone(pod *pods.Pod) {
+	b.events.Lock()
+	defer b.events.Unlock()
+	b.gone(pod)
+}
+
+func (b *Broker) gone(pod *pods.Pod) {
 	b.mu.Lock()
 	delete(b.decisions, pod.UID)
 	b.mu.Unlock()
@@ -180,6 +194,8 @@ func (b *Broker) PodGone(pod *pods.Pod) {
 
 // NamespaceChanged decides anew for the pods of a namespace whose annotations changed.
 func (b *Broker) NamespaceChanged(namespace string) {
+	b.events.Lock()
+	defer b.events.Unlock()
 	b.mu.RLock()
 	var changed []*pods.Pod
 	for _, d := range b.decisions {
@@ -189,7 +205,7 @@ func (b *Broker) NamespaceChanged(namespace string) {
 	}
 	b.mu.RUnlock()
 	for _, pod := range changed {
-		b.PodChanged(pod)
+		b.changed(pod)
 	}
 }
 

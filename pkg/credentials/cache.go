@@ -130,15 +130,20 @@ func (c *Cache) Get(ctx context.Context, a roles.Assumption) (*Document, error) 
 		return d, err
 	}
 	f := c.launch(a, e)
-	c.mu.Unlock()
 	if f == nil {
+		defer c.mu.Unlock()
+		if d, err := e.answer(now); err == nil {
+			return d, nil
+		}
 		return nil, ErrClosed
 	}
+	valid := e.document != nil && e.document.expiration.After(now)
+	c.mu.Unlock()
 	f.hurry.Do(func() { close(f.urgent) })
 	c.observer.Asked(false)
 	// Valid credentials are worth more than new ones: who could be served waits only for a moment.
 	var patience <-chan time.Time
-	if d := c.valid(a, now); d != nil {
+	if valid {
 		t := time.NewTimer(200 * time.Millisecond)
 		defer t.Stop()
 		patience = t.C
@@ -163,15 +168,6 @@ func (e *entry) answer(now time.Time) (*Document, error) {
 		return nil, e.err
 	}
 	return nil, &Error{Kind: Unavailable, Code: "Expired", Message: "the credentials ended and STS has not answered"}
-}
-
-func (c *Cache) valid(a roles.Assumption, now time.Time) *Document {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.entries[a]; e != nil && e.document != nil && e.document.expiration.After(now) {
-		return e.document
-	}
-	return nil
 }
 
 // entry is that of the assumption, made where there is none. The mutex is held.

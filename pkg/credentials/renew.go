@@ -4,8 +4,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
-
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
 const (
@@ -100,6 +98,3 @@ func (c *Cache) sweep(now time.Time) time.Time {
 	}
 	return next
 }
-
-// Has tells whether the assumption's credentials are there and valid.
-func (c *Cache) Has(a roles.Assumption) bool { return c.valid(a, time.Now()) != nil }

@@ -25,6 +25,8 @@ type Upstream struct {
 	mu      sync.Mutex
 	token   string // empty where the service has no version 2
 	renewAt time.Time
+	down    error     // why the last try for a token failed; nil after a success
+	retryAt time.Time // until then down answers in place of another try
 }
 
 const (
@@ -36,6 +38,8 @@ const (
 	maxUpstreamBody = 1 << 20
 	// maxSmallBody bounds an answer that is read whole.
 	maxSmallBody = 64 << 10
+	// upstreamPause is how long a service that does not answer is left alone: who waits for it waits in a queue.
+	upstreamPause = time.Second
 )
 
 // NewUpstream is a client of the service at address, "host" or "host:port".
@@ -167,30 +171,42 @@ func (u *Upstream) request(ctx context.Context, method, path string) (*http.Requ
 func (u *Upstream) session(ctx context.Context, renew bool) (string, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if !renew && time.Now().Before(u.renewAt) {
+	now := time.Now()
+	if !renew && now.Before(u.renewAt) {
 		return u.token, nil
 	}
+	if now.Before(u.retryAt) {
+		return "", u.down
+	}
+	if u.down = u.fetchToken(ctx); u.down != nil {
+		u.retryAt = time.Now().Add(upstreamPause)
+	}
+	return u.token, u.down
+}
+
+// fetchToken gets a token, or learns that the service has no version 2. The mutex is held.
+func (u *Upstream) fetchToken(ctx context.Context) error {
 	// The token is everyone's: its request must not end because the client that happened to need it went away.
 	req, err := u.request(context.WithoutCancel(ctx), http.MethodPut, "/latest/api/token")
 	if err != nil {
-		return "", err
+		return err
 	}
 	req.Header[tokenTTLHeader] = []string{strconv.Itoa(maxTTL)}
 	res, err := u.client.Do(req)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxSmallBody))
 	switch {
 	case err != nil:
-		return "", err
+		return err
 	case res.StatusCode == http.StatusOK:
 		u.token, u.renewAt = strings.TrimSpace(string(body)), time.Now().Add((maxTTL-600)*time.Second)
 	case res.StatusCode >= 500:
-		return "", fmt.Errorf("the metadata service answered the request for a token with status %d", res.StatusCode)
+		return fmt.Errorf("the metadata service answered the request for a token with status %d", res.StatusCode)
 	default: // version 1 only
 		u.token, u.renewAt = "", time.Now().Add(time.Minute)
 	}
-	return u.token, nil
+	return nil
 }

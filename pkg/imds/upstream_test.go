@@ -9,13 +9,16 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // node is a node's metadata service: it wants version 2 and writes down what it was sent.
 type node struct {
 	*httptest.Server
 	tokens  atomic.Int64 // made so far; the last one is the valid one
+	tries   atomic.Int64 // for a token
 	revoked atomic.Bool
+	broken  atomic.Bool // tokens fail
 	seen    atomic.Pointer[http.Request]
 	answer  http.HandlerFunc
 	v1      bool
@@ -26,6 +29,11 @@ func newNode(t *testing.T, answer http.HandlerFunc) (*node, *Upstream) {
 	n := &node{answer: answer}
 	n.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut {
+			n.tries.Add(1)
+			if n.broken.Load() {
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
 			if n.v1 {
 				w.WriteHeader(http.StatusNotFound)
 				return
@@ -145,6 +153,26 @@ func TestServiceThatIsDownIs500(t *testing.T) {
 	n.Close()
 	if res := ask(u, "/latest/meta-data/", nil); res.StatusCode != 500 {
 		t.Errorf("%d", res.StatusCode)
+	}
+}
+
+func TestServiceThatIsDownIsLeftAloneForAMoment(t *testing.T) {
+	n, u := newNode(t, text("x"))
+	n.broken.Store(true)
+	for range 5 {
+		if res := ask(u, "/latest/meta-data/", nil); res.StatusCode != 500 {
+			t.Errorf("%d", res.StatusCode)
+		}
+	}
+	if tries := n.tries.Load(); tries != 1 {
+		t.Errorf("%d tries for a token, want 1", tries)
+	}
+	n.broken.Store(false)
+	u.mu.Lock()
+	u.retryAt = time.Time{} // the moment is over
+	u.mu.Unlock()
+	if res := ask(u, "/latest/meta-data/", nil); res.StatusCode != 200 {
+		t.Errorf("back again: %d", res.StatusCode)
 	}
 }
 
