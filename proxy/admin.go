@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"time"
 )
 
@@ -20,7 +21,12 @@ func adminServer(p *parts, o *options, log *slog.Logger) *http.Server {
 	})
 	mux.Handle("GET /metrics", p.metrics.Handler())
 	if o.debug {
-		mux.HandleFunc("GET /debug/store", func(w http.ResponseWriter, _ *http.Request) {
+		mux.HandleFunc("GET /debug/store", func(w http.ResponseWriter, r *http.Request) {
+			// Pods can dial this port, and which pod has which role is not theirs to know.
+			if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
+				http.NotFound(w, r)
+				return
+			}
 			w.Header().Set("Content-Type", "application/json")
 			enc := json.NewEncoder(w)
 			enc.SetIndent("", "  ")

@@ -17,8 +17,13 @@ import (
 )
 
 func get(h http.Handler, path string) (int, string) {
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return getFrom(h, "127.0.0.1:4711", path)
+}
+
+func getFrom(h http.Handler, address, path string) (int, string) {
+	w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil)
+	r.RemoteAddr = address
+	h.ServeHTTP(w, r)
 	return w.Code, w.Body.String()
 }
 
@@ -52,6 +57,9 @@ func TestHealthSaysWhenThePodsAreKnown(t *testing.T) {
 		}
 		if status, _ := get(h, "/debug/store"); (status == 200) != debug {
 			t.Errorf("debug %v: /debug/store %d", debug, status)
+		}
+		if status, _ := getFrom(h, "10.244.0.5:4711", "/debug/store"); status != 404 {
+			t.Errorf("debug %v: /debug/store to a pod: %d", debug, status)
 		}
 	}
 }

@@ -51,8 +51,13 @@ func assemble(o *options, client kubernetes.Interface, sts credentials.Assumer, 
 // relay is the broker, named before it is made.
 type relay struct{ *broker.Broker }
 
-// reportSync logs when the node's pods are known, and keeps saying so while they are not.
-func reportSync(ctx context.Context, p *parts, o *options, log *slog.Logger) error {
+// reportState logs when the node's pods are known, keeps saying so while they are not, and says where pods cannot be told
+// apart as well as they should.
+func reportState(ctx context.Context, p *parts, records *attachment.Index, o *options, log *slog.Logger) error {
+	if !records.Present() {
+		log.Warn("no pod of this node is on record: pods are found by what they report, until the plugin attaches one. "+
+			"Is --state-dir the plugin's stateDir?", "state dir", o.stateDir)
+	}
 	tick := time.NewTicker(10 * time.Second)
 	defer tick.Stop()
 	synced := p.watch.Synced()

@@ -105,7 +105,7 @@ func flags() []cli.Flag {
 		str(catProcess, "log-format", "text", "text or json"),
 		str(catProcess, "log-level", "info", "debug, info, warn or error"),
 		boolean(catProcess, "verbose", "the same as --log-level debug"),
-		boolean(catProcess, "debug", "serve /debug/store, which pod has which role, on the metrics port"),
+		boolean(catProcess, "debug", "serve /debug/store, which pod has which role, on the metrics port of the loopback"),
 	}
 }
 

@@ -71,18 +71,34 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	redirected := imds.NewListener(app, destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
 	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "sts", sts.Endpoint())
 
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return parts.cache.Run(ctx) })
-	g.Go(func() error { return parts.watch.Run(ctx) })
-	if parts.namespaces != nil {
-		g.Go(func() error { return parts.namespaces.Run(ctx) })
-	}
-	g.Go(func() error { return reportSync(ctx, parts, o, log) })
-	g.Go(func() error { return serveHTTP(ctx, podServer(handler, log), redirected) })
-	g.Go(func() error { return serveHTTP(ctx, adminServer(parts, o, log), admin) })
-	err = g.Wait()
+	err = live(ctx, parts, func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return reportState(ctx, parts, records, o, log) })
+		g.Go(func() error { return serveHTTP(ctx, podServer(handler, log), redirected) })
+		g.Go(func() error { return serveHTTP(ctx, adminServer(parts, o, log), admin) })
+		return g.Wait()
+	})
 	log.Info("stopped", "error", err)
 	return err
+}
+
+// live runs the parts that answer, and serve over them until ctx ends. The parts outlive what serves: a request that waits
+// for STS when ctx ends still gets its answer.
+func live(ctx context.Context, p *parts, serve func(context.Context) error) error {
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g, life := errgroup.WithContext(life)
+	g.Go(func() error { return p.cache.Run(life) })
+	g.Go(func() error { return p.watch.Run(life) })
+	if p.namespaces != nil {
+		g.Go(func() error { return p.namespaces.Run(life) })
+	}
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	context.AfterFunc(life, stop) // a part that fails ends the service too
+	err := serve(serving)
+	end()
+	return errors.Join(err, g.Wait())
 }
 
 func port(p uint16) string { return strconv.Itoa(int(p)) }
@@ -156,7 +172,9 @@ func podServer(h http.Handler, log *slog.Logger) *http.Server {
 		WriteTimeout:   30 * time.Second,
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: 16 << 10,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		// OPTIONS * is answered like any other method.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
 

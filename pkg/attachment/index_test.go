@@ -1,6 +1,7 @@
 package attachment
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -38,9 +39,19 @@ func TestIndexFollows(t *testing.T) {
 	if err := os.RemoveAll(d.root); err != nil {
 		t.Fatal(err)
 	}
-	wantHolder("the directory is removed", "")
+	// The plugin never does that: whose address it is, nobody knows now.
+	for range 2 {
+		if r, err := x.Holder(ip); !errors.Is(err, ErrNoRecords) {
+			t.Errorf("the directory is removed: got %v, %v; want ErrNoRecords", r, err)
+		}
+	}
 	put(t, d, record("c", "10.1.0.5"))
 	wantHolder("the directory is there again", "c")
+	if err := os.Rename(d.root, d.root+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, d, record("d", "10.1.0.5"))
+	wantHolder("the directory is moved aside and another one takes its place", "d")
 }
 
 // TestIndexSeesAnotherPod has the same attachment put anew with as many bytes, so that only the inode tells.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -77,11 +78,12 @@ func New(c Config) *Broker {
 type Caller struct {
 	broker *Broker
 	source pods.Source
+	came   time.Time
 }
 
 // Caller is the caller behind the address now.
 func (b *Broker) Caller(ip netip.Addr) *Caller {
-	return &Caller{broker: b, source: b.pods.Source(ip)}
+	return &Caller{broker: b, source: b.pods.Source(ip), came: time.Now()}
 }
 
 // Session is what the session tokens of the caller are bound to: its pod, or its address where no record names the pod. It
@@ -115,8 +117,16 @@ func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Doc
 	if err != nil {
 		return nil, refuseCredentials(pod, a, err)
 	}
+	// Whoever waited for the pod or for STS may have lost the address meanwhile, and the answer would go to its next holder.
+	if time.Since(c.came) > handover && !c.source.Same(c.broker.pods.Source(c.source.IP)) {
+		return nil, &Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errHandedOver}
+	}
 	return doc, nil
 }
+
+// handover is less than any runtime needs to take an address from one pod and give it to another: both are several
+// processes. A shorter answer needs no second look.
+const handover = 5 * time.Millisecond
 
 func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumption, *pods.Pod, error) {
 	pod, err := b.pods.Resolve(ctx, s)

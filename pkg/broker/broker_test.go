@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
@@ -34,16 +35,27 @@ type node struct {
 	credit error
 	holds  map[string]string
 	asked  []roles.Assumption
-	spaces map[string]map[string]string
-	log    bytes.Buffer
+	// meanwhile happens while STS is asked.
+	meanwhile func()
+	records   *attachment.Index
+	spaces    map[string]map[string]string
+	log       bytes.Buffer
 }
 
-func (n *node) Source(ip netip.Addr) pods.Source                        { return pods.Source{IP: ip} }
+func (n *node) Source(ip netip.Addr) pods.Source {
+	if n.records == nil {
+		return pods.Source{IP: ip}
+	}
+	return pods.NewResolver(pods.ResolverConfig{Records: n.records}).Source(ip)
+}
 func (n *node) Resolve(context.Context, pods.Source) (*pods.Pod, error) { return n.pod, n.podErr }
 func (n *node) Hold(uid string, a roles.Assumption)                     { n.holds[uid] = a.RoleName() }
 func (n *node) Release(uid string)                                      { delete(n.holds, uid) }
 func (n *node) Get(_ context.Context, a roles.Assumption) (*credentials.Document, error) {
 	n.asked = append(n.asked, a)
+	if n.meanwhile != nil {
+		n.meanwhile()
+	}
 	return new(credentials.Document), n.credit
 }
 
@@ -124,6 +136,43 @@ func TestReasonsAndTheirAnswers(t *testing.T) {
 				t.Error("the log could not name who it was")
 			}
 		})
+	}
+}
+
+func TestAnswerDoesNotGoToTheNextHolderOfTheAddress(t *testing.T) {
+	n, b := newNode(nil)
+	n.pod = pod("a", "reader")
+	dir := attachment.In(t.TempDir())
+	n.records = attachment.NewIndex(dir)
+	hold := func(container, uid string) {
+		err := dir.Put(t.Context(), &attachment.Record{ContainerID: container, IfName: "eth0", IPs: []netip.Addr{ip}, Pod: attachment.Pod{Namespace: "ns", Name: "pod-" + uid, UID: uid}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold("c1", "a")
+	ask := func() error {
+		_, err := b.Caller(ip).Credentials(t.Context(), "reader")
+		return err
+	}
+	slowly := func() { <-time.After(2 * handover) }
+	n.meanwhile = slowly
+	if err := ask(); err != nil {
+		t.Errorf("the same holder: %v", err)
+	}
+	n.meanwhile = func() { hold("c2", "b"); slowly() }
+	if err := ask(); !errors.Is(err, errHandedOver) {
+		t.Errorf("another holder: %v", err)
+	}
+	hold("c1", "a")
+	n.meanwhile = func() {
+		if err := dir.Delete(t.Context(), "c1", "eth0"); err != nil {
+			t.Error(err)
+		}
+		slowly()
+	}
+	if err := ask(); !errors.Is(err, errHandedOver) {
+		t.Errorf("no holder any more: %v", err)
 	}
 }
 

@@ -38,7 +38,10 @@ func (r *Refusal) Document() (code, message string) { return r.Code, r.Message }
 // Subject is Pod.
 func (r *Refusal) Subject() string { return r.Pod }
 
-var errOtherRole = errors.New("the pod asked for a role that is not its own")
+var (
+	errOtherRole  = errors.New("the pod asked for a role that is not its own")
+	errHandedOver = errors.New("the address went to another holder while the request was answered")
+)
 
 func refusePod(ip netip.Addr, err error) *Refusal {
 	for _, known := range []error{pods.ErrUnknown, pods.ErrNotAPod, pods.ErrAmbiguous, pods.ErrFinished} {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 
@@ -46,7 +48,7 @@ type STS struct {
 // ctx bounds that.
 func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	cfg := aws.NewConfig().
-		WithHTTPClient(&http.Client{Transport: transport(), Timeout: 10 * time.Second}).
+		WithHTTPClient(&http.Client{Transport: transport(c.MetadataURL), Timeout: 10 * time.Second}).
 		// One try more than the first: the cache has its own pace, and a pod waits.
 		WithMaxRetries(1).
 		WithSTSRegionalEndpoint(endpoints.LegacySTSEndpoint)
@@ -92,15 +94,28 @@ func metadataConfig(url string) *aws.Config {
 	return aws.NewConfig().WithEndpoint(strings.TrimSuffix(url, "/") + "/latest")
 }
 
-// transport is net/http's own with the pool sized for one host that many flights use at once.
-func transport() *http.Transport {
+// transport is net/http's own with the pool sized for one host that many flights use at once. The SDK asks the metadata
+// service by it too, and that is never done by way of a web proxy, whatever the environment says: it would see the node's
+// own credentials.
+func transport(metadataURL string) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.Proxy = func(r *http.Request) (*url.URL, error) {
+		host := r.URL.Hostname()
+		ip, err := netip.ParseAddr(host)
+		meta, metaErr := url.Parse(metadataURL)
+		if err == nil && (ip.IsLinkLocalUnicast() || ip == ipv6Metadata) || metaErr == nil && host == meta.Hostname() {
+			return nil, nil
+		}
+		return http.ProxyFromEnvironment(r)
+	}
 	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	t.TLSHandshakeTimeout = 5 * time.Second
 	t.ResponseHeaderTimeout = 8 * time.Second
 	t.MaxIdleConnsPerHost = 16
 	return t
 }
+
+var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
 
 // Endpoint is the URL that STS is asked at.
 func (s *STS) Endpoint() string { return s.client.Endpoint }

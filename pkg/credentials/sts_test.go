@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -152,6 +153,33 @@ func TestExpiredNodeCredentialsAreRenewedAndTheCallMadeOnceMore(t *testing.T) {
 	}
 	if given.Load() != 2 {
 		t.Errorf("the node's credentials were fetched %d times, want 2", given.Load())
+	}
+}
+
+func TestMetadataIsNeverAskedByWayOfAWebProxy(t *testing.T) {
+	// http.ProxyFromEnvironment reads the environment once in a process, so it is asked in one of its own.
+	if os.Getenv("HTTP_PROXY") == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+		cmd.Env = append(os.Environ(), "HTTP_PROXY=http://proxy.example:3128", "HTTPS_PROXY=http://proxy.example:3128")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	for target, want := range map[string]bool{
+		"http://169.254.169.254/latest/api/token": false,
+		"http://[fd00:ec2::254]/latest/api/token": false,
+		"http://metadata.example:80/latest/":      false,
+		"https://sts.amazonaws.com/":              true,
+	} {
+		r, err := http.NewRequest(http.MethodGet, target, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		by, err := transport("http://metadata.example").Proxy(r)
+		if err != nil || (by != nil) != want {
+			t.Errorf("%s by way of %v, %v", target, by, err)
+		}
 	}
 }
 

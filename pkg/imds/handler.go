@@ -84,6 +84,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusInternalServerError)
 		return
 	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPut {
+		refuseMethod(w, "GET, HEAD")
+		return
+	}
 	path, ok := canonical(r.URL.Path)
 	if !ok {
 		fail(w, http.StatusBadRequest)
@@ -99,9 +103,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusForbidden)
 		return
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		fail(w, http.StatusMethodNotAllowed)
+	if r.Method == http.MethodPut {
+		refuseMethod(w, "GET, HEAD")
 		return
 	}
 	if tokens, ok := r.Header[tokenHeader]; ok {
@@ -138,8 +141,7 @@ const (
 
 func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Caller) {
 	if r.Method != http.MethodPut {
-		w.Header().Set("Allow", http.MethodPut)
-		fail(w, http.StatusMethodNotAllowed)
+		refuseMethod(w, http.MethodPut)
 		return
 	}
 	// Some SDKs send a form, s3fs a chunked body after 100-continue: read a little of it, so that the connection lives on.
@@ -157,6 +159,11 @@ func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Call
 	token := h.sessions.Token(caller.Session(), time.Now().Add(time.Duration(ttl)*time.Second))
 	w.Header()[tokenTTLHeader] = []string{strconv.FormatUint(ttl, 10)}
 	answer(w, token)
+}
+
+func refuseMethod(w http.ResponseWriter, allow string) {
+	w.Header()["Allow"] = []string{allow}
+	fail(w, http.StatusMethodNotAllowed)
 }
 
 func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller, role string) {

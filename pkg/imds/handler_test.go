@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -337,7 +339,24 @@ func TestLoggedRefusalsAreBounded(t *testing.T) {
 		l.log(a, "x", 404, errors.New("x"))
 		a = a.Next()
 	}
-	if len(l.last) > maxRefusals {
-		t.Errorf("%d remembered", len(l.last))
+	if len(l.sources) > maxRefusals {
+		t.Errorf("%d remembered", len(l.sources))
+	}
+}
+
+func TestPodCannotFillTheLog(t *testing.T) {
+	l := newRefusalLog(slog.New(slog.DiscardHandler))
+	now := time.Now()
+	lines := 0
+	for i := range 1000 {
+		if _, ok := l.admit(netip.MustParseAddr("10.0.0.1"), fmt.Sprint(i%2, i/2), now); ok {
+			lines++
+		}
+	}
+	if lines != maxReasons {
+		t.Errorf("%d lines for 1000 refusals at once, want %d", lines, maxReasons)
+	}
+	if unlogged, ok := l.admit(netip.MustParseAddr("10.0.0.1"), "again", now.Add(refusalPause)); !ok || unlogged != 1000-maxReasons {
+		t.Errorf("after the pause: %v, %d unlogged", ok, unlogged)
 	}
 }

@@ -81,10 +81,12 @@ func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer done()
 	switch {
-	case res.StatusCode >= 400:
-		fail(w, res.StatusCode)
+	case res.StatusCode == http.StatusNotFound:
+		fail(w, http.StatusNotFound)
 		return
-	case res.StatusCode != http.StatusOK: // no SDK follows a redirection
+	case res.StatusCode != http.StatusOK:
+		// A redirection is followed by no SDK, and what the service holds against the proxy's own session or pace (401, 403,
+		// 429) is nothing that the pod did: to its SDK a 401 would mean its session with us.
 		u.log.Warn("the node's metadata service answered strangely", "path", r.URL.Path, "status", res.StatusCode)
 		fail(w, http.StatusInternalServerError)
 		return

@@ -112,8 +112,11 @@ func TestStrangeAnswersOfTheServiceAreErrors(t *testing.T) {
 		answer http.HandlerFunc
 		want   int
 	}{
-		"not found":   {http.NotFound, 404},
-		"redirection": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/latest/meta-data/iam/info", 302) }, 500},
+		"not found":    {http.NotFound, 404},
+		"unauthorized": {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(401) }, 500},
+		"forbidden":    {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(403) }, 500},
+		"throttled":    {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(429) }, 500},
+		"redirection":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/latest/meta-data/iam/info", 302) }, 500},
 		"too much": {func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", fmt.Sprint(maxUpstreamBody+1))
 			w.WriteHeader(200)

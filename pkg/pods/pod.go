@@ -25,6 +25,8 @@ type Pod struct {
 	// Mirror is the UID that the kubelet gave to a static pod, of which this one is the API's mirror; empty for any other.
 	// It is the UID that the runtime is told, and so the one in the attachment record.
 	Mirror types.UID
+	// Deleting tells that it is being deleted: its containers may have ended, and its address may have gone on.
+	Deleting bool
 	// Finished tells that its containers have ended for good: its address may be another's by now.
 	Finished bool
 }
@@ -38,6 +40,7 @@ func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 		ObjectMeta:  metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
 		Node:        p.Spec.NodeName,
 		HostNetwork: p.Spec.HostNetwork,
+		Deleting:    p.DeletionTimestamp != nil,
 		Finished:    p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	}
 	for k, v := range p.Annotations {

@@ -66,6 +66,17 @@ type Source struct {
 	err    error
 }
 
+// Same tells whether the address has the same holder in both.
+func (s Source) Same(other Source) bool {
+	if s.IP != other.IP || s.err != nil || other.err != nil {
+		return false
+	}
+	if s.record == nil || other.record == nil {
+		return s.record == other.record
+	}
+	return s.record.ID() == other.record.ID() && s.record.Pod == other.record.Pod
+}
+
 // Source looks the address up in the records, which asks nobody and takes a system call.
 func (r *Resolver) Source(ip netip.Addr) Source {
 	record, err := r.c.Records.Holder(ip)
@@ -95,6 +106,10 @@ func final(err error) bool { return errors.Is(err, ErrNotAPod) || errors.Is(err,
 
 func (r *Resolver) lookup(s Source) (*Pod, error) {
 	record := s.record
+	if !r.c.Watch.ready() {
+		// With half a list, a pod that seems to be the only one with the address may not be.
+		return nil, fmt.Errorf("%w: the pods of this node are not known yet", ErrUnavailable)
+	}
 	if s.err != nil {
 		// An entry that cannot be read says that somebody holds the address, so what pods report is no answer.
 		return nil, fmt.Errorf("%w: its record: %w", ErrUnknown, s.err)
@@ -113,12 +128,16 @@ func (r *Resolver) lookup(s Source) (*Pod, error) {
 	return r.believe(record, pod, s.IP, reporting)
 }
 
-// reported is the pod without a record that reports the address, where it is the only one.
+// reported is the pod without a record that reports the address, where it is the only one. One that is being deleted may
+// have given the address back already, and only a record would tell whose it is.
 func (r *Resolver) reported(reporting []*Pod) (*Pod, error) {
 	switch len(reporting) {
 	case 0:
 		return nil, ErrUnknown
 	case 1:
+		if pod := reporting[0]; pod.Deleting {
+			return nil, fmt.Errorf("%w: %s reports it, but is being deleted and has no record", ErrUnknown, pod)
+		}
 		return reporting[0], nil
 	}
 	return nil, fmt.Errorf("%w: %s and %s", ErrAmbiguous, reporting[0], reporting[1])
@@ -175,6 +194,10 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, e
 	wait, cancel := context.WithTimeout(ctx, r.c.MaxElapsed)
 	defer cancel()
 	ask := true
+	unready := r.c.Watch.Synced()
+	if r.c.Watch.ready() {
+		unready = nil
+	}
 	for interval := 25 * time.Millisecond; ; {
 		changed := r.c.Watch.change()
 		var pod *Pod
@@ -196,6 +219,8 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, e
 			return nil, err
 		case <-changed:
 			ask = false
+		case <-unready:
+			ask, unready = false, nil
 		case <-timer.C:
 			ask = true
 		}

@@ -224,6 +224,36 @@ func TestRecordWithoutUIDNeedsThePodsOwnWord(t *testing.T) {
 	b.want(ipA, "a")
 }
 
+func TestPodThatIsBeingDeletedNeedsARecord(t *testing.T) {
+	b := newBed(t, nil)
+	p := kubeapi.NewRunningPod(thisNode, "ns", "a", map[string]string{roleKey: "a"}, ipA.String())
+	now := metav1.Now()
+	p.DeletionTimestamp, p.Finalizers = &now, []string{"test/wait"}
+	p = b.seen(b.api.PutPod(p))
+	b.refused(ipA, ErrUnknown) // its DEL may have been, and the address may be the next one's
+	b.record(ipA, "c1", of(p))
+	b.want(ipA, "a")
+}
+
+func TestNothingIsResolvedBeforeTheListIsWhole(t *testing.T) {
+	for _, recorded := range []bool{false, true} {
+		b := newBed(t, func(c *ResolverConfig) {
+			half, err := NewWatch(WatchConfig{Client: c.Client, Node: thisNode, Keep: c.Keep, Log: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			half.replace("a", &Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a", UID: "a"}, Node: thisNode, IPs: []netip.Addr{ipA}})
+			c.Watch = half
+		})
+		if recorded {
+			b.record(ipA, "c1", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"})
+		}
+		b.refused(ipA, ErrUnavailable)
+		close(b.resolver.c.Watch.synced)
+		b.want(ipA, "a")
+	}
+}
+
 func TestStaticPodIsFoundByItsMirror(t *testing.T) {
 	b := newBed(t, nil)
 	p := kubeapi.NewPod(thisNode, "ns", "static", map[string]string{roleKey: "static", corev1.MirrorPodAnnotationKey: "hash-of-the-manifest"})
@@ -310,6 +340,7 @@ func TestDuplicatesAreAskedForWhereTheFlagSaysSo(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			close(stale.synced)
 			for _, uid := range []types.UID{"a", "b"} {
 				stale.replace(uid, &Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: string(uid), UID: uid}, Node: thisNode, IPs: []netip.Addr{ipA}})
 			}

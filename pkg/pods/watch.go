@@ -196,6 +196,16 @@ func (w *Watch) change() <-chan struct{} {
 	return w.changed
 }
 
+// ready tells whether Synced is closed.
+func (w *Watch) ready() bool {
+	select {
+	case <-w.synced:
+		return true
+	default:
+		return false
+	}
+}
+
 // Len is how many pods are known.
 func (w *Watch) Len() int {
 	w.mu.RLock()

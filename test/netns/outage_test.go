@@ -6,12 +6,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -136,5 +138,45 @@ func TestGuard(t *testing.T) {
 		if resp, err := n.Node.HTTP().Get(metadata + "/latest/meta-data/instance-id"); err != nil || resp.StatusCode != http.StatusOK {
 			t.Errorf("the node itself: %v, %v, want an answer", resp, err)
 		}
+	})
+}
+
+// TestStoppedProxyFinishesWhatItHas is a request that waits for STS while the proxy is told to stop.
+func TestStoppedProxyFinishesWhatItHas(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		p := n.proxy()
+		n.STS.SetFault(sts.Fault{Latency: 3 * time.Second})
+		pod := n.run("waiting", "app")
+		answered := make(chan answer, 1)
+		go func() { answered <- n.get(pod, credentials+"app") }()
+		n.eventually(func() bool { return strings.Contains(n.metrics(), "kube2iam_iam_cache_misses_total 1\n") })
+		n.must(p.Stop())
+		n.wantSession(pod, "app", <-answered)
+	})
+}
+
+// metrics is what the proxy's metrics port says.
+func (n *node) metrics() string {
+	n.t.Helper()
+	resp, err := n.Node.HTTP().Get("http://127.0.0.1:8182/metrics")
+	n.must(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	n.must(err)
+	return string(body)
+}
+
+// TestStateDirectoryGone is a node whose records vanish under the proxy: what pods report is not taken for them, for it may
+// be the former owner's address.
+func TestStateDirectoryGone(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		pod := n.run("pod", "app")
+		n.wantOwn(pod, "app")
+		n.must(os.RemoveAll(n.StateDir))
+		n.wantStatus(pod, credentials, http.StatusNotFound)
+		n.wantStatus(pod, credentials+"app", http.StatusNotFound)
+		n.must(n.AddAgain(t.Context(), pod, pod.Result))
+		n.wantOwn(pod, "app")
 	})
 }

@@ -47,9 +47,7 @@ func TestOthersRoles(t *testing.T) {
 			"/latest/meta-data/IAM/Security-Credentials/" + testbed.NodeRole,
 		} {
 			for _, pod := range []*testbed.Sandbox{b, plain} {
-				if got := n.get(pod, path); got.err != nil || got.status != http.StatusNotFound && got.status != http.StatusBadRequest {
-					t.Errorf("%s asks for %s: %s, want 404 or 400", pod.Name, path, got)
-				}
+				n.wantStatus(pod, path, http.StatusNotFound)
 			}
 		}
 		for _, call := range n.STS.Calls() {

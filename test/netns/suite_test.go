@@ -219,8 +219,8 @@ var chainCounters = regexp.MustCompile(`\[\d+:\d+\]`)
 func (n *node) rules() string {
 	n.t.Helper()
 	var all []string
-	for _, form := range []string{"nft", "legacy"} {
-		save, err := n.Node.Run(n.t.Context(), n.ClientEnv(), "iptables-"+form+"-save")
+	for _, form := range []string{"iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"} {
+		save, err := n.Node.Run(n.t.Context(), n.ClientEnv(), form+"-save")
 		n.must(err)
 		all = append(all, "== "+form)
 		for line := range strings.Lines(save) {
