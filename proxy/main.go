@@ -17,7 +17,7 @@ import (
 
 // Set at build time by -ldflags -X.
 var (
-	version = "dev"
+	version = "unknown"
 	commit  = "unknown"
 	date    = "unknown"
 )
@@ -33,6 +33,9 @@ const (
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	cli.VersionPrinter = func(c *cli.Context) {
+		fmt.Fprintf(c.App.Writer, "kube2iam-proxy %s (commit %s, built %s)\n", version, commit, date)
+	}
 	app := &cli.App{
 		Name:            "kube2iam-proxy",
 		Usage:           "gives each pod of this node the credentials of its own IAM role, and no other",
@@ -79,7 +82,9 @@ const description = `It runs on every node, on the host's network, beside the CN
 Every flag of kube2iam is understood. Each can be given in the environment too, as KUBE2IAM_ and its name in capitals
 (KUBE2IAM_BASE_ROLE_ARN). The node's own AWS credentials come from the SDK's default chain; they need sts:AssumeRole.
 
-Example: kube2iam-proxy --node "$NODE_NAME" --base-role-arn arn:aws:iam::123456789012:role/ --use-regional-sts-endpoint`
+In a pod, the API server is found by itself; elsewhere, name a kubeconfig:
+
+   kube2iam-proxy --node "$NODE_NAME" --kubeconfig FILE --base-role-arn arn:aws:iam::123456789012:role/pods/`
 
 func logger(o *options, w io.Writer) *slog.Logger {
 	level := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}[o.logLevel]

@@ -15,6 +15,8 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kube2iam-cni/bin
 mkdir -p "$cache"
 
+. "$repository/scripts/group.sh"
+
 say() { echo "build-test-tools: $*" >&2; }
 
 command -v go >/dev/null || { say "go is missing: https://go.dev/dl"; exit 1; }
@@ -26,6 +28,9 @@ exec 9>"$cache/.lock"
 flock 9
 go() { command go "$@" 9>&-; }
 
+# What an ended build left: nobody else has the lock.
+rm -rf "$cache"/.build.*
+
 export CGO_ENABLED=0
 
 # external DIRECTORY PACKAGE@VERSION... installs into the cache what is not there yet; all of it or nothing.
@@ -35,11 +40,9 @@ external() {
   if [[ ! -d $dir ]]; then
     say "building ${dir##*/} (once)"
     temporary=$(mktemp -d "$cache/.build.XXXXXX")
-    trap 'rm -rf "$temporary"' EXIT
-    (cd "$temporary" && GOBIN=$temporary go install -ldflags '-s -w' "$@")
+    in_group env -C "$temporary" "GOBIN=$temporary" go install -ldflags '-s -w' "$@"
     chmod 755 "$temporary"
     mv "$temporary" "$dir"
-    trap - EXIT
   fi
   directories+=("$dir")
 }
@@ -61,8 +64,8 @@ if [[ ${1:-} != external ]]; then
   mkdir -p "$own"
   [[ -e $own/kube2iam-proxy ]] || say "building kube2iam-cni and kube2iam-proxy"
   cd "$repository"
-  go build -buildvcs=false -ldflags '-s -w' -o "$own/kube2iam-cni" ./plugin
-  go build -buildvcs=false -ldflags '-s -w' -o "$own/kube2iam-proxy" ./proxy
+  in_group go build -buildvcs=false -ldflags '-s -w' -o "$own/kube2iam-cni" ./plugin
+  in_group go build -buildvcs=false -ldflags '-s -w' -o "$own/kube2iam-proxy" ./proxy
   directories+=("$own")
 fi
 

@@ -2,6 +2,7 @@
 # Builds the two binaries into bin/ (or the directory given), static and stamped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/group.sh
 out=${1:-bin}
 version=${VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo dev)}
 commit=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
@@ -9,7 +10,7 @@ commit=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
 date=${DATE:-$(git log -1 --format=%cI 2>/dev/null || echo unknown)}
 export CGO_ENABLED=0
 for cmd in plugin:kube2iam-cni proxy:kube2iam-proxy; do
-  go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version -X main.commit=$commit -X main.date=$date" \
+  in_group go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version -X main.commit=$commit -X main.date=$date" \
     -o "$out/${cmd#*:}" "./${cmd%:*}"
   echo "built $out/${cmd#*:} $version"
 done

@@ -5,30 +5,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
+. scripts/group.sh
 . test/cluster/node/settings.sh
 export KUBE2IAM_CNI_CLUSTER_STATE=$STATE
-
-# in_group COMMAND...: runs a command in a process group of its own, so that a signal to this script ends all of it at once.
-group=
-in_group() {
-  local status=0
-  set -m
-  "$@" 9>&- &
-  group=$!
-  set +m
-  wait "$group" || status=$?
-  group=
-  return "$status"
-}
 
 # However the script ends, what it runs and the node end with it.
 cleanup() {
   local status=$?
   trap - EXIT
-  if [[ -n $group ]]; then
-    kill -TERM -- "-$group" 2>/dev/null || true
-    wait "$group" 2>/dev/null || true
-  fi
+  end_group
   "$SCRIPTS/stop.sh" || status=1
   exit "$status"
 }
@@ -49,8 +34,6 @@ if ! flock --nonblock 9; then
   exit 1
 fi
 trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 "$SCRIPTS/stop.sh" # what a killed run left
 
 echo "== building"

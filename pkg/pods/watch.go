@@ -212,14 +212,3 @@ func (w *Watch) Len() int {
 	defer w.mu.RUnlock()
 	return len(w.byUID)
 }
-
-// All is every pod that is known, in no order.
-func (w *Watch) All() []*Pod {
-	w.mu.RLock()
-	defer w.mu.RUnlock()
-	all := make([]*Pod, 0, len(w.byUID))
-	for _, p := range w.byUID {
-		all = append(all, p)
-	}
-	return all
-}

@@ -16,7 +16,7 @@ import (
 func main() { os.Exit(run(os.Stdout)) }
 
 func run(out io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	s := &stage{out: out}
 	err := show(ctx, s)
@@ -52,6 +52,9 @@ func show(ctx context.Context, s *stage) (err error) {
 	for _, act := range []func(context.Context, *stage) error{problem, setUp, pods, ownRole, otherRole, noRole, directDial, removal} {
 		if err := act(ctx, s); err != nil {
 			return err
+		}
+		if s.failed != nil {
+			return s.failed
 		}
 	}
 	if s.surprises > 0 {

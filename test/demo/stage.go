@@ -16,39 +16,50 @@ type stage struct {
 	bed       *testbed.Bed
 	step      int
 	surprises int
+	failed    error // why nothing more is shown: interrupted, or nobody reads any more
 
 	one, two, three *testbed.Sandbox
 }
 
 func (s *stage) title(format string, args ...any) {
-	fmt.Fprintf(s.out, "\n%d. %s\n\n", s.step, fmt.Sprintf(format, args...))
+	s.printf("\n%d. %s\n\n", s.step, fmt.Sprintf(format, args...))
 	s.step++
 }
 
 func (s *stage) text(format string, args ...any) {
-	fmt.Fprintf(s.out, "   "+format+"\n", args...)
+	s.printf("   "+format+"\n", args...)
+}
+
+func (s *stage) printf(format string, args ...any) {
+	if s.failed == nil {
+		_, s.failed = fmt.Fprintf(s.out, format, args...)
+	}
 }
 
 func (s *stage) block(text string) {
 	for line := range strings.SplitSeq(strings.TrimRight(text, "\n"), "\n") {
-		fmt.Fprintf(s.out, "     %s\n", line)
+		s.printf("     %s\n", line)
 	}
 }
 
 // expect says whether the step showed what it should; one that did not makes the demo fail at its end.
 func (s *stage) expect(holds bool, what string) {
 	if holds {
-		fmt.Fprintf(s.out, "   ✓ %s\n", what)
+		s.printf("   ✓ %s\n", what)
 		return
 	}
 	s.surprises++
-	fmt.Fprintf(s.out, "   ✗ NOT SO: %s\n", what)
+	s.printf("   ✗ NOT SO: %s\n", what)
 }
 
 // curl shows a command and what it prints, as somebody in the pod would type and see it. The values of secrets are cut.
 func (s *stage) curl(ctx context.Context, pod *testbed.Sandbox, args ...string) string {
-	fmt.Fprintf(s.out, "   %s $ curl %s\n", pod.Name, shown(args))
+	s.printf("   %s $ curl %s\n", pod.Name, shown(args))
 	out, err := pod.Netns.Run(ctx, s.bed.ClientEnv(), "curl", append([]string{"-sS", "--max-time", "5", "-w", "\nHTTP %{http_code}"}, args...)...)
+	if ctx.Err() != nil {
+		s.failed = ctx.Err()
+		return ""
+	}
 	if err != nil {
 		out = "curl: " + tail(err)
 	}

@@ -12,7 +12,7 @@ import (
 
 const module = "github.com/kube2iam-cni/kube2iam-cni/"
 
-// allowed is which of our packages each package may import; docs/design.md draws it.
+// allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
 var allowed = map[string][]string{
 	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/metrics"},

@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Tools are the directories of the programs that a testbed runs.
@@ -24,6 +27,9 @@ func BuildTools(ctx context.Context, external bool) (Tools, error) {
 		cmd.Args = append(cmd.Args, "external")
 	}
 	cmd.Stderr = os.Stderr
+	// The script ends what it started; SIGKILL would leave that running.
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", script, err)
