@@ -43,7 +43,7 @@ func (p *plugin) attach(ctx context.Context, conf *netconf.Config, record *attac
 	if err != nil {
 		return coded(err, codeState)
 	}
-	base := baseOf(record, metadataFor(conf), conf.Guard)
+	base := p.baseOf(record, conf, chosen.Has)
 	// Before the record is written: what fails here leaves nothing to undo.
 	if err := chosen.Open(base, rulesOf(record)); err != nil {
 		return coded(err, codeRules)

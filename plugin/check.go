@@ -39,7 +39,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	if err != nil {
 		return coded(err, codeCheck)
 	}
-	missing, err := iptables.Missing(baseOf(record, metadataFor(conf), conf.Guard), rulesOf(record))
+	missing, err := iptables.Missing(p.baseOf(record, conf, iptables.Has), rulesOf(record))
 	if err != nil {
 		return coded(err, codeCheck)
 	}

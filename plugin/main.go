@@ -45,6 +45,7 @@ func runPlugin() int {
 	p := &plugin{
 		findLink: hostlink.Find,
 		nodeIP:   hostlink.NodeIP,
+		forwards: hostlink.Forwards,
 		dirs:     redirect.Dirs(),
 		now:      time.Now,
 		stdout:   os.Stdout,

@@ -56,6 +56,7 @@ func newNode(t *testing.T, kind, backend string) *node {
 	n.plugin = &plugin{
 		findLink: hostlink.Find,
 		nodeIP:   hostlink.NodeIP,
+		forwards: hostlink.Forwards,
 		dirs:     []string{n.commands},
 		now:      func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.FixedZone("", 3600)) },
 		stdout:   &n.out,

@@ -10,6 +10,5 @@ files=$(gofmt -l plugin proxy pkg test)
 # Without cgo, as the programs are built: so each package is compiled once for both.
 export CGO_ENABLED=0
 in_group go vet ./...
-in_group go vet -tags cluster ./test/cluster/...
 in_group go mod tidy -diff
 echo "lint: ok"

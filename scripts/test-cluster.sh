@@ -40,4 +40,5 @@ echo "== building"
 in_group "$SCRIPTS/build.sh"
 
 echo "== testing"
+in_group go vet -tags cluster ./test/cluster/...
 in_group go test -tags cluster ./test/cluster -count=1 -v -timeout 15m "$@"

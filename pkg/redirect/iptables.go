@@ -76,10 +76,17 @@ func (t *IPTables) Open(base Base, a Attachment) error {
 	return nil
 }
 
-// Add appends the attachment's rules, and makes the base first where it is missing. It takes the base as given until the
-// kernel says otherwise, so that in the steady state a family costs three process runs: the version, one check, one append.
-// The check is of the guard, whose absence nothing else would show; a missing chain fails the append. Where there is an
-// error, some of the rules may stand.
+// Has tells whether there is a command for the family of ip; the error is ErrNoIPTables where there is none. To ask is a
+// process run, which Open and Add need not do again.
+func (t *IPTables) Has(ip netip.Addr) error {
+	_, err := t.at(ip)
+	return err
+}
+
+// Add appends the attachment's rules, and makes the base first where the backstop or the jump is missing. In the steady
+// state a family costs four process runs: the version, a check of each, one append; and two where the attachment has no
+// address of it, and only the guard is wanted. The quick refusal is not checked, because without it the backstop still
+// refuses; it comes back whenever the base is made. Where there is an error, some of the rules may stand.
 func (t *IPTables) Add(ctx context.Context, base Base, a Attachment) error {
 	if err := t.Open(base, a); err != nil {
 		return err
@@ -89,34 +96,18 @@ func (t *IPTables) Add(ctx context.Context, base Base, a Attachment) error {
 		if err != nil {
 			return err
 		}
-		keystone := jump(metadata, Chain)
-		if base.Guard {
-			keystone = backstop(metadata)
-		}
-		there, err := exists(ipt, keystone)
+		redirections := a.rules(metadata)
+		whole, err := stands(ipt, metadata, base.Guard, len(redirections) > 0)
 		if err != nil {
 			return err
 		}
-		made := !there
-		if made {
-			if err := t.makeBase(ctx, ipt, metadata, base.Guard); err != nil {
+		if !whole {
+			if err := t.makeBase(ctx, ipt, metadata, base.Guard, len(redirections) > 0); err != nil {
 				return err
 			}
 		}
-		for _, r := range a.Redirections {
-			if r.Metadata != metadata {
-				continue
-			}
-			rule := a.rule(r)
-			err := appendRule(ipt, rule)
-			if err != nil && !made && !errors.Is(err, ErrBusy) {
-				made = true
-				if err := t.makeBase(ctx, ipt, metadata, base.Guard); err != nil {
-					return err
-				}
-				err = appendRule(ipt, rule)
-			}
-			if err != nil {
+		for _, r := range redirections {
+			if err := appendRule(ipt, r); err != nil {
 				return err
 			}
 		}
@@ -124,11 +115,25 @@ func (t *IPTables) Add(ctx context.Context, base Base, a Attachment) error {
 	return nil
 }
 
+// stands tells whether the base is there, as far as Add relies on it.
+func stands(ipt *iptables.IPTables, metadata netip.AddrPort, guard, redirected bool) (bool, error) {
+	if guard {
+		if there, err := exists(ipt, backstop(metadata)); err != nil || !there {
+			return false, err
+		}
+	}
+	if redirected {
+		return exists(ipt, jump(metadata, Chain))
+	}
+	return true, nil
+}
+
 // makeBase makes what is missing of the base, the guard first: so nothing is redirected on a node that is not guarded. Its
 // order is for a process that is killed between two steps, too: what Add looks for afterwards appears last, the second half
-// of the guard after the first, and the chain's name after the jump. The lock keeps two first ADDs from inserting a rule
+// of the guard after the first, and the chain's name after the jump. The chain and the jump are made only where something
+// is redirected: a table that is made for nothing costs each packet. The lock keeps two first ADDs from inserting a rule
 // twice.
-func (t *IPTables) makeBase(ctx context.Context, ipt *iptables.IPTables, metadata netip.AddrPort, guard bool) error {
+func (t *IPTables) makeBase(ctx context.Context, ipt *iptables.IPTables, metadata netip.AddrPort, guard, redirected bool) error {
 	unlock, err := t.lock(ctx)
 	if err != nil {
 		return err
@@ -140,6 +145,9 @@ func (t *IPTables) makeBase(ctx context.Context, ipt *iptables.IPTables, metadat
 				return err
 			}
 		}
+	}
+	if !redirected {
+		return nil
 	}
 	there, err := chainExists(ipt, Chain)
 	if err != nil {
@@ -201,14 +209,13 @@ func (t *IPTables) remove(a Attachment) (absent []Redirection, err error) {
 func (t *IPTables) Missing(base Base, a Attachment) ([]string, error) {
 	var missing []string
 	for _, metadata := range base.Metadata {
-		wanted := []rule{jump(metadata, Chain)}
+		var wanted []rule
 		if base.Guard {
 			wanted = append(wanted, refusal(metadata), backstop(metadata))
 		}
-		for _, r := range a.Redirections {
-			if r.Metadata == metadata {
-				wanted = append(wanted, a.rule(r))
-			}
+		if redirections := a.rules(metadata); len(redirections) > 0 {
+			wanted = append(wanted, jump(metadata, Chain))
+			wanted = append(wanted, redirections...)
 		}
 		ipt, err := t.at(metadata.Addr())
 		if err != nil {

@@ -127,7 +127,11 @@ func TestProcesses(t *testing.T) {
 
 			n.forget()
 			n.must(n.iptables(form).Add(t.Context(), base, a))
-			if calls := n.calls(); len(calls) != 2*3 {
+			runs := 3
+			if guard {
+				runs = 4
+			}
+			if calls := n.calls(); len(calls) != 2*runs {
 				t.Errorf("guard %v: an ADD of both families ran\n%s", guard, strings.Join(calls, "\n"))
 			}
 			n.forget()
@@ -137,8 +141,13 @@ func TestProcesses(t *testing.T) {
 			}
 			n.forget()
 			n.must(n.iptables(form).Add(t.Context(), Base{Metadata: base4.Metadata, Guard: guard}, routed("c4@eth0", "veth3", "10.1.0.8")))
-			if calls := n.calls(); len(calls) != 3 {
+			if calls := n.calls(); len(calls) != runs {
 				t.Errorf("guard %v: an ADD ran\n%s", guard, strings.Join(calls, "\n"))
+			}
+			n.forget()
+			n.must(n.iptables(form).Add(t.Context(), base, routed("c5@eth0", "veth4", "10.1.0.9")))
+			if calls := n.calls(); len(calls) != runs+runs-2 {
+				t.Errorf("guard %v: an ADD that redirects one family of two ran\n%s", guard, strings.Join(calls, "\n"))
 			}
 		}
 	})
@@ -171,6 +180,78 @@ func TestBaseComesBack(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestFlushedTable flushes one table under a running pod, whose own redirection is not the matter of another's ADD.
+func TestFlushedTable(t *testing.T) {
+	refusal := "-A FORWARD -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -m comment --comment kube2iam-cni -j REJECT --reject-with tcp-reset\n"
+	forms(t, func(t *testing.T, form Form) {
+		for table, want := range map[string]string{
+			"nat":    tables(filter4, mangle4, nat4, bridged4, "COMMIT"),
+			"mangle": tables(filter4, mangle4, nat4, routed4, bridged4, "COMMIT"),
+			"filter": tables(strings.Replace(filter4, refusal, "", 1), mangle4, nat4, routed4, bridged4, "COMMIT"),
+		} {
+			t.Run(table, func(t *testing.T) {
+				n := newNamespace(t, both...)
+				n.must(n.iptables(form).Add(t.Context(), base4, routed("c1@eth0", "veth0", "10.1.0.5")))
+				n.run(string(form) + " -t " + table + " -F")
+				n.must(n.iptables(form).Add(t.Context(), base4, bridged("c2@eth0", "veth1", "10.1.0.6")))
+				if diff := cmp.Diff(want, sorted(n.rules(form, false))); diff != "" {
+					t.Error(diff)
+				}
+			})
+		}
+		t.Run("filter, then nat", func(t *testing.T) {
+			n := newNamespace(t, both...)
+			n.must(n.iptables(form).Add(t.Context(), base4, routed("c1@eth0", "veth0", "10.1.0.5")))
+			n.run(string(form) + " -t filter -F")
+			n.run(string(form) + " -t nat -F")
+			n.must(n.iptables(form).Add(t.Context(), base4, bridged("c2@eth0", "veth1", "10.1.0.6")))
+			if diff := cmp.Diff(tables(filter4, mangle4, nat4, bridged4, "COMMIT"), sorted(n.rules(form, false))); diff != "" {
+				t.Error(diff)
+			}
+		})
+	})
+}
+
+// TestGuardOnly is a family that is guarded and not redirected.
+func TestGuardOnly(t *testing.T) {
+	forms(t, func(t *testing.T, form Form) {
+		n := newNamespace(t, both...)
+		a := routed("c1@eth0", "veth0", "10.1.0.5")
+		n.must(n.iptables(form).Add(t.Context(), baseDual, a))
+		guard, _, _ := strings.Cut(tables6, "\n*nat")
+		if diff := cmp.Diff(guard, sorted(n.rules(form, true))); diff != "" {
+			t.Error(diff)
+		}
+		missing := func(want ...string) {
+			t.Helper()
+			got, err := n.iptables(form).Missing(baseDual, a)
+			n.must(err)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+		}
+		missing()
+		n.run(strings.Replace(string(form), "iptables", "ip6tables", 1) + " -t mangle -F")
+		missing("guard in mangle POSTROUTING")
+		n.must(n.iptables(form).Add(t.Context(), baseDual, a))
+		missing()
+	})
+}
+
+// TestHas is a node whose iptables is for IPv4 only.
+func TestHas(t *testing.T) {
+	n := newNamespace(t, "iptables-nft")
+	n.must(n.iptables(NFT).Has(metadata4.Addr()))
+	if err := n.iptables(NFT).Has(metadata6.Addr()); !errors.Is(err, ErrNoIPTables) {
+		t.Errorf("got %v, want %v", err, ErrNoIPTables)
+	}
+	n.calls()
+	n.must(n.iptables(NFT).Open(base4, routed("c1@eth0", "veth0", "10.1.0.5")))
+	if calls := n.calls(); calls != nil {
+		t.Errorf("asked again: %v", calls)
+	}
 }
 
 // TestBaseStandsFirst has others' rules in all the places where ours go.

@@ -5,7 +5,7 @@
 // found whatever version or configuration made it. A rule matches the attachment's own host side and its own source
 // address, and carries the attachment's identity as comment.
 //
-// For the node there is the base: the chain, a jump to it, and the guard. What is not redirected is forwarded with the
+// For the node there is the base: the chain, a jump to it, and the guard; where nothing is redirected, the guard alone. What is not redirected is forwarded with the
 // metadata address still as destination, and the guard refuses that; the host's own traffic is not forwarded, and a
 // redirected packet has another destination by then.
 package redirect
@@ -43,7 +43,8 @@ type Attachment struct {
 
 // Base is what is wanted of the node before any attachment's rule is added.
 type Base struct {
-	// Metadata are the services that pods must not reach, one of a family at most.
+	// Metadata are the services that pods must not reach, one of a family at most. The chain and the jump are wanted for
+	// those of them that the attachment has a redirection of.
 	Metadata []netip.AddrPort
 	// Guard tells whether the guard is wanted. It is never removed.
 	Guard bool
@@ -67,6 +68,17 @@ func (a Attachment) rule(r Redirection) rule {
 		spec: slices.Concat([]string{"-s", host(r.Source)}, a.enters(), to(r.Metadata),
 			[]string{"-m", "comment", "--comment", a.ID, "-j", "DNAT", "--to-destination", r.Proxy.String()}),
 	}
+}
+
+// rules are those of the attachment's redirections of one service.
+func (a Attachment) rules(metadata netip.AddrPort) []rule {
+	var rules []rule
+	for _, r := range a.Redirections {
+		if r.Metadata == metadata {
+			rules = append(rules, a.rule(r))
+		}
+	}
+	return rules
 }
 
 func (a Attachment) enters() []string {

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
+)
+
+func TestBaseOf(t *testing.T) {
+	const v4, v6 = "169.254.169.254:80", "[fd00:ec2::254]:80"
+	broken := errors.New("broken")
+	for name, tc := range map[string]struct {
+		ips, redirected []string
+		guard, forwards bool
+		has             error
+		want            []string
+		warns           bool
+	}{
+		"IPv4":                             {ips: []string{pod4}, redirected: []string{v4}, guard: true, want: []string{v4}},
+		"IPv4, IPv6 forwarded":             {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, want: []string{v4, v6}},
+		"IPv4, IPv6 forwarded, no guard":   {ips: []string{pod4}, redirected: []string{v4}, forwards: true, want: []string{v4}},
+		"IPv4, IPv6 forwarded, no command": {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, has: redirect.ErrNoIPTables, want: []string{v4}, warns: true},
+		"IPv4, IPv6 forwarded, a broken command, which Open tells": {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, has: broken, want: []string{v4, v6}},
+		"both, the proxy of IPv4":                                  {ips: []string{pod4, pod6}, redirected: []string{v4}, guard: true, want: []string{v4, v6}},
+		"both, the proxy of IPv4, no guard":                        {ips: []string{pod4, pod6}, redirected: []string{v4}, forwards: true, want: []string{v4}},
+		"both, no command, which Open tells":                       {ips: []string{pod4, pod6}, redirected: []string{v4, v6}, guard: true, forwards: true, has: redirect.ErrNoIPTables, want: []string{v4, v6}},
+		"IPv6":                                                     {ips: []string{pod6}, redirected: []string{v6}, guard: true, want: []string{v6}},
+		"IPv6, IPv4 forwarded, as where a later plugin gives an address for the way out": {ips: []string{pod6}, redirected: []string{v6}, guard: true, forwards: true, want: []string{v6, v4}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			record := new(attachment.Record)
+			for _, ip := range tc.ips {
+				record.IPs = append(record.IPs, netip.MustParseAddr(ip))
+			}
+			for _, metadata := range tc.redirected {
+				record.Redirects = append(record.Redirects, attachment.Redirect{Metadata: netip.MustParseAddrPort(metadata)})
+			}
+			var log strings.Builder
+			p := &plugin{
+				forwards: func(hostlink.Family) bool { return tc.forwards },
+				log:      slog.New(slog.NewTextHandler(&log, nil)),
+			}
+			conf := &netconf.Config{MetadataIP: netip.MustParseAddr(service4), Guard: tc.guard}
+			base := p.baseOf(record, conf, func(netip.Addr) error { return tc.has })
+			var got []string
+			for _, metadata := range base.Metadata {
+				got = append(got, metadata.String())
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Error(diff)
+			}
+			if base.Guard != tc.guard {
+				t.Errorf("got guard %v", base.Guard)
+			}
+			if warned := strings.Contains(log.String(), "level=WARN"); warned != tc.warns {
+				t.Errorf("logged %q", &log)
+			}
+		})
+	}
+}
+
+// ip6Calls are those of the commands that were run since the last question which are for IPv6.
+func (n *node) ip6Calls() []string {
+	n.Helper()
+	var calls []string
+	for _, call := range n.calls() {
+		if strings.HasPrefix(call, "ip6tables") {
+			calls = append(calls, call)
+		}
+	}
+	return calls
+}
+
+// TestIPv6GuardOfIPv4Pod is a pod whose network has IPv4 only, and which gives itself an IPv6 address: a node that forwards
+// IPv6 must refuse it. On one that does not, IPv6 is not touched.
+func TestIPv6GuardOfIPv4Pod(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		n.serve(n.service, ":80", "service")
+		address := "[" + service6 + "]:80"
+		if got := n.dial(n.pod, pod6, address, 10*time.Second); got != "service to "+pod6 {
+			t.Fatalf("before ADD: got %q", got)
+		}
+		args := n.args("c1", n.pod, pod4)
+		forwarding := func(value string) {
+			n.must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(value), 0o644))
+		}
+		save := "ip6" + n.backend[2:] + "-save"
+
+		forwarding("0")
+		n.calls()
+		n.must(n.add(args))
+		n.must(n.check(args))
+		if calls := n.ip6Calls(); calls != nil {
+			t.Errorf("without forwarding it ran\n%s", strings.Join(calls, "\n"))
+		}
+		if rules := n.run(save); strings.Contains(rules, "kube2iam-cni") {
+			t.Errorf("without forwarding:\n%s", rules)
+		}
+
+		forwarding("1")
+		wantCode(t, n.check(args), codeCheck, "no guard in filter FORWARD; no guard in mangle POSTROUTING")
+		n.must(n.add(args))
+		n.must(n.check(args))
+		rules := n.run(save)
+		for _, want := range []string{
+			"-A FORWARD -d fd00:ec2::254/128 -p tcp -m tcp --dport 80 -m comment --comment kube2iam-cni -j REJECT --reject-with tcp-reset",
+			"-A POSTROUTING -d fd00:ec2::254/128 -p tcp -m tcp --dport 80 -m addrtype ! --src-type LOCAL -m comment --comment kube2iam-cni -j DROP",
+		} {
+			if strings.Count(rules, want) != 1 {
+				t.Errorf("want one %s:\n%s", want, rules)
+			}
+		}
+		if strings.Contains(rules, "*nat") {
+			t.Errorf("a table for what is not redirected:\n%s", rules)
+		}
+		if got := n.dial(n.pod, pod6, address, 10*time.Second); got != "refused" {
+			t.Errorf("after ADD: got %q", got)
+		}
+		if n.errors.Len() > 0 {
+			t.Errorf("logged %s", &n.errors)
+		}
+	})
+}
+
+// TestIPv4PodWithoutIP6Tables is a node that forwards IPv6 and cannot guard it: that is said, and no reason to refuse a pod
+// that has no IPv6 address.
+func TestIPv4PodWithoutIP6Tables(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *node) {
+		n.must(os.Remove(filepath.Join(n.commands, "ip6"+n.backend[2:])))
+		args := n.args("c1", n.pod, pod4)
+		n.must(n.add(args))
+		if log := n.errors.String(); !strings.Contains(log, "level=WARN") || !strings.Contains(log, "ip6"+n.backend[2:]) {
+			t.Errorf("logged %q", log)
+		}
+		n.must(n.check(args))
+		wantCode(t, n.add(n.args("c1", n.pod, pod4, pod6)), codeNoIPTables, "ip6"+n.backend[2:])
+	})
+}
