@@ -65,7 +65,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	defer admin.Close()
 
 	handler := imds.NewHandler(imds.Config{
-		Caller:   func(source netip.Addr) imds.Caller { return parts.broker.Caller(source) },
+		Caller:   func(source netip.Addr, now time.Time) imds.Caller { return parts.broker.Caller(source, now) },
 		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream, Log: log,
 	})
 	redirected := imds.NewListener(app, destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
@@ -167,9 +167,9 @@ func podServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:     h,
 		ConnContext: imds.ConnContext,
-		// For the whole request, which is its header and no body worth the name; one deadline, for each costs time.
+		// For the whole request, which is its header and no body worth the name; one deadline, for each costs time. What a
+		// client does not take of an answer is bounded by the Listener and by Upstream.
 		ReadTimeout:    5 * time.Second,
-		WriteTimeout:   30 * time.Second,
 		IdleTimeout:    2 * time.Minute,
 		MaxHeaderBytes: 16 << 10,
 		// OPTIONS * is answered like any other method.

@@ -82,8 +82,8 @@ type Caller struct {
 }
 
 // Caller is the caller behind the address now.
-func (b *Broker) Caller(ip netip.Addr) *Caller {
-	return &Caller{broker: b, source: b.pods.Source(ip), came: time.Now()}
+func (b *Broker) Caller(ip netip.Addr, now time.Time) *Caller {
+	return &Caller{broker: b, source: b.pods.Source(ip), came: now}
 }
 
 // Session is what the session tokens of the caller are bound to: its pod, or its address where no record names the pod. It

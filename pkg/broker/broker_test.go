@@ -86,11 +86,11 @@ func pod(uid, role string) *pods.Pod {
 func TestPodGetsItsOwnRole(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
-	name, arn, err := b.Caller(ip).Role(t.Context())
+	name, arn, err := b.Caller(ip, time.Now()).Role(t.Context())
 	if name != "reader" || arn != base+"reader" || err != nil {
 		t.Errorf("%s, %s, %v", name, arn, err)
 	}
-	if _, err := b.Caller(ip).Credentials(t.Context(), "reader"); err != nil {
+	if _, err := b.Caller(ip, time.Now()).Credentials(t.Context(), "reader"); err != nil {
 		t.Error(err)
 	}
 	want := []roles.Assumption{{RoleARN: base + "reader", SessionName: "ns.pod-a", Duration: time.Hour}}
@@ -124,7 +124,7 @@ func TestReasonsAndTheirAnswers(t *testing.T) {
 			n, b := newNode(nil)
 			n.pod = pod("a", "reader")
 			tt.arrange(n)
-			doc, err := b.Caller(ip).Credentials(t.Context(), tt.role)
+			doc, err := b.Caller(ip, time.Now()).Credentials(t.Context(), tt.role)
 			refusal, ok := errors.AsType[*Refusal](err)
 			if !ok || doc != nil || refusal.HTTPStatus() != tt.status {
 				t.Fatalf("%v, %v; want status %d", doc, err, tt.status)
@@ -152,7 +152,7 @@ func TestAnswerDoesNotGoToTheNextHolderOfTheAddress(t *testing.T) {
 	}
 	hold("c1", "a")
 	ask := func() error {
-		_, err := b.Caller(ip).Credentials(t.Context(), "reader")
+		_, err := b.Caller(ip, time.Now()).Credentials(t.Context(), "reader")
 		return err
 	}
 	slowly := func() { <-time.After(2 * handover) }
@@ -180,7 +180,7 @@ func TestPodIsNotToldTheNodesOwnIdentity(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
 	n.credit = &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied", Message: "User: arn:aws:sts::1:assumed-role/node-role/i-0 is not authorized"}
-	_, err := b.Caller(ip).Credentials(t.Context(), "reader")
+	_, err := b.Caller(ip, time.Now()).Credentials(t.Context(), "reader")
 	refusal, _ := errors.AsType[*Refusal](err)
 	if _, message := refusal.Document(); strings.Contains(message, "node-role") || !strings.Contains(message, base+"reader") {
 		t.Errorf("%q", message)
@@ -194,11 +194,11 @@ func TestChangedAnnotationIsTheNextAnswer(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
 	b.PodChanged(n.pod)
-	if name, _, _ := b.Caller(ip).Role(t.Context()); name != "reader" {
+	if name, _, _ := b.Caller(ip, time.Now()).Role(t.Context()); name != "reader" {
 		t.Fatal(name)
 	}
 	n.pod = pod("a", "writer")
-	if name, _, _ := b.Caller(ip).Role(t.Context()); name != "writer" { // even before the broker has heard of it
+	if name, _, _ := b.Caller(ip, time.Now()).Role(t.Context()); name != "writer" { // even before the broker has heard of it
 		t.Error(name)
 	}
 	b.PodChanged(n.pod)
@@ -240,7 +240,7 @@ func TestNamespaceDecidesWhenItIsKnownAndWhenItChanges(t *testing.T) {
 	n.pod = pod("a", "reader")
 	b.PodChanged(n.pod)
 	status := func() int {
-		_, err := b.Caller(ip).Credentials(t.Context(), "reader")
+		_, err := b.Caller(ip, time.Now()).Credentials(t.Context(), "reader")
 		if refusal, ok := errors.AsType[*Refusal](err); ok {
 			return refusal.Status
 		}
@@ -264,7 +264,7 @@ func TestNamespaceDecidesWhenItIsKnownAndWhenItChanges(t *testing.T) {
 func TestSessionNeedsNoAnswerFromAnybody(t *testing.T) {
 	n, b := newNode(nil)
 	n.podErr = pods.ErrUnavailable
-	if got := b.Caller(ip).Session(); got != ip.String() {
+	if got := b.Caller(ip, time.Now()).Session(); got != ip.String() {
 		t.Errorf("without a record: %q", got)
 	}
 }

@@ -39,7 +39,7 @@ type Refusal interface {
 
 // Handler is the metadata service. Its requests must come over connections of a Listener, by way of ConnContext.
 type Handler struct {
-	caller   func(source netip.Addr) Caller
+	caller   func(source netip.Addr, now time.Time) Caller
 	sessions *Sessions
 	upstream http.Handler
 	log      *slog.Logger
@@ -49,7 +49,7 @@ type Handler struct {
 // Config is what a Handler depends on.
 type Config struct {
 	// Caller is who holds the source address now.
-	Caller   func(source netip.Addr) Caller
+	Caller   func(source netip.Addr, now time.Time) Caller
 	Sessions *Sessions
 	// Upstream answers what is not about credentials. Its requests have a canonical path and no session token.
 	Upstream http.Handler
@@ -94,7 +94,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	to, role := routeOf(path)
-	caller := h.caller(source)
+	now := time.Now()
+	caller := h.caller(source, now)
 	switch to {
 	case token:
 		h.serveToken(w, r, caller)
@@ -108,7 +109,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if tokens, ok := r.Header[tokenHeader]; ok {
-		if len(tokens) != 1 || !h.sessions.Valid(tokens[0], caller.Session(), time.Now()) {
+		if len(tokens) != 1 || !h.sessions.Valid(tokens[0], caller.Session(), now) {
 			fail(w, http.StatusUnauthorized)
 			return
 		}

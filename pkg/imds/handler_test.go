@@ -73,7 +73,7 @@ func serve(t *testing.T, b *fakeCaller) *service {
 	t.Helper()
 	s := &service{log: new(bytes.Buffer)}
 	h := NewHandler(Config{
-		Caller: func(netip.Addr) Caller { return b }, Sessions: NewSessions(NewKey()), Log: slog.New(slog.NewTextHandler(s.log, nil)),
+		Caller: func(netip.Addr, time.Time) Caller { return b }, Sessions: NewSessions(NewKey()), Log: slog.New(slog.NewTextHandler(s.log, nil)),
 		Upstream: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			s.mu.Lock()
 			defer s.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +45,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		source := addrPort(tcp.RemoteAddr())
 		destination, err := originalDestination(tcp)
 		if err == nil && l.allowed(source.Addr(), destination) {
+			boundWrites(tcp)
 			return &conn{TCPConn: tcp, source: source.Addr()}, nil
 		}
 		l.log.Debug("connection refused: it was not redirected", "source", source, "destination", destination, "error", err)
@@ -51,6 +53,21 @@ func (l *Listener) Accept() (net.Conn, error) {
 		tcp.SetLinger(0) // a reset: whoever dialled sees at once that nobody serves here
 		tcp.Close()
 	}
+}
+
+// unread is how long an answer may lie unread or unacknowledged before the kernel ends the connection.
+const unread = 30 * time.Second
+
+// boundWrites has the kernel bound what net/http's WriteTimeout would, once for a connection and not by a timer for each
+// answer. (tcp(7), TCP_USER_TIMEOUT, which covers a window that stays closed too.)
+func boundWrites(c *net.TCPConn) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unread.Milliseconds()))
+	})
 }
 
 // conn is a redirected connection and the address that it came from.

@@ -104,7 +104,14 @@ func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if res.ContentLength >= 0 {
 		header["Content-Length"] = []string{strconv.FormatInt(res.ContentLength, 10)}
 	}
+	// A long answer does not fit into the kernel's buffers: a client that takes it drop by drop holds a slot.
+	control := http.NewResponseController(w)
+	control.SetWriteDeadline(time.Now().Add(upstreamTime))
 	n, err := io.Copy(w, io.LimitReader(res.Body, maxUpstreamBody+1))
+	if err == nil {
+		err = control.Flush()
+	}
+	control.SetWriteDeadline(time.Time{})
 	if err != nil || n > maxUpstreamBody {
 		// The head is on its way: only an aborted connection says that this is not all.
 		panic(http.ErrAbortHandler)
