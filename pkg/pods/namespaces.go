@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -39,35 +38,24 @@ type NamespacesConfig struct {
 
 // NewNamespaces is a watch of the namespaces that begins with Run.
 func NewNamespaces(c NamespacesConfig) (*Namespaces, error) {
-	lw := cache.NewListWatchFromClient(c.Client.CoreV1().RESTClient(), "namespaces", metav1.NamespaceAll, fields.Everything())
-	n := &Namespaces{
-		informer: cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(lw, c.Client), &corev1.Namespace{}, c.Resync, cache.Indexers{}),
-		synced:   make(chan struct{}),
-		changed:  c.Changed,
-	}
-	err := n.informer.SetTransform(func(obj any) (any, error) {
-		ns, ok := obj.(*corev1.Namespace)
-		if !ok {
-			return obj, nil
-		}
-		kept := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns.Name, UID: ns.UID, ResourceVersion: ns.ResourceVersion}}
-		if v, ok := ns.Annotations[c.Key]; ok {
-			kept.Annotations = map[string]string{c.Key: v}
-		}
-		return kept, nil
-	})
+	informer, err := newInformer(c.Client, selection{
+		resource: "namespaces", of: &corev1.Namespace{}, resync: c.Resync, fields: fields.Everything(),
+		strip: func(obj any) (any, error) {
+			ns, ok := obj.(*corev1.Namespace)
+			if !ok {
+				return obj, nil
+			}
+			kept := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns.Name, UID: ns.UID, ResourceVersion: ns.ResourceVersion}}
+			if v, ok := ns.Annotations[c.Key]; ok {
+				kept.Annotations = map[string]string{c.Key: v}
+			}
+			return kept, nil
+		},
+	}, c.Log)
 	if err != nil {
 		return nil, err
 	}
-	err = n.informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
-		if ctx.Err() == nil {
-			c.Log.Warn("watching the namespaces failed; trying again", "error", err)
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
+	return &Namespaces{informer: informer, synced: make(chan struct{}), changed: c.Changed}, nil
 }
 
 // Synced is closed once the namespaces that were there at the start are known.
@@ -76,28 +64,13 @@ func (n *Namespaces) Synced() <-chan struct{} { return n.synced }
 // Run watches until ctx ends.
 func (n *Namespaces) Run(ctx context.Context) error {
 	tell := func(obj any) {
-		if d, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-			obj = d.Obj
-		}
-		if ns, ok := obj.(*corev1.Namespace); ok && n.changed != nil {
+		if ns, ok := lastKnown(obj).(*corev1.Namespace); ok && n.changed != nil {
 			n.changed(ns.Name)
 		}
 	}
-	reg, err := n.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	return runInformer(ctx, n.informer, cache.ResourceEventHandlerFuncs{
 		AddFunc: tell, UpdateFunc: func(_, obj any) { tell(obj) }, DeleteFunc: tell,
-	})
-	if err != nil {
-		return err
-	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() {
-		if cache.WaitForCacheSync(ctx.Done(), reg.HasSynced) {
-			close(n.synced)
-		}
-	})
-	n.informer.RunWithContext(ctx)
-	return nil
+	}, n.synced)
 }
 
 // Annotations is what is kept of the namespace's annotations. The map must not be changed. The error wraps ErrNoNamespace.

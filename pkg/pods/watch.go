@@ -51,34 +51,27 @@ type WatchConfig struct {
 
 // NewWatch is a watch that begins with Run.
 func NewWatch(c WatchConfig) (*Watch, error) {
-	lw := cache.NewListWatchFromClient(c.Client.CoreV1().RESTClient(), "pods", corev1.NamespaceAll,
-		fields.OneTermEqualSelector("spec.nodeName", c.Node))
-	w := &Watch{
-		informer: cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(lw, c.Client), &corev1.Pod{}, c.Resync, cache.Indexers{}),
+	informer, err := newInformer(c.Client, selection{
+		resource: "pods", of: &corev1.Pod{}, resync: c.Resync,
+		fields: fields.OneTermEqualSelector("spec.nodeName", c.Node),
+		strip: func(obj any) (any, error) {
+			if p, ok := obj.(*corev1.Pod); ok {
+				return fromAPI(p, c.Keep), nil
+			}
+			return obj, nil
+		},
+	}, c.Log)
+	if err != nil {
+		return nil, err
+	}
+	return &Watch{
+		informer: informer,
 		synced:   make(chan struct{}),
 		watcher:  c.Watcher,
 		byUID:    make(map[types.UID]*Pod),
 		byIP:     make(map[netip.Addr][]*Pod),
 		changed:  make(chan struct{}),
-	}
-	err := w.informer.SetTransform(func(obj any) (any, error) {
-		if p, ok := obj.(*corev1.Pod); ok {
-			return fromAPI(p, c.Keep), nil
-		}
-		return obj, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = w.informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
-		if ctx.Err() == nil {
-			c.Log.Warn("watching the pods of this node failed; trying again", "error", err)
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return w, nil
+	}, nil
 }
 
 // Synced is closed once the pods that were there at the start are known, to the Watcher too.
@@ -86,7 +79,7 @@ func (w *Watch) Synced() <-chan struct{} { return w.synced }
 
 // Run watches until ctx ends. While the API server is down, what is known stays.
 func (w *Watch) Run(ctx context.Context) error {
-	reg, err := w.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	return runInformer(ctx, w.informer, cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { w.set(obj) },
 		UpdateFunc: func(old, obj any) {
 			// A watch that was away for a while reports a pod and its successor of the same name as one that changed.
@@ -96,19 +89,7 @@ func (w *Watch) Run(ctx context.Context) error {
 			w.set(obj)
 		},
 		DeleteFunc: func(obj any) { w.unset(obj) },
-	})
-	if err != nil {
-		return err
-	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() {
-		if cache.WaitForCacheSync(ctx.Done(), reg.HasSynced) {
-			close(w.synced)
-		}
-	})
-	w.informer.RunWithContext(ctx)
-	return nil
+	}, w.synced)
 }
 
 func (w *Watch) set(obj any) {
@@ -123,10 +104,7 @@ func (w *Watch) set(obj any) {
 }
 
 func (w *Watch) unset(obj any) {
-	if d, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = d.Obj
-	}
-	p, ok := obj.(*Pod)
+	p, ok := lastKnown(obj).(*Pod)
 	if !ok {
 		return
 	}
