@@ -25,8 +25,6 @@ import (
 
 // STSConfig is how STS is reached.
 type STSConfig struct {
-	// Region is asked for where the environment and the node's metadata name none; empty for none.
-	Region string
 	// Regional asks the endpoint of the region rather than the global one.
 	Regional bool
 	// Endpoint, a URL, overrides both; empty for none.
@@ -67,16 +65,13 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 		return nil, fmt.Errorf("aws session: %w", err)
 	}
 	if aws.StringValue(sess.Config.Region) == "" {
-		region := c.Region
-		if region == "" && c.Regional && c.Endpoint == "" {
+		region := "us-east-1" // what the global endpoint is signed for
+		if c.Regional && c.Endpoint == "" {
 			// The session's endpoint is that of STS; the metadata client must have its own.
 			meta := ec2metadata.New(sess, metadataConfig(c.MetadataURL))
 			if region, err = meta.RegionWithContext(ctx); err != nil {
 				return nil, fmt.Errorf("the region of the regional STS endpoint: %w", err)
 			}
-		}
-		if region == "" {
-			region = "us-east-1" // what the global endpoint is signed for
 		}
 		sess.Config.Region = aws.String(region)
 	}
@@ -99,11 +94,14 @@ func metadataConfig(url string) *aws.Config {
 // own credentials.
 func transport(metadataURL string) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
+	var metadataHost string
+	if meta, err := url.Parse(metadataURL); err == nil {
+		metadataHost = meta.Hostname()
+	}
 	t.Proxy = func(r *http.Request) (*url.URL, error) {
 		host := r.URL.Hostname()
 		ip, err := netip.ParseAddr(host)
-		meta, metaErr := url.Parse(metadataURL)
-		if err == nil && (ip.IsLinkLocalUnicast() || ip == ipv6Metadata) || metaErr == nil && host == meta.Hostname() {
+		if host == metadataHost || err == nil && (ip.IsLinkLocalUnicast() || ip == ipv6Metadata) {
 			return nil, nil
 		}
 		return http.ProxyFromEnvironment(r)

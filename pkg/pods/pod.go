@@ -4,6 +4,7 @@ package pods
 
 import (
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -62,13 +63,9 @@ func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 		if err != nil {
 			return
 		}
-		ip = ip.Unmap().WithZone("")
-		for _, have := range pod.IPs {
-			if have == ip {
-				return
-			}
+		if ip = ip.Unmap().WithZone(""); !slices.Contains(pod.IPs, ip) {
+			pod.IPs = append(pod.IPs, ip)
 		}
-		pod.IPs = append(pod.IPs, ip)
 	}
 	for _, ip := range p.Status.PodIPs {
 		add(ip.IP)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -153,7 +154,7 @@ func (r *Resolver) believe(record *attachment.Record, pod *Pod, ip netip.Addr, r
 		return nil, fmt.Errorf("%w: the record names %s/%s, the API calls it %s", ErrUnknown, record.Pod.Namespace, record.Pod.Name, name)
 	case recorded == "":
 		// An old runtime: without a UID, only the pod's own word for the address tells it from a namesake that came later.
-		if !has(pod.IPs, ip) {
+		if !slices.Contains(pod.IPs, ip) {
 			return nil, fmt.Errorf("%w: the record of %s has no UID and the pod does not report the address", ErrUnknown, name)
 		}
 	case recorded != pod.UID && recorded != pod.Mirror:
@@ -174,15 +175,6 @@ func (r *Resolver) believe(record *attachment.Record, pod *Pod, ip netip.Addr, r
 		}
 	}
 	return pod, nil
-}
-
-func has(ips []netip.Addr, ip netip.Addr) bool {
-	for _, have := range ips {
-		if have == ip {
-			return true
-		}
-	}
-	return false
 }
 
 // await looks again at every change that the API reports and in between, and asks the API itself for the pod that a record
@@ -270,7 +262,7 @@ func (r *Resolver) askDuplicates(ctx context.Context, s Source, why error) (*Pod
 	var reporting []*Pod
 	for i := range list.Items {
 		pod := fromAPI(&list.Items[i], r.c.Keep)
-		if !pod.Finished && has(pod.IPs, s.IP) {
+		if !pod.Finished && slices.Contains(pod.IPs, s.IP) {
 			reporting = append(reporting, pod)
 		}
 	}
