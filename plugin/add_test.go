@@ -34,10 +34,10 @@ func wantCode(t *testing.T, err error, code uint, parts ...string) {
 }
 
 func TestAddRecords(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		args := n.args("c1", n.pod, pod4, pod6)
 		n.must(n.add(args))
-		link, err := n.findLink(args.Netns, "eth0")
+		link, err := n.FindLink(args.Netns, "eth0")
 		n.must(err)
 		want := &attachment.Record{
 			ContainerID: "c1", IfName: "eth0", Network: "net", Netns: args.Netns,
@@ -104,7 +104,7 @@ func decode(t *testing.T, data []byte) (value any) {
 // TestSteadyState holds the number of process runs of an ADD and a DEL on a node that has pods, and that the ADD of
 // another pod leaves rules and records of the neighbours alone.
 func TestSteadyState(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		n.backend = "auto"
 		n.must(n.add(n.args("c0", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
 		rules, state := n.rules(), n.state()
@@ -113,9 +113,9 @@ func TestSteadyState(t *testing.T) {
 			forwarding string // of IPv6: an IPv4 pod's ADD then looks for that guard
 			add, del   int
 		}{
-			{[]string{pod4}, "0", 4, 2},
-			{[]string{pod4}, "1", 6, 2},
-			{[]string{pod4, pod6}, "1", 8, 4},
+			{[]string{pod4}, "0", 1, 1},
+			{[]string{pod4}, "1", 2, 1},
+			{[]string{pod4, pod6}, "1", 2, 2},
 		} {
 			n.must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(tc.forwarding), 0o644))
 			n.calls()
@@ -138,7 +138,7 @@ func TestSteadyState(t *testing.T) {
 }
 
 func TestAddTwice(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
 		rules, state := n.rules(), n.state()
 		n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
@@ -164,7 +164,7 @@ func TestAddTwice(t *testing.T) {
 
 // TestAddressIsReused is an address whose former holder's DEL never came.
 func TestAddressIsReused(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		n.must(n.add(n.args("old", n.pod, pod4, pod6)))
 		n.ip(n.host, "link del veth0")
 		pod := n.newPod(n.kind, "veth1", pod4, "fd00:1::7")
@@ -190,12 +190,12 @@ func TestAddressIsReused(t *testing.T) {
 // TestAddAfterDeath has a record without its rules, and rules whose record cannot be read: what is left of an ADD or a DEL
 // that was killed.
 func TestAddAfterDeath(t *testing.T) {
-	for name, kill := range map[string]func(*node){
-		"the record without rules": func(n *node) { n.run(n.backend + " -t nat -F KUBE2IAM-CNI") },
-		"an unreadable record with rules": func(n *node) {
+	for name, kill := range map[string]func(*testNode){
+		"the record without rules": func(n *testNode) { n.run(n.backend + " -t nat -F KUBE2IAM-CNI") },
+		"an unreadable record with rules": func(n *testNode) {
 			n.must(os.WriteFile(filepath.Join(n.stateDir, "attachments", "c1@eth0.json"), nil, 0o644))
 		},
-		"neither base nor rules": func(n *node) {
+		"neither base nor rules": func(n *testNode) {
 			n.run(n.backend + " -t nat -F")
 			n.run(n.backend + " -t nat -X")
 			n.run(n.backend + " -t mangle -F")
@@ -203,7 +203,7 @@ func TestAddAfterDeath(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			datapaths(t, func(t *testing.T, n *node) {
+			datapaths(t, func(t *testing.T, n *testNode) {
 				n.must(n.add(n.args("c1", n.pod, pod4)))
 				rules, state := n.rules(), n.state()
 				kill(n)

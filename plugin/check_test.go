@@ -8,7 +8,7 @@ import (
 )
 
 func TestCheck(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		args := n.args("c1", n.pod, pod4, pod6)
 		wantCode(t, n.check(args), codeCheck, "no record")
 		n.must(n.add(args))

@@ -12,7 +12,7 @@ import (
 )
 
 // datapaths runs a test on each way of a pod's packets into the host, in each form of iptables.
-func datapaths(t *testing.T, test func(*testing.T, *node)) {
+func datapaths(t *testing.T, test func(*testing.T, *testNode)) {
 	for _, kind := range []string{"routed", "bridged"} {
 		for _, backend := range []string{"iptables-nft", "iptables-legacy"} {
 			t.Run(kind+"/"+backend, func(t *testing.T) { test(t, newNode(t, kind, backend)) })
@@ -22,7 +22,7 @@ func datapaths(t *testing.T, test func(*testing.T, *node)) {
 
 // dialDropped dials until the backstop has dropped a packet, and says "dropped" then; else what the client met. Silence
 // alone would prove nothing: an answer may only be late.
-func (n *node) dialDropped(command string, ns netns.NsHandle, source, addr string) (answer string) {
+func (n *testNode) dialDropped(command string, ns netns.NsHandle, source, addr string) (answer string) {
 	n.Helper()
 	before := n.drops(command)
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
@@ -37,7 +37,7 @@ func (n *node) dialDropped(command string, ns netns.NsHandle, source, addr strin
 }
 
 // drops is how many packets the backstop of a family has dropped.
-func (n *node) drops(command string) int {
+func (n *testNode) drops(command string) int {
 	n.Helper()
 	first := strings.Fields(n.run(command + n.backend[len("iptables"):] + " -t mangle -v -n -x -L POSTROUTING 1"))
 	if len(first) < 3 || first[2] != "DROP" || !slices.Contains(first, "kube2iam-cni") {
@@ -50,7 +50,7 @@ func (n *node) drops(command string) int {
 
 // TestDatapath follows a pod's connections to the metadata service through its life.
 func TestDatapath(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		n.serve(n.service, ":80", "service")
 		n.serve(n.host, net.JoinHostPort(uplink4, "8181"), "proxy")
 		n.serve(n.host, net.JoinHostPort(uplink6, "8181"), "proxy")

@@ -14,33 +14,33 @@ import (
 
 // TestDelTolerates has each DEL that the specification or a runtime can come with, for a pod that is there.
 func TestDelTolerates(t *testing.T) {
-	for name, change := range map[string]func(*node, *skel.CmdArgs){
-		"nothing unusual":           func(n *node, args *skel.CmdArgs) {},
-		"no namespace":              func(n *node, args *skel.CmdArgs) { args.Netns = "" },
-		"a namespace that is gone":  func(n *node, args *skel.CmdArgs) { args.Netns = "/run/netns/gone" },
-		"no prevResult":             func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(nil) },
-		"no CNI_ARGS":               func(n *node, args *skel.CmdArgs) { args.Args = "" },
-		"CNI_ARGS that ADD refuses": func(n *node, args *skel.CmdArgs) { args.Args = "K8S_POD_NAME=/;x" },
-		"an unknown key":            func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"what": 1}) },
-		"a value out of range":      func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"proxyPort": 0}) },
-		"another proxy and service": func(n *node, args *skel.CmdArgs) {
+	for name, change := range map[string]func(*testNode, *skel.CmdArgs){
+		"nothing unusual":           func(n *testNode, args *skel.CmdArgs) {},
+		"no namespace":              func(n *testNode, args *skel.CmdArgs) { args.Netns = "" },
+		"a namespace that is gone":  func(n *testNode, args *skel.CmdArgs) { args.Netns = "/run/netns/gone" },
+		"no prevResult":             func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(nil) },
+		"no CNI_ARGS":               func(n *testNode, args *skel.CmdArgs) { args.Args = "" },
+		"CNI_ARGS that ADD refuses": func(n *testNode, args *skel.CmdArgs) { args.Args = "K8S_POD_NAME=/;x" },
+		"an unknown key":            func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"what": 1}) },
+		"a value out of range":      func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"proxyPort": 0}) },
+		"another proxy and service": func(n *testNode, args *skel.CmdArgs) {
 			args.StdinData = n.conf(map[string]any{"proxyPort": 1, "metadataIP": "1.1.1.1", "guard": false})
 		},
-		"another name of the network": func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"name": "renamed"}) },
-		"another form of iptables": func(n *node, args *skel.CmdArgs) {
+		"another name of the network": func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"name": "renamed"}) },
+		"another form of iptables": func(n *testNode, args *skel.CmdArgs) {
 			args.StdinData = n.conf(map[string]any{"backend": "iptables-legacy"})
 		},
-		"a prevResult that is nonsense": func(n *node, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"prevResult": 7}) },
-		"the interface gone":            func(n *node, args *skel.CmdArgs) { n.ip(n.host, "link del veth0") },
-		"the rule gone":                 func(n *node, args *skel.CmdArgs) { n.run("iptables-nft -t nat -F KUBE2IAM-CNI") },
-		"the base gone": func(n *node, args *skel.CmdArgs) {
+		"a prevResult that is nonsense": func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"prevResult": 7}) },
+		"the interface gone":            func(n *testNode, args *skel.CmdArgs) { n.ip(n.host, "link del veth0") },
+		"the rule gone":                 func(n *testNode, args *skel.CmdArgs) { n.run("iptables-nft -t nat -F KUBE2IAM-CNI") },
+		"the base gone": func(n *testNode, args *skel.CmdArgs) {
 			n.run("iptables-nft -t nat -F")
 			n.run("iptables-nft -t nat -X")
 		},
-		"a record that cannot be read": func(n *node, args *skel.CmdArgs) {
+		"a record that cannot be read": func(n *testNode, args *skel.CmdArgs) {
 			n.must(os.WriteFile(filepath.Join(n.stateDir, "attachments", "c1@eth0.json"), []byte("{"), 0o644))
 		},
-		"the record gone": func(n *node, args *skel.CmdArgs) { n.must(os.RemoveAll(n.stateDir)) },
+		"the record gone": func(n *testNode, args *skel.CmdArgs) { n.must(os.RemoveAll(n.stateDir)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "bridged", "iptables-nft")
@@ -62,7 +62,7 @@ func TestDelTolerates(t *testing.T) {
 
 // TestDelOfNobody is a container that had no ADD, as a pod has that is older than the plugin's installation.
 func TestDelOfNobody(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		nothing := n.run("nft list ruleset") + n.run("cat /proc/thread-self/net/ip_tables_names")
 		n.must(n.del(n.args("c1", n.pod, pod4)))
 		if got := n.run("nft list ruleset") + n.run("cat /proc/thread-self/net/ip_tables_names"); got != nothing {
@@ -87,7 +87,7 @@ func TestDelOfNobody(t *testing.T) {
 
 // TestDelThatFails is the one error that stops the chain, and one that must not.
 func TestDelThatFails(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		n.must(n.add(n.args("c1", n.pod, pod4)))
 		rules, state := n.rules(), n.state()
 

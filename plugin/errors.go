@@ -8,6 +8,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 )
 
@@ -17,8 +18,8 @@ import (
 const (
 	// codeLink is an interface that is missing, or whose packets cannot be matched on the host.
 	codeLink uint = 100 + iota
-	// codeBridgeNF is a bridged pod on a node where iptables does not see bridged packets.
-	codeBridgeNF
+	// codeBridge is a bridged pod whose port cannot be told from its neighbours' on this node.
+	codeBridge
 	// codeProxyIP is a node that has no address which pods could dial, and no proxyIP configured.
 	codeProxyIP
 	// codeNoIPTables is a node without the iptables command that the configuration asks for.
@@ -33,31 +34,49 @@ const (
 	codeCheck
 	// codeGC is a GC that had to leave something behind; the message lists it.
 	codeGC
+	// codeMark is a mark that the node's routing rules ask for.
+	codeMark
 )
+
+// ofKind are the codes of what the node says, and what to do about it.
+var ofKind = map[node.Kind]struct {
+	code    uint
+	details string
+}{
+	node.Link:         {codeLink, ""},
+	node.Addresses:    {codeAddresses, ""},
+	node.ProxyAddress: {codeProxyIP, `set "proxyIP" to an address of this node, of the pod's family`},
+	node.Bridge:       {codeBridge, "on the node: modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1"},
+	node.Mark:         {codeMark, `set "mark" to a bit that nothing else on the node uses, here and for the agent`},
+	node.Rules:        {codeRules, ""},
+	node.State:        {codeState, ""},
+}
 
 // coded gives an error the code of what is at its root, and the given one where that has none.
 func coded(err error, otherwise uint) error {
-	var known *types.Error
-	var unsupported *hostlink.UnsupportedError
-	code, details := otherwise, ""
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.As(err, &known):
+	}
+	if known, ok := errors.AsType[*types.Error](err); ok {
 		return known
+	}
+	code, details := otherwise, ""
+	if e, ok := errors.AsType[*node.Error](err); ok {
+		code, details = ofKind[e.Kind].code, ofKind[e.Kind].details
+	}
+	_, unsupported := errors.AsType[*hostlink.UnsupportedError](err)
+	switch {
 	case errors.Is(err, redirect.ErrBusy), errors.Is(err, attachment.ErrLocked):
-		code = types.ErrTryAgainLater
+		code, details = types.ErrTryAgainLater, ""
 	case errors.Is(err, redirect.ErrNoIPTables):
 		code = codeNoIPTables
-		details = `install iptables on the node, or set "backend" to a form that it has`
+		details = `install iptables on the node, or set "backend" to a form that it has, or to "nftables", which needs no command`
 	case errors.Is(err, hostlink.ErrNetns):
 		code = types.ErrInvalidNetNS
 	case errors.Is(err, hostlink.ErrNoInterface):
-		code = codeLink
 		details = "chain kube2iam-cni after the plugin that makes the interface"
-	case errors.As(err, &unsupported):
-		code = codeLink
-		details = "pods of this network cannot be given credentials; take kube2iam-cni out of its plugins"
+	case unsupported:
+		details = `take kube2iam-cni out of the network's plugins, or set "path" to "netns": docs/compatibility.md says what that cannot promise`
 	}
 	return types.NewError(code, err.Error(), details)
 }

@@ -12,7 +12,7 @@ import (
 )
 
 func TestGC(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		n.must(n.add(n.args("c1", n.pod, pod4)))
 		n.must(n.add(n.args("c2", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7")))
 		args := n.args("c3", n.newPod(n.kind, "veth2", "10.1.0.8", "fd00:1::8"), "10.1.0.8")

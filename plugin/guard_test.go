@@ -1,78 +1,15 @@
 package main
 
 import (
-	"errors"
-	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
-
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 )
 
-func TestBaseOf(t *testing.T) {
-	const v4, v6 = "169.254.169.254:80", "[fd00:ec2::254]:80"
-	broken := errors.New("broken")
-	for name, tc := range map[string]struct {
-		ips, redirected []string
-		guard, forwards bool
-		has             error
-		want            []string
-		warns           bool
-	}{
-		"IPv4":                             {ips: []string{pod4}, redirected: []string{v4}, guard: true, want: []string{v4}},
-		"IPv4, IPv6 forwarded":             {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, want: []string{v4, v6}},
-		"IPv4, IPv6 forwarded, no guard":   {ips: []string{pod4}, redirected: []string{v4}, forwards: true, want: []string{v4}},
-		"IPv4, IPv6 forwarded, no command": {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, has: redirect.ErrNoIPTables, want: []string{v4}, warns: true},
-		"IPv4, IPv6 forwarded, a broken command, which Open tells": {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, has: broken, want: []string{v4, v6}},
-		"both, the proxy of IPv4":                                  {ips: []string{pod4, pod6}, redirected: []string{v4}, guard: true, want: []string{v4, v6}},
-		"both, the proxy of IPv4, no guard":                        {ips: []string{pod4, pod6}, redirected: []string{v4}, forwards: true, want: []string{v4}},
-		"both, no command, which Open tells":                       {ips: []string{pod4, pod6}, redirected: []string{v4, v6}, guard: true, forwards: true, has: redirect.ErrNoIPTables, want: []string{v4, v6}},
-		"IPv6":                                                     {ips: []string{pod6}, redirected: []string{v6}, guard: true, want: []string{v6}},
-		"IPv6, IPv4 forwarded, as where a later plugin gives an address for the way out": {ips: []string{pod6}, redirected: []string{v6}, guard: true, forwards: true, want: []string{v6, v4}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			record := new(attachment.Record)
-			for _, ip := range tc.ips {
-				record.IPs = append(record.IPs, netip.MustParseAddr(ip))
-			}
-			for _, metadata := range tc.redirected {
-				record.Redirects = append(record.Redirects, attachment.Redirect{Metadata: netip.MustParseAddrPort(metadata)})
-			}
-			var log strings.Builder
-			p := &plugin{
-				forwards: func(hostlink.Family) bool { return tc.forwards },
-				log:      slog.New(slog.NewTextHandler(&log, nil)),
-			}
-			conf := &netconf.Config{MetadataIP: netip.MustParseAddr(service4), Guard: tc.guard}
-			base := p.baseOf(record, conf, func(netip.Addr) error { return tc.has })
-			var got []string
-			for _, metadata := range base.Metadata {
-				got = append(got, metadata.String())
-			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Error(diff)
-			}
-			if base.Guard != tc.guard {
-				t.Errorf("got guard %v", base.Guard)
-			}
-			if warned := strings.Contains(log.String(), "level=WARN"); warned != tc.warns {
-				t.Errorf("logged %q", &log)
-			}
-		})
-	}
-}
-
 // ip6Calls are those of the commands that were run since the last question which are for IPv6.
-func (n *node) ip6Calls() []string {
+func (n *testNode) ip6Calls() []string {
 	n.Helper()
 	var calls []string
 	for _, call := range n.calls() {
@@ -86,7 +23,7 @@ func (n *node) ip6Calls() []string {
 // TestIPv6GuardOfIPv4Pod is a pod whose network has IPv4 only, and which gives itself an IPv6 address: a node that forwards
 // IPv6 must refuse it. On one that does not, IPv6 is not touched.
 func TestIPv6GuardOfIPv4Pod(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		n.serve(n.service, ":80", "service")
 		address := "[" + service6 + "]:80"
 		if got := n.dial(n.pod, pod6, address, 10*time.Second); got != "service to "+pod6 {
@@ -137,7 +74,7 @@ func TestIPv6GuardOfIPv4Pod(t *testing.T) {
 // TestIPv4PodWithoutIP6Tables is a node that forwards IPv6 and cannot guard it: that is said, and no reason to refuse a pod
 // that has no IPv6 address.
 func TestIPv4PodWithoutIP6Tables(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *node) {
+	datapaths(t, func(t *testing.T, n *testNode) {
 		n.must(os.Remove(filepath.Join(n.commands, "ip6"+n.backend[2:])))
 		args := n.args("c1", n.pod, pod4)
 		n.must(n.add(args))

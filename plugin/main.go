@@ -8,13 +8,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	cni "github.com/containernetworking/cni/pkg/version"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
 // What was built, set by -ldflags "-X main.version=…".
@@ -42,15 +40,7 @@ func runPlugin() int {
 		// skel demands it of every command, the specification of none but those that call other plugins. This one does not.
 		os.Setenv("CNI_PATH", "/")
 	}
-	p := &plugin{
-		findLink: hostlink.Find,
-		nodeIP:   hostlink.NodeIP,
-		forwards: hostlink.Forwards,
-		dirs:     redirect.Dirs(),
-		now:      time.Now,
-		stdout:   os.Stdout,
-		log:      slog.New(slog.NewTextHandler(os.Stderr, nil)),
-	}
+	p := &plugin{System: node.Host(), stdout: os.Stdout, log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	// Each callback is set: skel takes a missing one for success.
 	callbacks := skel.CNIFuncs{Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status}
 	if err := skel.PluginMainFuncsWithError(callbacks, cni.All, about()); err != nil {

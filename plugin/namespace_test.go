@@ -24,12 +24,12 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
-// node is a host, a pod and a metadata service, each in a network namespace that lives as long as the test. The test's
+// testNode is a host, a pod and a metadata service, each in a network namespace that lives as long as the test. The test's
 // thread is in the host's.
-type node struct {
+type testNode struct {
 	*testing.T
 	*plugin
 	host, pod, service netns.NsHandle
@@ -46,22 +46,20 @@ const (
 )
 
 // newNode makes a node with a pod that is "routed" or "bridged". It needs root.
-func newNode(t *testing.T, kind, backend string) *node {
+func newNode(t *testing.T, kind, backend string) *testNode {
 	t.Helper()
 	runtime.LockOSThread()
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
-	n := &node{T: t, commands: t.TempDir(), stateDir: filepath.Join(t.TempDir(), "state"), kind: kind, backend: backend}
+	n := &testNode{T: t, commands: t.TempDir(), stateDir: filepath.Join(t.TempDir(), "state"), kind: kind, backend: backend}
 	n.service, n.pod, n.host = n.newNetns(), n.newNetns(), n.newNetns()
 	n.standIn()
 	n.plugin = &plugin{
-		findLink: hostlink.Find,
-		nodeIP:   hostlink.NodeIP,
-		forwards: hostlink.Forwards,
-		dirs:     []string{n.commands},
-		now:      func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.FixedZone("", 3600)) },
-		stdout:   &n.out,
-		log:      slog.New(slog.NewTextHandler(&n.errors, nil)),
+		System: node.Host(),
+		stdout: &n.out,
+		log:    slog.New(slog.NewTextHandler(&n.errors, nil)),
 	}
+	n.Dirs = []string{n.commands}
+	n.Now = func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.FixedZone("", 3600)) }
 	for _, sysctl := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
 		n.must(os.WriteFile("/proc/sys/"+sysctl, []byte("1"), 0o644))
 	}
@@ -77,7 +75,7 @@ func newNode(t *testing.T, kind, backend string) *node {
 }
 
 // attach gives a namespace an eth0 with the addresses, as a CNI plugin before this one does.
-func (n *node) attach(kind, hostLink string, pod netns.NsHandle, ip4, ip6 string) {
+func (n *testNode) attach(kind, hostLink string, pod netns.NsHandle, ip4, ip6 string) {
 	n.Helper()
 	n.ip(n.host, "link add "+hostLink+" type veth peer name eth0")
 	n.give("eth0", pod)
@@ -100,25 +98,28 @@ func (n *node) attach(kind, hostLink string, pod netns.NsHandle, ip4, ip6 string
 
 // standIn makes the iptables commands of the node: each notes its call, fails if it is told to, and else becomes the real
 // one.
-func (n *node) standIn() {
+func (n *testNode) standIn() {
 	n.Helper()
 	for _, name := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
 		real, err := exec.LookPath(name)
 		n.must(err)
-		n.must(os.WriteFile(filepath.Join(n.commands, name), []byte(`#!/bin/sh
-dir=${0%/*}
-echo "`+name+` $*" >>"$dir/log"
+		for _, with := range []string{"", "-restore", "-save"} {
+			n.must(os.WriteFile(filepath.Join(n.commands, name+with), []byte(`#!/bin/sh
+dir=${0%/*} name=${0##*/} input=
+case $name in *-restore) input=$(/bin/cat) ;; esac
+echo "$name $*" >>"$dir/log"
 if [ -e "$dir/fail" ]; then
 	read -r status part <"$dir/fail"
-	case "`+name+` $*" in *"$part"*) echo "told to fail" >&2; exit "$status" ;; esac
+	case "$name $* $input" in *"$part"*) echo "told to fail" >&2; exit "$status" ;; esac
 fi
-exec `+real+` "$@"
+printf '%s\n' "$input" | `+real+with+` "$@"
 `), 0o755))
+		}
 	}
 }
 
 // fail makes the calls that contain part fail; with status 0 none fails any more.
-func (n *node) fail(status int, part string) {
+func (n *testNode) fail(status int, part string) {
 	n.Helper()
 	file := filepath.Join(n.commands, "fail")
 	if status == 0 {
@@ -129,7 +130,7 @@ func (n *node) fail(status int, part string) {
 }
 
 // calls are the iptables commands that were run since the last question.
-func (n *node) calls() []string {
+func (n *testNode) calls() []string {
 	n.Helper()
 	file := filepath.Join(n.commands, "log")
 	data, err := os.ReadFile(file)
@@ -141,14 +142,14 @@ func (n *node) calls() []string {
 	return strings.Split(strings.TrimSpace(string(data)), "\n")
 }
 
-func (n *node) must(err error) {
+func (n *testNode) must(err error) {
 	n.Helper()
 	if err != nil {
 		n.Fatal(err)
 	}
 }
 
-func (n *node) newNetns() netns.NsHandle {
+func (n *testNode) newNetns() netns.NsHandle {
 	n.Helper()
 	ns, err := netns.New()
 	if err != nil {
@@ -161,7 +162,7 @@ func (n *node) newNetns() netns.NsHandle {
 }
 
 // newPod is one more pod of the node.
-func (n *node) newPod(kind, hostLink, ip4, ip6 string) netns.NsHandle {
+func (n *testNode) newPod(kind, hostLink, ip4, ip6 string) netns.NsHandle {
 	n.Helper()
 	pod := n.newNetns()
 	n.must(netns.Set(n.host))
@@ -170,7 +171,7 @@ func (n *node) newPod(kind, hostLink, ip4, ip6 string) netns.NsHandle {
 }
 
 // in runs a function on a thread that is in a namespace, and dies with it.
-func (n *node) in(ns netns.NsHandle, do func()) {
+func (n *testNode) in(ns netns.NsHandle, do func()) {
 	n.Helper()
 	entered := make(chan error)
 	go func() {
@@ -184,7 +185,7 @@ func (n *node) in(ns netns.NsHandle, do func()) {
 	n.must(<-entered)
 }
 
-func (n *node) ip(ns netns.NsHandle, commands ...string) {
+func (n *testNode) ip(ns netns.NsHandle, commands ...string) {
 	n.Helper()
 	n.in(ns, func() {
 		batch := exec.Command("ip", "-batch", "-")
@@ -198,7 +199,7 @@ func (n *node) ip(ns netns.NsHandle, commands ...string) {
 	}
 }
 
-func (n *node) give(link string, to netns.NsHandle) {
+func (n *testNode) give(link string, to netns.NsHandle) {
 	n.Helper()
 	l, err := netlink.LinkByName(link)
 	n.must(err)
@@ -206,7 +207,7 @@ func (n *node) give(link string, to netns.NsHandle) {
 }
 
 // run runs a real command on the host.
-func (n *node) run(command string) string {
+func (n *testNode) run(command string) string {
 	n.Helper()
 	words := strings.Fields(command)
 	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
@@ -217,7 +218,7 @@ func (n *node) run(command string) string {
 }
 
 // rules is every rule of the host, as the save commands write them without comments and counters.
-func (n *node) rules() string {
+func (n *testNode) rules() string {
 	n.Helper()
 	var kept []string
 	for _, save := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"} {
@@ -234,7 +235,7 @@ func (n *node) rules() string {
 }
 
 // ours are the rules with which the pods are redirected.
-func (n *node) ours() []string {
+func (n *testNode) ours() []string {
 	n.Helper()
 	var ours []string
 	for line := range strings.Lines(n.rules()) {
@@ -246,7 +247,7 @@ func (n *node) ours() []string {
 }
 
 // state is the names of the records, and of the addresses that they hold.
-func (n *node) state() []string {
+func (n *testNode) state() []string {
 	n.Helper()
 	var names []string
 	for _, dir := range []string{"attachments", "by-ip"} {
@@ -261,7 +262,7 @@ func (n *node) state() []string {
 	return names
 }
 
-func (n *node) record(containerID string) *attachment.Record {
+func (n *testNode) record(containerID string) *attachment.Record {
 	n.Helper()
 	r, err := attachment.In(n.stateDir).Get(containerID, "eth0")
 	n.must(err)
@@ -269,7 +270,7 @@ func (n *node) record(containerID string) *attachment.Record {
 }
 
 // serve answers each connection to an address of a namespace with a word and the client's address.
-func (n *node) serve(ns netns.NsHandle, addr, word string) {
+func (n *testNode) serve(ns netns.NsHandle, addr, word string) {
 	n.Helper()
 	var listener net.Listener
 	n.in(ns, func() {
@@ -295,7 +296,7 @@ func (n *node) serve(ns netns.NsHandle, addr, word string) {
 }
 
 // dial tells what a client in a namespace meets: what was served, "refused", or "silence" for as long as it waited.
-func (n *node) dial(ns netns.NsHandle, source, addr string, wait time.Duration) (answer string) {
+func (n *testNode) dial(ns netns.NsHandle, source, addr string, wait time.Duration) (answer string) {
 	n.Helper()
 	n.in(ns, func() {
 		d := net.Dialer{Timeout: wait}
@@ -326,7 +327,7 @@ func (n *node) dial(ns netns.NsHandle, source, addr string, wait time.Duration) 
 }
 
 // args are a runtime's for a container in a namespace whose eth0 has the addresses.
-func (n *node) args(containerID string, ns netns.NsHandle, ips ...string) *skel.CmdArgs {
+func (n *testNode) args(containerID string, ns netns.NsHandle, ips ...string) *skel.CmdArgs {
 	n.Helper()
 	var configs []map[string]string
 	for _, ip := range ips {
@@ -349,7 +350,7 @@ func (n *node) args(containerID string, ns netns.NsHandle, ips ...string) *skel.
 }
 
 // conf is the network configuration with some keys more.
-func (n *node) conf(more map[string]any) []byte {
+func (n *testNode) conf(more map[string]any) []byte {
 	n.Helper()
 	conf := map[string]any{
 		"cniVersion": "1.1.0", "name": "net", "type": "kube2iam-cni", "stateDir": n.stateDir, "backend": n.backend,

@@ -1,83 +1,67 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
-	"slices"
-	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
-// plugin is the CNI callbacks' seam to the node.
+// plugin is the CNI callbacks.
 type plugin struct {
-	findLink func(netnsPath, ifName string) (*hostlink.Link, error)
-	nodeIP   func(hostlink.Family) (netip.Addr, error)
-	forwards func(hostlink.Family) bool
-	dirs     []string // of the iptables commands
-	now      func() time.Time
-	stdout   io.Writer
-	log      *slog.Logger // on standard error, which runtimes log
+	node.System
+	stdout io.Writer
+	log    *slog.Logger // on standard error, which runtimes log
 }
 
-// iptables is the node's, with what a state directory remembers of it.
-func (p *plugin) iptables(stateDir string) *redirect.Node {
-	return &redirect.Node{
-		Dirs:   p.dirs,
-		Choice: filepath.Join(stateDir, "iptables"),
-		Lock: func(ctx context.Context) (func(), error) {
-			return attachment.Lock(ctx, filepath.Join(stateDir, "base.lock"))
-		},
+// node is this node, as a configuration has it.
+func (p *plugin) node(c *netconf.Config) *node.Node { return node.New(settings(c), p.System, p.log) }
+
+func settings(c *netconf.Config) node.Settings {
+	return node.Settings{
+		ProxyIP: c.ProxyIP, ProxyPort: c.ProxyPort, MetadataIP: c.MetadataIP, StateDir: c.StateDir,
+		Backend: string(c.Backend), Guard: c.Guard, Mark: c.Mark, InPod: c.Path == netconf.Netns,
 	}
 }
 
-// rulesOf is what a record says was programmed.
-func rulesOf(r *attachment.Record) redirect.Attachment {
-	a := redirect.Attachment{ID: r.ID(), HostLink: r.HostLink.Name, Bridged: r.Path == attachment.PathBridged}
-	for _, one := range r.Redirects {
-		a.Redirections = append(a.Redirections, redirect.Redirection(one))
+// request is what a runtime asks for, checked as far as its words go.
+func request(conf *netconf.Config, args *skel.CmdArgs) (node.Request, error) {
+	if err := attachment.Valid(args.ContainerID, args.IfName); err != nil {
+		return node.Request{}, cniError(types.ErrInvalidEnvironmentVariables, "", "%v", err)
 	}
-	return a
+	pod, err := netconf.ParsePod(args.Args)
+	if err != nil {
+		return node.Request{}, err
+	}
+	if conf.PrevResult == nil {
+		return node.Request{}, cniError(types.ErrInvalidNetworkConfig, "chain kube2iam-cni after the plugin that makes the interface",
+			"prevResult is missing")
+	}
+	ips, err := addresses(conf.PrevResult)
+	if err != nil {
+		return node.Request{}, cniError(types.ErrDecodingFailure, "", "prevResult: %v", err)
+	}
+	return node.Request{
+		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns, Network: conf.Name, Pod: attachment.Pod(pod), IPs: ips,
+	}, nil
 }
 
-// baseOf is what the node needs before a record's rules: the guard for each family that the pod has an address of, also
-// where the node has none to redirect it to, and for the other family wherever the node forwards it: a pod with NET_ADMIN
-// gives itself an address that no record has, and a later plugin of the chain gives it one of which this one is not told.
-// Where the node has no command for that family, it does without that one.
-func (p *plugin) baseOf(r *attachment.Record, conf *netconf.Config, has func(netip.Addr) error) redirect.Base {
-	base := redirect.Base{Guard: conf.Guard}
-	want := func(m netip.AddrPort) {
-		if !slices.Contains(base.Metadata, m) {
-			base.Metadata = append(base.Metadata, m)
-		}
+func addresses(prevResult types.Result) ([]netip.Addr, error) {
+	result, err := types100.NewResultFromResult(prevResult)
+	if err != nil {
+		return nil, err
 	}
-	for _, one := range r.Redirects {
-		want(one.Metadata)
+	var ips []netip.Addr
+	for _, config := range result.IPs {
+		ip, _ := netip.AddrFromSlice(config.Address.IP)
+		ips = append(ips, ip.Unmap())
 	}
-	if !conf.Guard {
-		return base
-	}
-	for _, ip := range r.IPs {
-		want(metadataFor(conf)(ip))
-	}
-	for family, ip := range map[hostlink.Family]netip.Addr{hostlink.IPv4: conf.MetadataIP, hostlink.IPv6: metadata6} {
-		forwarded := netip.AddrPortFrom(ip, metadataPort)
-		if slices.Contains(base.Metadata, forwarded) || !p.forwards(family) {
-			continue
-		}
-		if err := has(ip); errors.Is(err, redirect.ErrNoIPTables) {
-			p.log.Warn("the node forwards a family that it has no guard for; a pod with an address of it is not refused",
-				"metadata", forwarded, "error", err)
-			continue
-		}
-		want(forwarded)
-	}
-	return base
+	return ips, nil
 }

@@ -16,18 +16,18 @@ import (
 // TestAddRollsBack has an ADD fail at each of its steps.
 func TestAddRollsBack(t *testing.T) {
 	for name, tc := range map[string]struct {
-		break_ func(*node)
+		break_ func(*testNode)
 		code   uint
 	}{
-		"the guard is refused":      {func(n *node) { n.fail(3, "-C POSTROUTING") }, codeRules},
-		"the append is refused":     {func(n *node) { n.fail(1, "-A KUBE2IAM-CNI -s 10.1.0.5") }, codeRules},
-		"the append is too late":    {func(n *node) { n.fail(4, "-A KUBE2IAM-CNI -s 10.1.0.5") }, types.ErrTryAgainLater},
-		"the second append fails":   {func(n *node) { n.fail(1, "fd00:1::5") }, codeRules},
-		"no ip6tables":              {func(n *node) { n.must(os.Remove(filepath.Join(n.commands, "ip6"+n.backend[2:]))) }, codeNoIPTables},
-		"the result can't be given": {func(n *node) { n.stdout = broken{} }, types.ErrIOFailure},
+		"the guard is refused":      {func(n *testNode) { n.fail(3, "-C POSTROUTING") }, codeRules},
+		"the append is refused":     {func(n *testNode) { n.fail(1, "-A KUBE2IAM-CNI -s 10.1.0.5") }, codeRules},
+		"the append is too late":    {func(n *testNode) { n.fail(4, "-A KUBE2IAM-CNI -s 10.1.0.5") }, types.ErrTryAgainLater},
+		"the second append fails":   {func(n *testNode) { n.fail(1, "fd00:1::5") }, codeRules},
+		"no ip6tables":              {func(n *testNode) { n.must(os.Remove(filepath.Join(n.commands, "ip6"+n.backend[2:]))) }, codeNoIPTables},
+		"the result can't be given": {func(n *testNode) { n.stdout = broken{} }, types.ErrIOFailure},
 	} {
 		t.Run(name, func(t *testing.T) {
-			datapaths(t, func(t *testing.T, n *node) {
+			datapaths(t, func(t *testing.T, n *testNode) {
 				n.must(n.add(n.args("c0", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
 				rules, state := n.rules(), n.state()
 				n.out.Reset()
@@ -55,57 +55,55 @@ func (broken) Write([]byte) (int, error) { return 0, os.ErrClosed }
 func TestAddRefuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		kind   string
-		change func(*node, *skel.CmdArgs)
+		change func(*testNode, *skel.CmdArgs)
 		code   uint
 		says   []string
 	}{
-		"an unknown key": {"routed", func(n *node, args *skel.CmdArgs) {
+		"an unknown key": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.StdinData = n.conf(map[string]any{"proxy": "x"})
 		}, types.ErrInvalidNetworkConfig, []string{`"proxy"`}},
-		"no prevResult": {"routed", func(n *node, args *skel.CmdArgs) {
+		"no prevResult": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.StdinData = n.conf(nil)
 		}, types.ErrInvalidNetworkConfig, []string{"prevResult is missing", "chain"}},
-		"CNI_ARGS of half a pod": {"routed", func(n *node, args *skel.CmdArgs) {
+		"CNI_ARGS of half a pod": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.Args = "K8S_POD_NAME=x"
 		}, types.ErrInvalidEnvironmentVariables, []string{"K8S_POD_NAMESPACE"}},
-		"a container ID that is no file name": {"routed", func(n *node, args *skel.CmdArgs) {
+		"a container ID that is no file name": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.ContainerID = strings.Repeat("c", 201)
 		}, types.ErrInvalidEnvironmentVariables, []string{"container ID"}},
-		"a namespace that is gone": {"routed", func(n *node, args *skel.CmdArgs) {
+		"a namespace that is gone": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.Netns = "/run/netns/gone"
 		}, types.ErrInvalidNetNS, []string{"/run/netns/gone"}},
-		"the host's namespace": {"routed", func(n *node, args *skel.CmdArgs) {
+		"the host's namespace": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.Netns = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(n.host))
 		}, types.ErrInvalidNetNS, []string{"host's own"}},
-		"no such interface": {"routed", func(n *node, args *skel.CmdArgs) {
+		"no such interface": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.IfName = "net1"
 		}, codeLink, []string{"net1", "chain"}},
-		"no veth": {"routed", func(n *node, args *skel.CmdArgs) {
+		"no veth": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.IfName = "lo"
 		}, codeLink, []string{"lo", "no veth"}},
-		"a host interface whose name iptables takes for many": {"routed", func(n *node, args *skel.CmdArgs) {
+		"a host interface whose name iptables takes for many": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			n.ip(n.host, "link set veth0 down", "link set veth0 name veth+ up")
 		}, codeRules, []string{`"veth+"`}},
-		"no addresses": {"routed", func(n *node, args *skel.CmdArgs) {
+		"no addresses": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.StdinData = n.args("c1", n.pod).StdinData
 		}, codeAddresses, []string{"no IPs"}},
-		"another interface's addresses": {"routed", func(n *node, args *skel.CmdArgs) {
+		"another interface's addresses": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.StdinData = n.args("c1", n.pod, "10.1.0.99").StdinData
 		}, codeAddresses, []string{"10.1.0.99", pod4}},
-		"bridge-nf off": {"bridged", func(n *node, args *skel.CmdArgs) {
+		"a mark that routing rules ask for": {"bridged", func(n *testNode, args *skel.CmdArgs) {
 			n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o644))
-		}, codeBridgeNF, []string{"veth0", "br0", "sysctl -w net.bridge.bridge-nf-call-iptables=1"}},
-		"bridge-nf off for IPv6": {"bridged", func(n *node, args *skel.CmdArgs) {
-			n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-ip6tables", []byte("0"), 0o644))
-		}, codeBridgeNF, []string{"veth0", "br0", "sysctl -w net.bridge.bridge-nf-call-ip6tables=1"}},
-		"no way out of the node": {"routed", func(n *node, args *skel.CmdArgs) {
+			n.ip(n.host, "rule add fwmark 0x1000/0xf000 lookup main priority 77")
+		}, codeMark, []string{"mark 0x1000", "ip rule 77", `"mark"`}},
+		"no way out of the node": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			n.ip(n.host, "route del default via 192.168.7.1", "route del default via fd00:7::1")
 		}, codeProxyIP, []string{"proxyIP"}},
-		"a proxy of another family": {"routed", func(n *node, args *skel.CmdArgs) {
+		"a proxy of another family": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			conf := n.args("c1", n.pod, pod4).StdinData
 			args.StdinData = n.conf(map[string]any{"proxyIP": "fd00::1", "prevResult": decode(n.T, conf).(map[string]any)["prevResult"]})
 		}, codeProxyIP, []string{"fd00::1", pod4}},
-		"no iptables of the form": {"routed", func(n *node, args *skel.CmdArgs) {
+		"no iptables of the form": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			n.must(os.Remove(filepath.Join(n.commands, "iptables-nft")))
 		}, codeNoIPTables, []string{"iptables-nft", "backend"}},
 	} {

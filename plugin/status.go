@@ -11,11 +11,10 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// status fails with code 50 where no ADD could succeed: without iptables, without an address to redirect to, without a
+// status fails with code 50 where no ADD could succeed: without the iptables that is asked for, without an address to redirect to, without a
 // state directory that can be written. It runs no command that it can do without, and makes nothing.
 func (p *plugin) status(args *skel.CmdArgs) error {
 	conf, err := netconf.Parse(args.StdinData)
@@ -23,15 +22,10 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 		return err
 	}
 	unavailable := func(err error) error { return cniError(types.ErrPluginNotAvailable, "", "%v", err) }
-	if err := p.iptables(conf.StateDir).Usable(string(conf.Backend)); err != nil {
+	n := p.node(conf)
+	defer n.Close()
+	if err := n.Usable(); err != nil {
 		return unavailable(err)
-	}
-	if !conf.ProxyIP.IsValid() {
-		_, err4 := p.nodeIP(hostlink.IPv4)
-		_, err6 := p.nodeIP(hostlink.IPv6)
-		if err4 != nil && err6 != nil {
-			return unavailable(fmt.Errorf("proxyIP: %w; %w", err4, err6))
-		}
 	}
 	if err := writable(conf.StateDir); err != nil {
 		return unavailable(fmt.Errorf("stateDir: %w", err))

@@ -243,6 +243,15 @@ func (d Dir) locked(ctx context.Context, change func() error) error {
 // Lock takes the lock that is a file of the state directory, waiting up to five seconds for another process to release it
 // or to die; then the error is ErrLocked.
 func Lock(ctx context.Context, file string) (unlock func(), err error) {
+	return lock(ctx, file, unix.LOCK_EX)
+}
+
+// LockShared is Lock for one of several that may hold it together, while nobody holds it alone.
+func LockShared(ctx context.Context, file string) (unlock func(), err error) {
+	return lock(ctx, file, unix.LOCK_SH)
+}
+
+func lock(ctx context.Context, file string, how int) (unlock func(), err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
@@ -250,7 +259,7 @@ func Lock(ctx context.Context, file string) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
 			return func() { f.Close() }, nil
 		}

@@ -4,6 +4,7 @@ package hostlink
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"runtime"
 
@@ -37,7 +38,16 @@ var ErrNoInterface = errors.New("no such interface")
 type UnsupportedError struct {
 	IfName string
 	Why    string
+	// Kind is the kernel's word for what the interface is: "macvlan", "ipvlan", "veth"; "device" is a real one.
+	Kind string
+	// IPs are the interface's, as a Link has them.
+	IPs []netip.Addr
 }
+
+// Loopback tells an interface that leads nowhere.
+func (e *UnsupportedError) Loopback() bool { return e.Kind == loopback }
+
+const loopback = "loopback"
 
 func (e *UnsupportedError) Error() string { return fmt.Sprintf("interface %s: %s", e.IfName, e.Why) }
 
@@ -74,24 +84,46 @@ func Find(netnsPath, ifName string) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("interface %s in %s: %w", ifName, netnsPath, err)
 	}
-	onHost, err := peer(hostLinks, pod, inPod)
+	ips, err := addresses(podLinks, inPod)
+	if err != nil {
+		return nil, fmt.Errorf("addresses of %s in %s: %w", ifName, netnsPath, err)
+	}
+	link, err := hostSide(hostLinks, pod, inPod)
+	var unsupported *UnsupportedError
+	if errors.As(err, &unsupported) {
+		unsupported.IPs = ips
+	}
+	if err != nil {
+		return nil, err
+	}
+	link.IPs = ips
+	return link, nil
+}
+
+func hostSide(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (*Link, error) {
+	onHost, err := peer(host, pod, inPod)
 	if err != nil {
 		return nil, err
 	}
 	link := &Link{Name: onHost.Attrs().Name, Index: onHost.Attrs().Index}
 	if index := onHost.Attrs().MasterIndex; index != 0 {
-		master, err := hostLinks.LinkByIndex(index)
+		master, err := host.LinkByIndex(index)
 		if err != nil {
 			return nil, fmt.Errorf("master of %s: %w", link.Name, err)
 		}
-		if err := link.enterBy(master, ifName); err != nil {
+		if err := link.enterBy(master, inPod); err != nil {
 			return nil, err
 		}
 	}
-	if link.IPs, err = addresses(podLinks, inPod); err != nil {
-		return nil, fmt.Errorf("addresses of %s in %s: %w", ifName, netnsPath, err)
-	}
 	return link, nil
+}
+
+func unsupported(inPod netlink.Link, why string) *UnsupportedError {
+	kind := inPod.Type()
+	if inPod.Attrs().Flags&net.FlagLoopback != 0 {
+		kind = loopback
+	}
+	return &UnsupportedError{IfName: inPod.Attrs().Name, Why: why, Kind: kind}
 }
 
 func differs(pod netns.NsHandle, path string) error {
@@ -112,9 +144,9 @@ func differs(pod netns.NsHandle, path string) error {
 func peer(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (netlink.Link, error) {
 	name := inPod.Attrs().Name
 	if kind := inPod.Type(); kind != "veth" {
-		return nil, &UnsupportedError{name, fmt.Sprintf("it is a %s and no veth, so its packets pass by the host's rules", kind)}
+		return nil, unsupported(inPod, fmt.Sprintf("it is a %s and no veth, so its packets pass by the host's rules", kind))
 	}
-	elsewhere := &UnsupportedError{name, "its veth does not lead to this namespace of the host"}
+	elsewhere := unsupported(inPod, "its veth does not lead to this namespace of the host")
 	podID, err := host.GetNetNsIdByFd(int(pod))
 	if err != nil {
 		return nil, fmt.Errorf("the host's ID of the namespace of %s: %w", name, err)
@@ -138,10 +170,10 @@ func peer(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (netlink
 }
 
 // enterBy is for a host side that has a master, which takes its packets before the IP layer does.
-func (l *Link) enterBy(master netlink.Link, ifName string) (err error) {
+func (l *Link) enterBy(master, inPod netlink.Link) (err error) {
 	if kind := master.Type(); kind != "bridge" {
-		return &UnsupportedError{ifName, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",
-			l.Name, master.Attrs().Name, kind)}
+		return unsupported(inPod, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",
+			l.Name, master.Attrs().Name, kind))
 	}
 	l.Bridge = master.Attrs().Name
 	if l.BridgeNF, err = bridgeNF(master.Attrs().Index); err != nil {

@@ -294,8 +294,8 @@ func TestMasters(t *testing.T) {
 	} {
 		t.Run(master.Type(), func(t *testing.T) {
 			link := &Link{Name: "veth0"}
-			err := link.enterBy(master, "eth0")
-			want := &UnsupportedError{"eth0", "its host side veth0 belongs to " + master.Attrs().Name + ", which is a " + master.Type() +
+			err := link.enterBy(master, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}})
+			want := &UnsupportedError{IfName: "eth0", Kind: "veth", Why: "its host side veth0 belongs to " + master.Attrs().Name + ", which is a " + master.Type() +
 				" and no bridge, so its packets pass by the host's rules"}
 			var got *UnsupportedError
 			if !errors.As(err, &got) {

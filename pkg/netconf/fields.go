@@ -2,10 +2,10 @@ package netconf
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -25,6 +25,8 @@ func (c *Config) fields() []field {
 		{"stateDir", c.setStateDir},
 		{"backend", c.setBackend},
 		{"guard", func(v json.RawMessage) error { return decode(v, "true or false", &c.Guard) }},
+		{"mark", c.setMark},
+		{"path", c.setPath},
 	}
 }
 
@@ -105,14 +107,41 @@ func (c *Config) setBackend(v json.RawMessage) error {
 		return err
 	}
 	switch b := Backend(s); b {
-	case Auto, IPTables, IPTablesNFT, IPTablesLegacy:
+	case Auto, IPTables, IPTablesNFT, IPTablesLegacy, NFTables:
 		c.Backend = b
 		return nil
-	case "nftables":
-		return errors.New(`"nftables" is not supported yet; take "auto", "iptables", "iptables-nft" or "iptables-legacy"`)
 	default:
-		return fmt.Errorf(`%s is not "auto", "iptables", "iptables-nft" or "iptables-legacy"`, short(s))
+		return fmt.Errorf(`%s is not "auto", "iptables", "iptables-nft", "iptables-legacy" or "nftables"`, short(s))
 	}
+}
+
+// setMark takes a number, or a string that holds one as people write marks: "0x1000".
+func (c *Config) setMark(v json.RawMessage) error {
+	const want = "a mark from 1 to 0xffffffff"
+	text := string(v)
+	if len(v) > 0 && v[0] == '"' {
+		if err := decode(v, want, &text); err != nil {
+			return err
+		}
+	}
+	mark, err := strconv.ParseUint(text, 0, 32)
+	if err != nil || mark == 0 || strings.Contains(text, "_") {
+		return fmt.Errorf("%s is not %s", shortJSON(v), want)
+	}
+	c.Mark = uint32(mark)
+	return nil
+}
+
+func (c *Config) setPath(v json.RawMessage) error {
+	var s string
+	if err := decode(v, "a string", &s); err != nil {
+		return err
+	}
+	if p := Path(s); p != AutoPath && p != Netns {
+		return fmt.Errorf(`%s is not "auto" or "netns"`, short(s))
+	}
+	c.Path = Path(s)
+	return nil
 }
 
 func (c *Config) setValid(v json.RawMessage) error {

@@ -22,7 +22,7 @@ import (
 type Backend string
 
 const (
-	// Auto is the form of iptables that the node's own rules stand in.
+	// Auto is the form of iptables that the node's own rules stand in, or nftables on a node without a usable iptables.
 	Auto Backend = "auto"
 	// IPTables is what the node's command of that name is.
 	IPTables Backend = "iptables"
@@ -30,7 +30,22 @@ const (
 	IPTablesNFT Backend = "iptables-nft"
 	// IPTablesLegacy is iptables in its legacy form, or nothing.
 	IPTablesLegacy Backend = "iptables-legacy"
+	// NFTables is netlink, without a command.
+	NFTables Backend = "nftables"
 )
+
+// Path is where redirections are made.
+type Path string
+
+const (
+	// AutoPath is the host, and the pod only where its packets do not pass the host's rules.
+	AutoPath Path = "auto"
+	// Netns is the pod's own network namespace.
+	Netns Path = "netns"
+)
+
+// DefaultMark is a bit that no program uses which is known to mark packets (redirect.DefaultMark).
+const DefaultMark = 0x1000
 
 // DefaultStateDir is where the records are kept unless the configuration says otherwise: on tmpfs, because they speak of
 // interfaces and rules that do not outlive the kernel either.
@@ -51,6 +66,8 @@ type Config struct {
 	StateDir   string     // absolute and clean
 	Backend    Backend
 	Guard      bool
+	Mark       uint32 // never 0
+	Path       Path
 
 	// PrevResult is nil where the runtime gave none.
 	PrevResult types.Result
@@ -84,6 +101,8 @@ func Parse(stdin []byte) (*Config, error) {
 		StateDir:   DefaultStateDir,
 		Backend:    Auto,
 		Guard:      true,
+		Mark:       DefaultMark,
+		Path:       AutoPath,
 	}
 	for _, f := range append(c.fields(), c.injected()...) {
 		value, given := raw[f.key]

@@ -2,7 +2,6 @@ package netconf
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -23,12 +22,30 @@ const maxArgs = 8 << 10
 var podArgs = []struct {
 	key   string
 	max   int
-	valid *regexp.Regexp
+	inner string // what it may hold besides lower-case letters and digits, but for its ends
+	upper bool   // whether it may hold upper-case letters
 	field func(*Pod) *string
 }{
-	{"K8S_POD_NAMESPACE", 63, regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`), func(p *Pod) *string { return &p.Namespace }},
-	{"K8S_POD_NAME", 253, regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`), func(p *Pod) *string { return &p.Name }},
-	{"K8S_POD_UID", 128, regexp.MustCompile(`^[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?$`), func(p *Pod) *string { return &p.UID }},
+	{"K8S_POD_NAMESPACE", 63, "-", false, func(p *Pod) *string { return &p.Namespace }},
+	{"K8S_POD_NAME", 253, "-.", false, func(p *Pod) *string { return &p.Name }},
+	{"K8S_POD_UID", 128, "-", true, func(p *Pod) *string { return &p.UID }},
+}
+
+// validArg is by hand, not by a regular expression, which would have to be compiled at each start of the plugin.
+func validArg(value string, max int, inner string, upper bool) bool {
+	if value == "" || len(value) > max {
+		return false
+	}
+	for i := range len(value) {
+		c := value[i]
+		switch {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', upper && 'A' <= c && c <= 'Z':
+		case i > 0 && i < len(value)-1 && strings.IndexByte(inner, c) >= 0:
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // ParsePod reads the pod from CNI_ARGS ("K=V;K2=V2"). The zero Pod is a container that is no pod: none of the three
@@ -55,7 +72,7 @@ func ParsePod(args string) (Pod, error) {
 			if *field != "" {
 				return Pod{}, badArgs("%s is given twice", key)
 			}
-			if len(value) > arg.max || !arg.valid.MatchString(value) {
+			if !validArg(value, arg.max, arg.inner, arg.upper) {
 				return Pod{}, badArgs("%s: %s is not a valid one of 1 to %d bytes", key, short(value), arg.max)
 			}
 			*field = value

@@ -1,18 +1,21 @@
 package redirect
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
-// Choose is the iptables that a configured backend means: "iptables-nft" and "iptables-legacy" themselves, "iptables"
-// whatever the node's command of that name is, and "auto" the form that the node's own rules stand in. What "auto" found
-// is remembered, so that it costs process runs once and not at each ADD; a record names the form of its rules, so a choice
-// that changes loses none. The error is ErrNoIPTables where the node has no such command.
-func (n *Node) Choose(backend string) (*IPTables, error) {
+// Choose is what a configured backend means: "nftables", "iptables-nft" and "iptables-legacy" themselves, "iptables" the
+// form of the node's command of that name, and "auto" the form that the node's own rules stand in, or nftables on a node
+// without an iptables that works. What "auto" found is remembered, so that it costs process runs once and not at each ADD;
+// a record names the form of its rules, so a choice that changes loses none. The error is ErrNoIPTables where the node has no
+// such command.
+func (n *Node) Choose(backend string) (Backend, error) {
 	switch backend {
 	case "auto":
 		return n.auto()
@@ -21,9 +24,9 @@ func (n *Node) Choose(backend string) (*IPTables, error) {
 		if err != nil {
 			return nil, err
 		}
-		return n.IPTables(form)
+		return n.Backend(form)
 	default:
-		return n.IPTables(Form(backend))
+		return n.Backend(Form(backend))
 	}
 }
 
@@ -31,66 +34,76 @@ func (n *Node) Choose(backend string) (*IPTables, error) {
 func (n *Node) Usable(backend string) error {
 	switch backend {
 	case "auto":
-		if len(n.has()) == 0 {
-			return fmt.Errorf("%w in %s", ErrNoIPTables, strings.Join(n.Dirs, ":"))
-		}
-		return nil
+		return nil // there is always nftables; what the kernel lacks of it, ADD says
 	case "iptables":
 		_, err := n.plain()
 		return err
 	default:
-		_, err := n.IPTables(Form(backend))
+		_, err := n.Backend(Form(backend))
 		return err
 	}
 }
 
-func (n *Node) auto() (*IPTables, error) {
+func (n *Node) auto() (Backend, error) {
 	if data, err := os.ReadFile(n.Choice); err == nil {
 		// A command that is gone since is chosen anew.
-		if t, err := n.IPTables(Form(strings.TrimSpace(string(data)))); err == nil {
+		if t, err := n.Backend(Form(strings.TrimSpace(string(data)))); err == nil {
 			return t, nil
 		}
 	}
-	form, err := n.judge()
-	if err != nil {
-		return nil, err
-	}
+	form := n.judge()
 	if err := n.remember(form); err != nil {
-		return nil, fmt.Errorf("chosen form of iptables: %w", err)
+		return nil, fmt.Errorf("chosen backend: %w", err)
 	}
-	return n.IPTables(form)
+	return n.Backend(form)
 }
 
 // judge looks where kubelet's and kube-proxy's chains stand: kubelet makes KUBE-IPTABLES-HINT and KUBE-KUBELET-CANARY in
 // mangle before it starts a pod, so that programs in containers can tell the node's form (KEP 3178). Where neither form has
-// them, the node's administrator has decided by what "iptables" is.
-func (n *Node) judge() (Form, error) {
-	forms := n.has()
-	switch len(forms) {
-	case 0:
-		return "", fmt.Errorf("%w in %s", ErrNoIPTables, strings.Join(n.Dirs, ":"))
-	case 1:
-		return forms[0], nil
+// them, the node's administrator has decided by what "iptables" is. A command whose kernel has no such tables is none.
+func (n *Node) judge() Form {
+	usable := n.usable()
+	if len(usable) == 0 {
+		return NFTables
 	}
-	for _, form := range forms {
+	if len(usable) == 1 {
+		return usable[0]
+	}
+	for _, form := range usable {
 		if n.kubernetesIn(form) {
-			return form, nil
+			return form
 		}
 	}
-	if form, err := n.plain(); err == nil {
-		return form, nil
+	if form, err := n.plain(); err == nil && slices.Contains(usable, form) {
+		return form
 	}
-	return forms[0], nil
+	return usable[0]
 }
 
-func (n *Node) has() []Form {
-	var forms []Form
-	for _, form := range []Form{NFT, Legacy} {
-		if _, err := n.find(form, false); err == nil {
-			forms = append(forms, form)
+// usable are the forms whose command finds its tables in the kernel. Asking the legacy one makes a table, which each packet
+// would pass from then on: so where the other form works, it counts only if its tables are there already, or if it is what
+// the node's "iptables" is.
+func (n *Node) usable() []Form {
+	var usable []Form
+	if path, err := n.find(NFT, false); err == nil && works(path+"-save") {
+		usable = append(usable, NFT)
+	}
+	if path, err := n.find(Legacy, false); err == nil {
+		there := used(Legacy, false, "mangle") || used(Legacy, false, "nat")
+		if !there && len(usable) > 0 {
+			form, err := n.plain()
+			there = err == nil && form == Legacy
+		}
+		if there || len(usable) == 0 && works(path, "-t", "nat", "-S", "PREROUTING") {
+			usable = append(usable, Legacy)
 		}
 	}
-	return forms
+	return usable
+}
+
+func works(path string, args ...string) bool {
+	_, err := run(context.Background(), "", path, args...)
+	return err == nil
 }
 
 // kubernetesIn is false too where the form does not work: it holds nobody's chains then.

@@ -17,37 +17,58 @@ func TestChoose(t *testing.T) {
 		backend  string
 		want     Form
 		runs     int // of commands, to find it out
+		makes    string
 	}{
 		"auto, the nft form only": {
-			commands: []string{"iptables-nft"}, backend: "auto", want: NFT, runs: 0,
+			commands: []string{"iptables-nft"}, backend: "auto", want: NFT, runs: 1,
 		},
 		"auto, the legacy form only": {
-			commands: []string{"iptables-legacy"}, backend: "auto", want: Legacy, runs: 0,
+			commands: []string{"iptables-legacy"}, backend: "auto", want: Legacy, runs: 1, makes: "nat\n",
 		},
 		"auto, kubelet is in the nft form": {
-			commands: both, backend: "auto", want: NFT, runs: 2,
+			commands: both, backend: "auto", want: NFT, runs: 3,
 			build: func(n *namespace) {
 				n.run("iptables-legacy -t mangle -N SOMEBODY")
 				n.run("iptables-nft -t mangle -N KUBE-IPTABLES-HINT")
 			},
 		},
 		"auto, kubelet is in the legacy form": {
-			commands: both, backend: "auto", want: Legacy, runs: 4,
+			commands: both, backend: "auto", want: Legacy, runs: 5,
 			build: func(n *namespace) {
 				n.run("iptables-nft -t mangle -N SOMEBODY")
 				n.run("iptables-legacy -t mangle -N KUBE-KUBELET-CANARY")
 			},
 		},
 		"auto, no kubelet, and iptables is the nft form": {
-			commands: both, backend: "auto", want: NFT, runs: 2,
+			commands: both, backend: "auto", want: NFT, runs: 1,
 			build: func(n *namespace) { n.program("iptables", "xtables-nft-multi") },
 		},
 		"auto, no kubelet, and iptables is the legacy form": {
-			commands: both, backend: "auto", want: Legacy, runs: 2,
+			commands: both, backend: "auto", want: Legacy, runs: 3,
 			build: func(n *namespace) { n.program("iptables", "xtables-legacy-multi") },
 		},
 		"auto, no kubelet, no command iptables": {
-			commands: both, backend: "auto", want: NFT, runs: 2,
+			commands: both, backend: "auto", want: NFT, runs: 1,
+		},
+		"auto, no iptables": {
+			backend: "auto", want: NFTables, runs: 0,
+		},
+		"auto, an iptables that does not work": {
+			backend: "auto", want: NFTables, runs: 2,
+			build: func(n *namespace) {
+				n.fails("iptables-nft")
+				n.fails("iptables-legacy")
+			},
+		},
+		"auto, an iptables without its -restore": {
+			commands: both, backend: "auto", want: NFTables, runs: 0,
+			build: func(n *namespace) {
+				n.must(os.Remove(filepath.Join(n.dir, "iptables-nft-restore")))
+				n.must(os.Remove(filepath.Join(n.dir, "iptables-legacy-restore")))
+			},
+		},
+		"nftables": {
+			commands: both, backend: "nftables", want: NFTables, runs: 0,
 		},
 		"iptables is the nft form, by its version": {
 			commands: both, backend: "iptables", want: NFT, runs: 1,
@@ -62,7 +83,7 @@ func TestChoose(t *testing.T) {
 			build: func(n *namespace) { n.says("iptables", "iptables v1.6.1") },
 		},
 		"iptables is older than the forms, by its program": {
-			commands: nil, backend: "auto", want: Legacy, runs: 0,
+			commands: nil, backend: "auto", want: Legacy, runs: 1,
 			build: func(n *namespace) { n.program("iptables", "xtables-multi") },
 		},
 		"iptables-legacy, whatever kubelet is in": {
@@ -90,7 +111,7 @@ func TestChoose(t *testing.T) {
 			if calls := n.calls(); len(calls) != tc.runs {
 				t.Errorf("ran %d commands, want %d:\n%s", len(calls), tc.runs, strings.Join(calls, "\n"))
 			}
-			if diff := cmp.Diff(tables, n.legacyTables()); diff != "" {
+			if diff := cmp.Diff(tables+tc.makes, n.legacyTables()); diff != "" {
 				t.Errorf("the question made legacy tables:\n%s", diff)
 			}
 		})
@@ -101,13 +122,25 @@ func TestChoose(t *testing.T) {
 func (n *namespace) program(command, name string) {
 	n.Helper()
 	n.must(os.WriteFile(filepath.Join(n.dir, name), []byte(stand), 0o755))
-	n.must(os.Symlink(name, filepath.Join(n.dir, command)))
+	for _, with := range []string{"", "-restore", "-save"} {
+		n.must(os.Symlink(name, filepath.Join(n.dir, command+with)))
+	}
 }
 
 // says makes a command that only tells its version.
 func (n *namespace) says(command, version string) {
 	n.Helper()
-	n.must(os.WriteFile(filepath.Join(n.dir, command), []byte("#!/bin/sh\necho $0 >>\"${0%/*}/log\"\necho '"+version+"'\n"), 0o755))
+	for _, with := range []string{"", "-restore", "-save"} {
+		n.must(os.WriteFile(filepath.Join(n.dir, command+with), []byte("#!/bin/sh\necho $0 >>\"${0%/*}/log\"\necho '"+version+"'\n"), 0o755))
+	}
+}
+
+// fails makes a command that does not work.
+func (n *namespace) fails(command string) {
+	n.Helper()
+	for _, with := range []string{"", "-restore", "-save"} {
+		n.must(os.WriteFile(filepath.Join(n.dir, command+with), []byte("#!/bin/sh\necho $0 >>\"${0%/*}/log\"\nexit 3\n"), 0o755))
+	}
 }
 
 func (n *namespace) legacyTables() string {
@@ -146,7 +179,7 @@ func TestChoiceIsRemembered(t *testing.T) {
 	choose(Legacy)
 	n.must(os.Remove(filepath.Join(n.dir, "iptables-legacy")))
 	choose(NFT)
-	n.must(os.WriteFile(filepath.Join(n.dir, "iptables-legacy"), []byte(stand), 0o755))
+	n.command("iptables-legacy")
 	choose(NFT)
 	entries, err := os.ReadDir(filepath.Dir(n.Choice))
 	n.must(err)

@@ -9,30 +9,12 @@ import (
 	"github.com/coreos/go-iptables/iptables"
 )
 
-// Form is one of the two ways in which an iptables command talks to the kernel. What one programs, the other neither sees
-// nor removes.
-type Form string
-
-const (
-	NFT    Form = "iptables-nft"
-	Legacy Form = "iptables-legacy"
-)
-
-// ErrBusy is the error of a command that could not have the xtables lock, or another of the kernel's resources, in time:
-// trying again later may help.
-var ErrBusy = errors.New("iptables is busy")
-
-// lockSeconds bounds the wait for the xtables lock; go-iptables waits without limit unless told.
-const lockSeconds = 5
-
-// resourceProblem is iptables' exit status where it could not have the lock (xtables.h, RESOURCE_PROBLEM).
-const resourceProblem = 4
-
 // IPTables programs rules by the node's iptables and ip6tables in one form. It is not for concurrent use.
 type IPTables struct {
-	form Form
-	find func(name Form, v6 bool) (path string, err error)
-	lock func(context.Context) (unlock func(), err error)
+	form  Form
+	find  func(name Form, v6 bool) (path string, err error)
+	lock  func(context.Context) (unlock func(), err error)
+	ports *ports
 
 	opened map[bool]*iptables.IPTables // by whether it is for IPv6
 }
@@ -62,70 +44,69 @@ func (t *IPTables) at(ip netip.Addr) (*iptables.IPTables, error) {
 	return ipt, nil
 }
 
-// Open tells whether Add could begin: the attachment can be matched, and there is a command for each family of the base. It
-// asks each for its version, which Add and Remove need not do again, and changes nothing.
+// Open implements Backend.
 func (t *IPTables) Open(base Base, a Attachment) error {
 	if err := a.validate(); err != nil {
 		return err
 	}
 	for _, metadata := range base.Metadata {
-		if _, err := t.at(metadata.Addr()); err != nil {
+		if err := t.Has(metadata.Addr()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Has tells whether there is a command for the family of ip; the error is ErrNoIPTables where there is none. To ask is a
-// process run, which Open and Add need not do again.
+// Has implements Backend.
 func (t *IPTables) Has(ip netip.Addr) error {
-	_, err := t.at(ip)
+	_, err := t.find(t.form, ip.Is6())
 	return err
 }
 
-// Add appends the attachment's rules, and makes the base first where the backstop or the jump is missing. In the steady
-// state a family costs four process runs: the version, a check of each, one append; and two where the attachment has no
-// address of it, and only the guard is wanted. The quick refusal is not checked, because without it the backstop still
-// refuses; it comes back whenever the base is made. Where there is an error, some of the rules may stand.
+// Add implements Backend. In the steady state a family costs one process run, which checks the base and appends the rules,
+// all or none. Only where that fails the base is made, and the run repeated.
 func (t *IPTables) Add(ctx context.Context, base Base, a Attachment) error {
 	if err := t.Open(base, a); err != nil {
 		return err
 	}
+	if a.Bridged {
+		// Before the rule: a mark that nobody looks for does no harm.
+		if err := t.ports.add(base, a); err != nil && (a.Mark != 0 || !errors.Is(err, ErrUnsupported)) {
+			return err
+		}
+	}
 	for _, metadata := range base.Metadata {
-		ipt, err := t.at(metadata.Addr())
-		if err != nil {
+		if err := t.add(ctx, metadata, base.Guard, a.rules(metadata)); err != nil {
 			return err
-		}
-		redirections := a.rules(metadata)
-		whole, err := stands(ipt, metadata, base.Guard, len(redirections) > 0)
-		if err != nil {
-			return err
-		}
-		if !whole {
-			if err := t.makeBase(ctx, ipt, metadata, base.Guard, len(redirections) > 0); err != nil {
-				return err
-			}
-		}
-		for _, r := range redirections {
-			if err := appendRule(ipt, r); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
 }
 
-// stands tells whether the base is there, as far as Add relies on it.
-func stands(ipt *iptables.IPTables, metadata netip.AddrPort, guard, redirected bool) (bool, error) {
-	if guard {
-		if there, err := exists(ipt, backstop(metadata)); err != nil || !there {
-			return false, err
-		}
+func (t *IPTables) add(ctx context.Context, metadata netip.AddrPort, guard bool, rules []rule) error {
+	s := new(script)
+	for _, r := range baseRules(metadata, guard, len(rules) > 0) {
+		s.add("-C", r)
 	}
-	if redirected {
-		return exists(ipt, jump(metadata, Chain))
+	for _, r := range rules {
+		s.add("-A", r)
 	}
-	return true, nil
+	v6 := metadata.Addr().Is6()
+	err := t.restore(ctx, v6, s)
+	if err == nil || errors.Is(err, ErrBusy) {
+		return err
+	}
+	ipt, err := t.at(metadata.Addr())
+	if err != nil {
+		return err
+	}
+	if err := t.makeBase(ctx, ipt, metadata, guard, len(rules) > 0); err != nil {
+		return err
+	}
+	if err := t.restore(ctx, v6, s); err != nil {
+		return fmt.Errorf("%v: %w", rules, err)
+	}
+	return nil
 }
 
 // makeBase makes what is missing of the base, the guard first: so nothing is redirected on a node that is not guarded. Its
@@ -182,14 +163,43 @@ func chainExists(ipt *iptables.IPTables, name string) (bool, error) {
 	return there, classify("chain "+name, err)
 }
 
-// remove deletes the attachment's rules, and returns the redirections that it found none of. What it could not delete is in
-// the error; it goes on with the rest.
+// remove implements Backend. In the steady state a family costs one process run; only where a rule is missing they are
+// looked for one by one.
 func (t *IPTables) remove(a Attachment) (absent []Redirection, err error) {
 	if err := a.validate(); err != nil {
 		return nil, err
 	}
 	var errs []error
+	if a.Bridged {
+		// It can do no harm, if there is a reason why it cannot go: it matches the port and the address.
+		errs = append(errs, t.ports.remove(a))
+	}
+	families := make(map[bool][]Redirection)
 	for _, r := range a.Redirections {
+		families[r.Source.Is6()] = append(families[r.Source.Is6()], r)
+	}
+	for v6, redirections := range families {
+		s := new(script)
+		for _, r := range redirections {
+			s.add("-D", a.rule(r))
+		}
+		err := t.restore(context.Background(), v6, s)
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, ErrBusy) {
+			errs = append(errs, err)
+			continue
+		}
+		missing, err := t.removeEach(a, redirections)
+		absent, errs = append(absent, missing...), append(errs, err)
+	}
+	return absent, errors.Join(errs...)
+}
+
+func (t *IPTables) removeEach(a Attachment, redirections []Redirection) (absent []Redirection, err error) {
+	var errs []error
+	for _, r := range redirections {
 		ipt, err := t.at(r.Source)
 		if err != nil {
 			errs = append(errs, err)
@@ -205,18 +215,12 @@ func (t *IPTables) remove(a Attachment) (absent []Redirection, err error) {
 	return absent, errors.Join(errs...)
 }
 
-// Missing names what is wanted and not there. It changes nothing.
+// Missing implements Backend.
 func (t *IPTables) Missing(base Base, a Attachment) ([]string, error) {
 	var missing []string
 	for _, metadata := range base.Metadata {
-		var wanted []rule
-		if base.Guard {
-			wanted = append(wanted, refusal(metadata), backstop(metadata))
-		}
-		if redirections := a.rules(metadata); len(redirections) > 0 {
-			wanted = append(wanted, jump(metadata, Chain))
-			wanted = append(wanted, redirections...)
-		}
+		redirections := a.rules(metadata)
+		wanted := append(baseRules(metadata, base.Guard, len(redirections) > 0), redirections...)
 		ipt, err := t.at(metadata.Addr())
 		if err != nil {
 			return nil, err
@@ -231,7 +235,14 @@ func (t *IPTables) Missing(base Base, a Attachment) ([]string, error) {
 			}
 		}
 	}
-	return missing, nil
+	if !a.Bridged {
+		return missing, nil
+	}
+	unbound, err := t.ports.missing(base, a)
+	if errors.Is(err, ErrUnsupported) && a.Mark == 0 {
+		return missing, nil
+	}
+	return append(missing, unbound...), err
 }
 
 // exists is false too where the rule's chain or its target is missing: for a jump to a chain that is not there iptables
@@ -242,10 +253,6 @@ func exists(ipt *iptables.IPTables, r rule) (bool, error) {
 		return false, nil
 	}
 	return there, classify(r.what, err)
-}
-
-func appendRule(ipt *iptables.IPTables, r rule) error {
-	return classify(r.what, ipt.Append(r.table, r.chain, r.spec...))
 }
 
 func insertMissing(ipt *iptables.IPTables, r rule) error {

@@ -16,16 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stand is what the tests have in place of each iptables command: it notes the call, fails it if it is told to, and else
-// becomes the real one, which PATH leads to.
+// stand is what the tests have in place of each iptables command: it notes the call, fails it if it is told to by a part of
+// its arguments or of the rules that it is given, and else calls the real one, which PATH leads to.
 const stand = `#!/bin/sh
-dir=${0%/*} name=${0##*/}
+dir=${0%/*} name=${0##*/} input=
+case $name in *-restore) input=$(/bin/cat) ;; esac
 echo "$name $*" >>"$dir/log"
 if [ -e "$dir/fail" ]; then
 	read -r status part <"$dir/fail"
-	case "$name $*" in *"$part"*) echo "told to fail" >&2; exit "$status" ;; esac
+	case "$name $* $input" in *"$part"*) echo "told to fail" >&2; exit "$status" ;; esac
 fi
-exec "$name" "$@"
+printf '%s\n' "$input" | "$name" "$@"
 `
 
 // namespace is a network namespace of the test's own, which its thread is in and which dies with it.
@@ -46,7 +47,7 @@ func newNamespace(t *testing.T, commands ...string) *namespace {
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 	n := &namespace{T: t, dir: t.TempDir()}
 	for _, name := range commands {
-		n.must(os.WriteFile(filepath.Join(n.dir, name), []byte(stand), 0o755))
+		n.command(name)
 	}
 	var mu sync.Mutex
 	n.Node = Node{
@@ -55,6 +56,14 @@ func newNamespace(t *testing.T, commands ...string) *namespace {
 		Lock:   func(context.Context) (func(), error) { mu.Lock(); return mu.Unlock, nil },
 	}
 	return n
+}
+
+// command gives the node a command, with those that come with it.
+func (n *namespace) command(name string) {
+	n.Helper()
+	for _, with := range []string{"", "-restore", "-save"} {
+		n.must(os.WriteFile(filepath.Join(n.dir, name+with), []byte(stand), 0o755))
+	}
 }
 
 var both = []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"}
@@ -140,7 +149,7 @@ func (n *namespace) iptables(form Form) *IPTables {
 }
 
 // forget makes the node what it is to the next process: nothing is opened.
-func (n *namespace) forget() { n.forms = nil }
+func (n *namespace) forget() { n.Close(); n.forms, n.ports = nil, nil }
 
 var (
 	metadata4 = netip.MustParseAddrPort("169.254.169.254:80")

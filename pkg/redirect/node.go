@@ -27,6 +27,36 @@ type Node struct {
 	Lock func(context.Context) (unlock func(), err error)
 
 	forms map[Form]*IPTables
+	ports *ports
+}
+
+// allForms are all of them, in the order in which teardown looks for rules whose form it does not know.
+var allForms = []Form{NFT, Legacy, NFTables}
+
+// Backend is what programs rules in a form; the error is ErrNoIPTables where the node lacks its command.
+func (n *Node) Backend(form Form) (Backend, error) {
+	if form == NFTables {
+		return &NFTablesBackend{n.bridges()}, nil
+	}
+	t, err := n.IPTables(form)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (n *Node) bridges() *ports {
+	if n.ports == nil {
+		n.ports = &ports{new(nft)}
+	}
+	return n.ports
+}
+
+// Close lets go of what the node's backends have open. They may be used again.
+func (n *Node) Close() {
+	if n.ports != nil {
+		n.ports.close()
+	}
 }
 
 // Dirs are the directories of PATH, and those where distributions put iptables: a runtime's PATH does not always have them.
@@ -51,11 +81,12 @@ func (n *Node) IPTables(form Form) (*IPTables, error) {
 	if n.forms == nil {
 		n.forms = make(map[Form]*IPTables)
 	}
-	n.forms[form] = &IPTables{form: form, find: n.find, lock: n.Lock, opened: make(map[bool]*iptables.IPTables)}
+	n.forms[form] = &IPTables{form: form, find: n.find, lock: n.Lock, ports: n.bridges(), opened: make(map[bool]*iptables.IPTables)}
 	return n.forms[form], nil
 }
 
-// find is the path of the command: the one that is named for its form, or else the plain one if it is of that form.
+// find is the path of the command: the one that is named for its form, or else the plain one if it is of that form. It
+// comes with its -restore and its -save, which the same package has under the same name.
 func (n *Node) find(form Form, v6 bool) (string, error) {
 	if form != NFT && form != Legacy {
 		return "", fmt.Errorf("%w of the form %q", ErrNoIPTables, form)
@@ -72,17 +103,22 @@ func (n *Node) find(form Form, v6 bool) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("%w: %s in none of %s", ErrNoIPTables, named, strings.Join(n.Dirs, ":"))
+	return "", fmt.Errorf("%w: %s with its -restore and -save in none of %s", ErrNoIPTables, named, strings.Join(n.Dirs, ":"))
 }
 
 func (n *Node) look(name string) string {
 	for _, dir := range n.Dirs {
 		path := filepath.Join(dir, name)
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+		if executable(path) && executable(path+"-restore") && executable(path+"-save") {
 			return path
 		}
 	}
 	return ""
+}
+
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
 }
 
 // used tells whether rules can stand in a table in the given form. Asking the legacy command for them would make the

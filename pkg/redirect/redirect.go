@@ -1,28 +1,43 @@
 // Package redirect keeps the rules that send a pod's metadata requests to the proxy, and the guard that refuses those of
 // everybody else.
 //
-// For each attachment there is one rule per address, in one chain of the nat table whose name never changes, so that it is
-// found whatever version or configuration made it. A rule matches the attachment's own host side and its own source
-// address, and carries the attachment's identity as comment.
+// For each attachment there is one redirection per address, which matches the attachment's own host side and its own source
+// address and carries the attachment's identity as comment. It stands in one place whose name never changes, so that it is
+// found whatever version or configuration made it.
 //
-// For the node there is the base: the chain, a jump to it, and the guard; where nothing is redirected, the guard alone. What is not redirected is forwarded with the
-// metadata address still as destination, and the guard refuses that; the host's own traffic is not forwarded, and a
-// redirected packet has another destination by then.
+// For the node there is the base: what the redirections hang on, and the guard; where nothing is redirected, the guard alone.
+// What is not redirected is forwarded with the metadata address still as destination, and the guard refuses that; the host's
+// own traffic is not forwarded, and a redirected packet has another destination by then.
+//
+// Rules are programmed by one of two backends: the node's iptables in either form, or nftables by netlink. On bridges both
+// use the same table of the bridge family (see ports.go), which binds addresses to ports in both directions.
 package redirect
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strconv"
 	"strings"
 )
 
-// Chain holds the redirections. It is in the nat table, for each family and each form of iptables.
-const Chain = "KUBE2IAM-CNI"
+// Form is the way in which rules were programmed. What is programmed in one, the others neither see nor remove.
+type Form string
 
-// Comment marks the rules of the base as ours.
-const Comment = "kube2iam-cni"
+const (
+	// NFT and Legacy are the two ways in which an iptables command talks to the kernel.
+	NFT    Form = "iptables-nft"
+	Legacy Form = "iptables-legacy"
+	// NFTables is netlink, without a command.
+	NFTables Form = "nftables"
+)
+
+// ErrBusy is the error of a change that could not have the xtables lock, or another of the kernel's resources, in time:
+// trying again later may help.
+var ErrBusy = errors.New("the packet filter is busy")
+
+// ErrUnsupported is the error of a kernel that lacks what a rule needs.
+var ErrUnsupported = errors.New("the kernel does not support it")
 
 // Redirection sends what Source sends to Metadata to Proxy instead. All three are of one family.
 type Redirection struct {
@@ -35,108 +50,77 @@ type Attachment struct {
 	// ID is the attachment's identity. It holds no white space and no quotes.
 	ID string
 	// HostLink is the interface on the host by which the packets enter; Bridged says that it is the port of a bridge, where
-	// the IP layer sees the bridge instead, and only bridge-nf tells the port.
-	HostLink     string
-	Bridged      bool
+	// the IP layer sees the bridge instead.
+	HostLink string
+	Bridged  bool
+	// Mark is for iptables on a bridge whose packets it does not see with their port: the mark that the bridge family sets
+	// on them. It is 0 where bridge-nf tells the port.
+	Mark uint32
+	// Netns is the path of the pod's network namespace where the redirection is made inside it, for want of a place on the
+	// host that the packets pass; empty otherwise.
+	Netns        string
 	Redirections []Redirection
 }
 
 // Base is what is wanted of the node before any attachment's rule is added.
 type Base struct {
-	// Metadata are the services that pods must not reach, one of a family at most. The chain and the jump are wanted for
+	// Metadata are the services that pods must not reach, one of a family at most. What redirections hang on is wanted for
 	// those of them that the attachment has a redirection of.
 	Metadata []netip.AddrPort
 	// Guard tells whether the guard is wanted. It is never removed.
 	Guard bool
+	// Mark is one bit or several that are set on a bridged packet between the bridge and its redirection.
+	Mark uint32
 }
 
-// rule is one rule and its place. Rules of the base have position 1: what stands above one of them could take its packets.
-type rule struct {
-	what  string // for errors
-	table string
-	chain string
-	spec  []string
+// Backend programs rules in one form.
+type Backend interface {
+	// Form is the form that the rules are in.
+	Form() Form
+	// Open tells whether Add could begin: the attachment can be matched, and there is what each family of the base needs.
+	// It runs nothing and changes nothing. The error is ErrNoIPTables or ErrUnsupported where something is lacking.
+	Open(base Base, a Attachment) error
+	// Has tells whether rules for the family of ip can be programmed, as Open does.
+	Has(ip netip.Addr) error
+	// Add makes the attachment's rules, and the base where it is missing. Where there is an error, some of the rules may
+	// stand. An error that is ErrBusy may pass.
+	Add(ctx context.Context, base Base, a Attachment) error
+	// Missing names what is wanted and not there. It changes nothing.
+	Missing(base Base, a Attachment) ([]string, error)
+	// remove deletes the attachment's rules, and returns the redirections that it found none of. What it could not delete
+	// is in the error; it goes on with the rest.
+	remove(a Attachment) (absent []Redirection, err error)
+	// removeLeftovers deletes every rule that carries an identity. Nothing to remove is no error.
+	removeLeftovers(id string) error
 }
 
-func (r rule) String() string { return r.what }
-
-func (a Attachment) rule(r Redirection) rule {
-	return rule{
-		what:  fmt.Sprintf("redirection of %s to %s", r.Source, r.Proxy),
-		table: "nat",
-		chain: Chain,
-		spec: slices.Concat([]string{"-s", host(r.Source)}, a.enters(), to(r.Metadata),
-			[]string{"-m", "comment", "--comment", a.ID, "-j", "DNAT", "--to-destination", r.Proxy.String()}),
-	}
-}
-
-// rules are those of the attachment's redirections of one service.
-func (a Attachment) rules(metadata netip.AddrPort) []rule {
-	var rules []rule
+// redirects are the attachment's redirections of one service.
+func (a Attachment) redirects(metadata netip.AddrPort) []Redirection {
+	var some []Redirection
 	for _, r := range a.Redirections {
 		if r.Metadata == metadata {
-			rules = append(rules, a.rule(r))
+			some = append(some, r)
 		}
 	}
-	return rules
+	return some
 }
 
-func (a Attachment) enters() []string {
-	if a.Bridged {
-		return []string{"-m", "physdev", "--physdev-in", a.HostLink}
-	}
-	return []string{"-i", a.HostLink}
-}
-
-// validate refuses what iptables would read as something else.
+// validate refuses what iptables would read as something else, and what no comment can hold.
 func (a Attachment) validate() error {
 	if a.HostLink == "" || strings.HasSuffix(a.HostLink, "+") || strings.HasPrefix(a.HostLink, "-") || strings.HasPrefix(a.HostLink, "!") {
 		// "cali+" is a name that Linux allows, and to iptables it is every interface that begins with "cali".
 		return fmt.Errorf("host interface %q: a name that iptables takes for a pattern or an option", a.HostLink)
 	}
-	if a.ID == "" || len(a.ID) > 255 || strings.ContainsAny(a.ID, " \t\n\"'\\") {
-		return fmt.Errorf("attachment %q: not an identity of 1 to 255 plain bytes", a.ID)
+	return a.validateID()
+}
+
+func (a Attachment) validateID() error {
+	if a.ID == "" || len(a.ID) > 250 || strings.ContainsAny(a.ID, " \t\n\"'\\") {
+		return fmt.Errorf("attachment %q: not an identity of 1 to 250 plain bytes", a.ID)
 	}
 	return nil
 }
 
-func jump(metadata netip.AddrPort, chain string) rule {
-	return rule{
-		what:  "jump to " + chain,
-		table: "nat",
-		chain: "PREROUTING",
-		spec:  slices.Concat(to(metadata), ours(), []string{"-j", chain}),
-	}
+func (r Redirection) String() string {
+	return fmt.Sprintf("redirection of %s to %s", r.Source, r.Proxy)
 }
-
-// refusal answers at once, so that an SDK sees a closed port and not its timeout. It alone is not enough: CNI plugins and
-// container runtimes insert ACCEPT rules above it at any time.
-func refusal(metadata netip.AddrPort) rule {
-	return rule{
-		what:  "guard in filter FORWARD",
-		table: "filter",
-		chain: "FORWARD",
-		spec:  slices.Concat(to(metadata), ours(), []string{"-j", "REJECT", "--reject-with", "tcp-reset"}),
-	}
-}
-
-// backstop is the guard itself: no verdict of the filter table is the last one before it, because mangle's POSTROUTING is
-// passed after. Packets that the host itself sends have a local source there; to forge one from a pod fails in the routing
-// before, and its answer would go to the host. (In mangle's FORWARD no such distinction would be needed, but that is passed
-// before filter's, and REJECT exists in filter only: the quick refusal would be lost.)
-func backstop(metadata netip.AddrPort) rule {
-	return rule{
-		what:  "guard in mangle POSTROUTING",
-		table: "mangle",
-		chain: "POSTROUTING",
-		spec:  slices.Concat(to(metadata), []string{"-m", "addrtype", "!", "--src-type", "LOCAL"}, ours(), []string{"-j", "DROP"}),
-	}
-}
-
-func to(metadata netip.AddrPort) []string {
-	return []string{"-d", host(metadata.Addr()), "-p", "tcp", "-m", "tcp", "--dport", strconv.Itoa(int(metadata.Port()))}
-}
-
-func ours() []string { return []string{"-m", "comment", "--comment", Comment} }
-
-func host(ip netip.Addr) string { return netip.PrefixFrom(ip, ip.BitLen()).String() }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -12,23 +13,29 @@ var (
 	anyIPv6 = netip.IPv6Unspecified()
 )
 
-// Remove deletes an attachment's rules: those of the form that made them first, and what is not found there in the other.
-// In the steady state a family costs two process runs. Rules that are gone already are no error; an error that is ErrBusy
-// may pass, and any other leaves rules behind, which a later Remove finds again.
+// Remove deletes an attachment's rules: those of the form that made them first, and what is not found there in the others.
+// In the steady state a family costs one process run, or none with nftables. Rules that are gone already are no error; an
+// error that is ErrBusy may pass, and any other leaves rules behind, which a later Remove finds again.
 func (n *Node) Remove(made Form, a Attachment) error {
-	order := []Form{NFT, Legacy}
-	if made == Legacy {
-		order = []Form{Legacy, NFT}
+	if a.Netns != "" {
+		return n.removeInPod(a)
+	}
+	order := []Form{made}
+	for _, form := range allForms {
+		if form != made {
+			order = append(order, form)
+		}
 	}
 	var errs []error
-	if made != NFT && made != Legacy {
+	if !slices.Contains(allForms, made) {
+		order = allForms
 		errs = append(errs, fmt.Errorf("rules of %s: %w of the form %q, which made them", a.ID, ErrNoIPTables, made))
 	}
 	for _, form := range order {
 		if len(a.Redirections) == 0 {
 			break
 		}
-		t, err := n.IPTables(form)
+		t, err := n.Backend(form)
 		if err != nil {
 			if form == made {
 				errs = append(errs, fmt.Errorf("rules of %s: %w", a.ID, err))
@@ -58,28 +65,34 @@ func split(all []Redirection, form Form) (usable, rest []Redirection) {
 	return usable, rest
 }
 
-// RemoveLeftovers deletes the rules that carry an attachment's identity, in both forms and families: it is for an
+// RemoveLeftovers deletes the rules that carry an attachment's identity, in all forms and families: it is for an
 // attachment whose record is missing or cannot be read. No other rule is touched, and nothing to remove is no error.
 func (n *Node) RemoveLeftovers(id string) error {
 	var errs []error
-	for _, form := range []Form{NFT, Legacy} {
-		t, err := n.IPTables(form)
+	for _, form := range allForms {
+		b, err := n.Backend(form)
 		if err != nil {
 			continue // what has no command has left no rule that could be removed
 		}
-		for _, family := range []netip.Addr{anyIPv4, anyIPv6} {
-			if _, err := n.find(form, family.Is6()); err != nil || !used(form, family.Is6(), "nat") {
-				continue
-			}
-			if err := t.removeLeftovers(family, id); err != nil {
-				errs = append(errs, fmt.Errorf("leftover rules of %s: %w", id, err))
-			}
+		if err := b.removeLeftovers(id); err != nil {
+			errs = append(errs, fmt.Errorf("leftover rules of %s: %w", id, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (t *IPTables) removeLeftovers(family netip.Addr, id string) error {
+// removeLeftovers implements Backend.
+func (t *IPTables) removeLeftovers(id string) error {
+	errs := []error{t.ports.removeLeftovers(id)}
+	for _, family := range []netip.Addr{anyIPv4, anyIPv6} {
+		if t.Has(family) == nil && used(t.form, family.Is6(), "nat") {
+			errs = append(errs, t.removeLeftoversOf(family, id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t *IPTables) removeLeftoversOf(family netip.Addr, id string) error {
 	ipt, err := t.at(family)
 	if err != nil {
 		return err

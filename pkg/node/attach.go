@@ -1,0 +1,173 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
+)
+
+// Attach records who holds the container's addresses, and redirects them. It needs nothing but the node's kernel and file
+// system. After an error there is neither a rule nor a record of the attachment; the error is an *Error.
+//
+// The record is written before the rules that it lists: whoever is killed in between leaves a record by which a later ADD,
+// DEL or round of the agent finds what stands.
+func (n *Node) Attach(ctx context.Context, r Request) (*attachment.Record, error) {
+	p, err := n.plan(r)
+	if err != nil {
+		return nil, err
+	}
+	prog, err := n.program(p)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := n.shared(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	return p.Record, n.attach(ctx, p, prog)
+}
+
+// program is how a plan's rules come about, checked as far as that goes without changing anything.
+func (n *Node) program(p *plan) (func(context.Context) error, error) {
+	if p.Path == attachment.PathNetns {
+		p.Backend = string(redirect.NFTables)
+		return func(context.Context) error { return n.rules.AddInPod(rulesOf(p.Record)) }, nil
+	}
+	chosen, err := n.rules.Choose(n.Backend)
+	if err != nil {
+		return nil, about(State, err)
+	}
+	if err := p.choose(n, chosen); err != nil {
+		return nil, err
+	}
+	base := n.base(chosen.Has, p.Record)
+	if err := chosen.Open(base, rulesOf(p.Record)); err != nil {
+		return nil, about(Rules, err)
+	}
+	return func(ctx context.Context) error {
+		err := chosen.Add(ctx, base, rulesOf(p.Record))
+		if p.Mark != 0 && errors.Is(err, redirect.ErrUnsupported) {
+			return &Error{Bridge, fmt.Errorf("%s is a port of the bridge %s, bridge-nf is off, and no mark can be set at the port: %w",
+				p.HostLink.Name, p.HostLink.Bridge, err)}
+		}
+		return err
+	}, nil
+}
+
+func (n *Node) attach(ctx context.Context, p *plan, program func(context.Context) error) error {
+	if err := n.supersede(ctx, p.Record); err != nil {
+		return err
+	}
+	if err := n.records().Put(ctx, p.Record); err != nil {
+		return about(State, err)
+	}
+	if err := program(ctx); err != nil {
+		// What cannot be removed stays on record, for the DEL that the runtime sends after a failed ADD.
+		if err := n.tearDown(ctx, p.Record); err != nil {
+			n.Log.Error("failed ADD could not be undone", "attachment", p.ID(), "error", err)
+		}
+		return about(Rules, err)
+	}
+	return nil
+}
+
+// supersede removes the rules that an earlier ADD of the attachment made, and tears down other attachments that are on
+// record with one of its addresses: an address has one holder, so their DEL never came.
+func (n *Node) supersede(ctx context.Context, record *attachment.Record) error {
+	earlier, err := n.records().Get(record.ContainerID, record.IfName)
+	switch {
+	case err == nil:
+		err = n.remove(earlier)
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	default:
+		n.Log.Warn("record cannot be read; removing rules by their comment", "attachment", record.ID(), "error", err)
+		err = n.rules.RemoveLeftovers(record.ID())
+	}
+	if err != nil {
+		return about(Rules, err)
+	}
+	for _, ip := range record.IPs {
+		holder, err := n.records().Holder(ip)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			// Put takes the address away from it. Its rule matches this address only, and another interface.
+			n.Log.Warn("record of the address's former holder cannot be read", "ip", ip, "error", err)
+			continue
+		}
+		if holder.ID() == record.ID() {
+			continue
+		}
+		n.Log.Warn("address is reused without a DEL; tearing its former holder down", "ip", ip, "holder", holder.ID(),
+			"namespace", holder.Pod.Namespace, "pod", holder.Pod.Name)
+		if err := n.tearDown(ctx, holder); err != nil {
+			return about(Rules, err)
+		}
+	}
+	return nil
+}
+
+// Detach removes an attachment's rules and then its record. Nothing to remove is no error.
+func (n *Node) Detach(ctx context.Context, containerID, ifName string) error {
+	if attachment.Valid(containerID, ifName) != nil {
+		return nil // no ADD has taken it
+	}
+	if !n.stateless() {
+		unlock, err := n.shared(ctx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	record, err := n.records().Get(containerID, ifName)
+	if err == nil {
+		return n.tearDown(ctx, record)
+	}
+	id := attachment.ID(containerID, ifName)
+	if !errors.Is(err, fs.ErrNotExist) {
+		n.Log.Warn("record cannot be read; removing rules by their comment", "attachment", id, "error", err)
+	}
+	if err := n.rules.RemoveLeftovers(id); err != nil {
+		return err
+	}
+	return n.records().Delete(ctx, containerID, ifName)
+}
+
+// DetachAll detaches the attachments that gone says are. It goes on after an error, and returns all of them.
+func (n *Node) DetachAll(ctx context.Context, gone func(*attachment.Record) bool) error {
+	if n.stateless() {
+		return nil
+	}
+	unlock, err := n.shared(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	records, err := n.records().List()
+	errs := []error{err}
+	for _, record := range records {
+		if gone(record) {
+			errs = append(errs, n.tearDown(ctx, record))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tearDown removes the rules before the record: without it they would be hard to find.
+func (n *Node) tearDown(ctx context.Context, record *attachment.Record) error {
+	if err := n.remove(record); err != nil {
+		return err
+	}
+	return n.records().Delete(ctx, record.ContainerID, record.IfName)
+}
+
+func (n *Node) remove(record *attachment.Record) error {
+	return n.rules.Remove(redirect.Form(record.Backend), rulesOf(record))
+}

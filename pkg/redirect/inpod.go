@@ -1,0 +1,89 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// inPod is the redirection in a pod's own network namespace, for an interface whose packets the host's rules do not see. It
+// stands in the pod's output, so a pod with NET_ADMIN can take it away: it is a help to a pod that wants its credentials, and
+// no boundary for one that wants others'.
+type inPod struct{ *nft }
+
+func (f *family) own() *nftables.Set {
+	return mapping(f.ipTable(), "own", f.addr, f.socket(), false)
+}
+
+func (p *inPod) tables(base Base) []table {
+	var tables []table
+	for _, f := range base.families() {
+		t, services := f.ipTable(), f.ipServices()
+		tables = append(tables, table{Table: t, sets: []*nftables.Set{services, f.own()}, chains: []chain{
+			hooked(t, "redirect", nftables.ChainTypeNAT, nftables.ChainHookOutput, redirectPriority,
+				nftRule{"in the pod", slices.Concat(f.toService(services), f.dnat(f.own(), f.load(f.saddr, reg0)))}),
+		}})
+	}
+	return tables
+}
+
+func (p *inPod) elements(base Base, a Attachment) []element {
+	var elements []element
+	for _, m := range base.Metadata {
+		elements = append(elements, nodes(familyOf(m.Addr()).ipServices(), socketBytes(m)))
+	}
+	for _, r := range a.Redirections {
+		elements = append(elements, element{familyOf(r.Source).own(), nftables.SetElement{Key: addrBytes(r.Source), Val: socketBytes(r.Proxy), Comment: a.ID}})
+	}
+	return elements
+}
+
+// podBase is what of a base concerns an attachment inside its pod: there is no guard, and nothing that others ask.
+func podBase(a Attachment) Base { return Base{Metadata: a.services()} }
+
+// AddInPod makes the attachment's redirections inside its pod. It takes nftables in the kernel; the error is ErrUnsupported
+// without it.
+func (n *Node) AddInPod(a Attachment) error {
+	return n.within(a, func(p *inPod) error {
+		base := podBase(a)
+		return p.replace(p.tables(base), p.elements(base, a), a.ID)
+	})
+}
+
+// MissingInPod names what is wanted inside the pod and not there.
+func (n *Node) MissingInPod(a Attachment) (missing []string, err error) {
+	err = n.within(a, func(p *inPod) error {
+		s, err := p.read(true)
+		if err == nil {
+			base := podBase(a)
+			missing = s.missing(p.tables(base), p.elements(base, a))
+		}
+		return err
+	})
+	return missing, err
+}
+
+// removeInPod removes the redirections inside the pod. A namespace that is gone took them along.
+func (n *Node) removeInPod(a Attachment) error {
+	err := n.within(a, func(p *inPod) error { return p.removeLeftovers(a.ID) })
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return err
+}
+
+func (n *Node) within(a Attachment, do func(*inPod) error) error {
+	if err := a.validateID(); err != nil {
+		return err
+	}
+	p := &inPod{&nft{netns: a.Netns}}
+	defer p.close()
+	if err := do(p); err != nil {
+		return fmt.Errorf("network namespace %s: %w", a.Netns, err)
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package redirect
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// NFTablesBackend programs rules by netlink: tables of its own, one transaction for an ADD and one for a DEL, no process
+// run and no command on the node. The rules never change: pods are elements of the sets and maps that the rules look into,
+// so a packet's way is as long with one pod as with a thousand. It is not for concurrent use.
+type NFTablesBackend struct{ ports *ports }
+
+// redirectPriority puts the chain before those of other programs in destination NAT (-100), where the first to translate a
+// connection has it.
+const redirectPriority = -110
+
+// guardPriority is that of mangle. What comes later cannot take the guard's verdict back: a drop is final in whichever
+// chain, an accept only in its own.
+const guardPriority = -150
+
+// Form implements Backend.
+func (t *NFTablesBackend) Form() Form { return NFTables }
+
+// Has implements Backend. The kernel is not asked: what it lacks shows at Add.
+func (t *NFTablesBackend) Has(netip.Addr) error { return nil }
+
+// Open implements Backend.
+func (t *NFTablesBackend) Open(_ Base, a Attachment) error { return a.validate() }
+
+// The sets of the families' tables.
+func (f *family) ipServices() *nftables.Set { return set(f.ipTable(), "metadata", f.socket(), true) }
+func (f *family) routed() *nftables.Set {
+	return mapping(f.ipTable(), "routed", f.holder(), f.socket(), true)
+}
+func (f *family) bridged() *nftables.Set {
+	return mapping(f.ipTable(), "bridged", f.addr, f.socket(), false)
+}
+
+// tables are those of the base, and of the bridge where there is one. With the guard, a family is guarded that nothing is
+// redirected in.
+func (t *NFTablesBackend) tables(base Base, bridged bool) []table {
+	var tables []table
+	if bridged {
+		tables = t.ports.tables(base)[:1]
+	}
+	for _, f := range base.families() {
+		own := f.ipTable()
+		services := f.ipServices()
+		to := f.toService(services)
+		key := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0}, f.load(f.saddr, reg0+nameRegs)}
+		chains := []chain{
+			hooked(own, "redirect", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, redirectPriority,
+				nftRule{"by the veth", slices.Concat(to, f.dnat(f.routed(), key...))},
+				nftRule{fmt.Sprintf("by the port, mark %#x", base.mark()), slices.Concat(to, marked(base.mark()), f.dnat(f.bridged(), f.load(f.saddr, reg0)))}),
+			f.unmark(own, base),
+		}
+		if base.Guard {
+			chains = append(chains, hooked(own, "guard", nftables.ChainTypeFilter, nftables.ChainHookForward, guardPriority,
+				nftRule{"guard", append(slices.Clone(to), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})}))
+		}
+		tables = append(tables, table{Table: own, sets: []*nftables.Set{services, f.routed(), f.bridged()}, chains: chains})
+	}
+	return tables
+}
+
+// services are the elements that are the node's.
+func (t *NFTablesBackend) services(base Base, bridged bool) []element {
+	var elements []element
+	if bridged {
+		elements = t.ports.services(base)
+	}
+	for _, m := range base.Metadata {
+		elements = append(elements, nodes(familyOf(m.Addr()).ipServices(), socketBytes(m)))
+	}
+	return elements
+}
+
+// elements are the attachment's.
+func (t *NFTablesBackend) elements(a Attachment) []element {
+	elements := t.ports.elements(a)
+	for _, r := range a.Redirections {
+		elements = append(elements, a.element(r))
+	}
+	return elements
+}
+
+func (a Attachment) element(r Redirection) element {
+	f := familyOf(r.Source)
+	if a.Bridged {
+		return element{f.bridged(), nftables.SetElement{Key: addrBytes(r.Source), Val: socketBytes(r.Proxy), Comment: a.ID}}
+	}
+	return element{f.routed(), nftables.SetElement{Key: holderBytes(a.HostLink, r.Source), Val: socketBytes(r.Proxy), Comment: a.ID}}
+}
+
+// Add implements Backend. The base comes along each time: it is a few rules, and nothing has to be asked about them.
+func (t *NFTablesBackend) Add(_ context.Context, base Base, a Attachment) error {
+	if err := t.Open(base, a); err != nil {
+		return err
+	}
+	return t.ports.replace(t.tables(base, a.Bridged), append(t.services(base, a.Bridged), t.elements(a)...), a.ID)
+}
+
+func (t *NFTablesBackend) remove(a Attachment) (absent []Redirection, err error) {
+	gone, err := t.ports.removeAll(a.ID)
+	for _, r := range a.Redirections {
+		e := a.element(r)
+		if !slices.ContainsFunc(gone, func(g element) bool { return placeOf(g.set) == placeOf(e.set) && string(g.Key) == string(e.Key) }) {
+			absent = append(absent, r)
+		}
+	}
+	return absent, err
+}
+
+func (t *NFTablesBackend) removeLeftovers(id string) error { return t.ports.removeLeftovers(id) }
+
+// Missing implements Backend.
+func (t *NFTablesBackend) Missing(base Base, a Attachment) ([]string, error) {
+	s, err := t.ports.read(true)
+	if err != nil {
+		return nil, err
+	}
+	return s.missing(t.tables(base, a.Bridged), append(t.services(base, a.Bridged), t.elements(a)...)), nil
+}
+
+// missing names what is wanted and does not stand.
+func (s *standing) missing(tables []table, wanted []element) []string {
+	missing := s.lacks(tables)
+	for _, e := range wanted {
+		if !s.holds(e) {
+			missing = append(missing, e.String())
+		}
+	}
+	return missing
+}
+
+// String names an element for people.
+func (e element) String() string {
+	where := fmt.Sprintf("in %s of table %s %s", e.set.Name, familyName(e.set.Table.Family), Table)
+	key := e.Key
+	var link string
+	if len(key) > unix.IFNAMSIZ+4 || len(key) == unix.IFNAMSIZ+4 && e.set.KeyType.Name == family4.holder().Name {
+		link = unix.ByteSliceToString(key[:unix.IFNAMSIZ])
+		key = key[unix.IFNAMSIZ:]
+	}
+	what := e.Comment
+	if link != "" {
+		what += " by " + link
+	}
+	for _, n := range []int{16, 4} {
+		if len(key) >= n && (len(key) == n || len(key) == n+4) {
+			ip, _ := netip.AddrFromSlice(key[:n])
+			what += " from " + ip.String()
+			break
+		}
+	}
+	if e.set.IsMap && len(e.Val) > 4 {
+		ip, _ := netip.AddrFromSlice(e.Val[:len(e.Val)-4])
+		port := e.Val[len(e.Val)-4:]
+		return fmt.Sprintf("redirection of %s to %s %s", what, netip.AddrPortFrom(ip, uint16(port[0])<<8|uint16(port[1])), where)
+	}
+	return fmt.Sprintf("entry of %s %s", what, where)
+}

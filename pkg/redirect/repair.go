@@ -1,0 +1,222 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Wanted is what a node's rules are to be.
+type Wanted struct {
+	Base Base
+	// Chosen is the form that the base is wanted in, besides those that attachments are in.
+	Chosen Form
+	// Attachments are all of the node, by the form of their rules, but for those that are redirected inside their pod.
+	Attachments map[Form][]Attachment
+	// Everywhere has forms looked at, too, that nothing is wanted in.
+	Everywhere bool
+}
+
+// Repair makes the node's rules what is wanted: it makes what is missing, removes what carries the identity of an attachment
+// that is none of the wanted, and leaves all else alone. What it did is in the list, a line each; it looks only, where dry
+// is true. Where nothing is wrong it costs one process run for each family of each form of iptables that is in use.
+func (n *Node) Repair(ctx context.Context, w Wanted, dry bool) ([]string, error) {
+	did, err := n.repairNFT(w, dry)
+	errs := []error{err}
+	for _, form := range []Form{NFT, Legacy} {
+		inUse := form == w.Chosen || len(w.Attachments[form]) > 0
+		if !inUse && !w.Everywhere {
+			continue
+		}
+		t, err := n.IPTables(form)
+		if err != nil {
+			if inUse {
+				errs = append(errs, err)
+			}
+			continue
+		}
+		base := w.Base
+		if !inUse {
+			base = Base{}
+		}
+		lines, err := t.repair(ctx, base, w.Attachments[form], dry)
+		did, errs = append(did, lines...), append(errs, err)
+	}
+	return did, errors.Join(errs...)
+}
+
+// repairNFT is for what stands in nftables: all of it is looked at together, for the bridge's table is everybody's.
+func (n *Node) repairNFT(w Wanted, dry bool) ([]string, error) {
+	own := &NFTablesBackend{n.bridges()}
+	var wanted []element
+	bridged, essential := false, false
+	for form, attachments := range w.Attachments {
+		for _, a := range attachments {
+			bridged = bridged || a.Bridged
+			if form == NFTables {
+				wanted = append(wanted, own.elements(a)...)
+			} else {
+				essential = essential || a.Mark != 0
+				wanted = append(wanted, n.ports.elements(a)...)
+			}
+		}
+	}
+	var tables []table
+	switch {
+	case w.Chosen == NFTables || len(w.Attachments[NFTables]) > 0:
+		tables, essential = own.tables(w.Base, bridged), true
+		wanted = append(wanted, own.services(w.Base, bridged)...)
+	case bridged:
+		tables = n.ports.tables(w.Base)
+		wanted = append(wanted, n.ports.services(w.Base)...)
+	}
+	did, err := n.ports.repair(tables, wanted, dry)
+	if errors.Is(err, ErrUnsupported) && !essential {
+		return nil, nil
+	}
+	return did, err
+}
+
+// repair is Repair for one form of iptables.
+func (t *IPTables) repair(ctx context.Context, base Base, attachments []Attachment, dry bool) ([]string, error) {
+	var did []string
+	var errs []error
+	for _, any := range []netip.Addr{anyIPv4, anyIPv6} {
+		var metadata netip.AddrPort
+		for _, m := range base.Metadata {
+			if m.Addr().Is6() == any.Is6() {
+				metadata = m
+			}
+		}
+		if err := t.Has(any); err != nil {
+			if metadata.IsValid() {
+				errs = append(errs, err)
+			}
+			continue
+		}
+		if !metadata.IsValid() && !used(t.form, any.Is6(), "nat") {
+			continue
+		}
+		lines, err := t.repairFamily(ctx, any.Is6(), metadata, base.Guard, attachments, dry)
+		did, errs = append(did, lines...), append(errs, err)
+	}
+	return did, errors.Join(errs...)
+}
+
+func (t *IPTables) repairFamily(ctx context.Context, v6 bool, metadata netip.AddrPort, guard bool, attachments []Attachment, dry bool) ([]string, error) {
+	s, err := t.save(ctx, v6)
+	if err != nil {
+		return nil, err
+	}
+	var wanted []rule
+	for _, a := range attachments {
+		if err := a.validate(); err != nil {
+			return nil, err
+		}
+		for _, r := range a.Redirections {
+			if r.Source.Is6() == v6 {
+				wanted = append(wanted, a.rule(r))
+			}
+		}
+	}
+	var did []string
+	if metadata.IsValid() {
+		for _, r := range baseRules(metadata, guard, len(wanted) > 0) {
+			if !s.holds(r) {
+				did = append(did, fmt.Sprintf("missing: %s (%s)", r.what, t.form))
+			}
+		}
+	}
+	wrongBase := len(did) > 0
+	changes := new(script)
+	there := make(map[string]int)
+	for _, r := range wanted {
+		there[canon(r.spec)]++
+	}
+	for _, words := range s.rules["nat "+Chain] {
+		key := canon(words)
+		if there[key] > 0 {
+			there[key]--
+			continue
+		}
+		// A rule without an identity is not ours to judge.
+		if id := commentOf(words); strings.Contains(id, "@") {
+			did = append(did, fmt.Sprintf("stale: rule of %s (%s)", id, t.form))
+			changes.add("-D", rule{table: "nat", chain: Chain, spec: words})
+		}
+	}
+	for _, r := range wanted {
+		if key := canon(r.spec); there[key] > 0 {
+			there[key]--
+			did = append(did, fmt.Sprintf("missing: %s (%s)", r.what, t.form))
+			changes.add("-A", r)
+		}
+	}
+	if dry || len(did) == 0 {
+		return did, nil
+	}
+	if wrongBase {
+		ipt, err := t.at(metadata.Addr())
+		if err != nil {
+			return did, err
+		}
+		if err := t.makeBase(ctx, ipt, metadata, guard, len(wanted) > 0); err != nil {
+			return did, err
+		}
+	}
+	return did, t.restore(ctx, v6, changes)
+}
+
+// saved is what stands of the chains that we have rules in.
+type saved struct {
+	rules map[string][][]string // the words of a rule without quotes, by table and chain
+}
+
+// save reads all tables of a family in one run. (iptables-save makes no table that is not there.)
+func (t *IPTables) save(ctx context.Context, v6 bool) (*saved, error) {
+	command, err := t.find(t.form, v6)
+	if err != nil {
+		return nil, err
+	}
+	out, err := run(ctx, "", command+"-save")
+	if err != nil {
+		return nil, err
+	}
+	s := &saved{rules: make(map[string][][]string)}
+	ours := []string{"nat " + Chain, "nat PREROUTING", "filter FORWARD", "mangle POSTROUTING"}
+	table := ""
+	for line := range strings.Lines(out) {
+		if name, ok := strings.CutPrefix(line, "*"); ok {
+			table = strings.TrimSpace(name)
+			continue
+		}
+		spec, ok := strings.CutPrefix(line, "-A ")
+		if !ok {
+			continue
+		}
+		name, spec, _ := strings.Cut(spec, " ")
+		if at := table + " " + name; slices.Contains(ours, at) {
+			s.rules[at] = append(s.rules[at], unquoted(strings.Fields(spec)))
+		}
+	}
+	return s, nil
+}
+
+func unquoted(words []string) []string {
+	for i := range words {
+		words[i] = strings.Trim(words[i], `"`)
+	}
+	return words
+}
+
+func (s *saved) holds(r rule) bool {
+	want := canon(r.spec)
+	return slices.ContainsFunc(s.rules[r.table+" "+r.chain], func(words []string) bool { return canon(words) == want })
+}
+
+// canon makes two spellings of a rule one: the commands list the options of a rule in an order of their own, and no word of
+// ours is an option's in one place and another's in another.
+func canon(words []string) string { return strings.Join(slices.Sorted(slices.Values(words)), " ") }
