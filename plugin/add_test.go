@@ -149,11 +149,12 @@ func TestAddTwice(t *testing.T) {
 			t.Error(diff)
 		}
 		// The second one of another configuration, in the other form.
-		n.backend = map[string]string{"iptables-nft": "iptables-legacy", "iptables-legacy": "iptables-nft"}[n.backend]
+		n.backend = map[string]string{"iptables-nft": "iptables-legacy", "iptables-legacy": "nftables", "nftables": "iptables-nft"}[n.backend]
 		args := n.args("c1", n.pod, pod4)
 		args.StdinData = n.conf(map[string]any{"proxyPort": 9999, "proxyIP": "192.168.7.9", "prevResult": decode(t, args.StdinData).(map[string]any)["prevResult"]})
 		n.must(n.add(args))
-		if ours := n.ours(); len(ours) != 1 || !strings.Contains(ours[0], n.backend) || !strings.Contains(ours[0], "192.168.7.9:9999") {
+		if ours := n.ours(); len(ours) != 1 || strings.HasPrefix(ours[0], "nft ") != (n.backend == "nftables") || n.backend != "nftables" && !strings.Contains(ours[0], n.backend) ||
+			!strings.Contains(strings.ReplaceAll(ours[0], " . ", ":"), "192.168.7.9:9999") {
 			t.Errorf("got %s", strings.Join(ours, "\n"))
 		}
 		if diff := cmp.Diff([]string{"attachments/c1@eth0.json", "by-ip/" + pod4}, n.state()); diff != "" {
@@ -191,16 +192,11 @@ func TestAddressIsReused(t *testing.T) {
 // that was killed.
 func TestAddAfterDeath(t *testing.T) {
 	for name, kill := range map[string]func(*testNode){
-		"the record without rules": func(n *testNode) { n.run(n.backend + " -t nat -F KUBE2IAM-CNI") },
+		"the record without rules": func(n *testNode) { n.flush("redirections") },
 		"an unreadable record with rules": func(n *testNode) {
 			n.must(os.WriteFile(filepath.Join(n.stateDir, "attachments", "c1@eth0.json"), nil, 0o644))
 		},
-		"neither base nor rules": func(n *testNode) {
-			n.run(n.backend + " -t nat -F")
-			n.run(n.backend + " -t nat -X")
-			n.run(n.backend + " -t mangle -F")
-			n.run(n.backend + " -F")
-		},
+		"neither base nor rules": func(n *testNode) { n.flush("all") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			datapaths(t, func(t *testing.T, n *testNode) {
@@ -216,6 +212,24 @@ func TestAddAfterDeath(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// flush is what somebody else does to the node's rules: it takes all redirections away, or all rules there are.
+func (n *testNode) flush(what string) {
+	n.Helper()
+	switch {
+	case n.backend == "nftables" && what == "redirections":
+		n.run("nft flush map ip kube2iam-cni " + map[string]string{"routed": "routed", "bridged": "bridged"}[n.kind])
+	case n.backend == "nftables":
+		n.run("nft flush ruleset")
+	case what == "redirections":
+		n.run(n.backend + " -t nat -F KUBE2IAM-CNI")
+	default:
+		n.run(n.backend + " -t nat -F")
+		n.run(n.backend + " -t nat -X")
+		n.run(n.backend + " -t mangle -F")
+		n.run(n.backend + " -F")
 	}
 }
 

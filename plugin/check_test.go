@@ -25,9 +25,14 @@ func TestCheck(t *testing.T) {
 		wantCode(t, n.check(args), types.ErrInvalidNetworkConfig, "prevResult is missing")
 
 		args = n.args("c1", n.pod, pod4, pod6)
-		n.run(n.backend + " -t nat -F KUBE2IAM-CNI")
-		n.run(n.backend + " -F FORWARD")
-		wantCode(t, n.check(args), codeCheck, "no redirection of 10.1.0.5 to 192.168.7.2:8181", "no guard in filter FORWARD")
+		n.flush("redirections")
+		if n.backend == "nftables" {
+			n.run("nft flush chain ip kube2iam-cni guard")
+			wantCode(t, n.check(args), codeCheck, "no redirection of c1@eth0", "10.1.0.5", "192.168.7.2:8181", "no guard in table ip kube2iam-cni")
+		} else {
+			n.run(n.backend + " -F FORWARD")
+			wantCode(t, n.check(args), codeCheck, "no redirection of 10.1.0.5 to 192.168.7.2:8181", "no guard in filter FORWARD")
+		}
 		n.ip(n.host, "link set veth0 down", "link set veth0 name veth9")
 		wantCode(t, n.check(args), codeCheck, "veth9", "veth0")
 		n.ip(n.host, "link del veth9")

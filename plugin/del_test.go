@@ -87,7 +87,7 @@ func TestDelOfNobody(t *testing.T) {
 
 // TestDelThatFails is the one error that stops the chain, and one that must not.
 func TestDelThatFails(t *testing.T) {
-	datapaths(t, func(t *testing.T, n *testNode) {
+	iptablesDatapaths(t, func(t *testing.T, n *testNode) {
 		n.must(n.add(n.args("c1", n.pod, pod4)))
 		rules, state := n.rules(), n.state()
 

@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -231,7 +233,39 @@ func (n *testNode) rules() string {
 			}
 		}
 	}
-	return strings.Join(kept, "\n")
+	return strings.Join(append(kept, n.nftables()...), "\n")
+}
+
+var (
+	nftSet      = regexp.MustCompile(`(?s)(?:set|map) (\w+) \{.*?\n\t\}`)
+	nftElements = regexp.MustCompile(`(?s)elements = \{(.*?)\}`)
+)
+
+// nftables is our tables' rules, and after them the elements of each set, a line each, in order.
+func (n *testNode) nftables() []string {
+	n.Helper()
+	var lines []string
+	for _, family := range []string{"bridge", "ip", "ip6"} {
+		out, err := exec.Command("nft", "list", "table", family, "kube2iam-cni").CombinedOutput()
+		if err != nil {
+			if !strings.Contains(string(out), "No such file or directory") {
+				n.Fatalf("nft: %v\n%s", err, out)
+			}
+			continue
+		}
+		var elements []string
+		for _, set := range nftSet.FindAllStringSubmatch(string(out), -1) {
+			if list := nftElements.FindStringSubmatch(set[0]); list != nil {
+				for _, e := range strings.Split(list[1], ",") {
+					elements = append(elements, "nft "+family+" "+set[1]+": "+strings.TrimSpace(e))
+				}
+			}
+		}
+		slices.Sort(elements)
+		rules := nftSet.ReplaceAllString(string(out), "$1")
+		lines = append(append(lines, strings.Split(rules, "\n")...), elements...)
+	}
+	return lines
 }
 
 // ours are the rules with which the pods are redirected.
@@ -239,7 +273,7 @@ func (n *testNode) ours() []string {
 	n.Helper()
 	var ours []string
 	for line := range strings.Lines(n.rules()) {
-		if strings.Contains(line, "-A KUBE2IAM-CNI") {
+		if strings.Contains(line, "-A KUBE2IAM-CNI") || strings.Contains(line, " : 192.168.7.") || strings.Contains(line, " : fd00:7:") {
 			ours = append(ours, strings.TrimSpace(line))
 		}
 	}

@@ -27,7 +27,7 @@ func TestAddRollsBack(t *testing.T) {
 		"the result can't be given": {func(n *testNode) { n.stdout = broken{} }, types.ErrIOFailure},
 	} {
 		t.Run(name, func(t *testing.T) {
-			datapaths(t, func(t *testing.T, n *testNode) {
+			iptablesDatapaths(t, func(t *testing.T, n *testNode) {
 				n.must(n.add(n.args("c0", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
 				rules, state := n.rules(), n.state()
 				n.out.Reset()

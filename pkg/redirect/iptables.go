@@ -170,10 +170,6 @@ func (t *IPTables) remove(a Attachment) (absent []Redirection, err error) {
 		return nil, err
 	}
 	var errs []error
-	if a.Bridged {
-		// It can do no harm, if there is a reason why it cannot go: it matches the port and the address.
-		errs = append(errs, t.ports.remove(a))
-	}
 	families := make(map[bool][]Redirection)
 	for _, r := range a.Redirections {
 		families[r.Source.Is6()] = append(families[r.Source.Is6()], r)
@@ -194,7 +190,11 @@ func (t *IPTables) remove(a Attachment) (absent []Redirection, err error) {
 		missing, err := t.removeEach(a, redirections)
 		absent, errs = append(absent, missing...), append(errs, err)
 	}
-	return absent, errors.Join(errs...)
+	err = errors.Join(errs...)
+	if err == nil && a.Bridged {
+		err = t.ports.remove(a)
+	}
+	return absent, err
 }
 
 func (t *IPTables) removeEach(a Attachment, redirections []Redirection) (absent []Redirection, err error) {
