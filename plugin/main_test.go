@@ -119,7 +119,12 @@ func TestProgram(t *testing.T) {
 		"no argument":     {nil, 0, "chained CNI plugin"},
 		"help":            {[]string{"--help"}, 0, "chained CNI plugin"},
 		"version":         {[]string{"--version"}, 0, "kube2iam-cni unknown (commit unknown, built unknown)"},
-		"unknown command": {[]string{"agent"}, 1, `unknown command "agent"`},
+		"unknown command": {[]string{"agents"}, 1, `unknown command "agents"`},
+		"agent":           {[]string{"agent", "--help"}, 0, "adopt, repair, collect, guard"},
+		"agent's backend": {[]string{"agent", "--backend", "ipvs"}, 1, `backend: "ipvs" is not`},
+		"agent's mark":    {[]string{"agent", "--mark", "0"}, 1, `mark: "0" is not`},
+		"agent's pace":    {[]string{"agent", "--interval", "1ms"}, 1, "--interval 1ms"},
+		"agent's words":   {[]string{"agent", "now"}, 1, `unexpected argument "now"`},
 		"unknown flag":    {[]string{"--what"}, 1, "what"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -160,7 +165,7 @@ func TestHelpIsTrue(t *testing.T) {
 	}
 	defaults := parse(entry)
 	keys := regexp.MustCompile(`(?m)^  ("\w+": \S+)`).FindAllString(description[end:], -1)
-	if len(keys) != 6 {
+	if len(keys) != 8 {
 		t.Errorf("the help explains %q", keys)
 	}
 	var said map[string]any

@@ -3,11 +3,9 @@ package main
 import (
 	"io"
 	"log/slog"
-	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
@@ -44,24 +42,11 @@ func request(conf *netconf.Config, args *skel.CmdArgs) (node.Request, error) {
 		return node.Request{}, cniError(types.ErrInvalidNetworkConfig, "chain kube2iam-cni after the plugin that makes the interface",
 			"prevResult is missing")
 	}
-	ips, err := addresses(conf.PrevResult)
+	ips, err := node.ResultIPs(conf.PrevResult)
 	if err != nil {
 		return node.Request{}, cniError(types.ErrDecodingFailure, "", "prevResult: %v", err)
 	}
 	return node.Request{
 		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns, Network: conf.Name, Pod: attachment.Pod(pod), IPs: ips,
 	}, nil
-}
-
-func addresses(prevResult types.Result) ([]netip.Addr, error) {
-	result, err := types100.NewResultFromResult(prevResult)
-	if err != nil {
-		return nil, err
-	}
-	var ips []netip.Addr
-	for _, config := range result.IPs {
-		ip, _ := netip.AddrFromSlice(config.Address.IP)
-		ips = append(ips, ip.Unmap())
-	}
-	return ips, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 
 	"github.com/urfave/cli/v2"
 )
@@ -14,10 +15,11 @@ func program() *cli.App {
 	return &cli.App{
 		Name:            "kube2iam-cni",
 		Usage:           "chained CNI plugin that gives each pod the AWS credentials of its own role",
-		UsageText:       "a container runtime runs this binary with CNI_COMMAND set; see below for its configuration",
+		UsageText:       "a container runtime runs this binary with CNI_COMMAND set; see below for its configuration\nkube2iam-cni agent [options]",
 		Description:     description,
 		Version:         version,
 		HideHelpCommand: true,
+		Commands:        []*cli.Command{agentCommand(os.Stderr)},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("unknown command %q; see kube2iam-cni --help", c.Args().First())
@@ -57,6 +59,11 @@ Keys of the entry, with their defaults; any other key is refused:
   "metadataIP": "169.254.169.254"     the service that is redirected; for pods with an IPv6 address
                                       [fd00:ec2::254] is, too
   "stateDir": "/run/kube2iam-cni"     where the proxy finds who holds which address
-  "backend": "auto"                   "iptables", "iptables-nft" or "iptables-legacy"; "auto" is the
-                                      form that the node's Kubernetes rules stand in
-  "guard": true                       refuse what is forwarded to the service without being redirected`
+  "backend": "auto"                   "iptables", "iptables-nft", "iptables-legacy" or "nftables" (by
+                                      netlink, without a command); "auto" is the form of iptables that
+                                      the node's Kubernetes rules stand in, or nftables without one
+  "guard": true                       refuse what is forwarded to the service without being redirected
+  "mark": "0x1000"                    bits that nothing else on the node marks packets with; set on
+                                      bridged packets between the bridge and their redirection
+  "path": "auto"                      "netns" makes the redirection inside the pod, where its packets
+                                      pass by the host's rules; "auto" does so if there is no veth`

@@ -115,7 +115,8 @@ func sessionKey(o *options, log *slog.Logger) []byte {
 }
 
 // destinations lets through what was bound for the metadata service's addresses, or for another one that the record of the
-// source's attachment says was redirected.
+// source's attachment says was redirected. An attachment that is redirected inside its pod comes without a redirection that
+// this node's kernel knows of: from it, and from it alone, connections are taken that were dialled here.
 func destinations(records *attachment.Index, configured netip.Addr) imds.Destinations {
 	const httpPort = 80
 	known := []netip.AddrPort{
@@ -134,7 +135,8 @@ func destinations(records *attachment.Index, configured netip.Addr) imds.Destina
 			return false
 		}
 		return slices.ContainsFunc(record.Redirects, func(r attachment.Redirect) bool {
-			return r.Source == source && r.Metadata == destination && r.Metadata != r.Proxy
+			inPod := record.Path == attachment.PathNetns && r.Proxy == destination
+			return r.Source == source && (inPod || r.Metadata == destination && r.Metadata != r.Proxy)
 		})
 	}
 }

@@ -48,12 +48,17 @@ external() {
 }
 
 directories=()
-external "plugins-$plugins" \
+external "plugins-$plugins-2" \
   "github.com/containernetworking/plugins/plugins/main/bridge@$plugins" \
   "github.com/containernetworking/plugins/plugins/main/ptp@$plugins" \
   "github.com/containernetworking/plugins/plugins/main/loopback@$plugins" \
   "github.com/containernetworking/plugins/plugins/ipam/host-local@$plugins" \
-  "github.com/containernetworking/plugins/plugins/meta/portmap@$plugins"
+  "github.com/containernetworking/plugins/plugins/meta/portmap@$plugins" \
+  "github.com/containernetworking/plugins/plugins/meta/firewall@$plugins" \
+  "github.com/containernetworking/plugins/plugins/meta/bandwidth@$plugins" \
+  "github.com/containernetworking/plugins/plugins/meta/tuning@$plugins" \
+  "github.com/containernetworking/plugins/plugins/main/macvlan@$plugins" \
+  "github.com/containernetworking/plugins/plugins/main/ipvlan@$plugins"
 external "ec2-metadata-mock-$ec2_metadata_mock" \
   "github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock@$ec2_metadata_mock"
 
@@ -64,8 +69,8 @@ if [[ ${1:-} != external ]]; then
   mkdir -p "$own"
   [[ -e $own/kube2iam-proxy ]] || say "building kube2iam-cni and kube2iam-proxy"
   cd "$repository"
-  in_group go build -buildvcs=false -ldflags '-s -w' -o "$own/kube2iam-cni" ./plugin
-  in_group go build -buildvcs=false -ldflags '-s -w' -o "$own/kube2iam-proxy" ./proxy
+  in_group go build -buildvcs=false -tags urfave_cli_no_docs -ldflags '-s -w' -o "$own/kube2iam-cni" ./plugin
+  in_group go build -buildvcs=false -tags urfave_cli_no_docs -ldflags '-s -w' -o "$own/kube2iam-proxy" ./proxy
   directories+=("$own")
 fi
 

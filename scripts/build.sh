@@ -10,7 +10,7 @@ commit=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
 date=${DATE:-$(git log -1 --format=%cI 2>/dev/null || echo unknown)}
 export CGO_ENABLED=0
 for cmd in plugin:kube2iam-cni proxy:kube2iam-proxy; do
-  in_group go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version -X main.commit=$commit -X main.date=$date" \
+  in_group go build -trimpath -buildvcs=false -tags urfave_cli_no_docs -ldflags "-s -w -X main.version=$version -X main.commit=$commit -X main.date=$date" \
     -o "$out/${cmd#*:}" "./${cmd%:*}"
   echo "built $out/${cmd#*:} $version"
 done

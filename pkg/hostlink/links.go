@@ -2,8 +2,11 @@ package hostlink
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,4 +27,25 @@ func Links() (map[int]string, error) {
 		links[l.Attrs().Index] = l.Attrs().Name
 	}
 	return links, nil
+}
+
+// Holds tells whether the interface in the namespace at netnsPath holds an address. It is false where there is no such
+// interface, or no namespace.
+func Holds(netnsPath, ifName string, ip netip.Addr) bool {
+	pod, err := netns.GetFromPath(netnsPath)
+	if err != nil {
+		return false
+	}
+	defer pod.Close()
+	h, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
+	if err != nil {
+		return false
+	}
+	defer h.Close()
+	link, err := h.LinkByName(ifName)
+	if err != nil {
+		return false
+	}
+	ips, err := addresses(h, link)
+	return err == nil && slices.Contains(ips, ip)
 }

@@ -3,6 +3,7 @@ package imds
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -130,6 +131,10 @@ func originalDestination(c *net.TCPConn) (netip.AddrPort, error) {
 	})
 	if err == nil {
 		err = sockErr
+	}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOPROTOOPT) {
+		// Nothing tracks connections here, so nothing redirected this one.
+		return addrPort(c.LocalAddr()), nil
 	}
 	return destination, err
 }

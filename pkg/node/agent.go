@@ -1,0 +1,233 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
+)
+
+// Agent keeps the node as the records say. What it finds wrong it looks at again under a lock that holds the plugin off, so
+// that no ADD or DEL under way is taken for a fault; where nothing is wrong it only looks.
+type Agent struct {
+	*Node
+	// Cache is libcni's, by which pods are adopted that came before the plugin.
+	Cache Cache
+	// Links are the host's interfaces, by index (hostlink.Links).
+	Links func() (map[int]string, error)
+	// Holds tells whether an interface in a network namespace holds an address.
+	Holds func(netnsPath, ifName string, ip netip.Addr) bool
+	// Cut ends connections from pods to a service that were not redirected, and tells how many (conntrack.go).
+	Cut func(service netip.AddrPort) (int, error)
+	// Changes says that somebody changed rules of the kernel's nftables, iptables-nft's included. It may be nil.
+	Changes <-chan struct{}
+	// Interval is the time between two rounds where nothing says that anything changed.
+	Interval time.Duration
+
+	looked  bool              // in all forms, once
+	refused map[string]string // why attachments were not adopted, to be said once
+	unread  string            // what could not be read, to be said once
+}
+
+// settle is how long the agent waits after a change that somebody made: others often follow it, and its own are among them.
+const settle = 200 * time.Millisecond
+
+// Run makes rounds until ctx ends. A round that fails is logged, and the next comes all the same. It leaves everything as it
+// is when it ends.
+func (a *Agent) Run(ctx context.Context) error {
+	for {
+		if err := a.Round(ctx); err != nil && ctx.Err() == nil {
+			a.Log.Error("a round failed, in part or whole", "error", err)
+		}
+		a.Close()
+		timer := time.NewTimer(a.Interval)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		case <-a.Changes:
+			timer.Stop()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(settle):
+			}
+			select { // what came meanwhile is seen by the round
+			case <-a.Changes:
+			default:
+			}
+		}
+	}
+}
+
+// Round looks at everything once and puts right what is wrong: records and rules first, so that the node is guarded before
+// anything else, then the pods that have neither.
+func (a *Agent) Round(ctx context.Context) error {
+	mended, err := a.records().Mend(ctx)
+	a.said("mended the state directory", mended)
+	errs := []error{err, a.repair(ctx)}
+	adopted, err := a.adopt(ctx)
+	errs = append(errs, err)
+	if adopted > 0 {
+		errs = append(errs, a.cut())
+	}
+	return errors.Join(errs...)
+}
+
+// repair makes records and rules agree with the node and with each other.
+func (a *Agent) repair(ctx context.Context) error {
+	s, err := a.state()
+	if err != nil {
+		return err
+	}
+	did, err := s.repair(ctx, true)
+	inPod := a.undoneInPods(s)
+	if err == nil && len(did) == 0 && len(s.gone) == 0 && len(inPod) == 0 {
+		a.looked = true
+		return nil
+	}
+	// Again, while nobody changes anything.
+	unlock, err := a.exclusive(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s, err = a.state(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range s.gone {
+		a.Log.Info("collecting an attachment that is gone", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
+		errs = append(errs, a.tearDown(ctx, r))
+	}
+	did, err = s.repair(ctx, false)
+	a.said("repaired the node's rules", did)
+	errs = append(errs, err)
+	for _, r := range a.undoneInPods(s) {
+		a.Log.Info("repairing a redirection inside a pod", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
+		errs = append(errs, a.rules.AddInPod(rulesOf(r)))
+	}
+	if len(did) > 0 {
+		// While the guard was away, connections may have been made that it would have refused.
+		errs = append(errs, a.cut())
+	}
+	err = errors.Join(errs...)
+	a.looked = a.looked || err == nil
+	return err
+}
+
+// snapshot is the records, and what they ask of the node.
+type snapshot struct {
+	*Agent
+	live, gone []*attachment.Record
+	wanted     redirect.Wanted
+}
+
+func (a *Agent) state() (*snapshot, error) {
+	chosen, err := a.rules.Choose(a.Backend)
+	if err != nil {
+		return nil, about(State, err)
+	}
+	records, err := a.records().List()
+	if err != nil {
+		// Nobody is served by such a record, and no rule is kept for it.
+		if err.Error() != a.unread {
+			a.Log.Warn("records that cannot be read", "error", err)
+		}
+		a.unread = err.Error()
+	}
+	links, err := a.Links()
+	if err != nil {
+		return nil, err
+	}
+	s := &snapshot{Agent: a}
+	for _, r := range records {
+		if a.isGone(r, links) {
+			s.gone = append(s.gone, r)
+		} else {
+			s.live = append(s.live, r)
+		}
+	}
+	s.wanted = redirect.Wanted{
+		Base: a.base(chosen.Has, s.live...), Chosen: chosen.Form(), Everywhere: !a.looked, Attachments: make(map[redirect.Form][]redirect.Attachment),
+	}
+	for _, r := range s.live {
+		if r.Path != attachment.PathNetns {
+			form := redirect.Form(r.Backend)
+			s.wanted.Attachments[form] = append(s.wanted.Attachments[form], rulesOf(r))
+		}
+	}
+	return s, nil
+}
+
+// isGone tells an attachment whose interface is no more: for a veth, its host side of that name and index; for others, the
+// interface in the pod with one of its addresses.
+func (a *Agent) isGone(r *attachment.Record, links map[int]string) bool {
+	if r.HostLink.Index != 0 {
+		return links[r.HostLink.Index] != r.HostLink.Name
+	}
+	for _, ip := range r.IPs {
+		if a.Holds(r.Netns, r.IfName, ip) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *snapshot) repair(ctx context.Context, dry bool) ([]string, error) {
+	return s.rules.Repair(ctx, s.wanted, dry)
+}
+
+// undoneInPods are the attachments whose redirection inside the pod is not there.
+func (a *Agent) undoneInPods(s *snapshot) []*attachment.Record {
+	var undone []*attachment.Record
+	for _, r := range s.live {
+		if r.Path != attachment.PathNetns {
+			continue
+		}
+		if missing, err := a.rules.MissingInPod(rulesOf(r)); err != nil || len(missing) > 0 {
+			undone = append(undone, r)
+		}
+	}
+	return undone
+}
+
+func (a *Agent) exclusive(ctx context.Context) (func(), error) {
+	unlock, err := a.shared(ctx) // makes the directory
+	if err != nil {
+		return nil, err
+	}
+	unlock()
+	unlock, err = attachment.Lock(ctx, a.file("change.lock"))
+	return unlock, about(State, err)
+}
+
+// cut ends connections to the services that came about without a redirection.
+func (a *Agent) cut() error {
+	var errs []error
+	for _, service := range []netip.AddrPort{a.metadataFor(a.MetadataIP), a.metadataFor(metadata6)} {
+		n, err := a.Cut(service)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("tracked connections to %s: %w", service, err))
+		}
+		if n > 0 {
+			a.Log.Info("ended connections that were not redirected", "service", service, "connections", n)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// maxSaid bounds how much of what was done is said in one line.
+const maxSaid = 10
+
+func (a *Agent) said(what string, did []string) {
+	if len(did) == 0 {
+		return
+	}
+	a.Log.Info(what, "changes", len(did), "first", did[:min(len(did), maxSaid)])
+}
