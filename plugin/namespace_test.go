@@ -13,9 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +25,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
 )
 
 // testNode is a host, a pod and a metadata service, each in a network namespace that lives as long as the test. The test's
@@ -236,35 +235,14 @@ func (n *testNode) rules() string {
 	return strings.Join(append(kept, n.nftables()...), "\n")
 }
 
-var (
-	nftSet      = regexp.MustCompile(`(?s)(?:set|map) (\w+) \{.*?\n\t\}`)
-	nftElements = regexp.MustCompile(`(?s)elements = \{(.*?)\}`)
-)
-
-// nftables is our tables' rules, and after them the elements of each set, a line each, in order.
+// nftables is what stands in our tables.
 func (n *testNode) nftables() []string {
 	n.Helper()
-	var lines []string
-	for _, family := range []string{"bridge", "ip", "ip6"} {
-		out, err := exec.Command("nft", "list", "table", family, "kube2iam-cni").CombinedOutput()
-		if err != nil {
-			if !strings.Contains(string(out), "No such file or directory") {
-				n.Fatalf("nft: %v\n%s", err, out)
-			}
-			continue
-		}
-		var elements []string
-		for _, set := range nftSet.FindAllStringSubmatch(string(out), -1) {
-			if list := nftElements.FindStringSubmatch(set[0]); list != nil {
-				for _, e := range strings.Split(list[1], ",") {
-					elements = append(elements, "nft "+family+" "+set[1]+": "+strings.TrimSpace(e))
-				}
-			}
-		}
-		slices.Sort(elements)
-		rules := nftSet.ReplaceAllString(string(out), "$1")
-		lines = append(append(lines, strings.Split(rules, "\n")...), elements...)
-	}
+	lines, err := nftlist.Ours(func(args ...string) (string, error) {
+		out, err := exec.Command("nft", args...).CombinedOutput()
+		return string(out), err
+	})
+	n.must(err)
 	return lines
 }
 

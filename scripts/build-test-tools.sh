@@ -71,6 +71,7 @@ if [[ ${1:-} != external ]]; then
   cd "$repository"
   in_group go build -buildvcs=false -tags urfave_cli_no_docs -ldflags '-s -w' -o "$own/kube2iam-cni" ./plugin
   in_group go build -buildvcs=false -tags urfave_cli_no_docs -ldflags '-s -w' -o "$own/kube2iam-proxy" ./proxy
+  in_group go build -buildvcs=false -ldflags '-s -w' -o "$own/calicolike" ./test/calicolike
   directories+=("$own")
 fi
 

@@ -91,6 +91,16 @@ func isTCP() []expr.Any {
 	}
 }
 
+// noReset matches TCP packets that do not reset the connection (RFC 9293: the control bits are the header's octet 13).
+func noReset() []expr.Any {
+	const rst = 0x04
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 1, Mask: []byte{rst}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0}},
+	}
+}
+
 func (f *family) load(offset, register uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.addrLen}
 }

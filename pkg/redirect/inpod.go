@@ -24,7 +24,7 @@ func (p *inPod) tables(base Base) []table {
 	for _, f := range base.families() {
 		t, services := f.ipTable(), f.ipServices()
 		tables = append(tables, table{Table: t, sets: []*nftables.Set{services, f.own()}, chains: []chain{
-			hooked(t, "redirect", nftables.ChainTypeNAT, nftables.ChainHookOutput, redirectPriority,
+			hooked(t, "redirections", nftables.ChainTypeNAT, nftables.ChainHookOutput, redirectPriority,
 				nftRule{"in the pod", slices.Concat(f.toService(services), f.dnat(f.own(), f.load(f.saddr, reg0)))}),
 		}})
 	}

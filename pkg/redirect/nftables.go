@@ -55,7 +55,7 @@ func (t *NFTablesBackend) tables(base Base, bridged bool) []table {
 		to := f.toService(services)
 		key := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0}, f.load(f.saddr, reg0+nameRegs)}
 		chains := []chain{
-			hooked(own, "redirect", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, redirectPriority,
+			hooked(own, "redirections", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, redirectPriority,
 				nftRule{"by the veth", slices.Concat(to, f.dnat(f.routed(), key...))},
 				nftRule{fmt.Sprintf("by the port, mark %#x", base.mark()), slices.Concat(to, marked(base.mark()), f.dnat(f.bridged(), f.load(f.saddr, reg0)))}),
 			f.unmark(own, base),

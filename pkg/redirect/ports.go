@@ -15,7 +15,8 @@ import (
 //   - a request for the metadata service from a port's own address is marked, and one from an address that another port
 //     holds is dropped there, before bridge, ARP or routing (one from nobody's address meets the guard, which answers);
 //   - an answer of the service leaves by the port that holds the address, and by no other: whoever draws his neighbour's
-//     frames to himself, by claiming his address (ARP, NDP) or his MAC address, gets none;
+//     frames to himself, by claiming his address (ARP, NDP) or his MAC address, gets none (but a reset, which says nothing,
+//     and is the guard's quick word to a pod that holds no address yet);
 //   - no frame goes from port to port that is bound for the service, or claims to come from it: who poses as the gateway
 //     can neither pass requests on nor answer them, and where the way out is itself a port of the bridge, this is the guard.
 //
@@ -85,7 +86,7 @@ func (p *ports) tables(base Base) []table {
 			pass = append(pass, nftRule{"guard", append(to, verdict(expr.VerdictDrop))})
 		}
 		pass = append(pass, nftRule{"no port answers", append(from, verdict(expr.VerdictDrop))})
-		strange := slices.Concat(from, f.held(expr.MetaKeyOIFNAME, f.daddr, holders, true))
+		strange := slices.Concat(from, noReset(), f.held(expr.MetaKeyOIFNAME, f.daddr, holders, true))
 		leave = append(leave, nftRule{"answer to the holder's port only", append(strange, verdict(expr.VerdictDrop))})
 	}
 	bridge.chains = []chain{

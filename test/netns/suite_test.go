@@ -1,5 +1,5 @@
 // Package netns is the namespace suite: kube2iam-cni and kube2iam-proxy on a testbed, with the real bridge and ptp plugins
-// and both forms of iptables. Whatever a test does, at its end the real metadata service must not have been asked for
+// and each backend. Whatever a test does, at its end the real metadata service must not have been asked for
 // credentials but by the proxy for its own.
 package netns
 
@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -40,15 +41,16 @@ var tools = sync.OnceValues(func() (testbed.Tools, error) {
 // node is a testbed with the plugin chained.
 type node struct {
 	*testbed.Bed
-	t       *testing.T
-	backend string
-	primary string
+	t *testing.T
+	setup
 }
 
 // setup is one way to run the plugin.
 type setup struct {
 	primary, backend string
 	noBridgeNF       bool
+	ipv6             bool
+	chain            []testbed.Entry // in place of kube2iam-cni alone
 }
 
 func (s setup) String() string {
@@ -56,18 +58,33 @@ func (s setup) String() string {
 	if s.noBridgeNF {
 		name += " without bridge-nf"
 	}
+	if s.ipv6 {
+		name += ", dual stack"
+	}
 	return name + ", " + s.backend
 }
 
+// Each way of a pod's packets, with each backend.
 var setups = []setup{
-	{"bridge", "iptables-nft", false},
-	{"bridge", "iptables-legacy", false},
-	{"ptp", "iptables-nft", false},
-	{"ptp", "iptables-legacy", false},
+	{primary: "bridge", backend: "iptables-nft"},
+	{primary: "bridge", backend: "iptables-legacy"},
+	{primary: "bridge", backend: "nftables"},
+	{primary: "bridge", backend: "iptables-nft", noBridgeNF: true},
+	{primary: "bridge", backend: "iptables-legacy", noBridgeNF: true},
+	{primary: "bridge", backend: "nftables", noBridgeNF: true},
+	{primary: "ptp", backend: "iptables-nft"},
+	{primary: "ptp", backend: "iptables-legacy"},
+	{primary: "ptp", backend: "nftables"},
+	{primary: "calicolike", backend: "iptables-nft"},
+	{primary: "calicolike", backend: "nftables"},
 }
 
-// onEach runs the test on a node of its own for each setup.
+// few are for what does not depend on the way and the backend, or hardly.
+var few = []setup{setups[0], setups[5], setups[7]}
+
+// onEach runs the test on a node of its own for each setup, and onFew for each of few.
 func onEach(t *testing.T, test func(t *testing.T, n *node)) { onThese(t, setups, test) }
+func onFew(t *testing.T, test func(t *testing.T, n *node))  { onThese(t, few, test) }
 
 func onThese(t *testing.T, setups []setup, test func(t *testing.T, n *node)) {
 	t.Helper()
@@ -79,8 +96,12 @@ func onThese(t *testing.T, setups []setup, test func(t *testing.T, n *node)) {
 	for _, s := range setups {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
+			chain := s.chain
+			if chain == nil {
+				chain = []testbed.Entry{testbed.Kube2IAM(s.backend)}
+			}
 			b, err := testbed.New(t.Context(), testbed.Options{
-				Tools: built, Primary: s.primary, Chain: []testbed.Entry{testbed.Kube2IAM(s.backend)}, NoBridgeNF: s.noBridgeNF,
+				Tools: built, Primary: s.primary, Chain: chain, NoBridgeNF: s.noBridgeNF, IPv6: s.ipv6,
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -95,7 +116,7 @@ func onThese(t *testing.T, setups []setup, test func(t *testing.T, n *node)) {
 			})
 			b.PutRole("app", "")
 			b.PutRole("other", "")
-			test(t, &node{Bed: b, t: t, backend: s.backend, primary: s.primary})
+			test(t, &node{Bed: b, t: t, setup: s})
 		})
 	}
 }
@@ -229,7 +250,9 @@ func (n *node) rules() string {
 			}
 		}
 	}
-	return strings.Join(all, "\n")
+	ours, err := nftlist.Ours(func(args ...string) (string, error) { return n.Node.Run(n.t.Context(), n.ClientEnv(), "nft", args...) })
+	n.must(err)
+	return strings.Join(append(append(all, "== nftables"), ours...), "\n")
 }
 
 // records are the attachments on record, and the addresses that are held.
@@ -254,7 +277,7 @@ func (n *node) records() []string {
 // wantNoTrace wants neither rule nor record of the sandbox.
 func (n *node) wantNoTrace(s *testbed.Sandbox) {
 	n.t.Helper()
-	if rules := n.rules(); strings.Contains(rules, s.IP.String()+"/") || strings.Contains(rules, s.ContainerID) {
+	if rules := n.rules(); strings.Contains(rules, s.IP.String()+"/") || strings.Contains(rules, s.IP.String()+" ") || strings.Contains(rules, s.ContainerID) {
 		n.t.Errorf("a rule of %s is left:\n%s", s.Name, rules)
 	}
 	for _, r := range n.records() {

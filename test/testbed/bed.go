@@ -44,21 +44,34 @@ const (
 	stsAddr     = "10.200.0.1:4566"
 	kubeAPIAddr = "10.200.0.1:6443"
 	podSubnet   = "10.201.0.0/24"
+	podSubnet6  = "fd00:201::/64"
+	lanSubnet   = "10.202.0.0/24"
+
+	// MetadataAddr6 is where the metadata service is for those who have IPv6.
+	MetadataAddr6 = "[fd00:ec2::254]:80"
 )
 
-// NodeIP is the node's address, AWSIP its default gateway's, PodSubnet where its pods' addresses are.
+// NodeIP is the node's address, AWSIP its default gateway's, PodSubnet where its pods' addresses are. LANIP is the gateway of
+// the network that macvlan pods are on, which is the node's second interface's, beyond the node.
 var (
-	NodeIP    = netip.MustParseAddr("10.200.0.2")
-	AWSIP     = netip.MustParseAddr("10.200.0.1")
-	PodSubnet = netip.MustParsePrefix(podSubnet)
+	NodeIP     = netip.MustParseAddr("10.200.0.2")
+	NodeIP6    = netip.MustParseAddr("fd00:200::2")
+	AWSIP      = netip.MustParseAddr("10.200.0.1")
+	AWSIP6     = netip.MustParseAddr("fd00:200::1")
+	LANIP      = netip.MustParseAddr("10.202.0.1")
+	PodSubnet  = netip.MustParsePrefix(podSubnet)
+	PodSubnet6 = netip.MustParsePrefix(podSubnet6)
+	LANSubnet  = netip.MustParsePrefix(lanSubnet)
 )
 
 // Options of a Bed.
 type Options struct {
 	// Tools come from BuildTools.
 	Tools Tools
-	// Primary is the CNI plugin that connects the pods: "bridge" or "ptp".
+	// Primary is the CNI plugin that connects the pods: "bridge", "ptp", "macvlan", or "calicolike" (test/calicolike).
 	Primary string
+	// IPv6 gives nodes and pods addresses of that family, too.
+	IPv6 bool
 	// Chain is what follows it in the conflist.
 	Chain []Entry
 	// NoBridgeNF keeps a bridge's frames from iptables, as on nodes without the kernel module br_netfilter. Otherwise the
@@ -76,12 +89,14 @@ type Bed struct {
 	KubeAPI   *kubeapi.Server
 	STS       *sts.Server
 	IMDS      *imdstap.Tap
+	IMDS6     *imdstap.Tap // nil without IPv6
 
 	tools Tools
 	cni   *libcni.CNIConfig
 
 	mu        sync.Mutex
 	primary   string
+	ipv6      bool
 	chain     []Entry
 	netns     []*Netns
 	processes []*Process
@@ -101,7 +116,7 @@ func New(ctx context.Context, o Options) (_ *Bed, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("testbed: %w", err)
 	}
-	b := &Bed{Dir: dir, StateDir: filepath.Join(dir, "state"), tools: o.Tools, primary: o.Primary, chain: o.Chain}
+	b := &Bed{Dir: dir, StateDir: filepath.Join(dir, "state"), tools: o.Tools, primary: o.Primary, ipv6: o.IPv6, chain: o.Chain}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("testbed: %w", errors.Join(err, b.Close()))
@@ -145,7 +160,11 @@ func (b *Bed) PutRole(name, externalID string) string {
 // its own credentials there by the AWS SDK, which says who it is.
 func (b *Bed) Leaks() []imdstap.Request {
 	var leaks []imdstap.Request
-	for _, r := range b.IMDS.CredentialRequests() {
+	asked := b.IMDS.CredentialRequests()
+	if b.IMDS6 != nil {
+		asked = append(asked, b.IMDS6.CredentialRequests()...)
+	}
+	for _, r := range asked {
 		own := strings.TrimSuffix(r.URI, NodeRole) == credentialsPath && strings.HasPrefix(r.UserAgent, "aws-sdk-go/")
 		if r.Source != NodeIP || !own {
 			leaks = append(leaks, r)
@@ -195,8 +214,10 @@ func (b *Bed) Close() error {
 	for _, p := range b.processes {
 		p.Kill()
 	}
-	if b.IMDS != nil {
-		b.IMDS.Close()
+	for _, tap := range []*imdstap.Tap{b.IMDS, b.IMDS6} {
+		if tap != nil {
+			tap.Close()
+		}
 	}
 	if b.STS != nil {
 		b.STS.Close()

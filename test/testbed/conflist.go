@@ -38,24 +38,43 @@ func (b *Bed) SetChain(chain ...Entry) {
 
 // primaryEntry is the real bridge or ptp plugin with real host-local IPAM.
 func (b *Bed) primaryEntry() (Entry, error) {
-	e := Entry{
-		"type": b.primary,
-		"ipam": map[string]any{
-			"type":    "host-local",
-			"ranges":  [][]map[string]string{{{"subnet": podSubnet}}},
-			"routes":  []map[string]string{{"dst": "0.0.0.0/0"}},
-			"dataDir": filepath.Join(b.Dir, "ipam"),
-		},
+	return b.entryOf(b.primary)
+}
+
+func (b *Bed) entryOf(plugin string) (Entry, error) {
+	ranges := [][]map[string]string{{{"subnet": podSubnet}}}
+	routes := []map[string]string{{"dst": "0.0.0.0/0"}}
+	if b.ipv6 {
+		ranges = append(ranges, []map[string]string{{"subnet": podSubnet6}})
+		routes = append(routes, map[string]string{"dst": "::/0"})
 	}
-	switch b.primary {
+	e := Entry{"type": plugin}
+	switch plugin {
 	case "bridge":
 		e["bridge"], e["isGateway"] = "cni0", true
-	case "ptp":
+	case "macvlan":
+		e["master"], e["mode"] = LAN, "bridge"
+		ranges = [][]map[string]string{{{"subnet": lanSubnet, "gateway": LANIP.String()}}}
+	case "ptp", "calicolike":
 	default:
-		return nil, fmt.Errorf("primary plugin %q: neither bridge nor ptp", b.primary)
+		return nil, fmt.Errorf("primary plugin %q: none that the testbed knows", plugin)
 	}
+	e["ipam"] = map[string]any{"type": "host-local", "ranges": ranges, "routes": routes, "dataDir": filepath.Join(b.Dir, "ipam")}
 	return e, nil
 }
+
+// Second is a second network of the node, on which a pod may have an interface more.
+const Second = "second"
+
+// second is its conflist: pods on veths with addresses of their own, and our plugin as the first network has it.
+func (b *Bed) second(chain []Entry) ([]byte, error) {
+	ptp := Entry{"type": "ptp", "ipam": map[string]any{
+		"type": "host-local", "ranges": [][]map[string]string{{{"subnet": secondSubnet}}}, "dataDir": filepath.Join(b.Dir, "ipam"),
+	}}
+	return json.MarshalIndent(map[string]any{"cniVersion": "1.1.0", "name": Second, "plugins": append([]Entry{ptp}, chain...)}, "", "  ")
+}
+
+const secondSubnet = "10.203.0.0/24"
 
 // Conflist is the present configuration, as it would stand in /etc/cni/net.d.
 func (b *Bed) Conflist() ([]byte, error) {
@@ -65,15 +84,21 @@ func (b *Bed) Conflist() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	plugins := []Entry{primary}
+	plugins := append([]Entry{primary}, b.chained()...)
+	return json.MarshalIndent(map[string]any{"cniVersion": "1.1.0", "name": Network, "plugins": plugins}, "", "  ")
+}
+
+// chained is what follows the primary plugin, with the state directory filled in.
+func (b *Bed) chained() []Entry {
+	var chain []Entry
 	for _, e := range b.chain {
 		if e["type"] == "kube2iam-cni" && e["stateDir"] == nil {
 			e = maps.Clone(e)
 			e["stateDir"] = b.StateDir
 		}
-		plugins = append(plugins, e)
+		chain = append(chain, e)
 	}
-	return json.MarshalIndent(map[string]any{"cniVersion": "1.1.0", "name": Network, "plugins": plugins}, "", "  ")
+	return chain
 }
 
 // network reads the conflist as a runtime does. The file stays in the testbed's directory for whoever wants to look.

@@ -100,6 +100,11 @@ func (b *Bed) serveMetadata(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("metadata mock: %w", err)
 	}
-	b.IMDS, err = imdstap.Start(imdstap.Options{Address: MetadataAddr, Listen: b.AWS.Listen, Backend: mockAddr, Dial: b.AWS.Dial})
+	tap := imdstap.Options{Address: MetadataAddr, Listen: b.AWS.Listen, Backend: mockAddr, Dial: b.AWS.Dial}
+	if b.IMDS, err = imdstap.Start(tap); err != nil || !b.ipv6 {
+		return err
+	}
+	tap.Address = MetadataAddr6
+	b.IMDS6, err = imdstap.Start(tap)
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // connect makes the node's and the aws namespace and the link between them.
@@ -27,6 +28,20 @@ func (b *Bed) connect(bridgeNF bool) (err error) {
 	}
 	if err := b.Node.Do(func() error { return addVeth("eth0", b.AWS) }); err != nil {
 		return fmt.Errorf("link from node to aws: %w", err)
+	}
+	if b.primary == "macvlan" {
+		defer func() {
+			if err == nil {
+				err = b.connectLAN()
+			}
+		}()
+	}
+	if b.ipv6 {
+		defer func() {
+			if err == nil {
+				err = b.connect6(bridgeNF)
+			}
+		}()
 	}
 	link := func(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, 24) }
 	err = b.AWS.Do(func() error {
@@ -62,6 +77,65 @@ func (b *Bed) connect(bridgeNF bool) (err error) {
 	return nil
 }
 
+// connect6 is connect for IPv6. Addresses are there at once: nobody else is asked whether they are his.
+func (b *Bed) connect6(bridgeNF bool) error {
+	link := func(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, 64) }
+	err := b.AWS.Do(func() error {
+		if err := up("lo", netip.MustParsePrefix("fd00:ec2::254/128")); err != nil {
+			return err
+		}
+		if err := up("eth0", link(AWSIP6)); err != nil {
+			return err
+		}
+		return route(PodSubnet6, NodeIP6)
+	})
+	if err != nil {
+		return fmt.Errorf("aws namespace, IPv6: %w", err)
+	}
+	err = b.Node.Do(func() error {
+		if err := up("eth0", link(NodeIP6)); err != nil {
+			return err
+		}
+		if err := setSysctl("net/ipv6/conf/all/forwarding", "1"); err != nil {
+			return err
+		}
+		if bridgeNF {
+			if err := setSysctl("net/bridge/bridge-nf-call-ip6tables", "1"); err != nil {
+				return err
+			}
+		}
+		return route(netip.PrefixFrom(netip.IPv6Unspecified(), 0), AWSIP6)
+	})
+	if err != nil {
+		return fmt.Errorf("node namespace, IPv6: %w", err)
+	}
+	return nil
+}
+
+// connectLAN gives the node a second interface, which macvlan pods share, on a network whose gateway is beyond the node: what
+// they send never passes the node's own rules.
+func (b *Bed) connectLAN() error {
+	if err := b.Node.Do(func() error { return addVeth(LAN, b.AWS) }); err != nil {
+		return fmt.Errorf("lan: %w", err)
+	}
+	err := b.AWS.Do(func() error {
+		if err := up(LAN, netip.PrefixFrom(LANIP, 24)); err != nil {
+			return err
+		}
+		return setSysctl("net/ipv4/ip_forward", "1")
+	})
+	if err == nil {
+		err = b.Node.Do(func() error { return up(LAN) })
+	}
+	if err != nil {
+		return fmt.Errorf("lan: %w", err)
+	}
+	return nil
+}
+
+// LAN is the name of the node's interface that macvlan pods share.
+const LAN = "lan0"
+
 // addVeth makes a veth whose two ends have one name, the far end in the other namespace.
 func addVeth(name string, other *Netns) error {
 	return netlink.LinkAdd(&netlink.Veth{
@@ -78,7 +152,11 @@ func up(name string, addresses ...netip.Prefix) error {
 		return fmt.Errorf("link %s: %w", name, err)
 	}
 	for _, a := range addresses {
-		if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(a)}); err != nil {
+		address := &netlink.Addr{IPNet: ipNet(a)}
+		if a.Addr().Is6() {
+			address.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(l, address); err != nil {
 			return fmt.Errorf("address %s of %s: %w", a, name, err)
 		}
 	}

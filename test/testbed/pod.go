@@ -81,6 +81,51 @@ func (b *Bed) Add(ctx context.Context, s *Sandbox) error {
 	})
 }
 
+// AddSecond gives the sandbox an interface more, net1, on the second network, and tells its address.
+func (b *Bed) AddSecond(ctx context.Context, s *Sandbox) (netip.Addr, error) {
+	list, rt, err := b.secondNetwork(s)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	var ip netip.Addr
+	err = b.Node.Do(func() error {
+		added, err := b.cni.AddNetworkList(ctx, list, rt)
+		if err != nil {
+			return err
+		}
+		result, err := types100.GetResult(added)
+		if err == nil {
+			ip, _ = netip.AddrFromSlice(result.IPs[0].Address.IP)
+			ip = ip.Unmap()
+		}
+		return err
+	})
+	return ip, err
+}
+
+// DelSecond takes it away again.
+func (b *Bed) DelSecond(ctx context.Context, s *Sandbox) error {
+	list, rt, err := b.secondNetwork(s)
+	if err != nil {
+		return err
+	}
+	return b.Node.Do(func() error { return b.cni.DelNetworkList(ctx, list, rt) })
+}
+
+func (b *Bed) secondNetwork(s *Sandbox) (*libcni.NetworkConfigList, *libcni.RuntimeConf, error) {
+	b.mu.Lock()
+	chain := b.chained()
+	b.mu.Unlock()
+	data, err := b.second(chain)
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := libcni.ConfListFromBytes(data)
+	rt := s.Runtime()
+	rt.IfName = "net1"
+	return list, rt, err
+}
+
 // AddAgain is a second ADD of what follows the primary plugin, for a sandbox that has had one: prevResult is the caller's.
 func (b *Bed) AddAgain(ctx context.Context, s *Sandbox, prevResult *types100.Result) error {
 	list, err := b.network()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"time"
 )
 
@@ -55,4 +56,40 @@ func (b *Bed) Healthy(ctx context.Context) error {
 		return fmt.Errorf("healthz: %s", resp.Status)
 	}
 	return nil
+}
+
+// StartAgent runs kube2iam-cni's agent in the node's namespace as its DaemonSet would, with these flags after its usual ones.
+func (b *Bed) StartAgent(flags ...string) (*Process, error) {
+	plugin, err := b.tools.Path("kube2iam-cni")
+	if err != nil {
+		return nil, err
+	}
+	return b.start(b.Node, b.ClientEnv()[:1], plugin, b.agentArgs(flags)...)
+}
+
+// AgentRound has the agent make one round, and tells what it wrote.
+func (b *Bed) AgentRound(ctx context.Context, flags ...string) (string, error) {
+	plugin, err := b.tools.Path("kube2iam-cni")
+	if err != nil {
+		return "", err
+	}
+	p, err := startProcess(b.Node, b.ClientEnv()[:1], plugin, b.agentArgs(append(flags, "--once"))...)
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		p.Kill()
+	}
+	if p.err != nil {
+		return p.Log(), fmt.Errorf("the agent's round: %w: %s", p.err, p.log.tail())
+	}
+	return p.Log(), nil
+}
+
+func (b *Bed) agentArgs(flags []string) []string {
+	return append([]string{
+		"agent", "--state-dir", b.StateDir, "--cni-cache-dir", filepath.Join(b.Dir, "cni"), "--netns-dir", filepath.Join(b.Dir, "netns"), "--interval", "1s",
+	}, flags...)
 }

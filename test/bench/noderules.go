@@ -1,0 +1,52 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// crowd is how many rules kube-proxy has in the nat table of a cluster with some thousand endpoints.
+const crowd = 20000
+
+// addRules makes rules in the node's nat table, in a form of iptables. No packet passes them; what is measured is how long a
+// command needs for a table in which they stand.
+func addRules(ctx context.Context, bed *testbed.Bed, form string, rules int) error {
+	if rules == 0 {
+		return nil
+	}
+	script := bytes.NewBufferString("*nat\n:BENCH - [0:0]\n")
+	for i := range rules {
+		fmt.Fprintf(script, "-A BENCH -s 10.%d.%d.%d/32 -j RETURN\n", 210+i>>16, i>>8&255, i&255)
+	}
+	script.WriteString("COMMIT\n")
+	file := filepath.Join(bed.Dir, "rules")
+	if err := os.WriteFile(file, script.Bytes(), 0o600); err != nil {
+		return err
+	}
+	_, err := bed.Node.Run(ctx, bed.ClientEnv(), "iptables-"+form+"-restore", "--noflush", file)
+	return err
+}
+
+// iptablesOf is a PATH on which iptables is of the form, which is how portmap is told.
+func iptablesOf(bed *testbed.Bed, form string) (string, error) {
+	dir := filepath.Join(bed.Dir, "iptables")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	for _, name := range []string{"iptables", "ip6tables"} {
+		multi, err := exec.LookPath("xtables-" + form + "-multi")
+		if err != nil {
+			return "", fmt.Errorf("%w (Debian package iptables)", err)
+		}
+		if err := os.Symlink(multi, filepath.Join(dir, name)); err != nil {
+			return "", err
+		}
+	}
+	return dir + ":/usr/sbin:/usr/bin:/sbin:/bin", nil
+}

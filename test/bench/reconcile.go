@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+const (
+	fewPods, manyPods = 25, 250
+	// rounds is how often the agent looks at a node on which nothing is wrong.
+	agentRounds = 31
+)
+
+// reconciling is the time of one round of the agent where nothing is wrong, how it grows with the pods, and the processes
+// that it starts.
+func reconciling(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
+	var figures []figure
+	for _, backend := range []redirect.Form{redirect.NFT, redirect.NFTables} {
+		measured, err := reconcilingWith(ctx, tools, backend, progress)
+		if err != nil {
+			return nil, fmt.Errorf("agent with %s: %w", backend, err)
+		}
+		figures = append(figures, measured...)
+	}
+	return figures, nil
+}
+
+func reconcilingWith(ctx context.Context, tools testbed.Tools, backend redirect.Form, progress io.Writer) ([]figure, error) {
+	fmt.Fprintf(progress, "the agent with %s, %d and %d pods: %d rounds\n", backend, fewPods, manyPods, agentRounds)
+	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "bridge"})
+	if err != nil {
+		return nil, err
+	}
+	defer bed.Close()
+	a := newAgent(bed, backend)
+	defer a.Close()
+	pods, err := newFleet(bed)
+	if err != nil {
+		return nil, err
+	}
+	var ms [2]float64
+	for i, n := range []int{fewPods, manyPods} {
+		if err := pods.grow(ctx, a.Node, n); err != nil {
+			return nil, err
+		}
+		if ms[i], err = a.round(ctx, bed); err != nil {
+			return nil, err
+		}
+	}
+	if backend == redirect.NFTables {
+		return []figure{{"reconcile_250_nftables_ms", ms[1], "ms"}}, nil
+	}
+	processes, err := agentProcesses(ctx, tools, bed, backend)
+	return []figure{
+		{"reconcile_25_ms", ms[0], "ms"},
+		{"reconcile_250_ms", ms[1], "ms"},
+		{"reconcile_growth", ms[1] / ms[0] * fewPods / manyPods, "ratio"},
+		{"reconcile_processes_250", float64(processes), "processes"},
+	}, err
+}
+
+// agent is the node's agent with what it has logged.
+type agent struct {
+	*node.Agent
+	log *bytes.Buffer
+}
+
+// newAgent is wired as the command "kube2iam-cni agent" is, to a runtime's cache that knows of no pod.
+func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
+	log := new(bytes.Buffer)
+	settings := node.Settings{
+		ProxyPort: 8181, MetadataIP: netip.MustParseAddrPort(testbed.MetadataAddr).Addr(), StateDir: bed.StateDir,
+		Backend: string(backend), Guard: true, Mark: redirect.DefaultMark,
+	}
+	return agent{&node.Agent{
+		Node:  node.New(settings, node.Host(), slog.New(slog.NewTextHandler(log, nil))),
+		Cache: node.Cache{Dir: filepath.Join(bed.Dir, "cache"), Holds: hostlink.Holds},
+		Links: hostlink.Links, Holds: hostlink.Holds, Cut: node.CutDirect,
+	}, log}
+}
+
+// round is the median of rounds in milliseconds, after a first one. A round that has something to put right, or to complain
+// of, is an error: it is not what is measured.
+func (a agent) round(ctx context.Context, bed *testbed.Bed) (float64, error) {
+	var ms []float64
+	err := bed.Node.Do(func() error {
+		for round := range agentRounds + 1 {
+			a.log.Reset()
+			start := time.Now()
+			err := a.Round(ctx)
+			took := time.Since(start)
+			a.Close() // as after each round of Run
+			if err != nil {
+				return err
+			}
+			if round == 0 {
+				continue
+			}
+			if a.log.Len() > 0 {
+				return fmt.Errorf("a round in which nothing is wrong: %s", a.log)
+			}
+			ms = append(ms, 1000*took.Seconds())
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return median(ms), nil
+}
+
+// agentProcesses is how many programs one round runs, in the family that it runs most for. The round is the agent's first,
+// which looks in no fewer places than any later.
+func agentProcesses(ctx context.Context, tools testbed.Tools, bed *testbed.Bed, backend redirect.Form) (int, error) {
+	program, err := tools.Path("kube2iam-cni")
+	if err != nil {
+		return 0, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	file := filepath.Join(bed.Dir, "trace")
+	if _, err := bed.Node.Run(ctx, bed.ClientEnv(), self, "trace", file, program, "agent", "--once",
+		"--state-dir", bed.StateDir, "--backend", string(backend), "--cni-cache-dir", filepath.Join(bed.Dir, "cache")); err != nil {
+		return 0, err
+	}
+	programs, err := readTrace(file)
+	var v4, v6 int
+	for _, name := range programs {
+		if strings.HasPrefix(filepath.Base(name), "ip6tables") {
+			v6++
+		} else {
+			v4++
+		}
+	}
+	return max(v4, v6), err
+}

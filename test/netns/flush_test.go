@@ -1,0 +1,34 @@
+package netns
+
+import "strings"
+
+// onNode runs a real command on the node.
+func (n *node) onNode(command string) string {
+	n.t.Helper()
+	words := strings.Fields(command)
+	out, err := n.Node.Run(n.t.Context(), n.ClientEnv(), words[0], words[1:]...)
+	n.must(err)
+	return out
+}
+
+// flush takes the redirections away, as `iptables -t nat -F` does, or its like for nftables.
+func (n *node) flush() {
+	n.t.Helper()
+	if n.backend != "nftables" {
+		n.onNode(n.backend + " -t nat -F")
+		return
+	}
+	for _, m := range []string{"routed", "bridged"} {
+		n.onNode("nft flush map ip kube2iam-cni " + m)
+	}
+}
+
+// flushAll takes all rules of the node away, whoever made them.
+func (n *node) flushAll() {
+	n.t.Helper()
+	n.onNode("nft flush ruleset")
+	for _, table := range []string{"nat", "mangle", "filter"} {
+		n.onNode("iptables-legacy -t " + table + " -F")
+		n.onNode("iptables-legacy -t " + table + " -X")
+	}
+}
