@@ -9,17 +9,17 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// contests are our backends, each against portmap with its iptables backend, whose form is the second. That is what nodes
-// have: runtimes and distributions configure portmap without a backend, which is iptables. And so it is the baseline of our
-// nftables, too: the three columns are in one measure, of which it can be read what a change of our backend brings.
+// contests are our backends, each against portmap with iptables: that is what portmap uses where its configuration names no
+// backend and the node has the command. It is the baseline of our nftables, too, in the form that the same node has: so our
+// backends are in one measure, and what a node gains by changing from one to the other can be read from it.
 var contests = []contest{
 	{"nft", "iptables-nft", "nft", "iptables"},
 	{"legacy", "iptables-legacy", "legacy", "iptables"},
 	{"nftables", "nftables", "nft", "iptables"},
 }
 
-// ownNFTables is nftables against nftables: it says what is due to the backend's code, and not to the command iptables. It
-// is for information: portmap needs the command nft for it, where our backend needs none.
+// ownNFTables is nftables against nftables: what is left of the difference where neither has to do with iptables. It is for
+// information, as portmap runs the command nft, which not every node has.
 var ownNFTables = contest{"own_nftables", "nftables", "nft", "nftables"}
 
 // attaching is the time of ADD and DEL against those of the portmap plugin, and the processes that they start. The headline

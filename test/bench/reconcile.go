@@ -20,7 +20,7 @@ import (
 
 const (
 	fewPods, manyPods = 25, 250
-	// rounds is how often the agent looks at a node on which nothing is wrong.
+	// agentRounds is how often the agent looks at a node on which nothing is wrong.
 	agentRounds = 31
 )
 
