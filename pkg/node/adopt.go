@@ -11,9 +11,9 @@ import (
 // their record was lost. It tells how many.
 //
 // An address that another attachment holds is not taken from it: what the cache says of it may be of a pod that is no more.
-func (a *Agent) adopt(ctx context.Context) (adopted int, err error) {
+func (a *Agent) adopt(ctx context.Context) (adopted int) {
 	requests, err := a.Cache.Attachments()
-	errs := []error{err}
+	a.saidOnce(&a.unreadCache, "cached attachments that cannot be read", err)
 	refused := make(map[string]string)
 	for _, r := range requests {
 		if _, err := a.records().Get(r.ContainerID, r.IfName); err == nil {
@@ -32,7 +32,7 @@ func (a *Agent) adopt(ctx context.Context) (adopted int, err error) {
 		adopted++
 	}
 	a.refused = refused
-	return adopted, errors.Join(errs...)
+	return adopted
 }
 
 func (a *Agent) adoptOne(ctx context.Context, r Request) error {

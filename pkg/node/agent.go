@@ -30,7 +30,8 @@ type Agent struct {
 
 	looked  bool              // in all forms, once
 	refused map[string]string // why attachments were not adopted, to be said once
-	unread  string            // what could not be read, to be said once
+
+	unread, unreadCache string // what could not be read, to be said once
 }
 
 // settle is how long the agent waits after a change that somebody made: others often follow it, and its own are among them.
@@ -71,9 +72,7 @@ func (a *Agent) Round(ctx context.Context) error {
 	mended, err := a.records().Mend(ctx)
 	a.said("mended the state directory", mended)
 	errs := []error{err, a.repair(ctx)}
-	adopted, err := a.adopt(ctx)
-	errs = append(errs, err)
-	if adopted > 0 {
+	if a.adopt(ctx) > 0 {
 		errs = append(errs, a.cut())
 	}
 	return errors.Join(errs...)
@@ -134,13 +133,8 @@ func (a *Agent) state() (*snapshot, error) {
 		return nil, about(State, err)
 	}
 	records, err := a.records().List()
-	if err != nil {
-		// Nobody is served by such a record, and no rule is kept for it.
-		if err.Error() != a.unread {
-			a.Log.Warn("records that cannot be read", "error", err)
-		}
-		a.unread = err.Error()
-	}
+	// Nobody is served by a record that cannot be read, and no rule is kept for it.
+	a.saidOnce(&a.unread, "records that cannot be read", err)
 	links, err := a.Links()
 	if err != nil {
 		return nil, err
@@ -224,6 +218,18 @@ func (a *Agent) cut() error {
 
 // maxSaid bounds how much of what was done is said in one line.
 const maxSaid = 10
+
+// saidOnce says an error that was not the same the last time.
+func (a *Agent) saidOnce(last *string, what string, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if err != nil && text != *last {
+		a.Log.Warn(what, "error", text[:min(len(text), 2000)])
+	}
+	*last = text
+}
 
 func (a *Agent) said(what string, did []string) {
 	if len(did) == 0 {

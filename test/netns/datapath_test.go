@@ -1,0 +1,231 @@
+package netns
+
+import (
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// record is what the plugin wrote of one of the sandbox's interfaces.
+func (n *node) record(s *testbed.Sandbox, ifName string) *attachment.Record {
+	n.t.Helper()
+	r, err := attachment.In(n.StateDir).Get(s.ContainerID, ifName)
+	n.must(err)
+	return r
+}
+
+// TestWayOfAPod is how each topology is recognised, and what its rule matches.
+func TestWayOfAPod(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.proxy()
+		pod := n.run("pod", "app")
+		n.wantOwn(pod, "app")
+		n.must(n.Check(t.Context(), pod))
+		record, rules := n.record(pod, "eth0"), n.rules()
+		wantPath, wantMark, wantRule := attachment.PathRouted, uint32(0), "-i "+record.HostLink.Name
+		if n.primary == "bridge" {
+			wantPath, wantRule = attachment.PathBridged, "--physdev-in "+record.HostLink.Name
+		}
+		if n.noBridgeNF && n.backend != "nftables" {
+			wantMark, wantRule = 0x1000, "--mark 0x1000/0x1000"
+		}
+		if n.backend == "nftables" {
+			wantRule = map[attachment.Path]string{
+				attachment.PathRouted:  `ip routed: "` + record.HostLink.Name + `" . ` + pod.IP.String(),
+				attachment.PathBridged: "ip bridged: " + pod.IP.String(),
+			}[wantPath]
+		}
+		if record.Path != wantPath || record.Mark != wantMark || record.Backend != n.backend {
+			t.Errorf("recorded %s, mark %#x, %s; want %s, mark %#x, %s", record.Path, record.Mark, record.Backend, wantPath, wantMark, n.backend)
+		}
+		if !strings.Contains(rules, wantRule) {
+			t.Errorf("no rule with %q:\n%s", wantRule, rules)
+		}
+		if n.backend == "nftables" && strings.Contains(rules, "KUBE2IAM-CNI") {
+			t.Errorf("the nftables backend made iptables rules:\n%s", rules)
+		}
+		// Whatever marks are set, they are gone before routing.
+		if strings.Contains(n.onNode("conntrack -L"), "mark=4096") {
+			t.Error("a mark has got into connection tracking")
+		}
+	})
+}
+
+// TestSeveralInterfaces is a pod on two networks: each interface has a redirection of its own, and takes it along.
+func TestSeveralInterfaces(t *testing.T) {
+	onEach(t, func(t *testing.T, n *node) {
+		n.proxy()
+		pod := n.run("pod", "app")
+		rules, records := n.rules(), n.records()
+		second, err := n.AddSecond(t.Context(), pod)
+		n.must(err)
+		if first, other := n.record(pod, "eth0"), n.record(pod, "net1"); other.HostLink == first.HostLink || len(first.IPs) != 1 || first.IPs[0] != pod.IP ||
+			len(other.IPs) != 1 || other.IPs[0] != second {
+			t.Errorf("recorded\n%+v\n%+v", first, other)
+		}
+		n.wantOwn(pod, "app")
+		// What the pod sends by one interface from the address of the other is nobody's.
+		n.wantSilenceOrRefusal(pod, second)
+		n.must(n.DelSecond(t.Context(), pod))
+		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+			t.Errorf("rules before the second ADD and after its DEL (-before +after):\n%s", diff)
+		}
+		if diff := cmp.Diff(records, n.records()); diff != "" {
+			t.Errorf("records before the second ADD and after its DEL (-before +after):\n%s", diff)
+		}
+		n.wantOwn(pod, "app")
+		second, err = n.AddSecond(t.Context(), pod)
+		n.must(err)
+		n.must(n.Del(t.Context(), pod.Runtime()))
+		if left := n.records(); !cmp.Equal(left, []string{pod.ContainerID + "@net1", second.String()}) {
+			t.Errorf("after the first interface's DEL: %v", left)
+		}
+		n.must(n.DelSecond(t.Context(), pod))
+		n.wantNoTrace(pod)
+	})
+}
+
+// TestNoVeth is a pod on a macvlan: its packets never pass the node's rules, so the redirection is inside the pod, and is
+// said to be no boundary.
+func TestNoVeth(t *testing.T) {
+	for _, path := range []string{"auto", "netns"} {
+		t.Run(path, func(t *testing.T) {
+			entry := testbed.Kube2IAM("auto")
+			entry["path"] = path
+			onThese(t, []setup{{primary: "macvlan", backend: "auto", chain: []testbed.Entry{entry}}}, func(t *testing.T, n *node) {
+				p := n.proxy(impatient...)
+				pod, neighbour, plain := n.run("pod", "app"), n.run("neighbour", "other"), n.run("plain", "")
+				n.wantOwn(pod, "app")
+				n.wantOwn(neighbour, "other")
+				n.wantStatus(pod, credentials+"other", http.StatusNotFound)
+				n.wantStatus(plain, credentials, http.StatusNotFound)
+				if r := n.record(pod, "eth0"); r.Path != attachment.PathNetns || r.HostLink != (attachment.HostLink{}) || r.Backend != "nftables" {
+					t.Errorf("recorded %+v", r)
+				}
+				n.must(n.Check(t.Context(), pod))
+				// Dialled directly, from another pod's address: taken from those alone whose record says so.
+				stranger, err := n.NewSandbox("default", "stranger", "uid-stranger")
+				n.must(err)
+				n.SetChain()
+				n.must(n.Add(t.Context(), stranger))
+				conn, err := stranger.Netns.Dial("tcp", testbed.NodeIP.String()+":8181")
+				if err == nil {
+					conn.SetDeadline(deadline())
+					if _, err := conn.Read(make([]byte, 1)); err == nil {
+						t.Error("a pod without a record got an answer")
+					}
+					conn.Close()
+				}
+				n.SetChain(entry)
+
+				// What the pod undid the agent makes again.
+				_, err = pod.Netns.Run(t.Context(), n.ClientEnv(), "nft", "flush", "ruleset")
+				n.must(err)
+				if err := n.Check(t.Context(), pod); err == nil {
+					t.Error("CHECK did not see that the pod flushed its rules")
+				}
+				_, err = n.AgentRound(t.Context(), "--path", path)
+				n.must(err)
+				n.must(n.Check(t.Context(), pod))
+				n.wantOwn(pod, "app")
+				n.must(n.StopPod(t.Context(), neighbour))
+				n.wantNoTrace(neighbour)
+				n.must(p.Stop())
+				if got := n.get(pod, credentials); !got.refused() {
+					t.Errorf("without a proxy: %s, want a refused connection", got)
+				}
+				n.wantOnlyTheNodeAsked()
+			})
+		})
+	}
+}
+
+// TestDualStack is pods with addresses of both families: the service's two addresses give the same.
+func TestDualStack(t *testing.T) {
+	var dual []setup
+	for _, s := range setups {
+		if s.primary != "calicolike" && !(s.noBridgeNF && s.backend == "iptables-legacy") {
+			s.ipv6 = true
+			dual = append(dual, s)
+		}
+	}
+	onThese(t, dual, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		pod, plain := n.run("pod", "app"), n.run("plain", "")
+		n.wantOwn(pod, "app")
+		n.wantOwnAt(pod, "http://"+testbed.MetadataAddr6, "app")
+		for _, service := range []string{metadata, "http://" + testbed.MetadataAddr6} {
+			if got := n.getAt(plain, service, credentials+"app"); got.status != http.StatusNotFound {
+				t.Errorf("%s asks for another's role at %s: %s", plain.Name, service, got)
+			}
+		}
+		n.must(n.Check(t.Context(), pod))
+		// An address that the network did not give, of either family.
+		for _, stranger := range []string{"10.201.0.200/32", "fd00:201::200/128"} {
+			n.address(pod, "add", stranger)
+			n.wantSilenceOrRefusal(pod, netip.MustParsePrefix(stranger).Addr())
+		}
+		n.must(n.StopPod(t.Context(), pod))
+		n.wantNoTrace(pod)
+		n.must(n.StopPod(t.Context(), plain))
+		if records := n.records(); len(records) != 0 {
+			t.Errorf("records after the last DEL: %v", records)
+		}
+		n.wantOnlyTheNodeAsked()
+	})
+}
+
+// TestChainedWithOthers has other plugins of the CNI project before and after ours. bandwidth takes what the pod sends away
+// at the veth's ingress and brings it back, firewall accepts what the guard refuses, portmap redirects, too.
+func TestChainedWithOthers(t *testing.T) {
+	for name, place := range map[string]func(ours testbed.Entry, others []testbed.Entry) []testbed.Entry{
+		"first": func(ours testbed.Entry, others []testbed.Entry) []testbed.Entry {
+			return append([]testbed.Entry{ours}, others...)
+		},
+		"last": func(ours testbed.Entry, others []testbed.Entry) []testbed.Entry { return append(others, ours) },
+		"middle": func(ours testbed.Entry, others []testbed.Entry) []testbed.Entry {
+			return append(append(others[:2:2], ours), others[2:]...)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var chained []setup
+			for _, s := range setups {
+				if s.primary == "calicolike" {
+					continue
+				}
+				others := []testbed.Entry{
+					{"type": "portmap", "backend": "iptables", "capabilities": map[string]bool{"portMappings": true},
+						"runtimeConfig": map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}}},
+					{"type": "firewall", "backend": "iptables"},
+					{"type": "tuning", "sysctl": map[string]string{"net.ipv4.conf.eth0.arp_notify": "1"}},
+					{"type": "bandwidth", "ingressRate": 800000000, "ingressBurst": 80000000, "egressRate": 800000000, "egressBurst": 80000000},
+				}
+				s.chain = place(testbed.Kube2IAM(s.backend), others)
+				chained = append(chained, s)
+			}
+			onThese(t, chained, func(t *testing.T, n *node) {
+				n.proxy(impatient...)
+				before := n.rules()
+				pod := n.run("pod", "app")
+				n.wantOwn(pod, "app")
+				n.must(n.Check(t.Context(), pod))
+				// firewall accepts everything of the pod, and still the guard has the last word.
+				n.address(pod, "add", "10.201.0.200/32")
+				n.wantSilenceOrRefusal(pod, netip.MustParseAddr("10.201.0.200"))
+				if n.rules() == before {
+					t.Error("the others made no rules")
+				}
+				n.must(n.Del(t.Context(), pod.Runtime()))
+				n.must(n.Del(t.Context(), pod.Runtime()))
+				n.wantNoTrace(pod)
+				n.wantOnlyTheNodeAsked()
+			})
+		})
+	}
+}
