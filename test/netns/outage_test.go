@@ -109,7 +109,7 @@ func TestDirectDial(t *testing.T) {
 			}
 			conn.SetDeadline(time.Now().Add(10 * time.Second))
 			// The connection may be closed before the request is written.
-			io.WriteString(conn, "GET "+credentials+"app HTTP/1.1\r\nHost: 169.254.169.254\r\nX-Forwarded-For: "+pod.IP.String()+"\r\n\r\n")
+			io.WriteString(conn, "GET "+credentials+"app HTTP/1.1\r\nHost: "+pod.IP.String()+"\r\nX-Forwarded-For: "+pod.IP.String()+"\r\nForwarded: for="+pod.IP.String()+"\r\n\r\n")
 			if got, err := io.ReadAll(conn); len(got) > 0 || err != nil && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("%s dials %s: %q, %v, want a closed connection", who, address, got, err)
 			}

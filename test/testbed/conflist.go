@@ -29,11 +29,13 @@ func Kube2IAM(backend string) Entry {
 }
 
 // SetChain changes what follows the primary plugin in the conflist. As with containerd, calls for pods that are there
-// already go by the new one.
-func (b *Bed) SetChain(chain ...Entry) {
+// already go by the new one. It returns what was there before.
+func (b *Bed) SetChain(chain ...Entry) []Entry {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	before := b.chain
 	b.chain = chain
+	return before
 }
 
 // primaryEntry is the real bridge or ptp plugin with real host-local IPAM.

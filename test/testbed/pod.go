@@ -128,20 +128,27 @@ func (b *Bed) secondNetwork(s *Sandbox) (*libcni.NetworkConfigList, *libcni.Runt
 
 // AddAgain is a second ADD of what follows the primary plugin, for a sandbox that has had one: prevResult is the caller's.
 func (b *Bed) AddAgain(ctx context.Context, s *Sandbox, prevResult *types100.Result) error {
+	return b.CallOurs(ctx, "ADD", s, prevResult)
+}
+
+// CallOurs calls what follows the primary plugin, and nothing else.
+func (b *Bed) CallOurs(ctx context.Context, command string, s *Sandbox, prevResult *types100.Result) error {
 	list, err := b.network()
 	if err != nil {
 		return err
 	}
 	rt := s.Runtime()
 	args := &invoke.Args{
-		Command: "ADD", ContainerID: rt.ContainerID, NetNS: rt.NetNS, IfName: rt.IfName, PluginArgs: rt.Args,
+		Command: command, ContainerID: rt.ContainerID, NetNS: rt.NetNS, IfName: rt.IfName, PluginArgs: rt.Args,
 		Path: strings.Join(b.tools, string(filepath.ListSeparator)),
 	}
 	return b.Node.Do(func() error {
 		for _, plugin := range list.Plugins[1:] {
-			conf, err := libcni.InjectConf(plugin, map[string]any{
-				"name": list.Name, "cniVersion": list.CNIVersion, "prevResult": prevResult,
-			})
+			inject := map[string]any{"name": list.Name, "cniVersion": list.CNIVersion}
+			if prevResult != nil {
+				inject["prevResult"] = prevResult
+			}
+			conf, err := libcni.InjectConf(plugin, inject)
 			if err != nil {
 				return err
 			}
@@ -149,7 +156,12 @@ func (b *Bed) AddAgain(ctx context.Context, s *Sandbox, prevResult *types100.Res
 			if err != nil {
 				return err
 			}
-			if _, err := invoke.ExecPluginWithResult(ctx, binary, conf.Bytes, args, nil); err != nil {
+			if command == "ADD" {
+				_, err = invoke.ExecPluginWithResult(ctx, binary, conf.Bytes, args, nil)
+			} else {
+				err = invoke.ExecPluginWithoutResult(ctx, binary, conf.Bytes, args, nil)
+			}
+			if err != nil {
 				return err
 			}
 		}

@@ -1,0 +1,238 @@
+package netns
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+var (
+	service = netip.MustParseAddr("169.254.169.254")
+	gateway = netip.MustParseAddr("10.201.0.1")
+
+	bridges = []setup{setups[0], setups[1], setups[2], setups[3], setups[4], setups[5]}
+)
+
+// during keeps an attack going while f runs: what a neighbour or the bridge learns in between is overwritten again.
+func during(attack func(), f func()) {
+	stop := make(chan struct{})
+	var attacking sync.WaitGroup
+	attacking.Go(func() {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			attack()
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	f()
+	close(stop)
+	attacking.Wait()
+}
+
+// try makes a few requests of one second, as an SDK does, and returns the answers.
+func (n *node) try(s *testbed.Sandbox, path string) []answer {
+	n.t.Helper()
+	var answers []answer
+	for range 3 {
+		ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, metadata+path, nil)
+		n.must(err)
+		resp, err := s.Netns.HTTP().Do(req)
+		if err != nil {
+			answers = append(answers, answer{err: err})
+		} else {
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			answers = append(answers, answer{status: resp.StatusCode, body: string(body), err: err})
+		}
+		cancel()
+	}
+	return answers
+}
+
+// recover ends what an attack left in the neighbours' tables, as time does.
+func (n *node) recover(pods ...*testbed.Sandbox) {
+	n.t.Helper()
+	n.onNode("ip neigh flush dev cni0")
+	for _, s := range pods {
+		_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", "neigh", "flush", "dev", "eth0")
+		n.must(err)
+	}
+}
+
+// TestStolenAddress is a pod that claims its neighbour's address by ARP, and then its MAC address: what the proxy sends to
+// the neighbour is drawn to the thief's port, and dropped there.
+func TestStolenAddress(t *testing.T) {
+	onThese(t, bridges, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		victim, thief := n.run("victim", "app"), n.run("thief", "other")
+		n.wantOwn(victim, "app")
+		wire, its := n.tap(thief), n.tap(victim)
+		steal := map[string]func(){
+			"IP address": func() {
+				wire.claim(victim.IP, wire.mac, broadcast, victim.IP)
+				wire.claim(victim.IP, wire.mac, broadcast, gateway)
+			},
+			"MAC address": func() { wire.from(its.mac) },
+		}
+		for what, attack := range steal {
+			during(attack, func() { n.try(victim, credentials+"app") })
+			if data, segments := wire.payloads(service, victim.IP); segments > 0 {
+				t.Errorf("the thief of the %s saw %d segments of the neighbour's answers: %q", what, segments, data)
+			}
+			n.recover(victim)
+			its.from(its.mac)
+			n.wantOwn(victim, "app")
+			n.wantOwn(thief, "other")
+		}
+		n.wantOnlyTheNodeAsked()
+
+		// That the attack is one: without the table that binds answers to ports, the thief has the neighbour's credentials.
+		if n.noBridgeNF || n.backend == "nftables" {
+			return
+		}
+		n.onNode("nft delete table bridge kube2iam-cni")
+		n.eventually(func() bool {
+			during(steal["MAC address"], func() { n.try(victim, credentials+"app") })
+			data, _ := wire.payloads(service, victim.IP)
+			return len(data) > 0
+		})
+	})
+}
+
+// TestFalseGateway is a pod that tells its neighbour by ARP that the gateway's address is its own, and answers as the
+// metadata service: the neighbour is neither listened to nor lied to.
+func TestFalseGateway(t *testing.T) {
+	onThese(t, bridges, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		victim, liar := n.run("victim", "app"), n.run("liar", "other")
+		n.wantOwn(victim, "app")
+		n.serveLies(liar)
+		wire, its := n.tap(liar), n.tap(victim)
+		poison := func() { wire.claim(gateway, wire.mac, its.mac, victim.IP) }
+		during(poison, func() {
+			for _, got := range n.try(victim, credentials) {
+				if strings.Contains(got.body, "lie") {
+					t.Errorf("the neighbour believes %s", got)
+				}
+			}
+		})
+		if data, segments := wire.payloads(victim.IP, service); segments > 0 {
+			t.Errorf("the liar saw %d segments of the neighbour's requests: %q", segments, data)
+		}
+		n.recover(victim)
+		n.wantOwn(victim, "app")
+
+		// Not by ARP, but by route: the liar sends what it has of its neighbour's address to the real gateway.
+		n.address(liar, "add", victim.IP.String()+"/32")
+		n.wantSilenceOrRefusal(liar, victim.IP)
+		n.wantOnlyTheNodeAsked()
+
+		// That the attack is one: where bridge-nf does not bring bridged frames before the redirection, the neighbour listens
+		// to lies without the chain that no frame of the service passes from port to port.
+		if !n.noBridgeNF {
+			return
+		}
+		n.address(liar, "del", victim.IP.String()+"/32")
+		n.onNode("nft flush chain bridge kube2iam-cni pass")
+		n.eventually(func() bool {
+			lied := false
+			during(poison, func() {
+				for _, got := range n.try(victim, credentials) {
+					lied = lied || strings.Contains(got.body, "lie")
+				}
+			})
+			return lied
+		})
+	})
+}
+
+// serveLies answers every request that reaches the pod for the metadata service's address.
+func (n *node) serveLies(s *testbed.Sandbox) {
+	n.t.Helper()
+	_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", "address", "add", service.String()+"/32", "dev", "lo")
+	n.must(err)
+	listener, err := s.Netns.Listen("tcp", testbed.MetadataAddr)
+	n.must(err)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "lie") })}
+	go server.Serve(listener)
+	n.t.Cleanup(func() { server.Close() })
+}
+
+// TestClaimsInHeaders is a pod that says in its request whose it is.
+func TestClaimsInHeaders(t *testing.T) {
+	onFew(t, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		victim, liar := n.run("victim", "app"), n.run("liar", "other")
+		n.wantOwn(victim, "app")
+		for _, claim := range [][]string{
+			{"X-Forwarded-For", victim.IP.String()},
+			{"Forwarded", "for=" + victim.IP.String()},
+			{"X-Real-IP", victim.IP.String()},
+			{"Host", victim.IP.String()},
+			{"Host", "127.0.0.1"},
+		} {
+			if got := n.get(liar, credentials, claim...); got.status != http.StatusOK || got.body != "other" {
+				t.Errorf("%v: %s, want its own role", claim, got)
+			}
+			if got := n.get(liar, credentials+"app", claim...); got.status != http.StatusNotFound {
+				t.Errorf("%v: %s, want 404", claim, got)
+			}
+			n.wantSession(liar, "other", n.get(liar, credentials+"other", claim...))
+		}
+	})
+}
+
+// TestForgedSourceOnTheHost is a process on the node that dials the proxy from a pod's address: what it asks may arrive, the
+// answer goes to the pod, which knows nothing of it.
+func TestForgedSourceOnTheHost(t *testing.T) {
+	onFew(t, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		victim := n.run("victim", "app")
+		n.wantOwn(victim, "app")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := n.Node.Do(func() error {
+			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: victim.IP.AsSlice()}, Control: freeBind}
+			conn, err := dialer.DialContext(ctx, "tcp", testbed.NodeIP.String()+":8181")
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+		if err == nil {
+			t.Error("a connection from the pod's address came about on the host")
+		}
+		n.wantOwn(victim, "app")
+	})
+}
+
+// freeBind lets a socket have an address that the machine has not (ip(7), IP_FREEBIND, IP_TRANSPARENT).
+func freeBind(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) {
+		if failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1); failed == nil {
+			failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+		}
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
+}

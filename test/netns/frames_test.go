@@ -1,0 +1,120 @@
+package netns
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// wire is a pod's eth0 as a pod with NET_RAW has it: every frame that arrives, and frames of its own making.
+type wire struct {
+	n     *node
+	fd    int
+	index int
+	mac   net.HardwareAddr
+
+	mu   sync.Mutex
+	seen [][]byte
+	done chan struct{}
+}
+
+// tap opens the pod's interface until the test ends.
+func (n *node) tap(s *testbed.Sandbox) *wire {
+	n.t.Helper()
+	w := &wire{n: n, done: make(chan struct{})}
+	n.must(s.Netns.Do(func() error {
+		eth0, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		w.index, w.mac = eth0.Index, eth0.HardwareAddr
+		w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+		if err != nil {
+			return err
+		}
+		wait := unix.NsecToTimeval(int64(50 * time.Millisecond))
+		if err := unix.SetsockoptTimeval(w.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+			return err
+		}
+		return unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: w.index})
+	}))
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		buffer := make([]byte, 64<<10)
+		for {
+			size, from, err := unix.Recvfrom(w.fd, buffer, 0)
+			select {
+			case <-w.done:
+				return
+			default:
+			}
+			if ll, ok := from.(*unix.SockaddrLinklayer); err == nil && ok && ll.Pkttype != unix.PACKET_OUTGOING {
+				w.mu.Lock()
+				w.seen = append(w.seen, bytes.Clone(buffer[:size]))
+				w.mu.Unlock()
+			}
+		}
+	}()
+	n.t.Cleanup(func() {
+		close(w.done)
+		<-read
+		unix.Close(w.fd)
+	})
+	return w
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// claim tells a machine (or all, by the broadcast address) by ARP that an address is at a MAC address.
+func (w *wire) claim(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
+	w.n.t.Helper()
+	frame := join(to, w.mac, []byte{0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2}, at, ip.AsSlice(), to, toIP.AsSlice())
+	w.send(frame)
+}
+
+func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+func (w *wire) send(frame []byte) {
+	w.n.t.Helper()
+	w.n.must(unix.Sendto(w.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: w.index, Halen: 6}))
+}
+
+// from speaks from a MAC address, so that the bridge learns that it is behind this port.
+func (w *wire) from(mac net.HardwareAddr) {
+	w.send(join(broadcast, mac, []byte{0x88, 0xb5}, make([]byte, 46))) // IEEE 802, local experimental ethertype
+}
+
+// payloads are the bytes of TCP that came in frames between these two, in either role, and were neither's of this pod to have.
+func (w *wire) payloads(source, destination netip.Addr) (data []byte, segments int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.seen {
+		if len(f) < 54 || binary.BigEndian.Uint16(f[12:]) != unix.ETH_P_IP || f[23] != unix.IPPROTO_TCP {
+			continue
+		}
+		ip := f[14:]
+		src, _ := netip.AddrFromSlice(ip[12:16])
+		dst, _ := netip.AddrFromSlice(ip[16:20])
+		header := int(ip[0]&0xf) * 4
+		if src != source || dst != destination || len(ip) < header+20 {
+			continue
+		}
+		total := min(int(binary.BigEndian.Uint16(ip[2:])), len(ip))
+		tcp := ip[header:total]
+		if tcp[13]&0x04 == 0 { // a reset says nothing
+			segments++
+		}
+		data = append(data, tcp[int(tcp[12]>>4)*4:]...)
+	}
+	return data, segments
+}
