@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 need_root
 need_go
 # gcc and libc for the race detector; the rest for the namespace suite and its unmodified clients.
-need gcc libc6-dev iptables nftables iproute2 conntrack kmod curl awscli python3-boto3
+need gcc libc6-dev iptables nftables iproute2 conntrack kmod curl awscli python3-boto3 strace
 in_group scripts/lint.sh
 echo "== unit tests, with the race detector"
 in_group go test -race -count=1 $(go list ./... | grep -v /test/netns)
@@ -16,4 +16,5 @@ export CGO_ENABLED=0
 echo "== allocations, without the race detector"
 in_group go test -count=1 -run Allocations ./pkg/imds
 echo "== the namespace suite: real CNI plugins and clients in network namespaces"
-in_group go test -count=1 -timeout 10m ./test/netns
+# Most of a test is waiting for something not to happen: more of them at a time than there are cores.
+in_group go test -count=1 -parallel 8 -timeout 15m ./test/netns

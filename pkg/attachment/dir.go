@@ -81,10 +81,9 @@ func (d Dir) write(r *Record, data []byte) error {
 
 // replace makes a file by way of a temporary neighbour, whose name no reader looks up, and renames it into place.
 func replace(file string, write func(tmp string) error) error {
-	dir, name := filepath.Split(file)
-	tmp := filepath.Join(dir, "."+name+".tmp")
+	tmp := temporary(file)
 	// The lock makes this name ours: what stands here is what a killed process left.
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeIfThere(tmp); err != nil {
 		return err
 	}
 	err := write(tmp)
@@ -95,6 +94,23 @@ func replace(file string, write func(tmp string) error) error {
 		os.Remove(tmp)
 	}
 	return err
+}
+
+func temporary(file string) string {
+	dir, name := filepath.Split(file)
+	return filepath.Join(dir, "."+name+".tmp")
+}
+
+func removeIfThere(file string) error {
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func there(file string) bool {
+	_, err := os.Lstat(file)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Get is the record of an attachment; an error that is fs.ErrNotExist where there is none.
@@ -138,8 +154,7 @@ func (d Dir) Delete(ctx context.Context, containerID, ifName string) error {
 	if err := Valid(containerID, ifName); err != nil {
 		return err
 	}
-	file := d.recordFile(containerID, ifName)
-	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+	if file := d.recordFile(containerID, ifName); !there(file) && !there(temporary(file)) {
 		return nil
 	}
 	return d.locked(ctx, func() error { return d.remove(containerID, ifName) })
@@ -149,13 +164,17 @@ func (d Dir) remove(containerID, ifName string) error {
 	if err := d.releaseIPs(containerID, ifName); err != nil {
 		return err
 	}
-	if err := os.Remove(d.recordFile(containerID, ifName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("attachment record of %s: %w", ID(containerID, ifName), err)
+	file := d.recordFile(containerID, ifName)
+	for _, left := range []string{temporary(file), file} {
+		if err := removeIfThere(left); err != nil {
+			return fmt.Errorf("attachment record of %s: %w", ID(containerID, ifName), err)
+		}
 	}
 	return nil
 }
 
-// releaseIPs unlinks every address that is held by the attachment's present record: the links are one file with it.
+// releaseIPs unlinks every address that is held by the attachment's present record, and what a killed process left on its way
+// to that: the links are one file with it.
 func (d Dir) releaseIPs(containerID, ifName string) error {
 	file := d.recordFile(containerID, ifName)
 	own, err := os.Lstat(file)
@@ -177,8 +196,10 @@ func (d Dir) releaseIPs(containerID, ifName string) error {
 	}
 	if r, err := read(file); err == nil {
 		for _, ip := range r.IPs {
-			if err := release(ip.String()); err != nil {
-				return err
+			for _, name := range []string{ip.String(), filepath.Base(temporary(d.ipFile(ip)))} {
+				if err := release(name); err != nil {
+					return err
+				}
 			}
 		}
 		return nil

@@ -14,7 +14,7 @@ import (
 // addresses that it lists and nobody holds, and takes those away that are held by a record that is no more. What it did is
 // in the list, a line each. A directory that is not there needs nothing.
 func (d Dir) Mend(ctx context.Context) ([]string, error) {
-	if _, err := os.Stat(d.records()); errors.Is(err, fs.ErrNotExist) {
+	if !there(d.records()) && !there(d.byIP()) {
 		return nil, nil
 	}
 	if whole, err := d.whole(); err != nil || whole {
@@ -127,6 +127,9 @@ func (d Dir) mend() ([]string, error) {
 	}
 	err = d.unheld(s, func(path string, r *Record, file string) error {
 		info := s.records[path]
+		if err := os.MkdirAll(d.byIP(), 0o755); err != nil {
+			return err
+		}
 		if err := replace(file, func(tmp string) error { return os.Link(path, tmp) }); err != nil {
 			return fmt.Errorf("address %s of %s: %w", filepath.Base(file), r.ID(), err)
 		}

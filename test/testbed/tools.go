@@ -54,6 +54,9 @@ var packages = map[string]string{
 	"iptables-legacy":  "iptables",
 	"ip":               "iproute2",
 	"modprobe":         "kmod",
+	"nft":              "nftables",
+	"conntrack":        "conntrack",
+	"strace":           "strace",
 	"/usr/bin/aws":     "awscli",
 	"/usr/bin/python3": "python3-boto3",
 }

@@ -1,0 +1,157 @@
+package netns
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// boundaries are the system calls at which an ADD or a DEL leaves something behind in the world, or looks at it: files and
+// locks, netlink, and the commands that it runs, which are killed at theirs.
+var boundaries = []string{"mkdirat", "flock", "write", "renameat", "linkat", "unlinkat", "sendto", "sendmsg", "execve", "waitid"}
+
+// kill is the n-th call of one kind in one of the plugin's threads or commands; the zero kill is none.
+type kill struct {
+	call string
+	n    int
+}
+
+func (k kill) String() string { return fmt.Sprintf("its %s %d", k.call, k.n) }
+
+// ours runs the plugin by hand, killed at a call, and tells whether it was.
+func (n *node) ours(command string, s *testbed.Sandbox, at kill) (killed bool) {
+	n.t.Helper()
+	built, err := tools()
+	n.must(err)
+	plugin, err := built.Path("kube2iam-cni")
+	n.must(err)
+	conf := map[string]any{"cniVersion": "1.1.0", "name": testbed.Network, "prevResult": s.Result}
+	for key, value := range testbed.Kube2IAM(n.backend) {
+		conf[key] = value
+	}
+	conf["stateDir"] = n.StateDir
+	stdin, err := json.Marshal(conf)
+	n.must(err)
+	var out bytes.Buffer
+	err = n.Node.Do(func() error {
+		cmd := exec.CommandContext(n.t.Context(), plugin)
+		if at != (kill{}) {
+			cmd = exec.CommandContext(n.t.Context(), "strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+at.call,
+				"-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", at.call, at.n), plugin)
+		}
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &out
+		cmd.Env = append(n.ClientEnv(), "CNI_COMMAND="+command, "CNI_CONTAINERID="+s.ContainerID, "CNI_NETNS="+s.Netns.Path(), "CNI_IFNAME=eth0",
+			"CNI_PATH="+filepath.Dir(plugin), "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE="+s.Namespace+";K8S_POD_NAME="+s.Name+";K8S_POD_UID="+s.UID)
+		return cmd.Run()
+	})
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return false
+	case at == (kill{}) || !errors.As(err, &exit):
+		n.t.Fatalf("%s: %v: %s", command, err, &out)
+	}
+	return true // or a command of the plugin's was, and it says that it failed
+}
+
+// safe wants that the pod has its own role's credentials, or none.
+func (n *node) safe(s *testbed.Sandbox, role string) {
+	n.t.Helper()
+	switch got := n.get(s, credentials+role); {
+	case got.err != nil, got.status != 200:
+		// refused, or not known: none
+	default:
+		n.wantSession(s, role, got)
+	}
+}
+
+// TestKilled is the plugin killed at each boundary of an ADD and of a DEL in turn. The pod is safe at once, and the next
+// ADD, the next DEL or the agent's next round leaves rules and records as if nothing had happened.
+func TestKilled(t *testing.T) {
+	onThese(t, []setup{setups[0], setups[5], setups[7]}, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		chain := n.SetChain()
+		pod := n.run("pod", "app")
+		n.SetChain(chain...)
+		neighbour := n.run("neighbour", "other")
+		without := n.settled()
+		n.ours("ADD", pod, kill{})
+		with := n.settled()
+		n.wantOwn(pod, "app")
+		n.ours("DEL", pod, kill{})
+		same := func(when string, want string) {
+			t.Helper()
+			if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(n.settled(), "\n")); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", when, diff)
+			}
+		}
+		same("after an ADD and a DEL", without)
+		ways := map[string]func(when string){
+			"ADD": func(when string) {
+				n.ours("ADD", pod, kill{})
+				same(when+", then ADD", with)
+			},
+			"DEL": func(when string) {
+				n.ours("DEL", pod, kill{})
+				same(when+", then DEL", without)
+			},
+			"a round": func(when string) {
+				n.round()
+				if state := n.settled(); state != with && state != without {
+					t.Errorf("%s, then a round: neither attached nor detached:\n%s", when, cmp.Diff(strings.Split(with, "\n"), strings.Split(state, "\n")))
+				}
+				n.ours("ADD", pod, kill{})
+				same(when+", then a round and ADD", with)
+			},
+		}
+		for _, command := range []string{"ADD", "DEL"} {
+			kills, between := 0, 0
+			for _, way := range []string{"ADD", "DEL", "a round"} {
+				for _, call := range boundaries {
+					// Until one lives to its end twice: threads share the work differently each time.
+					for at, lived := (kill{call, 1}), 0; lived < 2 && at.n < 50; at.n++ {
+						if command == "DEL" {
+							n.ours("ADD", pod, kill{})
+						} else {
+							n.ours("DEL", pod, kill{})
+						}
+						if !n.ours(command, pod, at) {
+							lived++
+							continue
+						}
+						kills++
+						if state := n.settled(); state != with && state != without {
+							between++
+						}
+						when := fmt.Sprintf("%s killed at %s", command, at)
+						n.safe(pod, "app")
+						ways[way](when)
+						if t.Failed() {
+							t.FailNow()
+						}
+					}
+				}
+			}
+			t.Logf("%s was killed %d times, %d of them with part of it done", command, kills, between)
+			if kills < 15 || between == 0 {
+				t.Error("that is no test of what is left")
+			}
+		}
+		n.wantOwn(neighbour, "other")
+	})
+}
+
+// settled is rules and records, in an order that does not depend on who came first.
+func (n *node) settled() string {
+	n.t.Helper()
+	return strings.Join(append(sortedLines(n.rules()), n.records()...), "\n")
+}
