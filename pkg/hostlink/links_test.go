@@ -1,0 +1,96 @@
+package hostlink
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+)
+
+// TestLinks follows a veth through its life: an index never comes again, and a name may.
+func TestLinks(t *testing.T) {
+	n := newNode(t)
+	names := func() map[int]string {
+		t.Helper()
+		links, err := Links()
+		n.must(err)
+		return links
+	}
+	want := names()
+	if want[1] != "lo" {
+		t.Errorf("got %v, want lo with the index 1", want)
+	}
+	first := n.veth("veth0", n.pod, "eth0")
+	want[first.Attrs().Index] = "veth0"
+	bridge := n.bridge("br0")
+	want[bridge.Attrs().Index] = "br0"
+	if diff := cmp.Diff(want, names()); diff != "" {
+		t.Errorf("with a veth and a bridge:\n%s", diff)
+	}
+
+	n.must(netlink.LinkDel(first))
+	second := n.veth("veth0", n.pod, "eth0")
+	if second.Attrs().Index == first.Attrs().Index {
+		t.Errorf("the second veth0 has the index of the first, %d", first.Attrs().Index)
+	}
+	delete(want, first.Attrs().Index)
+	want[second.Attrs().Index] = "veth0"
+	if diff := cmp.Diff(want, names()); diff != "" {
+		t.Errorf("with another veth of that name:\n%s", diff)
+	}
+
+	n.must(netlink.LinkSetDown(second))
+	n.must(netlink.LinkSetName(second, "veth1"))
+	want[second.Attrs().Index] = "veth1"
+	if diff := cmp.Diff(want, names()); diff != "" {
+		t.Errorf("renamed:\n%s", diff)
+	}
+}
+
+func TestHolds(t *testing.T) {
+	n := newNode(t)
+	n.veth("veth0", n.pod, "eth0")
+	n.veth("veth1", n.pod, "net1")
+	for ifName, cidrs := range map[string][]string{"eth0": {"10.1.0.5/24", "10.1.0.6/32", "fd00:1::5/64", "fe80::5/64"}, "net1": {"10.2.0.5/24"}} {
+		for _, cidr := range cidrs {
+			n.addr(n.inPod, ifName, cidr)
+		}
+	}
+	n.addr(n.inPod, "lo", "127.0.0.1/8")
+	pod := path(n.pod)
+	file := filepath.Join(t.TempDir(), "netns")
+	n.must(os.WriteFile(file, nil, 0o444))
+	for name, tc := range map[string]struct {
+		path, ifName, ip string
+		want             bool
+	}{
+		"its first address":                   {pod, "eth0", "10.1.0.5", true},
+		"its second address":                  {pod, "eth0", "10.1.0.6", true},
+		"its IPv6 address":                    {pod, "eth0", "fd00:1::5", true},
+		"another interface's address":         {pod, "eth0", "10.2.0.5", false},
+		"the other interface's":               {pod, "net1", "10.2.0.5", true},
+		"nobody's address":                    {pod, "eth0", "10.1.0.7", false},
+		"an address as a pattern":             {pod, "eth0", "10.1.0.0", false},
+		"a link-local one, which is no pod's": {pod, "eth0", "fe80::5", false},
+		"loopback's, which is no pod's":       {pod, "lo", "127.0.0.1", false},
+		"no such interface":                   {pod, "eth1", "10.1.0.5", false},
+		"the host side, which is elsewhere":   {pod, "veth0", "10.1.0.5", false},
+		"no namespace":                        {filepath.Join(t.TempDir(), "none"), "eth0", "10.1.0.5", false},
+		"no path":                             {"", "eth0", "10.1.0.5", false},
+		"a file that is no namespace":         {file, "eth0", "10.1.0.5", false},
+	} {
+		if got := Holds(tc.path, tc.ifName, netip.MustParseAddr(tc.ip)); got != tc.want {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+
+	eth0, err := n.inPod.LinkByName("eth0")
+	n.must(err)
+	n.must(n.inPod.LinkDel(eth0))
+	if Holds(pod, "eth0", netip.MustParseAddr("10.1.0.5")) {
+		t.Error("an interface that is gone holds its address")
+	}
+}
