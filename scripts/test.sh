@@ -13,6 +13,8 @@ echo "== unit tests, with the race detector"
 in_group go test -race -count=1 $(go list ./... | grep -v /test/netns)
 # Without cgo from here on, as the programs under test: so each package is compiled once for both.
 export CGO_ENABLED=0
+echo "== fuzz targets, five seconds each"
+in_group scripts/fuzz.sh 5s
 echo "== allocations, without the race detector"
 in_group go test -count=1 -run Allocations ./pkg/imds
 echo "== the namespace suite: real CNI plugins and clients in network namespaces"
