@@ -57,10 +57,11 @@ func (n *Node) AddInPod(a Attachment) error {
 // MissingInPod names what is wanted inside the pod and not there.
 func (n *Node) MissingInPod(a Attachment) (missing []string, err error) {
 	err = n.within(a, func(p *inPod) error {
-		s, err := p.read(true)
+		base := podBase(a)
+		tables := p.tables(base)
+		s, err := p.read(tables)
 		if err == nil {
-			base := podBase(a)
-			missing = s.missing(p.tables(base), p.elements(base, a))
+			missing = s.missing(tables, p.elements(base, a))
 		}
 		return err
 	})

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -146,20 +147,20 @@ func inMessages(elements []element, send func(*nftables.Set, []nftables.SetEleme
 	return nil
 }
 
-// read is what stands of our tables, of their elements, and of their rules where rules are asked for. Tables that are not
-// there hold nothing. A dump that a change of somebody else's comes into is begun again.
-func (k *nft) read(rules bool) (*standing, error) {
+// read is what stands in our tables: all elements, and the rules of the wanted tables' chains. Tables that are not there hold
+// nothing. A dump that a change of somebody else's comes into is begun again.
+func (k *nft) read(wanted []table) (*standing, error) {
 	var s *standing
 	var err error
 	for range 5 {
-		if s, err = k.readOnce(rules); err == nil {
+		if s, err = k.readOnce(wanted); err == nil {
 			return s, nil
 		}
 	}
 	return nil, supported(err)
 }
 
-func (k *nft) readOnce(rules bool) (*standing, error) {
+func (k *nft) readOnce(wanted []table) (*standing, error) {
 	conn, err := k.open()
 	if err != nil {
 		return nil, err
@@ -176,8 +177,11 @@ func (k *nft) readOnce(rules bool) (*standing, error) {
 		if err := s.readElements(conn, t); err != nil {
 			return nil, err
 		}
-		if rules {
-			if err := s.readRules(conn, t); err != nil {
+		for _, w := range wanted {
+			if w.Family != t.Family {
+				continue
+			}
+			if err := s.readRules(conn, w); err != nil {
 				return nil, err
 			}
 		}
@@ -204,17 +208,13 @@ func (s *standing) readElements(conn *nftables.Conn, t *nftables.Table) error {
 	return nil
 }
 
-func (s *standing) readRules(conn *nftables.Conn, t *nftables.Table) error {
-	chains, err := conn.ListChainsOfTableFamily(t.Family)
-	if err != nil {
-		return err
+// readRules asks for the chains by name: other programs may have thousands.
+func (s *standing) readRules(conn *nftables.Conn, wanted table) error {
+	if s.rules[wanted.Family] == nil {
+		s.rules[wanted.Family] = make(map[string][]string)
 	}
-	s.rules[t.Family] = make(map[string][]string)
-	for _, c := range chains {
-		if c.Table.Name != Table {
-			continue
-		}
-		rules, err := conn.GetRules(t, c)
+	for _, c := range wanted.chains {
+		rules, err := conn.GetRules(wanted.Table, c.Chain)
 		if err != nil {
 			return err
 		}
@@ -223,7 +223,7 @@ func (s *standing) readRules(conn *nftables.Conn, t *nftables.Table) error {
 			comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 			comments = append(comments, comment)
 		}
-		s.rules[t.Family][c.Name] = comments
+		s.rules[wanted.Family][c.Name] = comments
 	}
 	return nil
 }
@@ -325,19 +325,25 @@ func supported(err error) error {
 	return fmt.Errorf("nftables: %w", err)
 }
 
-// replace makes tables and wanted elements stand, and no others that carry the identity.
+// replace makes tables and wanted elements stand, and no others that carry the identity. Tables that stand as they should are
+// left alone: a transaction that takes nothing away is over at once, and one that does keeps its process waiting at its end
+// until no packet is on its way through what went (an RCU grace period, at the socket's close).
 func (k *nft) replace(tables []table, wanted []element, id string) error {
-	return k.transact(func(s *standing) error {
+	return k.transact(tables, func(s *standing) error {
 		gone, come := s.change(wanted, func(comment string) bool { return comment == id })
-		return k.apply(tables, gone, come)
+		lacking := slices.DeleteFunc(slices.Clone(tables), func(t table) bool { return len(s.lacks([]table{t})) == 0 })
+		if len(lacking)+len(gone)+len(come) == 0 {
+			return nil
+		}
+		return k.apply(lacking, gone, come)
 	})
 }
 
 // transact reads what stands and changes it, again where somebody else's change came in between.
-func (k *nft) transact(change func(*standing) error) (err error) {
+func (k *nft) transact(wanted []table, change func(*standing) error) (err error) {
 	for range 5 {
 		var s *standing
-		if s, err = k.read(false); err != nil {
+		if s, err = k.read(wanted); err != nil {
 			return err
 		}
 		if err = change(s); err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, ErrBusy) {
@@ -349,7 +355,7 @@ func (k *nft) transact(change func(*standing) error) (err error) {
 
 // removeAll deletes the elements that carry an identity, and returns them.
 func (k *nft) removeAll(id string) (gone []element, err error) {
-	err = k.transact(func(s *standing) error {
+	err = k.transact(nil, func(s *standing) error {
 		if gone = s.of(id); len(gone) == 0 {
 			return nil
 		}
@@ -369,14 +375,14 @@ func (k *nft) removeLeftovers(id string) error {
 // repair makes tables and wanted elements stand, and removes the elements of attachments that are none of those wanted. What
 // it did is in the list; it looks only, where dry is true.
 func (k *nft) repair(tables []table, wanted []element, dry bool) ([]string, error) {
-	s, err := k.read(true)
+	s, err := k.read(tables)
 	if errors.Is(err, ErrUnsupported) && len(tables) == 0 {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	attachments := func(comment string) bool { return comment != Comment }
+	attachments := func(comment string) bool { return strings.Contains(comment, "@") } // one without an identity is not ours to judge
 	var did []string
 	for _, what := range s.missing(tables, wanted) {
 		did = append(did, "missing: "+what)
@@ -388,7 +394,7 @@ func (k *nft) repair(tables []table, wanted []element, dry bool) ([]string, erro
 	if dry || len(did) == 0 {
 		return did, nil
 	}
-	return did, k.transact(func(s *standing) error {
+	return did, k.transact(nil, func(s *standing) error {
 		gone, come := s.change(wanted, attachments)
 		return k.apply(tables, gone, come)
 	})

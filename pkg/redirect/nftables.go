@@ -98,7 +98,7 @@ func (a Attachment) element(r Redirection) element {
 	return element{f.routed(), nftables.SetElement{Key: holderBytes(a.HostLink, r.Source), Val: socketBytes(r.Proxy), Comment: a.ID}}
 }
 
-// Add implements Backend. The base comes along each time: it is a few rules, and nothing has to be asked about them.
+// Add implements Backend. The base is looked at each time, and made again where it is not whole.
 func (t *NFTablesBackend) Add(_ context.Context, base Base, a Attachment) error {
 	if err := t.Open(base, a); err != nil {
 		return err
@@ -121,11 +121,12 @@ func (t *NFTablesBackend) removeLeftovers(id string) error { return t.ports.remo
 
 // Missing implements Backend.
 func (t *NFTablesBackend) Missing(base Base, a Attachment) ([]string, error) {
-	s, err := t.ports.read(true)
+	tables := t.tables(base, a.Bridged)
+	s, err := t.ports.read(tables)
 	if err != nil {
 		return nil, err
 	}
-	return s.missing(t.tables(base, a.Bridged), append(t.services(base, a.Bridged), t.elements(a)...)), nil
+	return s.missing(tables, append(t.services(base, a.Bridged), t.elements(a)...)), nil
 }
 
 // missing names what is wanted and does not stand.

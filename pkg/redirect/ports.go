@@ -166,9 +166,10 @@ func (p *ports) add(base Base, a Attachment) error {
 func (p *ports) remove(a Attachment) error { return p.removeLeftovers(a.ID) }
 
 func (p *ports) missing(base Base, a Attachment) ([]string, error) {
-	s, err := p.read(true)
+	tables := p.tables(base)
+	s, err := p.read(tables)
 	if err != nil {
 		return nil, err
 	}
-	return s.missing(p.tables(base), append(p.services(base), p.elements(a)...)), nil
+	return s.missing(tables, append(p.services(base), p.elements(a)...)), nil
 }
