@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -276,6 +277,35 @@ func TestLinkIsNotGuessed(t *testing.T) {
 			n.must(n.add(args))
 			if r := n.record("c1"); r.HostLink.Name != "veth0" || len(r.IPs) != 1 || r.IPs[0].String() != pod4 {
 				t.Errorf("recorded %+v", r)
+			}
+		})
+	}
+}
+
+// TestNodeWithoutCommands is a node that has neither iptables nor nft: what the kernel has is enough.
+func TestNodeWithoutCommands(t *testing.T) {
+	for _, kind := range []string{"routed", "bridged"} {
+		t.Run(kind, func(t *testing.T) {
+			n := newNode(t, kind, "auto")
+			n.must(os.RemoveAll(n.commands))
+			n.serve(n.service, ":80", "service")
+			n.serve(n.host, net.JoinHostPort(uplink4, "8181"), "proxy")
+			neighbour := n.newPod(kind, "veth1", "10.1.0.7", "fd00:1::7")
+			args := n.args("c1", n.pod, pod4, pod6)
+			n.must(n.add(args))
+			n.must(n.check(args))
+			if got := n.record("c1").Backend; got != "nftables" {
+				t.Errorf("recorded %s", got)
+			}
+			if got := n.dial(n.pod, pod4, net.JoinHostPort(service4, "80"), 10*time.Second); got != "proxy to "+pod4 {
+				t.Errorf("the pod meets %q", got)
+			}
+			if got := n.dial(neighbour, "", net.JoinHostPort(service4, "80"), 10*time.Second); got != "refused" {
+				t.Errorf("a pod without ADD meets %q", got)
+			}
+			n.must(n.del(args))
+			if ours := n.ours(); len(ours) > 0 || len(n.state()) > 0 {
+				t.Errorf("left %v, %v", ours, n.state())
 			}
 		})
 	}

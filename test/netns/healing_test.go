@@ -475,3 +475,31 @@ func TestAgentLives(t *testing.T) {
 		n.wantOnlyTheNodeAsked()
 	})
 }
+
+// TestAgentInAContainer is the agent with the host's root mounted somewhere else: every path is the host's, and so is
+// iptables, of which its own root has none.
+func TestAgentInAContainer(t *testing.T) {
+	onFew(t, func(t *testing.T, n *node) {
+		built, err := tools()
+		n.must(err)
+		plugin, err := built.Path("kube2iam-cni")
+		n.must(err)
+		chain := n.SetChain()
+		old := n.run("old", "app")
+		n.SetChain(chain...)
+		root := filepath.Join(n.Dir, "container")
+		n.must(os.MkdirAll(filepath.Join(root, "host"), 0o755))
+		binary, err := os.ReadFile(plugin)
+		n.must(err)
+		n.must(os.WriteFile(filepath.Join(root, "agent"), binary, 0o755))
+		container := fmt.Sprintf("mount --make-rprivate / && mount --rbind / %[1]s/host && exec chroot %[1]s /agent agent --once --host-root /host "+
+			"--backend %[2]s --state-dir %[3]s --cni-cache-dir %[4]s/cni --netns-dir %[4]s/netns", root, n.backend, n.StateDir, n.Dir)
+		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "unshare", "-m", "sh", "-c", container)
+		n.must(err)
+		n.proxy(impatient...)
+		n.wantOwn(old, "app")
+		if got := n.record(old, "eth0").Backend; got != n.backend {
+			t.Errorf("recorded %s", got)
+		}
+	})
+}
