@@ -28,7 +28,9 @@ table ip kube-proxy {
 	map routed { type ifname . ipv4_addr : ipv4_addr . inet_service; elements = { "veth0" . 10.1.0.5 comment "c1@eth0" : 192.168.7.2 . 8181 } }
 	chain redirections { type nat hook prerouting priority dstnat; policy accept; }
 }
-table ip6 kube-proxy { chain redirections { type nat hook prerouting priority dstnat; policy accept; } }
+table ip6 kube-proxy {
+	chain redirections { type nat hook prerouting priority dstnat; policy accept; }
+}
 table bridge firewall {
 	set held4 { type ipv4_addr; elements = { 10.1.0.5 comment "c1@eth0", 10.1.0.6 comment "c2@eth0" } }
 	chain enter {

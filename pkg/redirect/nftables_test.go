@@ -43,7 +43,7 @@ func TestNFTablesAdd(t *testing.T) {
 			n.transactions("ADD", 1, func() { n.must(n.nftables().Add(t.Context(), tc.base, tc.add)) })
 			n.wantRuleset("after ADD", tc.golden)
 			n.forget()
-			n.must(n.nftables().Add(t.Context(), tc.base, tc.add))
+			n.transactions("the same ADD", 0, func() { n.must(n.nftables().Add(t.Context(), tc.base, tc.add)) })
 			n.wantRuleset("after the same ADD", tc.golden)
 			missing, err := n.nftables().Missing(tc.base, tc.add)
 			if err != nil || len(missing) > 0 {
@@ -54,3 +54,29 @@ func TestNFTablesAdd(t *testing.T) {
 }
 
 func open(b Base) Base { b.Guard = false; return b }
+
+// TestNFTablesBaseComesBack breaks the base under a pod that is attached: the next pod's ADD makes it whole, in one
+// transaction, and leaves tables that are whole alone.
+func TestNFTablesBaseComesBack(t *testing.T) {
+	first, second := bridged("c1@eth0", "veth0", "10.1.0.5", "fd00:1::5"), bridged("c2@eth0", "veth1", "10.1.0.6", "fd00:1::6")
+	want := standingAfter(t, baseDual, first, second)
+	for name, damage := range map[string]string{
+		"nothing":                   "list ruleset",
+		"a family's rules":          "flush table ip kube2iam-cni",
+		"one chain":                 "flush chain ip6 kube2iam-cni guard",
+		"a chain that is missing":   "delete chain ip kube2iam-cni guard",
+		"a rule above the guard":    "insert rule ip kube2iam-cni guard accept",
+		"the bridge's":              "flush table bridge kube2iam-cni",
+		"the service":               "flush set ip kube2iam-cni metadata",
+		"the service of the bridge": "flush set bridge kube2iam-cni metadata6",
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNamespace(t)
+			n.must(n.nftables().Add(t.Context(), baseDual, first))
+			n.run("nft " + damage)
+			n.forget()
+			n.transactions("ADD", 1, func() { n.must(n.nftables().Add(t.Context(), baseDual, second)) })
+			n.wantRuleset("after ADD", want)
+		})
+	}
+}

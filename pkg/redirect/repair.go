@@ -207,7 +207,9 @@ func (t *IPTables) save(ctx context.Context, v6 bool) (*saved, error) {
 
 func unquoted(words []string) []string {
 	for i := range words {
-		words[i] = strings.Trim(words[i], `"`)
+		if strings.HasPrefix(words[i], `"`) == strings.HasSuffix(words[i], `"`) { // else it is one of several, which commentOf tells
+			words[i] = strings.Trim(words[i], `"`)
+		}
 	}
 	return words
 }

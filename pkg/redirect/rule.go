@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Chain holds the redirections. It is in the nat table, for each family and each form of iptables.
@@ -46,7 +47,8 @@ func (a Attachment) rules(metadata netip.AddrPort) []rule {
 func (a Attachment) enters() []string {
 	switch {
 	case a.Mark != 0:
-		return []string{"-m", "mark", "--mark", fmt.Sprintf("0x%x/0x%x", a.Mark, a.Mark)}
+		// As the save commands write it, which leave a full mask out.
+		return []string{"-m", "mark", "--mark", strings.TrimSuffix(fmt.Sprintf("0x%x/0x%x", a.Mark, a.Mark), "/0xffffffff")}
 	case a.Bridged:
 		return []string{"-m", "physdev", "--physdev-in", a.HostLink}
 	}

@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"encoding/binary"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -82,6 +83,14 @@ func (n *namespace) transactions(what string, want uint32, do func()) {
 	do()
 	if got := n.generation() - before; got != want {
 		n.Errorf("%s took %d transactions, want %d", what, got, want)
+	}
+}
+
+// sh runs commands whose arguments are of several words.
+func (n *namespace) sh(script string) {
+	n.Helper()
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		n.Fatalf("%s: %v\n%s", script, err, out)
 	}
 }
 
