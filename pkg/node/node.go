@@ -70,7 +70,10 @@ func New(s Settings, sys System, log *slog.Logger) *Node {
 	n.rules = &redirect.Node{
 		Dirs:   sys.Dirs,
 		Choice: filepath.Join(s.StateDir, "backend"),
-		Lock:   func(ctx context.Context) (func(), error) { return attachment.Lock(ctx, n.file("base.lock")) },
+		Unbound: func(id string, err error) {
+			log.Warn("the bridge's answers cannot be bound to their ports: a neighbour with NET_RAW may draw them to itself", "attachment", id, "error", err)
+		},
+		Lock: func(ctx context.Context) (func(), error) { return attachment.Lock(ctx, n.file("base.lock")) },
 	}
 	return n
 }

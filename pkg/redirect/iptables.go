@@ -15,6 +15,8 @@ type IPTables struct {
 	find  func(name Form, v6 bool) (path string, err error)
 	lock  func(context.Context) (unlock func(), err error)
 	ports *ports
+	// unbound is Node.Unbound.
+	unbound func(id string, err error)
 
 	opened map[bool]*iptables.IPTables // by whether it is for IPv6
 }
@@ -71,8 +73,12 @@ func (t *IPTables) Add(ctx context.Context, base Base, a Attachment) error {
 	}
 	if a.Bridged {
 		// Before the rule: a mark that nobody looks for does no harm.
-		if err := t.ports.add(base, a); err != nil && (a.Mark != 0 || !errors.Is(err, ErrUnsupported)) {
+		err := t.ports.add(base, a)
+		if err != nil && (a.Mark != 0 || !errors.Is(err, ErrUnsupported)) {
 			return err
+		}
+		if err != nil && t.unbound != nil {
+			t.unbound(a.ID, err)
 		}
 	}
 	for _, metadata := range base.Metadata {

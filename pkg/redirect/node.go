@@ -25,6 +25,9 @@ type Node struct {
 	Choice string
 	// Lock serialises the making of the base.
 	Lock func(context.Context) (unlock func(), err error)
+	// Unbound is told of a bridged attachment whose answers no kernel's table binds to its port: a neighbour may draw them.
+	// It may be nil.
+	Unbound func(id string, err error)
 
 	forms map[Form]*IPTables
 	ports *ports
@@ -81,7 +84,7 @@ func (n *Node) IPTables(form Form) (*IPTables, error) {
 	if n.forms == nil {
 		n.forms = make(map[Form]*IPTables)
 	}
-	n.forms[form] = &IPTables{form: form, find: n.find, lock: n.Lock, ports: n.bridges(), opened: make(map[bool]*iptables.IPTables)}
+	n.forms[form] = &IPTables{form: form, find: n.find, lock: n.Lock, ports: n.bridges(), unbound: n.Unbound, opened: make(map[bool]*iptables.IPTables)}
 	return n.forms[form], nil
 }
 
