@@ -76,6 +76,13 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 		Node: node.New(settings(conf), node.Host(), log),
 		Cache: node.Cache{
 			Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"), Holds: hostlink.Holds,
+			HostLink: func(netnsPath, ifName string) string {
+				link, err := hostlink.Find(netnsPath, ifName)
+				if err != nil {
+					return ""
+				}
+				return link.Name
+			},
 			Pod: func(args string) (attachment.Pod, error) {
 				pod, err := netconf.ParsePod(args)
 				return attachment.Pod(pod), err

@@ -29,41 +29,57 @@ type Agent struct {
 	Interval time.Duration
 
 	looked  bool              // in all forms, once
+	did     bool              // something, in this round
 	refused map[string]string // why attachments were not adopted, to be said once
 
 	unread, unreadCache string // what could not be read, to be said once
 }
 
-// settle is how long the agent waits after a change that somebody made: others often follow it, and its own are among them.
-const settle = 200 * time.Millisecond
+// settle is how long the agent waits after a change that somebody made: others often follow it. Where a look showed that
+// nothing was wrong (the plugin's DELs are such changes, and its own), it rests before it looks for the next one.
+const (
+	settle = 50 * time.Millisecond
+	rest   = time.Second
+)
 
 // Run makes rounds until ctx ends. A round that fails is logged, and the next comes all the same. It leaves everything as it
 // is when it ends.
 func (a *Agent) Run(ctx context.Context) error {
 	for {
+		a.did = false
 		if err := a.Round(ctx); err != nil && ctx.Err() == nil {
 			a.Log.Error("a round failed, in part or whole", "error", err)
 		}
 		a.Close()
-		timer := time.NewTimer(a.Interval)
+		ended := time.Now()
+		next := time.NewTimer(a.Interval)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
+			next.Stop()
 			return nil
-		case <-timer.C:
+		case <-next.C:
+			continue
 		case <-a.Changes:
-			timer.Stop()
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(settle):
-			}
-			select { // what came meanwhile is seen by the round
-			case <-a.Changes:
-			default:
-			}
+			next.Stop()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(a.pause(time.Since(ended))):
+		}
+		select { // what came meanwhile is seen by the round
+		case <-a.Changes:
+		default:
 		}
 	}
+}
+
+// pause is how long to wait after a change that came so long after the last round.
+func (a *Agent) pause(since time.Duration) time.Duration {
+	if a.did {
+		return settle
+	}
+	return max(settle, rest-since)
 }
 
 // Round looks at everything once and puts right what is wrong: records and rules first, so that the node is guarded before
@@ -235,5 +251,6 @@ func (a *Agent) said(what string, did []string) {
 	if len(did) == 0 {
 		return
 	}
+	a.did = true
 	a.Log.Info(what, "changes", len(did), "first", did[:min(len(did), maxSaid)])
 }

@@ -29,6 +29,8 @@ type Cache struct {
 	NetnsDirs []string
 	// Holds tells whether an interface in a network namespace holds an address.
 	Holds func(netnsPath, ifName string, ip netip.Addr) bool
+	// HostLink is the name of the host side of an interface in a network namespace; empty where there is none.
+	HostLink func(netnsPath, ifName string) string
 	// Pod reads the pod from an entry's arguments.
 	Pod func(args string) (attachment.Pod, error)
 }
@@ -52,6 +54,10 @@ const (
 // Attachments are the cached attachments of pods whose network namespace is there and whose interface holds one of the
 // addresses. Entries that cannot be read are in the error; the others come with it all the same. An entry that is no pod's
 // is passed over, and so are those whose namespace could be several pods'.
+//
+// What an interface holds is the pod's own word, if it has NET_ADMIN: one could take the address of a pod that is no more, and
+// be taken for it. So a namespace that the entry does not name must have the entry's host interface, too, which no pod
+// chooses; where the result names none, the pod is not adopted.
 func (c Cache) Attachments() ([]Request, error) {
 	dir := filepath.Join(c.Dir, "results")
 	files, err := os.ReadDir(dir)
@@ -61,7 +67,7 @@ func (c Cache) Attachments() ([]Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	var requests []Request
+	var requests []cached
 	var errs []error
 	for _, f := range files {
 		r, err := c.read(filepath.Join(dir, f.Name()))
@@ -79,7 +85,13 @@ func (c Cache) Attachments() ([]Request, error) {
 	return c.unique(c.located(requests)), errors.Join(errs...)
 }
 
-func (c Cache) read(path string) (*Request, error) {
+// cached is an entry that could be a pod's, and the interfaces on the host that its result names.
+type cached struct {
+	Request
+	hostLinks []string
+}
+
+func (c Cache) read(path string) (*cached, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -104,23 +116,29 @@ func (c Cache) read(path string) (*Request, error) {
 	if err := attachment.Valid(e.ContainerID, e.IfName); err != nil {
 		return nil, err
 	}
-	ips, err := resultIPs(e.Result)
+	version, err := create.DecodeVersion(e.Result)
+	if err != nil {
+		return nil, err
+	}
+	given, err := create.Create(version, e.Result)
+	if err != nil {
+		return nil, err
+	}
+	result, err := types100.NewResultFromResult(given)
+	if err != nil {
+		return nil, err
+	}
+	ips, err := ResultIPs(result)
 	if err != nil || len(ips) == 0 {
 		return nil, err
 	}
-	return &Request{ContainerID: e.ContainerID, IfName: e.IfName, Netns: e.NetNS, Network: e.NetworkName, Pod: pod, IPs: ips}, nil
-}
-
-func resultIPs(raw json.RawMessage) ([]netip.Addr, error) {
-	version, err := create.DecodeVersion(raw)
-	if err != nil {
-		return nil, err
+	one := &cached{Request: Request{ContainerID: e.ContainerID, IfName: e.IfName, Netns: e.NetNS, Network: e.NetworkName, Pod: pod, IPs: ips}}
+	for _, i := range result.Interfaces {
+		if i.Sandbox == "" {
+			one.hostLinks = append(one.hostLinks, i.Name)
+		}
 	}
-	result, err := create.Create(version, raw)
-	if err != nil {
-		return nil, err
-	}
-	return ResultIPs(result)
+	return one, nil
 }
 
 // ResultIPs are the addresses of a plugin's result, of whichever version.
@@ -138,7 +156,7 @@ func ResultIPs(result types.Result) ([]netip.Addr, error) {
 }
 
 // located keeps those whose namespace is known, or the only one whose interface holds one of the addresses.
-func (c Cache) located(requests []Request) []Request {
+func (c Cache) located(requests []cached) []Request {
 	var located []Request
 	var candidates []string
 	searched := false
@@ -147,15 +165,17 @@ func (c Cache) located(requests []Request) []Request {
 			if !searched {
 				candidates, searched = c.namespaces(), true
 			}
-			holding := slices.DeleteFunc(slices.Clone(candidates), func(path string) bool { return !c.holdsOne(path, r) })
-			if len(holding) != 1 {
+			fitting := slices.DeleteFunc(slices.Clone(candidates), func(path string) bool {
+				return !c.holdsOne(path, r.Request) || !slices.Contains(r.hostLinks, c.HostLink(path, r.IfName))
+			})
+			if len(fitting) != 1 {
 				continue
 			}
-			r.Netns = holding[0]
-		} else if !c.holdsOne(r.Netns, r) {
+			r.Netns = fitting[0]
+		} else if !c.holdsOne(r.Netns, r.Request) {
 			continue
 		}
-		located = append(located, r)
+		located = append(located, r.Request)
 	}
 	return located
 }

@@ -17,7 +17,7 @@ import (
 )
 
 var (
-	modelSteps = flag.Int("model.steps", 700, "steps of each sequence of TestModel")
+	modelSteps = flag.Int("model.steps", 500, "steps of each sequence of TestModel")
 	modelSeed  = flag.Uint64("model.seed", 1, "the seed of TestModel's sequences")
 )
 
