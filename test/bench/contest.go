@@ -12,10 +12,11 @@ import (
 // contest is our plugin with one backend against portmap with one port mapping: the same pod, both in the steady state, in
 // turn.
 type contest struct {
-	name   string
-	ours   string // our backend
-	form   string // of the command iptables that portmap finds, and of the other rules
-	theirs string // portmap's backend
+	name    string
+	ours    string // our backend
+	form    string // of the command iptables that portmap finds, and of the other rules
+	theirs  string // portmap's backend
+	primary string // what connects the pod
 }
 
 // turns is how often each plugin adds and deletes, after a first time in which it makes its chains.
@@ -24,7 +25,7 @@ const turns = 15
 // hold measures the contest on a node of its own, on which other rules of that number stand.
 func (c contest) hold(ctx context.Context, tools testbed.Tools, rules int, progress io.Writer) (outcome, error) {
 	fmt.Fprintf(progress, "ADD and DEL with %s against portmap with %s (iptables is %s), %d other rules: %d times\n", c.ours, c.theirs, c.form, rules, turns)
-	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "bridge"})
+	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: c.primary})
 	if err != nil {
 		return outcome{}, err
 	}
