@@ -88,7 +88,7 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 				return attachment.Pod(pod), err
 			},
 		},
-		Links: hostlink.Links, Holds: hostlink.Holds, Cut: node.CutDirect, Interval: c.Duration("interval"),
+		Links: hostlink.Links, Filtered: hostlink.Filtered, Holds: hostlink.Holds, Cut: node.CutDirect, Interval: c.Duration("interval"),
 	}
 	defer agent.Close()
 	if c.Bool("once") {

@@ -24,6 +24,8 @@ type Link struct {
 	// BridgeNF says which of the packets that enter by the bridge iptables sees with their port; false for both without a
 	// bridge.
 	BridgeNF BridgeNF
+	// Filtered says that something sees the link's packets before netfilter does, and may take them past it.
+	Filtered bool
 	// IPs are the addresses of the pod's side that other machines can dial, in the kernel's order.
 	IPs []netip.Addr
 }
@@ -106,6 +108,9 @@ func hostSide(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (*Li
 		return nil, err
 	}
 	link := &Link{Name: onHost.Attrs().Name, Index: onHost.Attrs().Index}
+	if link.Filtered, err = filtered(host, onHost); err != nil {
+		return nil, err
+	}
 	if index := onHost.Attrs().MasterIndex; index != 0 {
 		master, err := host.LinkByIndex(index)
 		if err != nil {

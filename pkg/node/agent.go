@@ -19,6 +19,8 @@ type Agent struct {
 	Cache Cache
 	// Links are the host's interfaces, by index (hostlink.Links).
 	Links func() (map[int]string, error)
+	// Filtered are those of the links whose packets something sees before netfilter does (hostlink.Filtered).
+	Filtered func(links map[int]string) (map[int]bool, error)
 	// Holds tells whether an interface in a network namespace holds an address.
 	Holds func(netnsPath, ifName string, ip netip.Addr) bool
 	// Cut ends connections from pods to a service that were not redirected, and tells how many (conntrack.go).
@@ -31,6 +33,7 @@ type Agent struct {
 	looked  bool              // in all forms, once
 	did     bool              // something, in this round
 	refused map[string]string // why attachments were not adopted, to be said once
+	passes  map[int]bool      // links, by index, whose filter was found to let packets go on to netfilter
 
 	unread, unreadCache string // what could not be read, to be said once
 }
@@ -87,7 +90,7 @@ func (a *Agent) pause(since time.Duration) time.Duration {
 func (a *Agent) Round(ctx context.Context) error {
 	mended, err := a.records().Mend(ctx)
 	a.said("mended the state directory", mended)
-	errs := []error{err, a.repair(ctx)}
+	errs := []error{err, a.repair(ctx), a.recheck(ctx)}
 	if a.adopt(ctx) > 0 {
 		errs = append(errs, a.cut())
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -36,6 +37,11 @@ func (n *Node) plan(r Request) (*plan, error) {
 	ips, err := own(r.IPs, link.IPs)
 	if err != nil {
 		return nil, &Error{Addresses, fmt.Errorf("interface %s: %w", r.IfName, err)}
+	}
+	if link.Filtered && path != attachment.PathNetns {
+		if path, err = n.pathBehindFilter(r, link, ips[0], path); err != nil {
+			return nil, err
+		}
 	}
 	record := &attachment.Record{
 		ContainerID: r.ContainerID,
@@ -73,6 +79,22 @@ func (n *Node) look(r Request) (*hostlink.Link, attachment.Path, error) {
 		return link, attachment.PathBridged, nil
 	}
 	return link, attachment.PathRouted, nil
+}
+
+// pathBehindFilter is for a veth whose packets something sees before netfilter does, a BPF program most likely. Some take
+// them past it (Cilium's and Calico's eBPF host routing), most do not (network policies, shaping): so one is sent, and
+// netfilter says whether it came.
+func (n *Node) pathBehindFilter(r Request, link *hostlink.Link, ip netip.Addr, path attachment.Path) (attachment.Path, error) {
+	seen, err := n.seen(context.Background(), &attachment.Record{Netns: r.Netns, IPs: []netip.Addr{ip}})
+	if err != nil {
+		return "", about(Link, fmt.Errorf("whether netfilter sees what enters by %s, where a filter comes before it: %w", link.Name, err))
+	}
+	if seen {
+		return path, nil
+	}
+	n.Log.Warn("a filter at the host's side of the veth takes packets past netfilter: the redirection is made inside the pod, which can undo it, and no guard stands behind it",
+		"container", r.ContainerID, "interface", r.IfName, "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "host interface", link.Name)
+	return attachment.PathNetns, nil
 }
 
 // own are the addresses of the network that the interface holds. Which interface a result means by an address cannot be

@@ -77,7 +77,11 @@ func (n *Node) repairNFT(w Wanted, dry bool) ([]string, error) {
 	if errors.Is(err, ErrUnsupported) && !essential {
 		return nil, nil
 	}
-	return did, err
+	if err != nil {
+		return did, err
+	}
+	ended, err := n.ports.endProbes(dry)
+	return append(did, ended...), err
 }
 
 // repair is Repair for one form of iptables.

@@ -1,0 +1,89 @@
+package hostlink
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// filtered tells whether anything sees a link's packets before netfilter does, and so may take them past it: a tc filter at
+// its ingress (a BPF program, or one that redirects), or a BPF program attached by tcx. What it does with them is not told:
+// most of them do no such thing.
+func filtered(h *netlink.Handle, link netlink.Link) (bool, error) {
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} { // of clsact, and of ingress
+		filters, err := h.FilterList(link, parent)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return false, fmt.Errorf("tc filters of %s: %w", link.Attrs().Name, err)
+		}
+		if len(filters) > 0 {
+			return true, nil
+		}
+	}
+	return tcx(link.Attrs().Index), nil
+}
+
+// What is asked of bpf(2) is how many programs are attached to a link's ingress (linux/bpf.h, BPF_PROG_QUERY,
+// BPF_TCX_INGRESS; Linux 6.6).
+const (
+	progQuery  = 16
+	tcxIngress = 46
+)
+
+// progQueryAttr is the query's part of union bpf_attr.
+type progQueryAttr struct {
+	ifIndex, attachType, queryFlags, attachFlags uint32
+	progIDs                                      uint64
+	count, _                                     uint32
+	progAttachFlags, linkIDs, linkAttachFlags    uint64
+	revision                                     uint64
+}
+
+// tcx is false on a kernel that has no such thing. Who may not ask has to take it that there may be one.
+func tcx(ifIndex int) bool {
+	attr := progQueryAttr{ifIndex: uint32(ifIndex), attachType: tcxIngress}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, progQuery, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	switch errno {
+	case 0:
+		return attr.count > 0
+	case unix.EPERM, unix.EACCES:
+		return true
+	}
+	return false
+}
+
+// Filtered are those of the calling thread's namespace's interfaces whose packets something sees before netfilter does, by
+// index. It asks for the few that may have a filter, and not for each.
+func Filtered(links map[int]string) (map[int]bool, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	qdiscs, err := h.QdiscList(nil)
+	if err != nil {
+		return nil, fmt.Errorf("qdiscs of the host: %w", err)
+	}
+	may := make(map[int]bool)
+	for _, q := range qdiscs {
+		if kind := q.Type(); kind == "clsact" || kind == "ingress" {
+			may[q.Attrs().LinkIndex] = true
+		}
+	}
+	found := make(map[int]bool)
+	for index, name := range links {
+		if tcx(index) {
+			found[index] = true
+		}
+		if !may[index] || found[index] {
+			continue
+		}
+		link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index, Name: name}}
+		if found[index], err = filtered(h, link); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
