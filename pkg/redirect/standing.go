@@ -1,0 +1,182 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// standing is what stands in the kernel of our tables.
+type standing struct {
+	rules    map[nftables.TableFamily]map[string][]string // comments, by chain
+	elements map[place]map[string]element                 // by key
+}
+
+// read is what stands in our tables: all elements, and the rules of the wanted tables' chains. Tables that are not there hold
+// nothing. A dump that a change of somebody else's comes into is begun again.
+func (k *nft) read(wanted []table) (*standing, error) {
+	var s *standing
+	var err error
+	for range 5 {
+		if s, err = k.readOnce(wanted); err == nil {
+			return s, nil
+		}
+	}
+	return nil, supported(err)
+}
+
+func (k *nft) readOnce(wanted []table) (*standing, error) {
+	conn, err := k.open()
+	if err != nil {
+		return nil, err
+	}
+	tables, err := conn.ListTables()
+	if err != nil {
+		return nil, err
+	}
+	s := &standing{rules: make(map[nftables.TableFamily]map[string][]string), elements: make(map[place]map[string]element)}
+	for _, t := range tables {
+		if t.Name != Table {
+			continue
+		}
+		if err := s.readElements(conn, t); err != nil {
+			return nil, err
+		}
+		for _, w := range wanted {
+			if w.Family != t.Family {
+				continue
+			}
+			if err := s.readRules(conn, w); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return s, nil
+}
+
+func (s *standing) readElements(conn *nftables.Conn, t *nftables.Table) error {
+	sets, err := conn.GetSets(t)
+	if err != nil {
+		return err
+	}
+	for _, set := range sets {
+		entries, err := conn.GetSetElements(set)
+		if err != nil {
+			return err
+		}
+		held := make(map[string]element, len(entries))
+		for _, e := range entries {
+			held[string(e.Key)] = element{set, e}
+		}
+		s.elements[placeOf(set)] = held
+	}
+	return nil
+}
+
+// readRules asks for the chains by name: other programs may have thousands.
+func (s *standing) readRules(conn *nftables.Conn, wanted table) error {
+	if s.rules[wanted.Family] == nil {
+		s.rules[wanted.Family] = make(map[string][]string)
+	}
+	for _, c := range wanted.chains {
+		rules, err := conn.GetRules(wanted.Table, c.Chain)
+		if err != nil {
+			return err
+		}
+		comments := []string{}
+		for _, r := range rules {
+			comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			comments = append(comments, comment)
+		}
+		s.rules[wanted.Family][c.Name] = comments
+	}
+	return nil
+}
+
+// lacks names the chains of the tables that are missing or do not hold just the rules that are wanted.
+func (s *standing) lacks(tables []table) []string {
+	var missing []string
+	for _, t := range tables {
+		for _, c := range t.chains {
+			wanted := []string{}
+			for _, r := range c.rules {
+				wanted = append(wanted, r.comment)
+			}
+			if there, ok := s.rules[t.Family][c.Name]; !ok || !slices.Equal(there, wanted) {
+				missing = append(missing, fmt.Sprintf("%s in table %s %s", c.Name, familyName(t.Family), Table))
+			}
+		}
+	}
+	return missing
+}
+
+// holds tells whether an element stands with its value and its comment.
+func (s *standing) holds(e element) bool {
+	there, ok := s.elements[placeOf(e.set)][string(e.Key)]
+	return ok && same(there, e)
+}
+
+func same(a, b element) bool {
+	return string(a.Val) == string(b.Val) && a.Comment == b.Comment
+}
+
+// of are the elements that carry an identity.
+func (s *standing) of(id string) []element {
+	var found []element
+	for _, held := range s.elements {
+		for _, e := range held {
+			if e.Comment == id {
+				found = append(found, e)
+			}
+		}
+	}
+	return found
+}
+
+// change is what has to go and to come for the wanted elements to stand and, of those identities that are replaced, no
+// others. A key has one value: whoever holds a wanted one gives it up.
+func (s *standing) change(wanted []element, replaced func(id string) bool) (gone, come []element) {
+	want := make(map[place]map[string]element)
+	for _, e := range wanted {
+		at := placeOf(e.set)
+		if want[at] == nil {
+			want[at] = make(map[string]element)
+		}
+		want[at][string(e.Key)] = e
+	}
+	for at, held := range s.elements {
+		for key, e := range held {
+			w, wanted := want[at][key]
+			if wanted && !same(w, e) || !wanted && replaced(e.Comment) {
+				gone = append(gone, e)
+			}
+		}
+	}
+	for _, keys := range want {
+		for _, e := range slices.Collect(maps.Values(keys)) {
+			if !s.holds(e) {
+				come = append(come, e)
+			}
+		}
+	}
+	return gone, come
+}
+
+// transact reads what stands and changes it, again where somebody else's change came in between.
+func (k *nft) transact(wanted []table, change func(*standing) error) (err error) {
+	for range 5 {
+		var s *standing
+		if s, err = k.read(wanted); err != nil {
+			return err
+		}
+		if err = change(s); err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, ErrBusy) {
+			return err
+		}
+	}
+	return err
+}
