@@ -83,7 +83,6 @@ func (n *Node) Close() { n.rules.Close() }
 
 func (n *Node) file(name string) string { return filepath.Join(n.StateDir, name) }
 func (n *Node) records() attachment.Dir { return attachment.In(n.StateDir) }
-func (n *Node) Records() attachment.Dir { return n.records() }
 
 // Kind is what an error is about.
 type Kind int

@@ -1,0 +1,106 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netns"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
+)
+
+// macvlan gives the node a pod whose packets the host's rules do not see, with a namespace of its own.
+func (b *bed) macvlan(id, ip string) (netnsPath string, rules func(nft ...string) string) {
+	b.Helper()
+	host, err := netns.Get()
+	b.must(err)
+	pod, err := netns.New()
+	b.must(err)
+	b.must(netns.Set(host))
+	b.Cleanup(func() { host.Close(); pod.Close() })
+	netnsPath = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(pod))
+	held := []netip.Addr{netip.MustParseAddr(ip)}
+	b.pods[netnsPath] = &hostlink.Link{IPs: held}
+	find := b.FindLink
+	b.FindLink = func(path, ifName string) (*hostlink.Link, error) {
+		if path == netnsPath {
+			return nil, &hostlink.UnsupportedError{IfName: ifName, Why: "it is a macvlan", Kind: "macvlan", IPs: held}
+		}
+		return find(path, ifName)
+	}
+	b.cached(id, cacheEntry(id, netnsPath, result("1.1.0", ip)))
+	// rules runs nft in the pod, and returns what stands there of ours.
+	return netnsPath, func(nft ...string) string {
+		b.Helper()
+		b.must(netns.Set(pod))
+		defer func() { b.must(netns.Set(host)) }()
+		for _, args := range nft {
+			b.run("nft " + args)
+		}
+		lines, err := nftlist.Ours(func(args ...string) (string, error) {
+			out, err := exec.Command("nft", args...).CombinedOutput()
+			return string(out), err
+		})
+		b.must(err)
+		return strings.Join(lines, "\n")
+	}
+}
+
+// TestRoundInPods follows a redirection inside a pod: it is adopted, made again and collected as the host's are.
+func TestRoundInPods(t *testing.T) {
+	backends(t, func(t *testing.T, backend string) {
+		b := newBed(t, backend)
+		b.attached(b.pod("c9", 9, "10.1.0.9"))
+		b.round()
+		onHost := b.allRules()
+		netnsPath, rules := b.macvlan("c1", "10.1.0.5")
+		b.cut()
+		b.round()
+		b.wantCut("after the adoption")
+		whole := rules()
+		if !strings.Contains(whole, `10.1.0.5 comment "c1@eth0" : 192.168.7.2 . 8181`) {
+			t.Errorf("in the pod there is\n%s", whole)
+		}
+		if r, err := b.records().Get("c1", "eth0"); err != nil || r.Path != attachment.PathNetns {
+			t.Errorf("got the record %v, %v", r, err)
+		}
+		b.idle("after the adoption")
+
+		for _, damage := range []string{"flush ruleset", "flush map ip kube2iam-cni own", "flush chain ip kube2iam-cni redirections", "delete table ip kube2iam-cni"} {
+			if rules(damage) == whole {
+				t.Fatalf("%s: no damage", damage)
+			}
+			b.round()
+			if diff := cmp.Diff(whole, rules()); diff != "" {
+				t.Errorf("%s: after the round:\n%s", damage, diff)
+			}
+			if said := b.log(); strings.Count(said, "repairing a redirection inside a pod") != 1 {
+				t.Errorf("%s: said %s", damage, said)
+			}
+			if cuts := b.cut(); len(cuts) > 0 {
+				t.Errorf("%s: cut the host's connections to %v", damage, cuts)
+			}
+			b.idle("after " + damage)
+		}
+
+		b.pods[netnsPath] = nil // its interface has another address, or is gone
+		b.round()
+		if after := rules(); strings.Contains(after, "c1@eth0") {
+			t.Errorf("after the collection:\n%s", after)
+		}
+		if diff := cmp.Diff([]string{"c9@eth0"}, b.recorded()); diff != "" {
+			t.Errorf("after the collection:\n%s", diff)
+		}
+		if diff := cmp.Diff(onHost, b.allRules()); diff != "" {
+			t.Errorf("on the host, at the end:\n%s", diff)
+		}
+		b.idle("after the collection")
+	})
+}

@@ -1,0 +1,86 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestRun holds when rounds are made. The time is that of the test's bubble, in which rounds take none.
+func TestRun(t *testing.T) {
+	const s = time.Second
+	for name, tc := range map[string]struct {
+		changes []time.Duration // when somebody changes rules
+		want    []time.Duration // when rounds are made
+	}{
+		"nothing changes":          {nil, []time.Duration{0, 10 * s, 20 * s, 30 * s}},
+		"a change":                 {[]time.Duration{3 * s}, []time.Duration{0, 3*s + settle, 13*s + settle, 23*s + settle, 33*s + settle}},
+		"changes in a row are one": {[]time.Duration{3 * s, 3*s + settle/4, 3*s + settle/2}, []time.Duration{0, 3*s + settle, 13*s + settle, 23*s + settle, 33*s + settle}},
+		// A round that found nothing is followed by a rest.
+		"a change after the row":         {[]time.Duration{3 * s, 3*s + 2*settle}, []time.Duration{0, 3*s + settle, 4*s + settle, 14*s + settle, 24*s + settle, 34*s + settle}},
+		"a change as the interval ends":  {[]time.Duration{10*s - 1}, []time.Duration{0, 10*s - 1 + settle, 20*s - 1 + settle, 30*s - 1 + settle}},
+		"a change as the agent is ended": {[]time.Duration{35*s - settle/2}, []time.Duration{0, 10 * s, 20 * s, 30 * s}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBed(t, "nftables")
+				b.round() // makes the guard, and looks twice for that
+				start := time.Now()
+				var rounds []time.Duration
+				b.Filtered = func(map[int]string) (map[int]bool, error) {
+					rounds = append(rounds, time.Since(start))
+					return nil, nil
+				}
+				changes := make(chan struct{}, 1)
+				b.Changes, b.Interval = changes, 10*s
+				for _, at := range tc.changes {
+					time.AfterFunc(at, func() {
+						select { // as Changes does
+						case changes <- struct{}{}:
+						default:
+						}
+					})
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 35*s)
+				defer cancel()
+				if err := b.Agent.Run(ctx); err != nil {
+					t.Errorf("got %v", err)
+				}
+				if diff := cmp.Diff(tc.want, rounds); diff != "" {
+					t.Error(diff)
+				}
+				if time.Since(start) != 35*s {
+					t.Errorf("ended after %v", time.Since(start))
+				}
+			})
+		})
+	}
+}
+
+// TestRunGoesOn after a round that fails, and leaves everything as it is at its end.
+func TestRunGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, "nftables")
+		failures := 2
+		b.Links = func() (map[int]string, error) {
+			if failures--; failures >= 0 {
+				return nil, errors.New("told to fail")
+			}
+			return b.links, nil
+		}
+		b.Interval = time.Second
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := b.Agent.Run(ctx); err != nil {
+			t.Errorf("got %v", err)
+		}
+		if rules := b.allRules(); rules == "" {
+			t.Error("the node is not guarded")
+		}
+		b.wantCut("at the end")
+	})
+}
