@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -34,6 +35,20 @@ func bridgeNF(index int) (BridgeNF, error) {
 		return BridgeNF{}, err
 	}
 	return BridgeNF{IPv4: v4 || own.IPv4, IPv6: v6 || own.IPv6}, nil
+}
+
+// BridgeNFOf is what iptables sees of the bridge of that name, in the calling thread's namespace.
+func BridgeNFOf(bridge string) (BridgeNF, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return BridgeNF{}, err
+	}
+	defer h.Close()
+	link, err := h.LinkByName(bridge)
+	if err != nil {
+		return BridgeNF{}, fmt.Errorf("bridge %s: %w", bridge, err)
+	}
+	return bridgeNF(link.Attrs().Index)
 }
 
 func sysctl(name string) (on, exists bool, err error) {

@@ -13,25 +13,22 @@ import (
 // An address that another attachment holds is not taken from it: what the cache says of it may be of a pod that is no more.
 func (a *Agent) adopt(ctx context.Context) (adopted int) {
 	requests, err := a.Cache.Attachments()
-	a.saidOnce(&a.unreadCache, "cached attachments that cannot be read", err)
-	refused := make(map[string]string)
+	if err != nil {
+		a.Log.Warn("cached attachments that cannot be read", "error", err)
+	}
 	for _, r := range requests {
 		if _, err := a.records().Get(r.ContainerID, r.IfName); err == nil {
 			continue // else there is none, or it cannot be read, and a new one takes its place
 		}
 		id := attachment.ID(r.ContainerID, r.IfName)
 		if why := a.adoptOne(ctx, r); why != nil {
-			refused[id] = why.Error()
-			if a.refused[id] != why.Error() {
-				a.Log.Warn("a pod was not adopted: it is refused until it is recreated", "attachment", id,
-					"namespace", r.Pod.Namespace, "pod", r.Pod.Name, "why", why)
-			}
+			a.Log.Warn("a pod was not adopted: it is refused until it is recreated", "attachment", id,
+				"namespace", r.Pod.Namespace, "pod", r.Pod.Name, "why", why)
 			continue
 		}
 		a.Log.Info("adopted a pod", "attachment", id, "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "addresses", r.IPs)
 		adopted++
 	}
-	a.refused = refused
 	return adopted
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -30,12 +31,10 @@ type Agent struct {
 	// Interval is the time between two rounds where nothing says that anything changed.
 	Interval time.Duration
 
-	looked  bool              // in all forms, once
-	did     bool              // something, in this round
-	refused map[string]string // why attachments were not adopted, to be said once
-	passes  map[int]bool      // links, by index, whose filter was found to let packets go on to netfilter
-
-	unread, unreadCache string // what could not be read, to be said once
+	looked bool         // in all forms, once
+	did    bool         // something, in this round
+	passes map[int]bool // links, by index, whose filter was found to let packets go on to netfilter
+	quiet  *quiet       // the log, from the first round on
 }
 
 // settle is how long the agent waits after a change that somebody made: others often follow it. Where a look showed that
@@ -88,9 +87,14 @@ func (a *Agent) pause(since time.Duration) time.Duration {
 // Round looks at everything once and puts right what is wrong: records and rules first, so that the node is guarded before
 // anything else, then the pods that have neither.
 func (a *Agent) Round(ctx context.Context) error {
+	if a.quiet == nil {
+		a.quiet = newQuiet(a.Log.Handler())
+		a.Log = slog.New(a.quiet)
+	}
+	a.quiet.begin()
 	mended, err := a.records().Mend(ctx)
 	a.said("mended the state directory", mended)
-	errs := []error{err, a.repair(ctx), a.recheck(ctx)}
+	errs := []error{err, a.outdated(ctx), a.repair(ctx), a.recheck(ctx)}
 	if a.adopt(ctx) > 0 {
 		errs = append(errs, a.cut())
 	}
@@ -152,8 +156,10 @@ func (a *Agent) state() (*snapshot, error) {
 		return nil, about(State, err)
 	}
 	records, err := a.records().List()
-	// Nobody is served by a record that cannot be read, and no rule is kept for it.
-	a.saidOnce(&a.unread, "records that cannot be read", err)
+	if err != nil {
+		// Nobody is served by such a record, and no rule is kept for it.
+		a.Log.Warn("records that cannot be read", "error", err)
+	}
 	links, err := a.Links()
 	if err != nil {
 		return nil, err
@@ -237,18 +243,6 @@ func (a *Agent) cut() error {
 
 // maxSaid bounds how much of what was done is said in one line.
 const maxSaid = 10
-
-// saidOnce says an error that was not the same the last time.
-func (a *Agent) saidOnce(last *string, what string, err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if err != nil && text != *last {
-		a.Log.Warn(what, "error", text[:min(len(text), 2000)])
-	}
-	*last = text
-}
 
 func (a *Agent) said(what string, did []string) {
 	if len(did) == 0 {

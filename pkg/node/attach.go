@@ -73,6 +73,22 @@ func (n *Node) attach(ctx context.Context, p *plan, program func(context.Context
 		}
 		return about(Rules, err)
 	}
+	return n.stillMine(ctx, p.Record)
+}
+
+// stillMine undoes an ADD whose address went to another one while its rules were made: the record says whose an address is,
+// and the rules must not say otherwise. An address has one holder, so this takes a network that gives one to two.
+func (n *Node) stillMine(ctx context.Context, record *attachment.Record) error {
+	for _, ip := range record.IPs {
+		holder, err := n.records().Holder(ip)
+		if err == nil && holder.ID() == record.ID() {
+			continue
+		}
+		if err == nil {
+			err = fmt.Errorf("address %s was given to %s in the meantime", ip, holder.ID())
+		}
+		return about(State, errors.Join(err, n.tearDown(ctx, record)))
+	}
 	return nil
 }
 

@@ -46,13 +46,14 @@ type System struct {
 	FindLink func(netnsPath, ifName string) (*hostlink.Link, error)
 	NodeIP   func(hostlink.Family) (netip.Addr, error)
 	Forwards func(hostlink.Family) bool
+	BridgeNF func(bridge string) (hostlink.BridgeNF, error)
 	Dirs     []string // of the iptables commands
 	Now      func() time.Time
 }
 
 // Host is the operating system.
 func Host() System {
-	return System{FindLink: hostlink.Find, NodeIP: hostlink.NodeIP, Forwards: hostlink.Forwards, Dirs: redirect.Dirs(), Now: time.Now}
+	return System{FindLink: hostlink.Find, NodeIP: hostlink.NodeIP, Forwards: hostlink.Forwards, BridgeNF: hostlink.BridgeNFOf, Dirs: redirect.Dirs(), Now: time.Now}
 }
 
 // Node is this node, as one configuration has it. It is not for concurrent use.
@@ -73,7 +74,12 @@ func New(s Settings, sys System, log *slog.Logger) *Node {
 		Unbound: func(id string, err error) {
 			log.Warn("the bridge's answers cannot be bound to their ports: a neighbour with NET_RAW may draw them to itself", "attachment", id, "error", err)
 		},
-		Lock: func(ctx context.Context) (func(), error) { return attachment.Lock(ctx, n.file("base.lock")) },
+		Lock: func(ctx context.Context) (func(), error) {
+			if err := os.MkdirAll(n.StateDir, 0o755); err != nil {
+				return nil, err
+			}
+			return attachment.Lock(ctx, n.file("base.lock"))
+		},
 	}
 	return n
 }

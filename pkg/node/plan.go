@@ -168,13 +168,19 @@ func (p *plan) choose(n *Node, b redirect.Backend) error {
 	if p.Path != attachment.PathBridged || b.Form() == redirect.NFTables {
 		return nil
 	}
-	for _, r := range p.Redirects {
-		if seen := r.Source.Is6() && p.bridgeNF.IPv6 || !r.Source.Is6() && p.bridgeNF.IPv4; !seen {
-			p.Mark = n.Mark
-		}
-	}
-	if p.Mark == 0 {
+	if portsSeen(p.Record, p.bridgeNF) {
 		return nil
 	}
+	p.Mark = n.Mark
 	return about(Mark, hostlink.FreeMark(p.Mark))
+}
+
+// portsSeen tells whether iptables sees the port of everything that a record redirects.
+func portsSeen(r *attachment.Record, nf hostlink.BridgeNF) bool {
+	for _, one := range r.Redirects {
+		if one.Source.Is6() && !nf.IPv6 || one.Source.Is4() && !nf.IPv4 {
+			return false
+		}
+	}
+	return true
 }

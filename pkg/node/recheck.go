@@ -6,6 +6,8 @@ import (
 	"maps"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 )
 
 // recheck looks for filters that came before netfilter after the ADD, as those of a datapath do whose daemon attaches them
@@ -24,8 +26,8 @@ func (a *Agent) recheck(ctx context.Context) error {
 	if a.passes == nil {
 		a.passes = make(map[int]bool)
 	}
-	records, err := a.records().List()
-	errs := []error{err}
+	records, _ := a.records().List() // what cannot be read, repair has said
+	var errs []error
 	for _, r := range records {
 		if r.Path == attachment.PathNetns || !filtered[r.HostLink.Index] || a.passes[r.HostLink.Index] || links[r.HostLink.Index] != r.HostLink.Name {
 			continue
@@ -41,9 +43,40 @@ func (a *Agent) recheck(ctx context.Context) error {
 		}
 		a.Log.Warn("a filter has come that takes a pod's packets past netfilter; attaching it anew", "attachment", r.ID(),
 			"namespace", r.Pod.Namespace, "pod", r.Pod.Name, "host interface", r.HostLink.Name)
-		_, err = a.Attach(ctx, Request{
-			ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Network: r.Network, Pod: r.Pod, IPs: r.IPs,
-		})
+		_, err = a.Attach(ctx, requestOf(r))
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// requestOf is what a record was made of.
+func requestOf(r *attachment.Record) Request {
+	return Request{ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Network: r.Network, Pod: r.Pod, IPs: r.IPs}
+}
+
+// outdated attaches anew the pods of bridges whose rules of iptables match what is no longer there: another mark than is set
+// by now, or a port that bridge-nf no longer tells.
+func (a *Agent) outdated(ctx context.Context) error {
+	records, _ := a.records().List()
+	seen := make(map[string]hostlink.BridgeNF)
+	var errs []error
+	for _, r := range records {
+		if r.Path != attachment.PathBridged || redirect.Form(r.Backend) == redirect.NFTables {
+			continue
+		}
+		nf, asked := seen[r.HostLink.Bridge]
+		if !asked {
+			var err error
+			if nf, err = a.BridgeNF(r.HostLink.Bridge); err != nil {
+				continue // the bridge is gone, and its pods with it
+			}
+			seen[r.HostLink.Bridge] = nf
+		}
+		if marked := r.Mark != 0; marked && r.Mark == a.Mark || !marked && portsSeen(r, nf) {
+			continue
+		}
+		a.Log.Info("attaching a pod anew: its rule matches what is no longer there", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
+		_, err := a.Attach(ctx, requestOf(r))
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

@@ -10,9 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The registers of the rules, as nftables numbers those of 4 bytes (linux/netfilter/nf_tables.h, nft_registers): reg0 is the
-// first of the 16 that lie one behind the other, so that a key of several parts is put together in a row.
-const reg0 = unix.NFT_REG32_00
+// reg is the n-th of the 16 registers of 4 bytes that lie one behind the other, so that a key of several parts is put together
+// in a row. Each fourth is called by the number of the one of 16 bytes that begins there, as the kernel does when it lists a
+// rule (net/netfilter/nf_tables_api.c, nft_dump_register): so what was written and what is read can be compared.
+func reg(n uint32) uint32 {
+	if n%4 == 0 {
+		return unix.NFT_REG_1 + n/4
+	}
+	return unix.NFT_REG32_00 + n
+}
+
+var reg0 = reg(0)
 
 // family is an IP version, as nftables has it.
 type family struct {
@@ -117,7 +125,7 @@ func (f *family) fromService(services *nftables.Set) []expr.Any {
 func (f *family) service(services *nftables.Set, addr, port uint32) []expr.Any {
 	return append(isTCP(),
 		f.load(addr, reg0),
-		&expr.Payload{DestRegister: reg0 + f.regs(), Base: expr.PayloadBaseTransportHeader, Offset: port, Len: 2},
+		&expr.Payload{DestRegister: reg(f.regs()), Base: expr.PayloadBaseTransportHeader, Offset: port, Len: 2},
 		&expr.Lookup{SourceRegister: reg0, SetName: services.Name, SetID: services.ID},
 	)
 }
@@ -126,7 +134,7 @@ func (f *family) service(services *nftables.Set, addr, port uint32) []expr.Any {
 func (f *family) held(name expr.MetaKey, addr uint32, holders *nftables.Set, invert bool) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: name, Register: reg0},
-		f.load(addr, reg0+nameRegs),
+		f.load(addr, reg(nameRegs)),
 		&expr.Lookup{SourceRegister: reg0, SetName: holders.Name, SetID: holders.ID, Invert: invert},
 	}
 }
@@ -135,7 +143,9 @@ func (f *family) held(name expr.MetaKey, addr uint32, holders *nftables.Set, inv
 func (f *family) dnat(redirects *nftables.Set, key ...expr.Any) []expr.Any {
 	return append(key,
 		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: redirects.Name, SetID: redirects.ID},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.table), RegAddrMin: reg0, RegProtoMin: reg0 + f.regs()},
+		// All of it as the kernel lists it.
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.table), RegAddrMin: reg0, RegAddrMax: reg0,
+			RegProtoMin: reg(f.regs()), RegProtoMax: reg(f.regs()), Specified: true},
 	)
 }
 

@@ -81,7 +81,7 @@ func (n *Node) within(a Attachment, do func(*inPod) error) error {
 	if err := a.validateID(); err != nil {
 		return err
 	}
-	p := &inPod{&nft{netns: a.Netns}}
+	p := &inPod{&nft{netns: a.Netns, lock: n.Lock}}
 	defer p.close()
 	if err := do(p); err != nil {
 		return fmt.Errorf("network namespace %s: %w", a.Netns, err)

@@ -1,7 +1,9 @@
 package redirect
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -210,5 +212,15 @@ func TestPodIsGone(t *testing.T) {
 			t.Errorf("%s: got %v and no error", name, missing)
 		}
 		n.wantRuleset(name+", on the host", "")
+	}
+}
+
+// TestAddInPodThatIsGone is no fault of the kernel's.
+func TestAddInPodThatIsGone(t *testing.T) {
+	n := newNamespace(t)
+	a := routed("c1@eth0", "", "10.1.0.5")
+	a.Netns = filepath.Join(t.TempDir(), "none")
+	if err := n.AddInPod(a); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrUnsupported) {
+		t.Errorf("got %v", err)
 	}
 }

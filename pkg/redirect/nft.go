@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,7 +22,10 @@ const Table = "kube2iam-cni"
 // path. A change is one transaction, which happens as a whole or not at all. It is not for concurrent use.
 type nft struct {
 	netns string
-	conn  *nftables.Conn
+	// lock is held from the look at what stands to its change: the kernel deletes an element by its key, whoever's it is by
+	// then. Nil is for a namespace in which nobody else changes our tables.
+	lock func(context.Context) (unlock func(), err error)
+	conn *nftables.Conn
 }
 
 func (k *nft) open() (*nftables.Conn, error) {
@@ -32,7 +36,7 @@ func (k *nft) open() (*nftables.Conn, error) {
 	if k.netns != "" {
 		pod, err := netns.GetFromPath(k.netns)
 		if err != nil {
-			return nil, err
+			return nil, &fs.PathError{Op: "open", Path: k.netns, Err: err}
 		}
 		defer pod.Close()
 		options = append(options, nftables.WithNetNSFd(int(pod)))
@@ -64,7 +68,7 @@ type chain struct {
 	rules []nftRule
 }
 
-// nftRule carries its meaning as comment, by which a standing one is known again.
+// nftRule carries its meaning as comment, for people.
 type nftRule struct {
 	comment string
 	exprs   []expr.Any
@@ -89,11 +93,15 @@ func placeOf(s *nftables.Set) place { return place{s.Table.Family, s.Name} }
 const maxElements = 100
 
 // apply makes each table's chains hold just its rules, removes gone and adds come, all in one transaction. Sets of the
-// tables are made where they are missing, and keep what they hold.
-func (k *nft) apply(tables []table, gone, come []element) error {
+// tables are made where they are missing, and keep what they hold. Chains that are misplaced are made anew.
+func (k *nft) apply(tables []table, misplaced []*nftables.Chain, gone, come []element) error {
 	conn, err := k.open()
 	if err != nil {
 		return err
+	}
+	for _, c := range misplaced {
+		conn.FlushChain(c)
+		conn.DelChain(c)
 	}
 	for _, t := range tables {
 		conn.AddTable(t.Table)
@@ -155,9 +163,12 @@ func familyName(f nftables.TableFamily) string {
 // supported makes the errors of a kernel that lacks a part of nftables, and of one that is busy, what callers ask for. A
 // kernel that lacks the module behind an expression or a family says that there is no such thing.
 func supported(err error) error {
+	_, ofFile := errors.AsType[*fs.PathError](err)
 	switch {
 	case err == nil:
 		return nil
+	case ofFile:
+		return err
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
 		return fmt.Errorf("nftables: %w: %w", ErrUnsupported, err)
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
@@ -178,21 +189,25 @@ func (k *nft) replace(tables []table, wanted []element, id string) error {
 		if len(lacking)+len(gone)+len(come) == 0 {
 			return nil
 		}
-		return k.apply(lacking, gone, come)
+		return k.apply(lacking, s.misplaced(lacking), gone, come)
 	})
 }
 
 // removeAll deletes the elements that carry an identity, and returns them.
 func (k *nft) removeAll(id string) (gone []element, err error) {
+	s, err := k.read(nil)
+	if errors.Is(err, ErrUnsupported) || err == nil && len(s.of(id)) == 0 {
+		return nil, nil // a kernel without nftables holds no element
+	}
+	if err != nil {
+		return nil, err
+	}
 	err = k.transact(nil, func(s *standing) error {
 		if gone = s.of(id); len(gone) == 0 {
 			return nil
 		}
-		return k.apply(nil, gone, nil)
+		return k.apply(nil, nil, gone, nil)
 	})
-	if errors.Is(err, ErrUnsupported) {
-		return nil, nil // a kernel without nftables holds no element
-	}
 	return gone, err
 }
 
@@ -223,8 +238,8 @@ func (k *nft) repair(tables []table, wanted []element, dry bool) ([]string, erro
 	if dry || len(did) == 0 {
 		return did, nil
 	}
-	return did, k.transact(nil, func(s *standing) error {
+	return did, k.transact(tables, func(s *standing) error {
 		gone, come := s.change(wanted, attachments)
-		return k.apply(tables, gone, come)
+		return k.apply(tables, s.misplaced(tables), gone, come)
 	})
 }

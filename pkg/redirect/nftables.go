@@ -53,7 +53,7 @@ func (t *NFTablesBackend) tables(base Base, bridged bool) []table {
 		own := f.ipTable()
 		services := f.ipServices()
 		to := f.toService(services)
-		key := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0}, f.load(f.saddr, reg0+nameRegs)}
+		key := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0}, f.load(f.saddr, reg(nameRegs))}
 		chains := []chain{
 			hooked(own, "redirections", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, redirectPriority,
 				nftRule{"by the veth", slices.Concat(to, f.dnat(f.routed(), key...))},

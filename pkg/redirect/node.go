@@ -50,7 +50,7 @@ func (n *Node) Backend(form Form) (Backend, error) {
 
 func (n *Node) bridges() *ports {
 	if n.ports == nil {
-		n.ports = &ports{new(nft)}
+		n.ports = &ports{&nft{lock: n.Lock}}
 	}
 	return n.ports
 }

@@ -1,20 +1,46 @@
 package redirect
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
 
 // standing is what stands in the kernel of our tables.
 type standing struct {
-	rules    map[nftables.TableFamily]map[string][]string // comments, by chain
-	elements map[place]map[string]element                 // by key
+	chains   map[nftables.TableFamily]map[string]standingChain
+	elements map[place]map[string]element // by key
+}
+
+type standingChain struct {
+	hook  string
+	rules []string
+}
+
+// text is a rule as it can be compared: what it does, byte for byte, and its comment.
+func (r nftRule) text(f nftables.TableFamily) string {
+	var b strings.Builder
+	for _, e := range r.exprs {
+		bytes, err := expr.Marshal(byte(f), e)
+		fmt.Fprintf(&b, "%x %v\n", bytes, err)
+	}
+	return b.String() + r.comment
+}
+
+// hookOf is where a chain is hooked in, with which priority.
+func hookOf(c *nftables.Chain) string {
+	if c.Hooknum == nil || c.Priority == nil {
+		return "nowhere"
+	}
+	return fmt.Sprint(c.Type, " ", *c.Hooknum, " ", *c.Priority)
 }
 
 // read is what stands in our tables: all elements, and the rules of the wanted tables' chains. Tables that are not there hold
@@ -39,7 +65,7 @@ func (k *nft) readOnce(wanted []table) (*standing, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &standing{rules: make(map[nftables.TableFamily]map[string][]string), elements: make(map[place]map[string]element)}
+	s := &standing{chains: make(map[nftables.TableFamily]map[string]standingChain), elements: make(map[place]map[string]element)}
 	for _, t := range tables {
 		if t.Name != Table {
 			continue
@@ -80,34 +106,54 @@ func (s *standing) readElements(conn *nftables.Conn, t *nftables.Table) error {
 
 // readRules asks for the chains by name: other programs may have thousands.
 func (s *standing) readRules(conn *nftables.Conn, wanted table) error {
-	if s.rules[wanted.Family] == nil {
-		s.rules[wanted.Family] = make(map[string][]string)
+	if s.chains[wanted.Family] == nil {
+		s.chains[wanted.Family] = make(map[string]standingChain)
 	}
 	for _, c := range wanted.chains {
 		rules, err := conn.GetRules(wanted.Table, c.Chain)
 		if err != nil {
 			return err
 		}
-		comments := []string{}
+		there, err := conn.ListChain(wanted.Table, c.Name)
+		if err != nil && len(rules) == 0 {
+			continue // there is none: the library hides the error's kind
+		}
+		if err != nil {
+			return err
+		}
+		found := standingChain{hook: hookOf(there)}
 		for _, r := range rules {
 			comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-			comments = append(comments, comment)
+			found.rules = append(found.rules, nftRule{comment, r.Exprs}.text(wanted.Family))
 		}
-		s.rules[wanted.Family][c.Name] = comments
+		s.chains[wanted.Family][c.Name] = found
 	}
 	return nil
 }
 
-// lacks names the chains of the tables that are missing or do not hold just the rules that are wanted.
+// misplaced are the wanted chains that stand without their hook: such a one cannot be given it.
+func (s *standing) misplaced(tables []table) []*nftables.Chain {
+	var all []*nftables.Chain
+	for _, t := range tables {
+		for _, c := range t.chains {
+			if there, ok := s.chains[t.Family][c.Name]; ok && there.hook != hookOf(c.Chain) {
+				all = append(all, c.Chain)
+			}
+		}
+	}
+	return all
+}
+
+// lacks names the chains of the tables that are missing or misplaced, or do not hold just the rules that are wanted.
 func (s *standing) lacks(tables []table) []string {
 	var missing []string
 	for _, t := range tables {
 		for _, c := range t.chains {
-			wanted := []string{}
+			var wanted []string
 			for _, r := range c.rules {
-				wanted = append(wanted, r.comment)
+				wanted = append(wanted, r.text(t.Family))
 			}
-			if there, ok := s.rules[t.Family][c.Name]; !ok || !slices.Equal(there, wanted) {
+			if there, ok := s.chains[t.Family][c.Name]; !ok || there.hook != hookOf(c.Chain) || !slices.Equal(there.rules, wanted) {
 				missing = append(missing, fmt.Sprintf("%s in table %s %s", c.Name, familyName(t.Family), Table))
 			}
 		}
@@ -167,8 +213,15 @@ func (s *standing) change(wanted []element, replaced func(id string) bool) (gone
 	return gone, come
 }
 
-// transact reads what stands and changes it, again where somebody else's change came in between.
+// transact reads what stands and changes it, again where the change of somebody who takes no lock came in between.
 func (k *nft) transact(wanted []table, change func(*standing) error) (err error) {
+	if k.lock != nil {
+		unlock, err := k.lock(context.Background())
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
 	for range 5 {
 		var s *standing
 		if s, err = k.read(wanted); err != nil {
