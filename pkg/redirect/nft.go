@@ -195,19 +195,15 @@ func (k *nft) replace(tables []table, wanted []element, id string) error {
 
 // removeAll deletes the elements that carry an identity, and returns them.
 func (k *nft) removeAll(id string) (gone []element, err error) {
-	s, err := k.read(nil)
-	if errors.Is(err, ErrUnsupported) || err == nil && len(s.of(id)) == 0 {
-		return nil, nil // a kernel without nftables holds no element
-	}
-	if err != nil {
-		return nil, err
-	}
 	err = k.transact(nil, func(s *standing) error {
 		if gone = s.of(id); len(gone) == 0 {
 			return nil
 		}
 		return k.apply(nil, nil, gone, nil)
 	})
+	if errors.Is(err, ErrUnsupported) {
+		return nil, nil // a kernel without nftables holds no element
+	}
 	return gone, err
 }
 

@@ -88,7 +88,7 @@ func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
 	return agent{&node.Agent{
 		Node:  node.New(settings, node.Host(), slog.New(slog.NewTextHandler(log, nil))),
 		Cache: node.Cache{Dir: filepath.Join(bed.Dir, "cache"), Holds: hostlink.Holds},
-		Links: hostlink.Links, Holds: hostlink.Holds, Cut: node.CutDirect,
+		Links: hostlink.Links, Filtered: hostlink.Filtered, Holds: hostlink.Holds, Cut: node.CutDirect,
 	}, log}
 }
 
