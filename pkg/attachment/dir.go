@@ -217,8 +217,8 @@ func (d Dir) releaseIPs(containerID, ifName string) error {
 	return nil
 }
 
-// List is every readable record, in the order of their file names. What could not be read is in the error, joined; the
-// records come with it all the same.
+// List is every record, in the order of their file names. What is no valid record is in the error, joined; the others come
+// with it all the same. Where the directory or a file could not be read the list is nil: which there are is not known then.
 func (d Dir) List() ([]*Record, error) {
 	entries, err := os.ReadDir(d.records())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -227,7 +227,7 @@ func (d Dir) List() ([]*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	var records []*Record
+	records := []*Record{} // not nil: they are known, all of them
 	var errs []error
 	for _, e := range entries {
 		if filepath.Ext(e.Name()) != ".json" {
@@ -236,6 +236,8 @@ func (d Dir) List() ([]*Record, error) {
 		r, err := read(filepath.Join(d.records(), e.Name()))
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // removed since
+		case isIO(err):
+			return nil, err
 		case err != nil:
 			errs = append(errs, err)
 		default:
@@ -243,6 +245,12 @@ func (d Dir) List() ([]*Record, error) {
 		}
 	}
 	return records, errors.Join(errs...)
+}
+
+// isIO tells a file that could not be read from one that holds no record.
+func isIO(err error) bool {
+	var path *fs.PathError
+	return errors.As(err, &path)
 }
 
 // ErrLocked is the error of a change that could not have the lock in time: another process holds it for longer than any

@@ -107,9 +107,11 @@ func (a *Agent) repair(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.repairInPods(s); err != nil {
+		a.Log.Warn("redirections inside pods that cannot be made", "error", err)
+	}
 	did, err := s.repair(ctx, true)
-	inPod := a.undoneInPods(s)
-	if err == nil && len(did) == 0 && len(s.gone) == 0 && len(inPod) == 0 {
+	if err == nil && len(did) == 0 && len(s.gone) == 0 {
 		a.looked = true
 		return nil
 	}
@@ -130,10 +132,6 @@ func (a *Agent) repair(ctx context.Context) error {
 	did, err = s.repair(ctx, false)
 	a.said("repaired the node's rules", did)
 	errs = append(errs, err)
-	for _, r := range a.undoneInPods(s) {
-		a.Log.Info("repairing a redirection inside a pod", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
-		errs = append(errs, a.rules.AddInPod(rulesOf(r)))
-	}
 	if len(did) > 0 {
 		// While the guard was away, connections may have been made that it would have refused.
 		errs = append(errs, a.cut())
@@ -156,6 +154,9 @@ func (a *Agent) state() (*snapshot, error) {
 		return nil, about(State, err)
 	}
 	records, err := a.records().List()
+	if err != nil && records == nil {
+		return nil, about(State, err) // what there is is not known: nothing may be taken for gone
+	}
 	if err != nil {
 		// Nobody is served by such a record, and no rule is kept for it.
 		a.Log.Warn("records that cannot be read", "error", err)
@@ -202,18 +203,22 @@ func (s *snapshot) repair(ctx context.Context, dry bool) ([]string, error) {
 	return s.rules.Repair(ctx, s.wanted, dry)
 }
 
-// undoneInPods are the attachments whose redirection inside the pod is not there.
-func (a *Agent) undoneInPods(s *snapshot) []*attachment.Record {
-	var undone []*attachment.Record
+// repairInPods makes the redirections again that are not there any more inside their pods. No lock is held meanwhile: how
+// long it takes is the pods' to say, within bounds.
+func (a *Agent) repairInPods(s *snapshot) error {
+	var errs []error
 	for _, r := range s.live {
 		if r.Path != attachment.PathNetns {
 			continue
 		}
-		if missing, err := a.rules.MissingInPod(rulesOf(r)); err != nil || len(missing) > 0 {
-			undone = append(undone, r)
+		missing, err := a.rules.MissingInPod(rulesOf(r))
+		if err == nil && len(missing) > 0 {
+			a.Log.Info("repairing a redirection inside a pod", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
+			err = a.rules.AddInPod(rulesOf(r))
 		}
+		errs = append(errs, err)
 	}
-	return undone
+	return errors.Join(errs...)
 }
 
 func (a *Agent) exclusive(ctx context.Context) (func(), error) {

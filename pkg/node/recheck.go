@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
@@ -43,15 +44,27 @@ func (a *Agent) recheck(ctx context.Context) error {
 		}
 		a.Log.Warn("a filter has come that takes a pod's packets past netfilter; attaching it anew", "attachment", r.ID(),
 			"namespace", r.Pod.Namespace, "pod", r.Pod.Name, "host interface", r.HostLink.Name)
-		_, err = a.Attach(ctx, requestOf(r))
-		errs = append(errs, err)
+		errs = append(errs, a.reattach(ctx, r))
 	}
 	return errors.Join(errs...)
 }
 
-// requestOf is what a record was made of.
-func requestOf(r *attachment.Record) Request {
-	return Request{ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Network: r.Network, Pod: r.Pod, IPs: r.IPs}
+// reattach attaches a pod anew that is on record. Where that fails the record is put back, so that the next round tries again:
+// no runtime will. A record that has gone or changed meanwhile is left alone.
+func (a *Agent) reattach(ctx context.Context, r *attachment.Record) error {
+	if now, err := a.records().Get(r.ContainerID, r.IfName); err != nil || !now.Created.Equal(r.Created) {
+		return nil
+	}
+	_, err := a.Attach(ctx, Request{
+		ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Network: r.Network, Pod: r.Pod, IPs: r.IPs,
+	})
+	if err == nil {
+		return nil
+	}
+	if _, there := a.records().Get(r.ContainerID, r.IfName); errors.Is(there, fs.ErrNotExist) {
+		err = errors.Join(err, a.records().Put(ctx, r))
+	}
+	return err
 }
 
 // outdated attaches anew the pods of bridges whose rules of iptables match what is no longer there: another mark than is set
@@ -76,8 +89,7 @@ func (a *Agent) outdated(ctx context.Context) error {
 			continue
 		}
 		a.Log.Info("attaching a pod anew: its rule matches what is no longer there", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
-		_, err := a.Attach(ctx, requestOf(r))
-		errs = append(errs, err)
+		errs = append(errs, a.reattach(ctx, r))
 	}
 	return errors.Join(errs...)
 }

@@ -1,13 +1,10 @@
 package redirect
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 
 	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
 )
 
 // inPod is the redirection in a pod's own network namespace, for an interface whose packets the host's rules do not see. It
@@ -68,20 +65,18 @@ func (n *Node) MissingInPod(a Attachment) (missing []string, err error) {
 	return missing, err
 }
 
-// removeInPod removes the redirections inside the pod. A namespace that is gone took them along.
+// removeInPod removes the redirections inside the pod, as far as the pod lets it: what stays there concerns nobody else, and
+// ends with the namespace.
 func (n *Node) removeInPod(a Attachment) error {
-	err := n.within(a, func(p *inPod) error { return p.removeLeftovers(a.ID) })
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) {
-		return nil
-	}
-	return err
+	n.within(a, func(p *inPod) error { return p.removeLeftovers(a.ID) })
+	return nil
 }
 
 func (n *Node) within(a Attachment, do func(*inPod) error) error {
 	if err := a.validateID(); err != nil {
 		return err
 	}
-	p := &inPod{&nft{netns: a.Netns, lock: n.Lock}}
+	p := &inPod{&nft{netns: a.Netns}} // no lock of the node for what a pod has in its hand
 	defer p.close()
 	if err := do(p); err != nil {
 		return fmt.Errorf("network namespace %s: %w", a.Netns, err)

@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +30,9 @@ type nft struct {
 	conn *nftables.Conn
 }
 
+// podPatience bounds what is read in a pod's namespace: a pod with NET_ADMIN can fill its tables with whatever it likes.
+const podPatience = 500 * time.Millisecond
+
 func (k *nft) open() (*nftables.Conn, error) {
 	if k.conn != nil {
 		return k.conn, nil
@@ -39,7 +44,9 @@ func (k *nft) open() (*nftables.Conn, error) {
 			return nil, &fs.PathError{Op: "open", Path: k.netns, Err: err}
 		}
 		defer pod.Close()
-		options = append(options, nftables.WithNetNSFd(int(pod)))
+		options = append(options, nftables.WithNetNSFd(int(pod)), nftables.WithSockOptions(func(c *netlink.Conn) error {
+			return c.SetReadDeadline(time.Now().Add(podPatience))
+		}))
 	}
 	conn, err := nftables.New(options...)
 	if err != nil {

@@ -29,6 +29,11 @@ const (
 // Seen tells whether the host's netfilter sees what a pod sends to a service from one of its addresses: it counts such
 // packets for a moment, and has the pod begin a connection. The error is ErrUnsupported on a kernel without nftables.
 func (n *Node) Seen(netnsPath string, source netip.Addr, service netip.AddrPort) (bool, error) {
+	probe, port, err := bound(netnsPath, source)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(probe)
 	k := new(nft)
 	defer k.close()
 	conn, err := k.open()
@@ -42,8 +47,9 @@ func (n *Node) Seen(netnsPath string, source netip.Addr, service netip.AddrPort)
 	conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: slices.Concat(
 		f.is(f.saddr, source), f.is(f.daddr, service.Addr()), isTCP(),
 		[]expr.Any{
-			&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: socketBytes(service)[f.addrLen : f.addrLen+2]},
+			// Source and destination port: a neighbour that forges the address does not know the first.
+			&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 4},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: append(portBytes(port), portBytes(service.Port())...)},
 			&expr.Counter{},
 		})})
 	if err := supported(conn.Flush()); err != nil {
@@ -53,11 +59,9 @@ func (n *Node) Seen(netnsPath string, source netip.Addr, service netip.AddrPort)
 		conn.DelTable(t)
 		conn.Flush()
 	}()
-	probe, err := connect(netnsPath, source, service)
-	if err != nil {
-		return false, err
+	if err := unix.Connect(probe, sockaddr(service)); err != nil && !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.ECONNREFUSED) {
+		return false, fmt.Errorf("network namespace %s: a connection from %s to %s: %w", netnsPath, source, service, err)
 	}
-	defer unix.Close(probe)
 	for range probeTurn {
 		rules, err := conn.GetRules(t, c)
 		if err != nil {
@@ -79,9 +83,11 @@ func (f *family) is(offset uint32, ip netip.Addr) []expr.Any {
 	return []expr.Any{f.load(offset, reg0), &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: addrBytes(ip)}}
 }
 
-// connect begins a connection in a network namespace, from an address that an interface of it has, and does not wait for
-// what becomes of it.
-func connect(netnsPath string, source netip.Addr, service netip.AddrPort) (fd int, err error) {
+func portBytes(port uint16) []byte { return []byte{byte(port >> 8), byte(port)} }
+
+// bound is a socket in a network namespace that has an address of one of its interfaces, and the port that it was given. It
+// belongs to the namespace whichever thread uses it.
+func bound(netnsPath string, source netip.Addr) (fd int, port uint16, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -101,11 +107,15 @@ func connect(netnsPath string, source netip.Addr, service netip.AddrPort) (fd in
 		if fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 			return
 		}
+		var own unix.Sockaddr
 		if err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(source, 0))); err == nil {
-			err = unix.Connect(fd, sockaddr(service))
+			own, err = unix.Getsockname(fd)
 		}
-		if errors.Is(err, unix.EINPROGRESS) || errors.Is(err, unix.ECONNREFUSED) {
-			err = nil
+		switch a := own.(type) {
+		case *unix.SockaddrInet4:
+			port = uint16(a.Port)
+		case *unix.SockaddrInet6:
+			port = uint16(a.Port)
 		}
 		if err != nil {
 			unix.Close(fd)
@@ -113,9 +123,9 @@ func connect(netnsPath string, source netip.Addr, service netip.AddrPort) (fd in
 	}()
 	<-done
 	if err != nil {
-		return -1, fmt.Errorf("network namespace %s: a connection from %s to %s: %w", netnsPath, source, service, err)
+		return -1, 0, fmt.Errorf("network namespace %s: a socket with %s: %w", netnsPath, source, err)
 	}
-	return fd, nil
+	return fd, port, nil
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {
