@@ -33,7 +33,7 @@ type Agent struct {
 
 	looked bool         // in all forms, once
 	did    bool         // something, in this round
-	passes map[int]bool // links, by index, whose filter was found to let packets go on to netfilter
+	passes map[int]bool // links, by index, whose filter was asked about
 	quiet  *quiet       // the log, from the first round on
 }
 

@@ -39,7 +39,7 @@ func (n *Node) plan(r Request) (*plan, error) {
 		return nil, &Error{Addresses, fmt.Errorf("interface %s: %w", r.IfName, err)}
 	}
 	if link.Filtered && path != attachment.PathNetns {
-		if path, err = n.pathBehindFilter(r, link, ips[0], path); err != nil {
+		if err := n.behindFilter(r, link, ips[0]); err != nil {
 			return nil, err
 		}
 	}
@@ -81,20 +81,23 @@ func (n *Node) look(r Request) (*hostlink.Link, attachment.Path, error) {
 	return link, attachment.PathRouted, nil
 }
 
-// pathBehindFilter is for a veth whose packets something sees before netfilter does, a BPF program most likely. Some take
-// them past it (Cilium's and Calico's eBPF host routing), most do not (network policies, shaping): so one is sent, and
-// netfilter says whether it came.
-func (n *Node) pathBehindFilter(r Request, link *hostlink.Link, ip netip.Addr, path attachment.Path) (attachment.Path, error) {
+// behindFilter is for a veth whose packets something sees before netfilter does, a BPF program most likely. Some take them past
+// it (Cilium's and Calico's eBPF host routing), most do not (network policies, shaping): so one is sent, and netfilter says
+// whether it came.
+//
+// Silence proves nothing: a policy may have dropped the packet, or a neighbour drawn it to himself by ARP. So it is never a
+// reason to give up the host's rules, which bind the pod's address to its link, but one to refuse: whoever knows that his
+// datapath passes netfilter by says so with InPod.
+func (n *Node) behindFilter(r Request, link *hostlink.Link, ip netip.Addr) error {
 	seen, err := n.seen(context.Background(), &attachment.Record{Netns: r.Netns, IPs: []netip.Addr{ip}})
 	if err != nil {
-		return "", about(Link, fmt.Errorf("whether netfilter sees what enters by %s, where a filter comes before it: %w", link.Name, err))
+		return about(Link, fmt.Errorf("whether netfilter sees what enters by %s, where a filter comes before it: %w", link.Name, err))
 	}
-	if seen {
-		return path, nil
+	if !seen {
+		return about(Link, &hostlink.UnsupportedError{IfName: r.IfName, Kind: "veth", IPs: link.IPs,
+			Why: fmt.Sprintf("a filter at its host side %s comes before netfilter, which did not see a packet that was sent to find out", link.Name)})
 	}
-	n.Log.Warn("a filter at the host's side of the veth takes packets past netfilter: the redirection is made inside the pod, which can undo it, and no guard stands behind it",
-		"container", r.ContainerID, "interface", r.IfName, "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "host interface", link.Name)
-	return attachment.PathNetns, nil
+	return nil
 }
 
 // own are the addresses of the network that the interface holds. Which interface a result means by an address cannot be

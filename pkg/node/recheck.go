@@ -12,8 +12,8 @@ import (
 )
 
 // recheck looks for filters that came before netfilter after the ADD, as those of a datapath do whose daemon attaches them
-// when it learns of a pod. What such a filter does with packets is found out once for each link; a pod whose packets it takes
-// past netfilter is attached anew, inside.
+// when it learns of a pod. Whether netfilter sees packets behind it is asked once for each link, and said where it does not. No
+// more is done: silence proves nothing (behindFilter), and the host's rules stay.
 func (a *Agent) recheck(ctx context.Context) error {
 	links, err := a.Links()
 	if err != nil {
@@ -38,13 +38,11 @@ func (a *Agent) recheck(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		if seen {
-			a.passes[r.HostLink.Index] = true
-			continue
+		a.passes[r.HostLink.Index] = true // asked, whatever it was: once for a link, not in each round
+		if !seen {
+			a.Log.Warn("a filter comes before netfilter, which did not see a packet that was sent to find out: if it takes them past, no guard protects the node's role from this pod; nothing was changed",
+				"attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "host interface", r.HostLink.Name)
 		}
-		a.Log.Warn("a filter has come that takes a pod's packets past netfilter; attaching it anew", "attachment", r.ID(),
-			"namespace", r.Pod.Namespace, "pod", r.Pod.Name, "host interface", r.HostLink.Name)
-		errs = append(errs, a.reattach(ctx, r))
 	}
 	return errors.Join(errs...)
 }

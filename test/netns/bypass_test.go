@@ -8,6 +8,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -128,8 +129,8 @@ func (n *node) hostLink(s *testbed.Sandbox) string {
 }
 
 // TestNetfilterBypassed is a veth at whose ingress a BPF program takes packets past netfilter, as eBPF host routing does: no
-// rule of the host's is ever asked. ADD finds out by a packet, and makes the redirection inside the pod. A program that lets
-// packets go on changes nothing.
+// rule of the host's is ever asked. ADD finds out by a packet, and refuses, unless the configuration says that the redirection
+// goes inside the pod. A program that lets packets go on changes nothing.
 func TestNetfilterBypassed(t *testing.T) {
 	for _, by := range []string{"tc", "tcx"} {
 		t.Run(by, func(t *testing.T) {
@@ -151,13 +152,24 @@ func TestNetfilterBypassed(t *testing.T) {
 				n.IMDS.Reset()
 				n.SetChain(chain...)
 				n.proxy(impatient...)
-				for s, want := range map[*testbed.Sandbox]attachment.Path{passed: attachment.PathNetns, seen: map[string]attachment.Path{
-					"bridge": attachment.PathBridged, "ptp": attachment.PathRouted}[n.primary]} {
-					n.must(n.AddAgain(t.Context(), s, s.Result))
-					if got := n.record(s, "eth0").Path; got != want {
-						t.Errorf("%s: recorded %s, want %s", s.Name, got, want)
-					}
-					n.must(n.Check(t.Context(), s))
+				way := map[string]attachment.Path{"bridge": attachment.PathBridged, "ptp": attachment.PathRouted}[n.primary]
+				n.must(n.AddAgain(t.Context(), seen, seen.Result))
+				if got := n.record(seen, "eth0").Path; got != way {
+					t.Errorf("recorded %s, want %s", got, way)
+				}
+				// Silence is no reason to give up the host's rules: ADD refuses, until somebody says what the datapath is.
+				err := n.AddAgain(t.Context(), passed, passed.Result)
+				if err == nil || !strings.Contains(err.Error(), "did not see a packet") || !strings.Contains(err.Error(), "netns") {
+					t.Errorf("ADD past netfilter: %v, want an error that says so", err)
+				}
+				n.wantNoTrace(passed)
+				said := testbed.Kube2IAM(n.backend)
+				said["path"] = "netns"
+				n.SetChain(said)
+				n.must(n.AddAgain(t.Context(), passed, passed.Result))
+				n.SetChain(chain...)
+				if got := n.record(passed, "eth0").Path; got != attachment.PathNetns {
+					t.Errorf("recorded %s, want %s", got, attachment.PathNetns)
 				}
 				n.wantOwn(passed, "app")
 				n.wantOwn(seen, "other")
@@ -168,18 +180,21 @@ func TestNetfilterBypassed(t *testing.T) {
 				n.must(n.StopPod(t.Context(), passed))
 				n.wantNoTrace(passed)
 
-				// A filter that comes when the pod has long been attached: the agent's round finds it.
+				// A filter that comes when the pod has long been attached: the agent says so, and gives up nothing of what binds
+				// the pod's address to its link.
 				late := n.run("late", "app")
 				n.wantOwn(late, "app")
+				rules := n.rules()
 				n.classify(n.hostLink(late), by, "eth0")
-				if log := n.round(); !strings.Contains(log, "takes a pod's packets past netfilter") || !strings.Contains(log, "pod=late") || strings.Contains(log, "pod=seen") {
+				if log := n.round(); !strings.Contains(log, "did not see a packet") || !strings.Contains(log, "pod=late") || strings.Contains(log, "pod=seen") {
 					t.Errorf("the agent said\n%s", log)
 				}
-				if got := n.record(late, "eth0").Path; got != attachment.PathNetns {
-					t.Errorf("recorded %s, want %s", got, attachment.PathNetns)
+				if got := n.record(late, "eth0").Path; got != way {
+					t.Errorf("recorded %s, want %s", got, way)
 				}
-				n.wantOwn(late, "app")
-				n.wantQuiet()
+				if diff := cmp.Diff(rules, n.rules()); diff != "" {
+					t.Errorf("the agent changed rules (-before +after):\n%s", diff)
+				}
 			})
 		})
 	}
