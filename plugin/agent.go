@@ -15,7 +15,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
@@ -72,24 +71,13 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 			return fmt.Errorf("--host-root %s: %w", root, err)
 		}
 	}
-	agent := &node.Agent{
-		Node: node.New(settings(conf), node.Host(), log),
-		Cache: node.Cache{
-			Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"), Holds: hostlink.Holds,
-			HostLink: func(netnsPath, ifName string) string {
-				link, err := hostlink.Find(netnsPath, ifName)
-				if err != nil {
-					return ""
-				}
-				return link.Name
-			},
-			Pod: func(args string) (attachment.Pod, error) {
-				pod, err := netconf.ParsePod(args)
-				return attachment.Pod(pod), err
-			},
+	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), node.Cache{
+		Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"),
+		Pod: func(args string) (attachment.Pod, error) {
+			pod, err := netconf.ParsePod(args)
+			return attachment.Pod(pod), err
 		},
-		Links: hostlink.Links, Filtered: hostlink.Filtered, Holds: hostlink.Holds, Cut: node.CutDirect, Interval: c.Duration("interval"),
-	}
+	}, c.Duration("interval"))
 	defer agent.Close()
 	if c.Bool("once") {
 		return agent.Round(ctx)

@@ -13,6 +13,13 @@ import (
 // its ingress (a BPF program, or one that redirects), or a BPF program attached by tcx. What it does with them is not told:
 // most of them do no such thing.
 func filtered(h *netlink.Handle, link netlink.Link) (bool, error) {
+	if tcx(link.Attrs().Index) {
+		return true, nil
+	}
+	return tcFiltered(h, link)
+}
+
+func tcFiltered(h *netlink.Handle, link netlink.Link) (bool, error) {
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} { // of clsact, and of ingress
 		filters, err := h.FilterList(link, parent)
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
@@ -22,7 +29,7 @@ func filtered(h *netlink.Handle, link netlink.Link) (bool, error) {
 			return true, nil
 		}
 	}
-	return tcx(link.Attrs().Index), nil
+	return false, nil
 }
 
 // What is asked of bpf(2) is how many programs are attached to a link's ingress (linux/bpf.h, BPF_PROG_QUERY,
@@ -81,7 +88,7 @@ func Filtered(links map[int]string) (map[int]bool, error) {
 			continue
 		}
 		link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index, Name: name}}
-		if found[index], err = filtered(h, link); err != nil {
+		if found[index], err = tcFiltered(h, link); err != nil {
 			return nil, err
 		}
 	}

@@ -49,3 +49,12 @@ func Holds(netnsPath, ifName string, ip netip.Addr) bool {
 	ips, err := addresses(h, link)
 	return err == nil && slices.Contains(ips, ip)
 }
+
+// HostSide is the name of the host side of an interface in the namespace at netnsPath; empty where Find has none.
+func HostSide(netnsPath, ifName string) string {
+	link, err := Find(netnsPath, ifName)
+	if err != nil {
+		return ""
+	}
+	return link.Name
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 )
 
@@ -33,8 +34,17 @@ type Agent struct {
 
 	looked bool         // in all forms, once
 	did    bool         // something, in this round
-	passes map[int]bool // links, by index, whose filter was asked about
+	probed map[int]bool // links, by index, behind whose filter a packet was sent
 	quiet  *quiet       // the log, from the first round on
+}
+
+// NewAgent is the agent of a node, with the host's own interfaces, namespaces and connections. Of the cache, what it asks of
+// the host is filled in.
+func NewAgent(n *Node, cache Cache, interval time.Duration) *Agent {
+	cache.Holds, cache.HostLink = hostlink.Holds, hostlink.HostSide
+	return &Agent{
+		Node: n, Cache: cache, Links: hostlink.Links, Filtered: hostlink.Filtered, Holds: hostlink.Holds, Cut: CutDirect, Interval: interval,
+	}
 }
 
 // settle is how long the agent waits after a change that somebody made: others often follow it. Where a look showed that
@@ -221,14 +231,9 @@ func (a *Agent) repairInPods(s *snapshot) error {
 	return errors.Join(errs...)
 }
 
+// exclusive holds off the plugin's changes.
 func (a *Agent) exclusive(ctx context.Context) (func(), error) {
-	unlock, err := a.shared(ctx) // makes the directory
-	if err != nil {
-		return nil, err
-	}
-	unlock()
-	unlock, err = attachment.Lock(ctx, a.file("change.lock"))
-	return unlock, about(State, err)
+	return a.change(ctx, attachment.Lock)
 }
 
 // cut ends connections to the services that came about without a redirection.

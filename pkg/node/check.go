@@ -55,9 +55,7 @@ func (n *Node) missing(record *attachment.Record) ([]string, error) {
 func differences(record *attachment.Record, link *hostlink.Link, path attachment.Path, ips []netip.Addr) []string {
 	var wrong []string
 	now := attachment.HostLink{Name: link.Name, Index: link.Index, Bridge: link.Bridge}
-	// Which way is taken behind a filter, ADD found out by a packet of its own.
-	other := path != record.Path && !(link.Filtered && record.Path == attachment.PathNetns)
-	if now != record.HostLink || other {
+	if now != record.HostLink || path != record.Path {
 		wrong = append(wrong, fmt.Sprintf("host interface is %+v (%s), recorded is %+v (%s)", now, path, record.HostLink, record.Path))
 	}
 	for _, ip := range ips {

@@ -195,10 +195,14 @@ func (n *Node) base(has func(netip.Addr) error, records ...*attachment.Record) r
 // shared holds off the agent's repairs while the plugin changes rules and records: between the two a record without rules,
 // or rules without a record, are no fault. The plugin's calls hold it together.
 func (n *Node) shared(ctx context.Context) (func(), error) {
+	return n.change(ctx, attachment.LockShared)
+}
+
+func (n *Node) change(ctx context.Context, lock func(context.Context, string) (func(), error)) (func(), error) {
 	if err := os.MkdirAll(n.StateDir, 0o755); err != nil {
 		return nil, about(State, err)
 	}
-	unlock, err := attachment.LockShared(ctx, n.file("change.lock"))
+	unlock, err := lock(ctx, n.file("change.lock"))
 	return unlock, about(State, err)
 }
 

@@ -89,12 +89,12 @@ func (n *Node) look(r Request) (*hostlink.Link, attachment.Path, error) {
 // reason to give up the host's rules, which bind the pod's address to its link, but one to refuse: whoever knows that his
 // datapath passes netfilter by says so with InPod.
 func (n *Node) behindFilter(r Request, link *hostlink.Link, ip netip.Addr) error {
-	seen, err := n.seen(context.Background(), &attachment.Record{Netns: r.Netns, IPs: []netip.Addr{ip}})
+	seen, err := n.seen(context.Background(), r.Netns, ip)
 	if err != nil {
 		return about(Link, fmt.Errorf("whether netfilter sees what enters by %s, where a filter comes before it: %w", link.Name, err))
 	}
 	if !seen {
-		return about(Link, &hostlink.UnsupportedError{IfName: r.IfName, Kind: "veth", IPs: link.IPs,
+		return about(Link, &hostlink.UnsupportedError{IfName: r.IfName, Kind: "veth",
 			Why: fmt.Sprintf("a filter at its host side %s comes before netfilter, which did not see a packet that was sent to find out", link.Name)})
 	}
 	return nil

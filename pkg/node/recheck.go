@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"net/netip"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
@@ -23,22 +24,22 @@ func (a *Agent) recheck(ctx context.Context) error {
 	if err != nil || len(filtered) == 0 {
 		return err
 	}
-	maps.DeleteFunc(a.passes, func(index int, _ bool) bool { return !filtered[index] })
-	if a.passes == nil {
-		a.passes = make(map[int]bool)
+	maps.DeleteFunc(a.probed, func(index int, _ bool) bool { return !filtered[index] })
+	if a.probed == nil {
+		a.probed = make(map[int]bool)
 	}
 	records, _ := a.records().List() // what cannot be read, repair has said
 	var errs []error
 	for _, r := range records {
-		if r.Path == attachment.PathNetns || !filtered[r.HostLink.Index] || a.passes[r.HostLink.Index] || links[r.HostLink.Index] != r.HostLink.Name {
+		if r.Path == attachment.PathNetns || !filtered[r.HostLink.Index] || a.probed[r.HostLink.Index] || links[r.HostLink.Index] != r.HostLink.Name {
 			continue
 		}
-		seen, err := a.seen(ctx, r)
+		seen, err := a.seen(ctx, r.Netns, r.IPs[0])
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		a.passes[r.HostLink.Index] = true // asked, whatever it was: once for a link, not in each round
+		a.probed[r.HostLink.Index] = true // asked, whatever it was: once for a link, not in each round
 		if !seen {
 			a.Log.Warn("a filter comes before netfilter, which did not see a packet that was sent to find out: if it takes them past, no guard protects the node's role from this pod; nothing was changed",
 				"attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "host interface", r.HostLink.Name)
@@ -93,11 +94,11 @@ func (a *Agent) outdated(ctx context.Context) error {
 }
 
 // seen sends a packet of the pod's. The lock keeps a later repair from taking the probe for one whose process died.
-func (n *Node) seen(ctx context.Context, r *attachment.Record) (bool, error) {
+func (n *Node) seen(ctx context.Context, netns string, ip netip.Addr) (bool, error) {
 	unlock, err := n.shared(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer unlock()
-	return n.rules.Seen(r.Netns, r.IPs[0], n.metadataFor(r.IPs[0]))
+	return n.rules.Seen(netns, ip, n.metadataFor(ip))
 }

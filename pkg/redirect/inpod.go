@@ -29,10 +29,7 @@ func (p *inPod) tables(base Base) []table {
 }
 
 func (p *inPod) elements(base Base, a Attachment) []element {
-	var elements []element
-	for _, m := range base.Metadata {
-		elements = append(elements, nodes(familyOf(m.Addr()).ipServices(), socketBytes(m)))
-	}
+	elements := base.elements((*family).ipServices)
 	for _, r := range a.Redirections {
 		elements = append(elements, element{familyOf(r.Source).own(), nftables.SetElement{Key: addrBytes(r.Source), Val: socketBytes(r.Proxy), Comment: a.ID}})
 	}

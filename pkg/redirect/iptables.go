@@ -198,7 +198,7 @@ func (t *IPTables) remove(a Attachment) (absent []Redirection, err error) {
 	}
 	err = errors.Join(errs...)
 	if err == nil && a.Bridged {
-		err = t.ports.remove(a)
+		err = t.ports.removeLeftovers(a.ID)
 	}
 	return absent, err
 }

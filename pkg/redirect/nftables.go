@@ -75,10 +75,7 @@ func (t *NFTablesBackend) services(base Base, bridged bool) []element {
 	if bridged {
 		elements = t.ports.services(base)
 	}
-	for _, m := range base.Metadata {
-		elements = append(elements, nodes(familyOf(m.Addr()).ipServices(), socketBytes(m)))
-	}
-	return elements
+	return append(elements, base.elements((*family).ipServices)...)
 }
 
 // elements are the attachment's.

@@ -119,16 +119,15 @@ func (base Base) families() []*family {
 }
 
 // services are the elements of the bridge table that are the node's.
-func (p *ports) services(base Base) []element {
+func (p *ports) services(base Base) []element { return base.elements((*family).bridgeServices) }
+
+// elements are the base's services in a set of each family's.
+func (base Base) elements(set func(*family) *nftables.Set) []element {
 	var elements []element
 	for _, m := range base.Metadata {
-		elements = append(elements, nodes(familyOf(m.Addr()).bridgeServices(), socketBytes(m)))
+		elements = append(elements, element{set(familyOf(m.Addr())), nftables.SetElement{Key: socketBytes(m), Comment: Comment}})
 	}
 	return elements
-}
-
-func nodes(s *nftables.Set, key []byte) element {
-	return element{s, nftables.SetElement{Key: key, Comment: Comment}}
 }
 
 // elements are the attachment's in the bridge table.
@@ -161,9 +160,6 @@ func (p *ports) add(base Base, a Attachment) error {
 	wanted := append(p.services(base), p.elements(a)...)
 	return p.replace(p.tables(base), wanted, a.ID)
 }
-
-// remove deletes all elements that carry the attachment's identity.
-func (p *ports) remove(a Attachment) error { return p.removeLeftovers(a.ID) }
 
 func (p *ports) missing(base Base, a Attachment) ([]string, error) {
 	tables := p.tables(base)

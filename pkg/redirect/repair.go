@@ -88,23 +88,23 @@ func (n *Node) repairNFT(w Wanted, dry bool) ([]string, error) {
 func (t *IPTables) repair(ctx context.Context, base Base, attachments []Attachment, dry bool) ([]string, error) {
 	var did []string
 	var errs []error
-	for _, any := range []netip.Addr{anyIPv4, anyIPv6} {
+	for _, family := range []netip.Addr{anyIPv4, anyIPv6} {
 		var metadata netip.AddrPort
 		for _, m := range base.Metadata {
-			if m.Addr().Is6() == any.Is6() {
+			if m.Addr().Is6() == family.Is6() {
 				metadata = m
 			}
 		}
-		if err := t.Has(any); err != nil {
+		if err := t.Has(family); err != nil {
 			if metadata.IsValid() {
 				errs = append(errs, err)
 			}
 			continue
 		}
-		if !metadata.IsValid() && !used(t.form, any.Is6(), "nat") {
+		if !metadata.IsValid() && !used(t.form, family.Is6(), "nat") {
 			continue
 		}
-		lines, err := t.repairFamily(ctx, any.Is6(), metadata, base.Guard, attachments, dry)
+		lines, err := t.repairFamily(ctx, family.Is6(), metadata, base.Guard, attachments, dry)
 		did, errs = append(did, lines...), append(errs, err)
 	}
 	return did, errors.Join(errs...)

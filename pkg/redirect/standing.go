@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -208,7 +207,7 @@ func (s *standing) change(wanted []element, replaced func(id string) bool) (gone
 		}
 	}
 	for _, keys := range want {
-		for _, e := range slices.Collect(maps.Values(keys)) {
+		for _, e := range keys {
 			if !s.holds(e) {
 				come = append(come, e)
 			}

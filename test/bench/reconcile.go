@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
@@ -85,11 +84,8 @@ func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
 		ProxyPort: 8181, MetadataIP: netip.MustParseAddrPort(testbed.MetadataAddr).Addr(), StateDir: bed.StateDir,
 		Backend: string(backend), Guard: true, Mark: redirect.DefaultMark,
 	}
-	return agent{&node.Agent{
-		Node:  node.New(settings, node.Host(), slog.New(slog.NewTextHandler(log, nil))),
-		Cache: node.Cache{Dir: filepath.Join(bed.Dir, "cache"), Holds: hostlink.Holds},
-		Links: hostlink.Links, Filtered: hostlink.Filtered, Holds: hostlink.Holds, Cut: node.CutDirect,
-	}, log}
+	n := node.New(settings, node.Host(), slog.New(slog.NewTextHandler(log, nil)))
+	return agent{node.NewAgent(n, node.Cache{Dir: filepath.Join(bed.Dir, "cache")}, 0), log}
 }
 
 // round is the median of rounds in milliseconds, after a first one. A round that has something to put right, or to complain

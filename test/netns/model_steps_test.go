@@ -28,12 +28,17 @@ func (m *model) addUnchained() string {
 	if p == nil {
 		return ""
 	}
-	m.SetChain()
-	m.must(m.Add(m.t.Context(), p.Sandbox))
-	m.SetChain(m.chain...)
+	m.addPrimary(p)
 	p.attached, p.disturbed = true, "not adopted yet"
 	m.running(p)
 	return p.describe()
+}
+
+// addPrimary is the ADD of the primary plugin alone.
+func (m *model) addPrimary(p *modelPod) {
+	m.SetChain()
+	m.must(m.Add(m.t.Context(), p.Sandbox))
+	m.SetChain(m.chain...)
 }
 
 func (m *model) addAgain() string {
@@ -56,9 +61,7 @@ func (m *model) addKilled() string {
 	if p == nil {
 		return ""
 	}
-	m.SetChain()
-	m.must(m.Add(m.t.Context(), p.Sandbox))
-	m.SetChain(m.chain...)
+	m.addPrimary(p)
 	at := m.randomKill()
 	p.attached, p.disturbed = true, "its ADD was killed"
 	if !m.ours("ADD", p.Sandbox, at) {
