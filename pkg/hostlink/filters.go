@@ -21,7 +21,7 @@ func filtered(h *netlink.Handle, link netlink.Link) (bool, error) {
 
 func tcFiltered(h *netlink.Handle, link netlink.Link) (bool, error) {
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} { // of clsact, and of ingress
-		filters, err := h.FilterList(link, parent)
+		filters, err := dump(func() ([]netlink.Filter, error) { return h.FilterList(link, parent) })
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return false, fmt.Errorf("tc filters of %s: %w", link.Attrs().Name, err)
 		}
@@ -69,7 +69,7 @@ func Filtered(links map[int]string) (map[int]bool, error) {
 		return nil, err
 	}
 	defer h.Close()
-	qdiscs, err := h.QdiscList(nil)
+	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return h.QdiscList(nil) })
 	if err != nil {
 		return nil, fmt.Errorf("qdiscs of the host: %w", err)
 	}

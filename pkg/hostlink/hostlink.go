@@ -188,7 +188,7 @@ func (l *Link) enterBy(master, inPod netlink.Link) (err error) {
 }
 
 func addresses(h *netlink.Handle, link netlink.Link) ([]netip.Addr, error) {
-	list, err := h.AddrList(link, unix.AF_UNSPEC)
+	list, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(link, unix.AF_UNSPEC) })
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ func Links() (map[int]string, error) {
 		return nil, err
 	}
 	defer h.Close()
-	list, err := h.LinkList()
+	list, err := dump(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("interfaces of the host: %w", err)
 	}

@@ -26,7 +26,7 @@ func FreeMark(mark uint32) error {
 	}
 	defer h.Close()
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := h.RuleList(family)
+		rules, err := dump(func() ([]netlink.Rule, error) { return h.RuleList(family) })
 		if err != nil {
 			continue // a kernel without the family
 		}
