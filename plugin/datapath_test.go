@@ -105,11 +105,12 @@ func TestDatapath(t *testing.T) {
 			n.run(n.iptables(family) + " -t filter -I FORWARD -j ACCEPT")
 		}
 		want("after ACCEPT", "IPv4", n.dial(n.pod, pod4, address4, long), "proxy to "+pod4)
-		if n.backend == "nftables" {
-			// Nobody's ACCEPT takes its guard's word back.
-			want("after ACCEPT", "IPv4, another source", n.dial(n.pod, "10.1.0.66", address4, long), "refused")
-			want("after ACCEPT", "IPv6, another source", n.dial(n.pod, "fd00:1::66", address6, long), "refused")
-		} else {
+		// Nobody's ACCEPT takes the word of nftables' guard back, and iptables' backstop does not need it.
+		want("after ACCEPT", "IPv4, another source", n.dial(n.pod, "10.1.0.66", address4, long), "refused")
+		want("after ACCEPT", "IPv6, another source", n.dial(n.pod, "fd00:1::66", address6, long), "refused")
+		if n.backend != "nftables" {
+			n.run("nft delete chain ip kube2iam-cni guard")
+			n.run("nft delete chain ip6 kube2iam-cni guard")
 			want("after ACCEPT", "IPv4, another source", n.dialDropped("iptables", n.pod, "10.1.0.66", address4), "dropped")
 			want("after ACCEPT", "IPv6, another source", n.dialDropped("ip6tables", n.pod, "fd00:1::66", address6), "dropped")
 		}

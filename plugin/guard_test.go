@@ -1,11 +1,14 @@
 package main
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netns"
 )
 
 // ip6Calls are those of the commands that were run since the last question which are for IPv6.
@@ -20,8 +23,8 @@ func (n *testNode) ip6Calls() []string {
 	return calls
 }
 
-// TestIPv6GuardOfIPv4Pod is a pod whose network has IPv4 only, and which gives itself an IPv6 address: a node that forwards
-// IPv6 must refuse it. On one that does not, IPv6 is not touched.
+// TestIPv6GuardOfIPv4Pod is a pod whose network has IPv4 only, and which gives itself an IPv6 address: a node must refuse it
+// whether it forwarded IPv6 at the time of the ADD or begins to only afterwards.
 func TestIPv6GuardOfIPv4Pod(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
 		n.serve(n.service, ":80", "service")
@@ -30,65 +33,58 @@ func TestIPv6GuardOfIPv4Pod(t *testing.T) {
 			t.Fatalf("before ADD: got %q", got)
 		}
 		args := n.args("c1", n.pod, pod4)
-		forwarding := func(value string) {
-			n.must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(value), 0o644))
-		}
-		save := n.iptables("ip6tables") + "-save"
-
-		forwarding("0")
-		n.calls()
-		n.must(n.add(args))
-		n.must(n.check(args))
-		if calls := n.ip6Calls(); calls != nil {
-			t.Errorf("without forwarding it ran\n%s", strings.Join(calls, "\n"))
-		}
-		if rules := n.run(save); strings.Contains(rules, "kube2iam-cni") {
-			t.Errorf("without forwarding:\n%s", rules)
-		}
-
-		forwarding("1")
-		missing := "no guard in filter FORWARD; no guard in mangle POSTROUTING"
-		if n.backend == "nftables" {
-			missing = "no guard in table ip6 kube2iam-cni"
-		}
-		wantCode(t, n.check(args), codeCheck, missing)
-		n.must(n.add(args))
-		n.must(n.check(args))
-		if got := n.dial(n.pod, pod6, address, 10*time.Second); got != "refused" {
-			t.Errorf("after ADD: got %q", got)
+		for _, forwarding := range []string{"0", "1"} {
+			n.must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(forwarding), 0o644))
+			n.calls()
+			n.must(n.add(args))
+			n.must(n.check(args))
+			if calls := n.ip6Calls(); calls != nil {
+				t.Errorf("forwarding %s: it ran\n%s", forwarding, strings.Join(calls, "\n"))
+			}
+			n.must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o644))
+			if got := n.dial(n.pod, pod6, address, 10*time.Second); got != "refused" {
+				t.Errorf("forwarding %s: got %q", forwarding, got)
+			}
 		}
 		if n.errors.Len() > 0 {
 			t.Errorf("logged %s", &n.errors)
 		}
-		if n.backend == "nftables" {
-			return
-		}
-		rules := n.run(save)
-		for _, want := range []string{
-			"-A FORWARD -d fd00:ec2::254/128 -p tcp -m tcp --dport 80 -m comment --comment kube2iam-cni -j REJECT --reject-with tcp-reset",
-			"-A POSTROUTING -d fd00:ec2::254/128 -p tcp -m tcp --dport 80 -m addrtype ! --src-type LOCAL -m comment --comment kube2iam-cni -j DROP",
-		} {
-			if strings.Count(rules, want) != 1 {
-				t.Errorf("want one %s:\n%s", want, rules)
+	})
+}
+
+// TestGuardSurvivesFlushes is a pod that nothing is redirected for, on a node where everything that iptables has is flushed:
+// no moment comes in which it reaches the real service.
+func TestGuardSurvivesFlushes(t *testing.T) {
+	datapaths(t, func(t *testing.T, n *testNode) {
+		n.serve(n.service, ":80", "service")
+		n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
+		for _, family := range []string{"iptables", "ip6tables"} {
+			for _, table := range []string{"nat", "filter", "mangle"} {
+				n.run(n.iptables(family) + " -t " + table + " -F")
 			}
 		}
-		if strings.Contains(rules, "*nat") {
-			t.Errorf("a table for what is not redirected:\n%s", rules)
+		neighbour := n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7")
+		for _, pod := range []netns.NsHandle{n.pod, neighbour} {
+			for _, service := range []string{service4, service6} {
+				if got := n.dial(pod, "", net.JoinHostPort(service, "80"), 10*time.Second); n.backend != "nftables" && got != "refused" || strings.HasPrefix(got, "service") {
+					t.Errorf("%s: got %q", service, got)
+				}
+			}
 		}
 	})
 }
 
-// TestIPv4PodWithoutIP6Tables is a node that forwards IPv6 and cannot guard it: that is said, and no reason to refuse a pod
-// that has no IPv6 address.
+// TestIPv4PodWithoutIP6Tables is a node that forwards IPv6 and has no command for it: nftables guards it all the same.
 func TestIPv4PodWithoutIP6Tables(t *testing.T) {
 	iptablesDatapaths(t, func(t *testing.T, n *testNode) {
+		n.serve(n.service, ":80", "service")
 		n.must(os.Remove(filepath.Join(n.commands, "ip6"+n.backend[2:])))
 		args := n.args("c1", n.pod, pod4)
 		n.must(n.add(args))
-		if log := n.errors.String(); !strings.Contains(log, "level=WARN") || !strings.Contains(log, "ip6"+n.backend[2:]) {
-			t.Errorf("logged %q", log)
-		}
 		n.must(n.check(args))
+		if got := n.dial(n.pod, pod6, "["+service6+"]:80", 10*time.Second); got != "refused" {
+			t.Errorf("got %q", got)
+		}
 		wantCode(t, n.add(n.args("c1", n.pod, pod4, pod6)), codeNoIPTables, "ip6"+n.backend[2:])
 	})
 }

@@ -184,7 +184,7 @@ func (a *Agent) state() (*snapshot, error) {
 		}
 	}
 	s.wanted = redirect.Wanted{
-		Base: a.base(chosen.Has, s.live...), Chosen: chosen.Form(), Everywhere: !a.looked, Attachments: make(map[redirect.Form][]redirect.Attachment),
+		Base: a.base(s.live...), Chosen: chosen.Form(), Everywhere: !a.looked, Attachments: make(map[redirect.Form][]redirect.Attachment),
 	}
 	for _, r := range s.live {
 		if r.Path != attachment.PathNetns {

@@ -45,7 +45,7 @@ func (n *Node) program(p *plan) (func(context.Context) error, error) {
 	if err := p.choose(n, chosen); err != nil {
 		return nil, err
 	}
-	base := n.base(chosen.Has, p.Record)
+	base := n.base(p.Record)
 	if err := chosen.Open(base, rulesOf(p.Record)); err != nil {
 		return nil, about(Rules, err)
 	}

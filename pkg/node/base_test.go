@@ -1,66 +1,67 @@
 package node
 
 import (
-	"errors"
 	"log/slog"
 	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 )
 
+// TestBase holds what the rules of some pods rely on, and that all families of the kernel are guarded whichever the pods are of.
 func TestBase(t *testing.T) {
 	const v4, v6 = "169.254.169.254:80", "[fd00:ec2::254]:80"
 	const pod4, pod6 = "10.1.0.5", "fd00:1::5"
-	broken := errors.New("broken")
 	for name, tc := range map[string]struct {
-		ips, redirected []string
-		guard, forwards bool
-		has             error
-		want            []string
-		warns           bool
+		ips, redirected  []string
+		unguarded        bool
+		path             attachment.Path
+		ipv4Only         bool
+		metadata, guards []string
 	}{
-		"IPv4":                             {ips: []string{pod4}, redirected: []string{v4}, guard: true, want: []string{v4}},
-		"IPv4, IPv6 forwarded":             {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, want: []string{v4, v6}},
-		"IPv4, IPv6 forwarded, no guard":   {ips: []string{pod4}, redirected: []string{v4}, forwards: true, want: []string{v4}},
-		"IPv4, IPv6 forwarded, no command": {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, has: redirect.ErrNoIPTables, want: []string{v4}, warns: true},
-		"IPv4, IPv6 forwarded, a broken command, which Open tells": {ips: []string{pod4}, redirected: []string{v4}, guard: true, forwards: true, has: broken, want: []string{v4, v6}},
-		"both, the proxy of IPv4":                                  {ips: []string{pod4, pod6}, redirected: []string{v4}, guard: true, want: []string{v4, v6}},
-		"both, the proxy of IPv4, no guard":                        {ips: []string{pod4, pod6}, redirected: []string{v4}, forwards: true, want: []string{v4}},
-		"both, no command, which Open tells":                       {ips: []string{pod4, pod6}, redirected: []string{v4, v6}, guard: true, forwards: true, has: redirect.ErrNoIPTables, want: []string{v4, v6}},
-		"IPv6":                                                     {ips: []string{pod6}, redirected: []string{v6}, guard: true, want: []string{v6}},
-		"IPv6, IPv4 forwarded, as where a later plugin gives an address for the way out": {ips: []string{pod6}, redirected: []string{v6}, guard: true, forwards: true, want: []string{v6, v4}},
+		"no pods":                           {guards: []string{v4, v6}},
+		"no pods, a kernel without IPv6":    {ipv4Only: true, guards: []string{v4}},
+		"no pods, no guard":                 {unguarded: true},
+		"IPv4":                              {ips: []string{pod4}, redirected: []string{v4}, metadata: []string{v4}, guards: []string{v4, v6}},
+		"IPv4, no guard":                    {ips: []string{pod4}, redirected: []string{v4}, unguarded: true, metadata: []string{v4}},
+		"IPv6":                              {ips: []string{pod6}, redirected: []string{v6}, metadata: []string{v6}, guards: []string{v4, v6}},
+		"both":                              {ips: []string{pod4, pod6}, redirected: []string{v4, v6}, metadata: []string{v4, v6}, guards: []string{v4, v6}},
+		"both, the proxy of IPv4":           {ips: []string{pod4, pod6}, redirected: []string{v4}, metadata: []string{v4, v6}, guards: []string{v4, v6}},
+		"both, the proxy of IPv4, no guard": {ips: []string{pod4, pod6}, redirected: []string{v4}, unguarded: true, metadata: []string{v4}},
+		"inside the pod":                    {ips: []string{pod4}, redirected: []string{v4}, path: attachment.PathNetns, metadata: []string{v4}, guards: []string{v4, v6}},
+		"inside the pod, no guard":          {ips: []string{pod4}, redirected: []string{v4}, path: attachment.PathNetns, unguarded: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			record := new(attachment.Record)
+			record := &attachment.Record{Path: tc.path}
 			for _, ip := range tc.ips {
 				record.IPs = append(record.IPs, netip.MustParseAddr(ip))
 			}
 			for _, metadata := range tc.redirected {
 				record.Redirects = append(record.Redirects, attachment.Redirect{Metadata: netip.MustParseAddrPort(metadata)})
 			}
-			var log strings.Builder
-			n := New(Settings{MetadataIP: netip.MustParseAddr("169.254.169.254"), Guard: tc.guard},
-				System{Forwards: func(hostlink.Family) bool { return tc.forwards }}, slog.New(slog.NewTextHandler(&log, nil)))
-			base := n.base(func(netip.Addr) error { return tc.has }, record)
-			var got []string
-			for _, metadata := range base.Metadata {
-				got = append(got, metadata.String())
-			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
+			n := New(Settings{MetadataIP: netip.MustParseAddr("169.254.169.254"), Guard: !tc.unguarded},
+				System{Has: func(f hostlink.Family) bool { return f == hostlink.IPv4 || !tc.ipv4Only }}, slog.New(slog.DiscardHandler))
+			base := n.base(record)
+			if diff := cmp.Diff(tc.metadata, texts(base.Metadata)); diff != "" {
 				t.Error(diff)
 			}
-			if base.Guard != tc.guard {
-				t.Errorf("got guard %v", base.Guard)
+			if diff := cmp.Diff(tc.guards, texts(base.Guarded)); diff != "" {
+				t.Errorf("guarded: %s", diff)
 			}
-			if warned := strings.Contains(log.String(), "level=WARN"); warned != tc.warns {
-				t.Errorf("logged %q", &log)
+			if base.Guard == tc.unguarded {
+				t.Errorf("got guard %v", base.Guard)
 			}
 		})
 	}
+}
+
+func texts(services []netip.AddrPort) []string {
+	var all []string
+	for _, s := range services {
+		all = append(all, s.String())
+	}
+	return all
 }

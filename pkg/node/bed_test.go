@@ -59,7 +59,7 @@ func newBed(t *testing.T, backend string) *bed {
 		NodeIP: func(f hostlink.Family) (netip.Addr, error) {
 			return map[hostlink.Family]netip.Addr{hostlink.IPv4: netip.MustParseAddr("192.168.7.2"), hostlink.IPv6: netip.MustParseAddr("fd00:7::2")}[f], nil
 		},
-		Forwards: func(hostlink.Family) bool { return true },
+		Has:      func(hostlink.Family) bool { return true },
 		BridgeNF: func(string) (hostlink.BridgeNF, error) { return hostlink.BridgeNF{IPv4: true, IPv6: true}, nil },
 		Dirs:     redirect.Dirs(),
 		Now:      func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) },

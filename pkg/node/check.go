@@ -49,7 +49,7 @@ func (n *Node) missing(record *attachment.Record) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.Missing(n.base(b.Has, record), rulesOf(record))
+	return b.Missing(n.base(record), rulesOf(record))
 }
 
 func differences(record *attachment.Record, link *hostlink.Link, path attachment.Path, ips []netip.Addr) []string {

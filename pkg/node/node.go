@@ -45,7 +45,7 @@ type Settings struct {
 type System struct {
 	FindLink func(netnsPath, ifName string) (*hostlink.Link, error)
 	NodeIP   func(hostlink.Family) (netip.Addr, error)
-	Forwards func(hostlink.Family) bool
+	Has      func(hostlink.Family) bool
 	BridgeNF func(bridge string) (hostlink.BridgeNF, error)
 	Dirs     []string // of the iptables commands
 	Now      func() time.Time
@@ -53,7 +53,7 @@ type System struct {
 
 // Host is the operating system.
 func Host() System {
-	return System{FindLink: hostlink.Find, NodeIP: hostlink.NodeIP, Forwards: hostlink.Forwards, BridgeNF: hostlink.BridgeNFOf, Dirs: redirect.Dirs(), Now: time.Now}
+	return System{FindLink: hostlink.Find, NodeIP: hostlink.NodeIP, Has: hostlink.Has, BridgeNF: hostlink.BridgeNFOf, Dirs: redirect.Dirs(), Now: time.Now}
 }
 
 // Node is this node, as one configuration has it. It is not for concurrent use.
@@ -73,6 +73,9 @@ func New(s Settings, sys System, log *slog.Logger) *Node {
 		Choice: filepath.Join(s.StateDir, "backend"),
 		Unbound: func(id string, err error) {
 			log.Warn("the bridge's answers cannot be bound to their ports: a neighbour with NET_RAW may draw them to itself", "attachment", id, "error", err)
+		},
+		Unguarded: func(service netip.AddrPort, err error) {
+			log.Warn("no guard can be made for a family that no pod has an address of; one that gives itself such an address is not refused", "metadata", service, "error", err)
 		},
 		Lock: func(ctx context.Context) (func(), error) {
 			if n.stateless() { // nothing of ours is being changed, and a DEL leaves no directory behind
@@ -147,11 +150,11 @@ func rulesOf(r *attachment.Record) redirect.Attachment {
 	return a
 }
 
-// base is what the node needs before the rules of some records: the guard for each family that a pod has an address of, also
-// where the node has none to redirect it to, and for the other family wherever the node forwards it: a pod with NET_ADMIN
-// gives itself an address that no record has, and a later plugin of the chain gives it one of which this one is not told.
-// Where the node has no command for that family, it does without that one.
-func (n *Node) base(has func(netip.Addr) error, records ...*attachment.Record) redirect.Base {
+// base is what the node needs before the rules of some records: what they hang on, with the guard for each family that a pod
+// has an address of, also where the node has none to redirect it to; and a guard for all families of the kernel in any case.
+// A pod with NET_ADMIN gives itself an address that no record has, a later plugin of the chain gives it one of which this one
+// is not told, and what the node does not forward now it may in a moment.
+func (n *Node) base(records ...*attachment.Record) redirect.Base {
 	base := redirect.Base{Guard: n.Guard, Mark: n.Mark}
 	want := func(m netip.AddrPort) {
 		if !slices.ContainsFunc(base.Metadata, func(other netip.AddrPort) bool { return other.Addr().Is6() == m.Addr().Is6() }) {
@@ -173,21 +176,9 @@ func (n *Node) base(has func(netip.Addr) error, records ...*attachment.Record) r
 			want(n.metadataFor(ip))
 		}
 	}
-	for _, family := range []struct {
-		hostlink.Family
-		service netip.Addr
-	}{{hostlink.IPv4, n.MetadataIP}, {hostlink.IPv6, metadata6}} {
-		known := slices.ContainsFunc(base.Metadata, func(m netip.AddrPort) bool { return m.Addr().Is6() == family.service.Is6() })
-		if known || !n.Forwards(family.Family) {
-			continue
-		}
-		forwarded := netip.AddrPortFrom(family.service, metadataPort)
-		if err := has(family.service); errors.Is(err, redirect.ErrNoIPTables) {
-			n.Log.Warn("the node forwards a family that it has no guard for; a pod with an address of it is not refused",
-				"metadata", forwarded, "error", err)
-			continue
-		}
-		want(forwarded)
+	base.Guarded = []netip.AddrPort{n.metadataFor(n.MetadataIP)}
+	if n.Has(hostlink.IPv6) {
+		base.Guarded = append(base.Guarded, n.metadataFor(metadata6))
 	}
 	return base
 }

@@ -54,17 +54,14 @@ func TestRoundGuards(t *testing.T) {
 				t.Errorf("%s is not guarded:\n%s", guarded, rules)
 			}
 		}
-		guard := b.allRules()
 		b.idle("guarded")
 
 		r := b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
 		b.idle("with a pod")
 		b.must(b.Detach(t.Context(), r.ContainerID, r.IfName))
 		b.idle("after its DEL")
-		if backend == "nftables" {
-			if diff := cmp.Diff(guard, b.allRules()); diff != "" {
-				t.Errorf("after its DEL:\n%s", diff)
-			}
+		if rules := b.allRules(); strings.Contains(rules, r.ContainerID+"@") || !strings.Contains(rules, "fd00:ec2::254") {
+			t.Errorf("after its DEL:\n%s", rules)
 		}
 	})
 }

@@ -52,11 +52,7 @@ func (n *Node) AddInPod(a Attachment) error {
 func (n *Node) MissingInPod(a Attachment) (missing []string, err error) {
 	err = n.within(a, func(p *inPod) error {
 		base := podBase(a)
-		tables := p.tables(base)
-		s, err := p.read(tables)
-		if err == nil {
-			missing = s.missing(tables, p.elements(base, a))
-		}
+		missing, err = p.missing(p.tables(base), p.elements(base, a))
 		return err
 	})
 	return missing, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/coreos/go-iptables/iptables"
 )
@@ -15,8 +16,9 @@ type IPTables struct {
 	find  func(name Form, v6 bool) (path string, err error)
 	lock  func(context.Context) (unlock func(), err error)
 	ports *ports
-	// unbound is Node.Unbound.
-	unbound func(id string, err error)
+	// unbound is Node.Unbound, and unguarded its twin.
+	unbound   func(id string, err error)
+	unguarded func([]netip.AddrPort, error) error
 
 	opened map[bool]*iptables.IPTables // by whether it is for IPv6
 }
@@ -52,15 +54,15 @@ func (t *IPTables) Open(base Base, a Attachment) error {
 		return err
 	}
 	for _, metadata := range base.Metadata {
-		if err := t.Has(metadata.Addr()); err != nil {
+		if err := t.has(metadata.Addr()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Has implements Backend.
-func (t *IPTables) Has(ip netip.Addr) error {
+// has tells whether the node has the command for the family of ip.
+func (t *IPTables) has(ip netip.Addr) error {
 	_, err := t.find(t.form, ip.Is6())
 	return err
 }
@@ -71,19 +73,43 @@ func (t *IPTables) Add(ctx context.Context, base Base, a Attachment) error {
 	if err := t.Open(base, a); err != nil {
 		return err
 	}
-	if a.Bridged {
-		// Before the rule: a mark that nobody looks for does no harm.
-		err := t.ports.add(base, a)
-		if err != nil && (a.Mark != 0 || !errors.Is(err, ErrUnsupported)) {
-			return err
-		}
-		if err != nil && t.unbound != nil {
-			t.unbound(a.ID, err)
-		}
+	// Before the rule: a mark that nobody looks for does no harm.
+	if err := t.beside(ctx, base, a); err != nil {
+		return err
 	}
 	for _, metadata := range base.Metadata {
 		if err := t.add(ctx, metadata, base.Guard, a.rules(metadata)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// beside makes what iptables has next to it in nftables: the bridge's ports, and the guard for all families.
+func (t *IPTables) beside(ctx context.Context, base Base, a Attachment) error {
+	err := base.guarding(func(base Base) error { return t.ports.add(base, a) },
+		func(alone []netip.AddrPort, err error) error { return t.guardAlone(ctx, alone, err) })
+	if !errors.Is(err, ErrUnsupported) || a.Mark != 0 {
+		return err
+	}
+	if a.Bridged && t.unbound != nil {
+		t.unbound(a.ID, err)
+	}
+	return nil
+}
+
+// guardAlone makes the guard of families in which nothing is redirected, on a kernel without nftables.
+func (t *IPTables) guardAlone(ctx context.Context, alone []netip.AddrPort, unsupported error) error {
+	for _, service := range alone {
+		err := t.has(service.Addr())
+		if err == nil {
+			err = t.add(ctx, service, true, nil)
+		}
+		if errors.Is(err, ErrBusy) {
+			return err
+		}
+		if err != nil {
+			t.unguarded([]netip.AddrPort{service}, errors.Join(unsupported, err))
 		}
 	}
 	return nil
@@ -223,8 +249,17 @@ func (t *IPTables) removeEach(a Attachment, redirections []Redirection) (absent 
 
 // Missing implements Backend.
 func (t *IPTables) Missing(base Base, a Attachment) ([]string, error) {
-	var missing []string
-	for _, metadata := range base.Metadata {
+	services := base.Metadata
+	tables, elements := t.ports.beside(base, a.Bridged)
+	missing, err := t.ports.missing(tables, append(elements, t.ports.elements(a)...))
+	if errors.Is(err, ErrUnsupported) && a.Mark == 0 {
+		alone, _ := t.withCommand(base.besides())
+		services, err = append(slices.Clone(services), alone...), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, metadata := range services {
 		redirections := a.rules(metadata)
 		wanted := append(baseRules(metadata, base.Guard, len(redirections) > 0), redirections...)
 		ipt, err := t.at(metadata.Addr())
@@ -241,14 +276,19 @@ func (t *IPTables) Missing(base Base, a Attachment) ([]string, error) {
 			}
 		}
 	}
-	if !a.Bridged {
-		return missing, nil
+	return missing, nil
+}
+
+// withCommand parts the services of the families that the node has a command for from the others.
+func (t *IPTables) withCommand(services []netip.AddrPort) (with, without []netip.AddrPort) {
+	for _, m := range services {
+		if t.has(m.Addr()) == nil {
+			with = append(with, m)
+		} else {
+			without = append(without, m)
+		}
 	}
-	unbound, err := t.ports.missing(base, a)
-	if errors.Is(err, ErrUnsupported) && a.Mark == 0 {
-		return missing, nil
-	}
-	return append(missing, unbound...), err
+	return with, without
 }
 
 // exists is false too where the rule's chain or its target is missing: for a jump to a chain that is not there iptables

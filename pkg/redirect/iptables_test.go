@@ -239,11 +239,10 @@ func TestGuardOnly(t *testing.T) {
 	})
 }
 
-// TestHas is a node whose iptables is for IPv4 only.
-func TestHas(t *testing.T) {
+// TestOneFamily is a node whose iptables is for IPv4 only.
+func TestOneFamily(t *testing.T) {
 	n := newNamespace(t, "iptables-nft")
-	n.must(n.iptables(NFT).Has(metadata4.Addr()))
-	if err := n.iptables(NFT).Has(metadata6.Addr()); !errors.Is(err, ErrNoIPTables) {
+	if err := n.iptables(NFT).Open(baseDual, routed("c1@eth0", "veth0", "10.1.0.5", "fd00:1::5")); !errors.Is(err, ErrNoIPTables) {
 		t.Errorf("got %v, want %v", err, ErrNoIPTables)
 	}
 	n.calls()

@@ -27,7 +27,9 @@ type nft struct {
 	// lock is held from the look at what stands to its change: the kernel deletes an element by its key, whoever's it is by
 	// then. Nil is for a namespace in which nobody else changes our tables.
 	lock func(context.Context) (unlock func(), err error)
-	conn *nftables.Conn
+	// options are for tests.
+	options []nftables.ConnOption
+	conn    *nftables.Conn
 }
 
 // podPatience bounds what is read in a pod's namespace: a pod with NET_ADMIN can fill its tables with whatever it likes.
@@ -37,7 +39,7 @@ func (k *nft) open() (*nftables.Conn, error) {
 	if k.conn != nil {
 		return k.conn, nil
 	}
-	options := []nftables.ConnOption{nftables.AsLasting()}
+	options := append([]nftables.ConnOption{nftables.AsLasting()}, k.options...)
 	if k.netns != "" {
 		pod, err := netns.GetFromPath(k.netns)
 		if err != nil {
@@ -198,6 +200,18 @@ func (k *nft) replace(tables []table, wanted []element, id string) error {
 		}
 		return k.apply(lacking, s.misplaced(lacking), gone, come)
 	})
+}
+
+// missing names what is wanted and does not stand.
+func (k *nft) missing(tables []table, wanted []element) ([]string, error) {
+	if len(tables) == 0 {
+		return nil, nil
+	}
+	s, err := k.read(tables)
+	if err != nil {
+		return nil, err
+	}
+	return s.missing(tables, wanted), nil
 }
 
 // removeAll deletes the elements that carry an identity, and returns them.

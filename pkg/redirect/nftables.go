@@ -14,7 +14,11 @@ import (
 // NFTablesBackend programs rules by netlink: tables of its own, one transaction for an ADD and one for a DEL, no process
 // run and no command on the node. The rules never change: pods are elements of the sets and maps that the rules look into,
 // so a packet's way is as long with one pod as with a thousand. It is not for concurrent use.
-type NFTablesBackend struct{ ports *ports }
+type NFTablesBackend struct {
+	ports *ports
+	// unguarded is Node.unguarded.
+	unguarded func([]netip.AddrPort, error) error
+}
 
 // redirectPriority puts the chain before those of other programs in destination NAT (-100), where the first to translate a
 // connection has it.
@@ -26,9 +30,6 @@ const guardPriority = -150
 
 // Form implements Backend.
 func (t *NFTablesBackend) Form() Form { return NFTables }
-
-// Has implements Backend. The kernel is not asked: what it lacks shows at Add.
-func (t *NFTablesBackend) Has(netip.Addr) error { return nil }
 
 // Open implements Backend.
 func (t *NFTablesBackend) Open(_ Base, a Attachment) error { return a.validate() }
@@ -61,12 +62,31 @@ func (t *NFTablesBackend) tables(base Base, bridged bool) []table {
 			f.unmark(own, base),
 		}
 		if base.Guard {
-			chains = append(chains, hooked(own, "guard", nftables.ChainTypeFilter, nftables.ChainHookForward, guardPriority,
-				nftRule{"guard", append(slices.Clone(to), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})}))
+			chains = append(chains, f.guard())
 		}
 		tables = append(tables, table{Table: own, sets: []*nftables.Set{services, f.routed(), f.bridged()}, chains: chains})
 	}
+	return append(tables, guards(base.besides())...)
+}
+
+// guard refuses at once what is forwarded to a service.
+func (f *family) guard() chain {
+	return hooked(f.ipTable(), "guard", nftables.ChainTypeFilter, nftables.ChainHookForward, guardPriority,
+		nftRule{"guard", append(f.toService(f.ipServices()), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})})
+}
+
+// guards are the tables, and guarded the elements, of services that are only guarded.
+func guards(services []netip.AddrPort) []table {
+	var tables []table
+	for _, m := range services {
+		f := familyOf(m.Addr())
+		tables = append(tables, table{Table: f.ipTable(), sets: []*nftables.Set{f.ipServices()}, chains: []chain{f.guard()}})
+	}
 	return tables
+}
+
+func guarded(services []netip.AddrPort) []element {
+	return Base{Metadata: services}.elements((*family).ipServices)
 }
 
 // services are the elements that are the node's.
@@ -75,7 +95,7 @@ func (t *NFTablesBackend) services(base Base, bridged bool) []element {
 	if bridged {
 		elements = t.ports.services(base)
 	}
-	return append(elements, base.elements((*family).ipServices)...)
+	return slices.Concat(elements, base.elements((*family).ipServices), guarded(base.besides()))
 }
 
 // elements are the attachment's.
@@ -100,7 +120,9 @@ func (t *NFTablesBackend) Add(_ context.Context, base Base, a Attachment) error 
 	if err := t.Open(base, a); err != nil {
 		return err
 	}
-	return t.ports.replace(t.tables(base, a.Bridged), append(t.services(base, a.Bridged), t.elements(a)...), a.ID)
+	return base.guarding(func(base Base) error {
+		return t.ports.replace(t.tables(base, a.Bridged), append(t.services(base, a.Bridged), t.elements(a)...), a.ID)
+	}, t.unguarded)
 }
 
 func (t *NFTablesBackend) remove(a Attachment) (absent []Redirection, err error) {
@@ -118,12 +140,7 @@ func (t *NFTablesBackend) removeLeftovers(id string) error { return t.ports.remo
 
 // Missing implements Backend.
 func (t *NFTablesBackend) Missing(base Base, a Attachment) ([]string, error) {
-	tables := t.tables(base, a.Bridged)
-	s, err := t.ports.read(tables)
-	if err != nil {
-		return nil, err
-	}
-	return s.missing(tables, append(t.services(base, a.Bridged), t.elements(a)...)), nil
+	return t.ports.missing(t.tables(base, a.Bridged), append(t.services(base, a.Bridged), t.elements(a)...))
 }
 
 // missing names what is wanted and does not stand.

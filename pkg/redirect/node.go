@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
+	"github.com/google/nftables"
 )
 
 // ErrNoIPTables is the error of a node that has no iptables command, or none of the form that is asked for.
@@ -28,9 +30,12 @@ type Node struct {
 	// Unbound is told of a bridged attachment whose answers no kernel's table binds to its port: a neighbour may draw them.
 	// It may be nil.
 	Unbound func(id string, err error)
+	// Unguarded is told of a service of Base.Guarded that this kernel has no guard for. It may be nil.
+	Unguarded func(service netip.AddrPort, err error)
 
-	forms map[Form]*IPTables
-	ports *ports
+	forms   map[Form]*IPTables
+	ports   *ports
+	netlink []nftables.ConnOption // for tests
 }
 
 // allForms are all of them, in the order in which teardown looks for rules whose form it does not know.
@@ -39,7 +44,7 @@ var allForms = []Form{NFT, Legacy, NFTables}
 // Backend is what programs rules in a form; the error is ErrNoIPTables where the node lacks its command.
 func (n *Node) Backend(form Form) (Backend, error) {
 	if form == NFTables {
-		return &NFTablesBackend{n.bridges()}, nil
+		return n.nftables(), nil
 	}
 	t, err := n.IPTables(form)
 	if err != nil {
@@ -48,11 +53,23 @@ func (n *Node) Backend(form Form) (Backend, error) {
 	return t, nil
 }
 
+func (n *Node) nftables() *NFTablesBackend { return &NFTablesBackend{n.bridges(), n.unguarded} }
+
 func (n *Node) bridges() *ports {
 	if n.ports == nil {
-		n.ports = &ports{&nft{lock: n.Lock}}
+		n.ports = &ports{&nft{lock: n.Lock, options: n.netlink}}
 	}
 	return n.ports
+}
+
+// unguarded tells of services that no guard could be made for.
+func (n *Node) unguarded(services []netip.AddrPort, err error) error {
+	for _, service := range services {
+		if n.Unguarded != nil {
+			n.Unguarded(service, err)
+		}
+	}
+	return nil
 }
 
 // Close lets go of what the node's backends have open. They may be used again.
@@ -84,7 +101,7 @@ func (n *Node) IPTables(form Form) (*IPTables, error) {
 	if n.forms == nil {
 		n.forms = make(map[Form]*IPTables)
 	}
-	n.forms[form] = &IPTables{form: form, find: n.find, lock: n.Lock, ports: n.bridges(), unbound: n.Unbound, opened: make(map[bool]*iptables.IPTables)}
+	n.forms[form] = &IPTables{form: form, find: n.find, lock: n.Lock, ports: n.bridges(), unbound: n.Unbound, unguarded: n.unguarded, opened: make(map[bool]*iptables.IPTables)}
 	return n.forms[form], nil
 }
 

@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -156,16 +157,38 @@ func (a Attachment) services() []netip.AddrPort {
 	return all
 }
 
-func (p *ports) add(base Base, a Attachment) error {
-	wanted := append(p.services(base), p.elements(a)...)
-	return p.replace(p.tables(base), wanted, a.ID)
+// besides are the services that are only guarded: none of their family is redirected.
+func (base Base) besides() []netip.AddrPort {
+	redirected := base.families()
+	return slices.DeleteFunc(slices.Clone(base.Guarded), func(m netip.AddrPort) bool { return slices.Contains(redirected, familyOf(m.Addr())) })
 }
 
-func (p *ports) missing(base Base, a Attachment) ([]string, error) {
-	tables := p.tables(base)
-	s, err := p.read(tables)
-	if err != nil {
-		return nil, err
+// guarding does something with a base. Where the kernel lacks what that takes, it does without Guarded, for it may have the
+// other tables all the same, and leaves the services that nothing else guards to otherwise.
+func (base Base) guarding(do func(Base) error, otherwise func([]netip.AddrPort, error) error) error {
+	err := do(base)
+	if !errors.Is(err, ErrUnsupported) || len(base.Guarded) == 0 {
+		return err
 	}
-	return s.missing(tables, append(p.services(base), p.elements(a)...)), nil
+	if err := otherwise(base.besides(), err); err != nil {
+		return err
+	}
+	base.Guarded = nil
+	return do(base)
+}
+
+// beside is what iptables wants of nftables next to it.
+func (p *ports) beside(base Base, bridged bool) (tables []table, elements []element) {
+	if bridged {
+		tables, elements = p.tables(base), p.services(base)
+	}
+	return append(tables, guards(base.Guarded)...), append(elements, guarded(base.Guarded)...)
+}
+
+func (p *ports) add(base Base, a Attachment) error {
+	tables, elements := p.beside(base, a.Bridged)
+	if len(tables) == 0 {
+		return nil
+	}
+	return p.replace(tables, append(elements, p.elements(a)...), a.ID)
 }

@@ -69,6 +69,9 @@ type Base struct {
 	Metadata []netip.AddrPort
 	// Guard tells whether the guard is wanted. It is never removed.
 	Guard bool
+	// Guarded are the services of all families that are to be guarded, whoever is redirected: in nftables whatever the
+	// backend, where nobody's flush of iptables takes it away, and by iptables where the kernel has no nftables.
+	Guarded []netip.AddrPort
 	// Mark is one bit or several that are set on a bridged packet between the bridge and its redirection.
 	Mark uint32
 }
@@ -80,8 +83,6 @@ type Backend interface {
 	// Open tells whether Add could begin: the attachment can be matched, and there is what each family of the base needs.
 	// It runs nothing and changes nothing. The error is ErrNoIPTables or ErrUnsupported where something is lacking.
 	Open(base Base, a Attachment) error
-	// Has tells whether rules for the family of ip can be programmed, as Open does.
-	Has(ip netip.Addr) error
 	// Add makes the attachment's rules, and the base where it is missing. Where there is an error, some of the rules may
 	// stand. An error that is ErrBusy may pass.
 	Add(ctx context.Context, base Base, a Attachment) error

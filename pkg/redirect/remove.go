@@ -85,7 +85,7 @@ func (n *Node) RemoveLeftovers(id string) error {
 func (t *IPTables) removeLeftovers(id string) error {
 	errs := []error{t.ports.removeLeftovers(id)}
 	for _, family := range []netip.Addr{anyIPv4, anyIPv6} {
-		if t.Has(family) == nil && used(t.form, family.Is6(), "nat") {
+		if t.has(family) == nil && used(t.form, family.Is6(), "nat") {
 			errs = append(errs, t.removeLeftoversOf(family, id))
 		}
 	}

@@ -24,7 +24,22 @@ type Wanted struct {
 // that is none of the wanted, and leaves all else alone. What it did is in the list, a line each; it looks only, where dry
 // is true. Where nothing is wrong it costs one process run for each family of each form of iptables that is in use.
 func (n *Node) Repair(ctx context.Context, w Wanted, dry bool) ([]string, error) {
-	did, err := n.repairNFT(w, dry)
+	var did []string
+	var alone []netip.AddrPort // what iptables has to guard, for want of nftables
+	err := w.Base.guarding(func(base Base) (err error) {
+		w.Base = base
+		did, err = n.repairNFT(w, dry)
+		return err
+	}, func(services []netip.AddrPort, unsupported error) error {
+		t, err := n.IPTables(w.Chosen)
+		if err != nil {
+			return n.unguarded(services, errors.Join(unsupported, err))
+		}
+		var none []netip.AddrPort
+		alone, none = t.withCommand(services)
+		return n.unguarded(none, unsupported)
+	})
+	w.Base.Metadata = append(slices.Clone(w.Base.Metadata), alone...)
 	errs := []error{err}
 	for _, form := range []Form{NFT, Legacy} {
 		inUse := form == w.Chosen || len(w.Attachments[form]) > 0
@@ -50,7 +65,7 @@ func (n *Node) Repair(ctx context.Context, w Wanted, dry bool) ([]string, error)
 
 // repairNFT is for what stands in nftables: all of it is looked at together, for the bridge's table is everybody's.
 func (n *Node) repairNFT(w Wanted, dry bool) ([]string, error) {
-	own := &NFTablesBackend{n.bridges()}
+	own := n.nftables()
 	var wanted []element
 	bridged, essential := false, false
 	for form, attachments := range w.Attachments {
@@ -65,23 +80,24 @@ func (n *Node) repairNFT(w Wanted, dry bool) ([]string, error) {
 		}
 	}
 	var tables []table
-	switch {
-	case w.Chosen == NFTables || len(w.Attachments[NFTables]) > 0:
-		tables, essential = own.tables(w.Base, bridged), true
-		wanted = append(wanted, own.services(w.Base, bridged)...)
-	case bridged:
-		tables = n.ports.tables(w.Base)
-		wanted = append(wanted, n.ports.services(w.Base)...)
+	var nodes []element
+	if w.Chosen == NFTables || len(w.Attachments[NFTables]) > 0 {
+		essential = true
+		tables, nodes = own.tables(w.Base, bridged), own.services(w.Base, bridged)
+	} else {
+		tables, nodes = n.ports.beside(w.Base, bridged)
 	}
+	wanted = append(wanted, nodes...)
 	did, err := n.ports.repair(tables, wanted, dry)
-	if errors.Is(err, ErrUnsupported) && !essential {
-		return nil, nil
+	if err == nil {
+		var ended []string
+		ended, err = n.ports.endProbes(dry)
+		did = append(did, ended...)
 	}
-	if err != nil {
-		return did, err
+	if errors.Is(err, ErrUnsupported) && !essential && len(w.Base.Guarded) == 0 {
+		err = nil
 	}
-	ended, err := n.ports.endProbes(dry)
-	return append(did, ended...), err
+	return did, err
 }
 
 // repair is Repair for one form of iptables.
@@ -95,7 +111,7 @@ func (t *IPTables) repair(ctx context.Context, base Base, attachments []Attachme
 				metadata = m
 			}
 		}
-		if err := t.Has(family); err != nil {
+		if err := t.has(family); err != nil {
 			if metadata.IsValid() {
 				errs = append(errs, err)
 			}
