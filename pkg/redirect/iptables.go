@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
 )
@@ -267,7 +268,7 @@ func (t *IPTables) Missing(base Base, a Attachment) ([]string, error) {
 			return nil, err
 		}
 		for _, r := range wanted {
-			there, err := exists(ipt, r)
+			there, err := standsFirst(ipt, r)
 			if err != nil {
 				return nil, err
 			}
@@ -301,8 +302,21 @@ func exists(ipt *iptables.IPTables, r rule) (bool, error) {
 	return there, classify(r.what, err)
 }
 
-func insertMissing(ipt *iptables.IPTables, r rule) error {
+// unreadable is what iptables-nft says at such a rule (iptables/nft-ruleparse.c).
+const unreadable = "Parsing nftables rule failed"
+
+// standsFirst is exists for a rule of the base, whose place is the first. In a chain with a rule of nftables that iptables has
+// no words for, it finds what stands above that one and fails at what does not: which is missing, then, and will be found.
+func standsFirst(ipt *iptables.IPTables, r rule) (bool, error) {
 	there, err := exists(ipt, r)
+	if exit := (*iptables.Error)(nil); errors.As(err, &exit) && strings.Contains(exit.Error(), unreadable) {
+		return false, nil
+	}
+	return there, err
+}
+
+func insertMissing(ipt *iptables.IPTables, r rule) error {
+	there, err := standsFirst(ipt, r)
 	if err != nil || there {
 		return err
 	}

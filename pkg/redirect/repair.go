@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -120,14 +121,14 @@ func (t *IPTables) repair(ctx context.Context, base Base, attachments []Attachme
 		if !metadata.IsValid() && !used(t.form, family.Is6(), "nat") {
 			continue
 		}
-		lines, err := t.repairFamily(ctx, family.Is6(), metadata, base.Guard, attachments, dry)
+		lines, err := t.repairFamily(ctx, family, metadata, base.Guard, attachments, dry)
 		did, errs = append(did, lines...), append(errs, err)
 	}
 	return did, errors.Join(errs...)
 }
 
-func (t *IPTables) repairFamily(ctx context.Context, v6 bool, metadata netip.AddrPort, guard bool, attachments []Attachment, dry bool) ([]string, error) {
-	s, err := t.save(ctx, v6)
+func (t *IPTables) repairFamily(ctx context.Context, family netip.Addr, metadata netip.AddrPort, guard bool, attachments []Attachment, dry bool) ([]string, error) {
+	s, err := t.save(ctx, family)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +138,7 @@ func (t *IPTables) repairFamily(ctx context.Context, v6 bool, metadata netip.Add
 			return nil, err
 		}
 		for _, r := range a.Redirections {
-			if r.Source.Is6() == v6 {
+			if r.Source.Is6() == family.Is6() {
 				wanted = append(wanted, a.rule(r))
 			}
 		}
@@ -145,7 +146,11 @@ func (t *IPTables) repairFamily(ctx context.Context, v6 bool, metadata netip.Add
 	var did []string
 	if metadata.IsValid() {
 		for _, r := range baseRules(metadata, guard, len(wanted) > 0) {
-			if !s.holds(r) {
+			there, err := t.stands(s, family, r)
+			if err != nil {
+				return nil, err
+			}
+			if !there {
 				did = append(did, fmt.Sprintf("missing: %s (%s)", r.what, t.form))
 			}
 		}
@@ -179,7 +184,7 @@ func (t *IPTables) repairFamily(ctx context.Context, v6 bool, metadata netip.Add
 		return did, nil
 	}
 	if wrongBase {
-		ipt, err := t.at(metadata.Addr())
+		ipt, err := t.at(family)
 		if err != nil {
 			return did, err
 		}
@@ -187,17 +192,24 @@ func (t *IPTables) repairFamily(ctx context.Context, v6 bool, metadata netip.Add
 			return did, err
 		}
 	}
-	return did, t.restore(ctx, v6, changes)
+	return did, t.restore(ctx, family.Is6(), changes)
 }
 
 // saved is what stands of the chains that we have rules in.
 type saved struct {
 	rules map[string][][]string // the words of a rule without quotes, by table and chain
+	// hidden are the tables that hold a rule of nftables for which iptables has no words. It lists nothing of such a table,
+	// and finds and changes rules in it all the same.
+	hidden map[string]bool
 }
 
-// save reads all tables of a family in one run. (iptables-save makes no table that is not there.)
-func (t *IPTables) save(ctx context.Context, v6 bool) (*saved, error) {
-	command, err := t.find(t.form, v6)
+// hiddenTable is how iptables-nft-save says so, on standard output and with success (iptables/xtables-save.c).
+var hiddenTable = regexp.MustCompile("^# Table `(\\w+)' is incompatible")
+
+// save reads all tables of a family in one run, and in one more what is hidden of our own chain. (iptables-save makes no
+// table that is not there.)
+func (t *IPTables) save(ctx context.Context, family netip.Addr) (*saved, error) {
+	command, err := t.find(t.form, family.Is6())
 	if err != nil {
 		return nil, err
 	}
@@ -205,25 +217,49 @@ func (t *IPTables) save(ctx context.Context, v6 bool) (*saved, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &saved{rules: make(map[string][][]string)}
-	ours := []string{"nat " + Chain, "nat PREROUTING", "filter FORWARD", "mangle POSTROUTING"}
+	s := &saved{rules: make(map[string][][]string), hidden: make(map[string]bool)}
 	table := ""
 	for line := range strings.Lines(out) {
 		if name, ok := strings.CutPrefix(line, "*"); ok {
 			table = strings.TrimSpace(name)
-			continue
-		}
-		spec, ok := strings.CutPrefix(line, "-A ")
-		if !ok {
-			continue
-		}
-		name, spec, _ := strings.Cut(spec, " ")
-		if at := table + " " + name; slices.Contains(ours, at) {
-			s.rules[at] = append(s.rules[at], unquoted(strings.Fields(spec)))
+		} else if named := hiddenTable.FindStringSubmatch(line); named != nil {
+			s.hidden[named[1]] = true
+		} else {
+			s.keep(table, line)
 		}
 	}
-	return s, nil
+	if !s.hidden["nat"] {
+		return s, nil
+	}
+	ipt, err := t.at(family)
+	if err != nil {
+		return nil, err
+	}
+	if there, err := chainExists(ipt, Chain); err != nil || !there {
+		return s, err
+	}
+	// Without a list nothing may be taken for missing: it would be made again in each round.
+	lines, err := ipt.List("nat", Chain)
+	for _, line := range lines {
+		s.keep("nat", line)
+	}
+	return s, classify("chain "+Chain, err)
 }
+
+// keep keeps the rule of a line, if it is in a chain of ours.
+func (s *saved) keep(table, line string) {
+	spec, ok := strings.CutPrefix(line, "-A ")
+	if !ok {
+		return
+	}
+	chain, spec, _ := strings.Cut(spec, " ")
+	if at := table + " " + chain; slices.Contains(ourPlaces, at) {
+		s.rules[at] = append(s.rules[at], unquoted(strings.Fields(spec)))
+	}
+}
+
+// ourPlaces are the chains that we have rules in, with their tables.
+var ourPlaces = []string{"nat " + Chain, "nat PREROUTING", "filter FORWARD", "mangle POSTROUTING"}
 
 func unquoted(words []string) []string {
 	for i := range words {
@@ -234,9 +270,17 @@ func unquoted(words []string) []string {
 	return words
 }
 
-func (s *saved) holds(r rule) bool {
+// stands tells whether a rule is among what was saved, or found where that is hidden.
+func (t *IPTables) stands(s *saved, family netip.Addr, r rule) (bool, error) {
+	if s.hidden[r.table] {
+		ipt, err := t.at(family)
+		if err != nil {
+			return false, err
+		}
+		return standsFirst(ipt, r)
+	}
 	want := canon(r.spec)
-	return slices.ContainsFunc(s.rules[r.table+" "+r.chain], func(words []string) bool { return canon(words) == want })
+	return slices.ContainsFunc(s.rules[r.table+" "+r.chain], func(words []string) bool { return canon(words) == want }), nil
 }
 
 // canon makes two spellings of a rule one: the commands list the options of a rule in an order of their own, and no word of

@@ -32,6 +32,7 @@ func TestRepairNFTables(t *testing.T) {
 		"a family's table is gone":         {"delete table ip kube2iam-cni", table4},
 		"the bridge's table is gone":       {"delete table bridge kube2iam-cni", bridge},
 		"a family's rules are flushed":     {"flush table ip kube2iam-cni", chains("ip")},
+		"a family's table sleeps":          {"add table ip kube2iam-cni { flags dormant; }", chains("ip")},
 		"a chain is flushed":               {"flush chain ip6 kube2iam-cni redirections", []string{"missing: redirections in table ip6 kube2iam-cni"}},
 		"the guard is gone":                {"delete chain ip kube2iam-cni guard", []string{"missing: guard in table ip kube2iam-cni"}},
 		"a rule stands above the guard":    {"insert rule ip kube2iam-cni guard accept", []string{"missing: guard in table ip kube2iam-cni"}},

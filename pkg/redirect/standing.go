@@ -16,6 +16,7 @@ import (
 
 // standing is what stands in the kernel of our tables.
 type standing struct {
+	dormant  map[nftables.TableFamily]bool // tables whose chains see no packet; one that is made again wakes
 	chains   map[nftables.TableFamily]map[string]standingChain
 	elements map[place]map[string]element // by key
 }
@@ -68,11 +69,12 @@ func (k *nft) readOnce(wanted []table) (*standing, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &standing{chains: make(map[nftables.TableFamily]map[string]standingChain), elements: make(map[place]map[string]element)}
+	s := &standing{dormant: make(map[nftables.TableFamily]bool), chains: make(map[nftables.TableFamily]map[string]standingChain), elements: make(map[place]map[string]element)}
 	for _, t := range tables {
 		if t.Name != Table {
 			continue
 		}
+		s.dormant[t.Family] = t.Flags != 0 // no other flag can come to a table that was made without one
 		if err := s.readElements(conn, t); err != nil {
 			return nil, err
 		}
@@ -156,7 +158,7 @@ func (s *standing) lacks(tables []table) []string {
 			for _, r := range c.rules {
 				wanted = append(wanted, r.text(t.Family))
 			}
-			if there, ok := s.chains[t.Family][c.Name]; !ok || there.hook != hookOf(c.Chain) || !slices.Equal(there.rules, wanted) {
+			if there, ok := s.chains[t.Family][c.Name]; !ok || s.dormant[t.Family] || there.hook != hookOf(c.Chain) || !slices.Equal(there.rules, wanted) {
 				missing = append(missing, fmt.Sprintf("%s in table %s %s", c.Name, familyName(t.Family), Table))
 			}
 		}
