@@ -70,8 +70,16 @@ HOLDERS6	}
 		type ipv6_addr
 HELD6	}
 
+	set addresses6 {
+		type ipv6_addr
+ADDRESS6	}
+
 	chain enter {
 		type filter hook prerouting priority -350; policy accept;
+		@nh,0,16 & 0xfff == 0x0 meta protocol 8021q drop comment "no tag of no network under another"
+		@nh,0,16 & 0xfff == 0x0 meta protocol 8021ad drop comment "no tag of no network under another"
+		ip6 saddr @addresses6 exthdr frag exists drop comment "no fragments"
+		ip6 daddr @addresses6 exthdr frag exists drop comment "no fragments"
 		ip daddr . tcp dport @metadata4 iifname . ip saddr @holders4 meta mark set meta mark | 0x00001000 accept comment "own address, mark 0x1000"
 		ip daddr . tcp dport @metadata4 ip saddr @held4 drop comment "another's address"
 		ip6 daddr . tcp dport @metadata6 iifname . ip6 saddr @holders6 meta mark set meta mark | 0x00001000 accept comment "own address, mark 0x1000"
@@ -127,7 +135,7 @@ func (p portsGolden) table(guard bool) string {
 	if !guard {
 		guard4, guard6 = "", ""
 	}
-	return strings.NewReplacer("SERVICE6", p.service6, "HOLDERS4", p.holders4, "HELD4", p.held4, "HOLDERS6", p.holders6, "HELD6", p.held6,
+	return strings.NewReplacer("SERVICE6", p.service6, "ADDRESS6", strings.Replace(p.service6, " . 80", "", 1), "HOLDERS4", p.holders4, "HELD4", p.held4, "HOLDERS6", p.holders6, "HELD6", p.held6,
 		"GUARD4", guard4, "GUARD6", guard6).Replace(bridgeSets)
 }
 

@@ -72,7 +72,8 @@ func hooked(t *nftables.Table, name string, kind nftables.ChainType, hook *nftab
 func (p *ports) tables(base Base) []table {
 	t := bridgeTable()
 	bridge := table{Table: t}
-	var enter, pass, leave []nftRule
+	enter := append(hiddenTags(), fragments()...)
+	var pass, leave []nftRule
 	for _, f := range []*family{family4, family6} {
 		services, holders, held := f.bridgeServices(), f.holders(), f.heldSet()
 		bridge.sets = append(bridge.sets, services, holders, held)
@@ -90,6 +91,7 @@ func (p *ports) tables(base Base) []table {
 		strange := slices.Concat(from, noReset(), f.held(expr.MetaKeyOIFNAME, f.daddr, holders, true))
 		leave = append(leave, nftRule{"answer to the holder's port only", append(strange, verdict(expr.VerdictDrop))})
 	}
+	bridge.sets = append(bridge.sets, fragmented())
 	bridge.chains = []chain{
 		hooked(t, "enter", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, beforeBridgeNF, enter...),
 		hooked(t, "pass", nftables.ChainTypeFilter, nftables.ChainHookForward, beforeBridgeNF, pass...),
@@ -120,7 +122,15 @@ func (base Base) families() []*family {
 }
 
 // services are the elements of the bridge table that are the node's.
-func (p *ports) services(base Base) []element { return base.elements((*family).bridgeServices) }
+func (p *ports) services(base Base) []element {
+	elements := base.elements((*family).bridgeServices)
+	for _, m := range base.Metadata {
+		if m.Addr().Is6() {
+			elements = append(elements, element{fragmented(), nftables.SetElement{Key: addrBytes(m.Addr()), Comment: Comment}})
+		}
+	}
+	return elements
+}
 
 // elements are the base's services in a set of each family's.
 func (base Base) elements(set func(*family) *nftables.Set) []element {

@@ -39,7 +39,7 @@ func (b *Bed) connect(bridgeNF bool) (err error) {
 	if b.ipv6 {
 		defer func() {
 			if err == nil {
-				err = b.connect6(bridgeNF)
+				err = b.connect6()
 			}
 		}()
 	}
@@ -78,7 +78,7 @@ func (b *Bed) connect(bridgeNF bool) (err error) {
 }
 
 // connect6 is connect for IPv6. Addresses are there at once: nobody else is asked whether they are his.
-func (b *Bed) connect6(bridgeNF bool) error {
+func (b *Bed) connect6() error {
 	link := func(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, 64) }
 	err := b.AWS.Do(func() error {
 		if err := up("lo", netip.MustParsePrefix("fd00:ec2::254/128")); err != nil {
@@ -98,11 +98,6 @@ func (b *Bed) connect6(bridgeNF bool) error {
 		}
 		if err := setSysctl("net/ipv6/conf/all/forwarding", "1"); err != nil {
 			return err
-		}
-		if bridgeNF {
-			if err := setSysctl("net/bridge/bridge-nf-call-ip6tables", "1"); err != nil {
-				return err
-			}
 		}
 		return route(netip.PrefixFrom(netip.IPv6Unspecified(), 0), AWSIP6)
 	})
@@ -182,16 +177,22 @@ func setSysctl(name, value string) error {
 	return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
 }
 
-const bridgeNFKey = "net/bridge/bridge-nf-call-iptables"
+const (
+	bridgeNFKey  = "net/bridge/bridge-nf-call-iptables"
+	bridgeNF6Key = "net/bridge/bridge-nf-call-ip6tables"
+)
 
 // setBridgeNF says whether iptables sees the frames that cross the bridges of the thread's network namespace.
 func setBridgeNF(on bool) error {
+	value := "0"
 	if on {
-		return setSysctl(bridgeNFKey, "1")
+		value = "1"
 	}
-	// Without the module there is no such key, and nothing to switch off.
-	if err := setSysctl(bridgeNFKey, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, key := range []string{bridgeNFKey, bridgeNF6Key} {
+		// Without the module there is no such key, and nothing to switch off.
+		if err := setSysctl(key, value); err != nil && (on || !errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
 	}
 	return nil
 }
@@ -208,7 +209,7 @@ func loadBridgeNF() error {
 	if out, err := exec.Command("modprobe", "br_netfilter").CombinedOutput(); err != nil {
 		return fmt.Errorf("modprobe br_netfilter: %w: %s", err, out)
 	}
-	for _, key := range []string{bridgeNFKey, "net/bridge/bridge-nf-call-ip6tables", "net/bridge/bridge-nf-call-arptables"} {
+	for _, key := range []string{bridgeNFKey, bridgeNF6Key, "net/bridge/bridge-nf-call-arptables"} {
 		if err := setSysctl(key, "0"); err != nil {
 			return err
 		}
