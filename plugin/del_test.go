@@ -89,7 +89,7 @@ func TestDelOfNobody(t *testing.T) {
 func TestDelThatFails(t *testing.T) {
 	iptablesDatapaths(t, func(t *testing.T, n *testNode) {
 		n.must(n.add(n.args("c1", n.pod, pod4)))
-		rules, state := n.rules(), n.state()
+		rules, state := n.iptablesRules(), n.state()
 
 		n.fail(4, "-D KUBE2IAM-CNI")
 		wantCode(t, n.del(n.args("c1", n.pod, pod4)), types.ErrTryAgainLater, "busy")
@@ -99,7 +99,7 @@ func TestDelThatFails(t *testing.T) {
 			t.Errorf("logged %s", &n.errors)
 		}
 		n.fail(0, "")
-		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+		if diff := cmp.Diff(rules, n.iptablesRules()); diff != "" {
 			t.Error(diff)
 		}
 		if diff := cmp.Diff(state, n.state()); diff != "" {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	cni "github.com/containernetworking/cni/pkg/version"
@@ -36,6 +37,9 @@ func run(args []string) int {
 }
 
 func runPlugin() int {
+	// It does one thing after another, most of them a question to the kernel: a second processor only makes each answer wait
+	// for another thread to wake. (What waits in a system call leaves its processor to others all the same.)
+	runtime.GOMAXPROCS(1)
 	if os.Getenv("CNI_PATH") == "" {
 		// skel demands it of every command, the specification of none but those that call other plugins. This one does not.
 		os.Setenv("CNI_PATH", "/")

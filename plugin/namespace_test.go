@@ -221,7 +221,11 @@ func (n *testNode) run(command string) string {
 // rules is every rule of the host, as the save commands write them without comments and counters.
 func (n *testNode) rules() string {
 	n.Helper()
-	var kept []string
+	return strings.Join(append(n.iptablesRules(), n.nftables()...), "\n")
+}
+
+func (n *testNode) iptablesRules() (kept []string) {
+	n.Helper()
 	for _, save := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"} {
 		for line := range strings.Lines(n.run(save)) {
 			if strings.HasPrefix(line, ":") {
@@ -232,7 +236,7 @@ func (n *testNode) rules() string {
 			}
 		}
 	}
-	return strings.Join(append(kept, n.nftables()...), "\n")
+	return kept
 }
 
 // nftables is what stands in our tables.

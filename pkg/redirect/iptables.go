@@ -202,6 +202,12 @@ func (t *IPTables) remove(a Attachment) (absent []Redirection, err error) {
 	if err := a.validate(); err != nil {
 		return nil, err
 	}
+	ended := func() error { return nil }
+	if a.Bridged {
+		if ended, err = t.ports.removing(a.ID); err != nil {
+			return nil, err
+		}
+	}
 	var errs []error
 	families := make(map[bool][]Redirection)
 	for _, r := range a.Redirections {
@@ -223,11 +229,7 @@ func (t *IPTables) remove(a Attachment) (absent []Redirection, err error) {
 		missing, err := t.removeEach(a, redirections)
 		absent, errs = append(absent, missing...), append(errs, err)
 	}
-	err = errors.Join(errs...)
-	if err == nil && a.Bridged {
-		err = t.ports.removeLeftovers(a.ID)
-	}
-	return absent, err
+	return absent, errors.Join(append(errs, ended())...)
 }
 
 func (t *IPTables) removeEach(a Attachment, redirections []Redirection) (absent []Redirection, err error) {

@@ -228,6 +228,25 @@ func (k *nft) removeAll(id string) (gone []element, err error) {
 	return gone, err
 }
 
+// removing begins to delete the elements that carry an identity, and returns what waits for its end. Meanwhile nothing else
+// may be done with k. The kernel keeps who took something away waiting for the packets on their way through it, at the
+// socket's close: which is long enough to do something else.
+func (k *nft) removing(id string) (ended func() error, err error) {
+	if _, err := k.open(); err != nil { // here, in the thread's own network namespace
+		if errors.Is(err, ErrUnsupported) {
+			return func() error { return nil }, nil
+		}
+		return nil, err
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := k.removeLeftovers(id)
+		k.close()
+		done <- err
+	}()
+	return func() error { return <-done }, nil
+}
+
 func (k *nft) removeLeftovers(id string) error {
 	_, err := k.removeAll(id)
 	return err
