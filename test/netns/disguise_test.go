@@ -97,7 +97,9 @@ func TestDisguisedFrames(t *testing.T) {
 		wire, its := n.tap(liar), n.tap(victim)
 		send := func(round string) (sent []string) {
 			say := func(how string, from, to netip.AddrPort) {
-				text := func(what string) string { return fmt.Sprintf("%s: %s %s of %d", round, how, what, from.Addr().BitLen()) }
+				text := func(what string) string {
+					return fmt.Sprintf("%s: %s %s of %d", round, how, what, from.Addr().BitLen())
+				}
 				for what := range disguises(from.Addr(), to.Addr(), make([]byte, 20)) {
 					frame := disguises(from.Addr(), to.Addr(), segment(from.Port(), to.Port(), text(what)))[what]
 					wire.send(join(its.mac, wire.mac, frame))

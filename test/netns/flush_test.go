@@ -19,7 +19,9 @@ func (n *node) flush() {
 		return
 	}
 	for _, m := range []string{"routed", "bridged"} {
-		n.onNode("nft flush map ip kube2iam-cni " + m)
+		if strings.Contains(n.onNode("nft list maps ip"), "map "+m) { // else no pod came since all was flushed
+			n.onNode("nft flush map ip kube2iam-cni " + m)
+		}
 	}
 }
 

@@ -14,7 +14,7 @@ func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
 // nobody but the node may have got credentials of the real service.
 func (m *model) check() (served int) {
 	m.t.Helper()
-	for _, p := range m.pods {
+	for _, p := range m.inOrder() {
 		served += m.checkPod(p)
 	}
 	if leaks := m.Leaks(); len(leaks) > 0 {

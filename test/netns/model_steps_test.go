@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
@@ -99,11 +100,30 @@ func (m *model) vanish() string {
 	if p == nil {
 		return ""
 	}
-	m.must(p.Netns.Close())
+	m.end(p)
 	m.must(m.KubeAPI.DeletePod("default", p.Name))
 	delete(m.pods, p.Name)
 	m.gone = append(m.gone, p.Sandbox)
 	return p.describe()
+}
+
+// end is the end of a sandbox without a DEL. The kernel takes its interfaces away a while later: who has its address before
+// that is not routed to, for the ptp plugin takes the route that it finds for its own.
+func (m *model) end(p *modelPod) {
+	var veth string
+	if p.Result != nil {
+		veth = m.hostLink(p.Sandbox)
+	}
+	m.must(p.Netns.Close())
+	m.eventually(func() bool {
+		gone := true
+		m.must(m.Node.Do(func() error {
+			_, err := netlink.LinkByName(veth)
+			gone = err != nil
+			return nil
+		}))
+		return gone
+	})
 }
 
 // lateDel is a DEL of our part for a pod that went before, which others may have succeeded.
@@ -144,7 +164,7 @@ func (m *model) agentRound() string {
 
 func (m *model) gc() string {
 	var valid []*testbed.Sandbox
-	for _, p := range m.pods {
+	for _, p := range m.inOrder() {
 		valid = append(valid, p.Sandbox)
 	}
 	m.must(m.GC(m.t.Context(), valid...))
@@ -234,8 +254,8 @@ func (m *model) reboot() string {
 	if m.proxy != nil {
 		m.proxy.Kill()
 	}
-	for _, p := range m.pods {
-		m.must(p.Netns.Close())
+	for _, p := range m.inOrder() {
+		m.end(p)
 		m.must(m.KubeAPI.DeletePod("default", p.Name))
 		m.gone = append(m.gone, p.Sandbox)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
@@ -82,29 +83,8 @@ var steps = []step{
 // A failure names the seed and the last steps: -model.seed and -model.steps repeat it.
 func TestModel(t *testing.T) {
 	onThese(t, []setup{setups[0], setups[2], setups[4], setups[8]}, func(t *testing.T, n *node) {
-		for i := range 4 {
-			n.PutRole(fmt.Sprintf("%s%d", modelRole, i), "")
-		}
-		seed := *modelSeed
-		m := &model{node: n, rand: rand.New(rand.NewPCG(seed, uint64(len(n.String())))), pods: make(map[string]*modelPod), chain: n.SetChain()}
-		n.SetChain(m.chain...)
-		t.Cleanup(func() {
-			if t.Failed() {
-				t.Logf("seed %d; the last of %d steps:\n%s", seed, len(m.trace), strings.Join(m.trace[max(0, len(m.trace)-25):], "\n"))
-			}
-		})
-		m.round() // the guard is there before any pod
-		m.start()
-		done := make(map[string]int)
-		served := 0
-		for len(m.trace) < *modelSteps && !t.Failed() {
-			s := m.choose()
-			if what := s.do(m); what != "" {
-				done[s.name]++
-				m.trace = append(m.trace, fmt.Sprintf("%d. %s: %s", len(m.trace)+1, s.name, what))
-				served += m.check()
-			}
-		}
+		m := newModel(n, *modelSeed)
+		done, served := m.walk(*modelSteps)
 		for _, s := range steps {
 			if done[s.name] == 0 && *modelSteps >= 500 {
 				t.Errorf("in %d steps this never happened: %s", *modelSteps, s.name)
@@ -115,6 +95,56 @@ func TestModel(t *testing.T) {
 			t.Error("pods were hardly ever served")
 		}
 	})
+}
+
+// TestModelIsReproducible holds that a seed stands for one sequence: what failed once can be looked at again.
+func TestModelIsReproducible(t *testing.T) {
+	var traces [2][]string
+	t.Run("twice", func(t *testing.T) {
+		for i := range traces {
+			t.Run(fmt.Sprint(i), func(t *testing.T) {
+				onThese(t, []setup{setups[8]}, func(_ *testing.T, n *node) {
+					m := newModel(n, 7)
+					m.walk(60)
+					traces[i] = m.trace
+				})
+			})
+		}
+	})
+	if diff := cmp.Diff(traces[0], traces[1]); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func newModel(n *node, seed uint64) *model {
+	for i := range 4 {
+		n.PutRole(fmt.Sprintf("%s%d", modelRole, i), "")
+	}
+	m := &model{node: n, rand: rand.New(rand.NewPCG(seed, uint64(len(n.String())))), pods: make(map[string]*modelPod), chain: n.SetChain()}
+	n.SetChain(m.chain...)
+	n.t.Cleanup(func() {
+		if n.t.Failed() {
+			n.t.Logf("seed %d; the last of %d steps:\n%s", seed, len(m.trace), strings.Join(m.trace[max(0, len(m.trace)-25):], "\n"))
+		}
+	})
+	m.round() // the guard is there before any pod
+	m.start()
+	return m
+}
+
+// walk takes the node through a sequence, until something is wrong. It tells how often each step was done, and how many answers
+// had a pod's own credentials.
+func (m *model) walk(length int) (done map[string]int, served int) {
+	done = make(map[string]int)
+	for len(m.trace) < length && !m.t.Failed() {
+		s := m.choose()
+		if what := s.do(m); what != "" {
+			done[s.name]++
+			m.trace = append(m.trace, fmt.Sprintf("%d. %s: %s", len(m.trace)+1, s.name, what))
+			served += m.check()
+		}
+	}
+	return done, served
 }
 
 func (m *model) choose() step {
@@ -131,14 +161,22 @@ func (m *model) choose() step {
 	panic("unreachable")
 }
 
+// inOrder are the pods by their names: whatever draws from the rand for each of them, does so in one order.
+func (m *model) inOrder() []*modelPod {
+	var pods []*modelPod
+	for _, name := range slices.Sorted(maps.Keys(m.pods)) {
+		pods = append(pods, m.pods[name])
+	}
+	return pods
+}
+
 // pick is one of the pods for which want holds.
 func (m *model) pick(want func(*modelPod) bool) *modelPod {
-	names := slices.Sorted(maps.Keys(m.pods))
-	names = slices.DeleteFunc(names, func(name string) bool { return !want(m.pods[name]) })
-	if len(names) == 0 {
+	pods := slices.DeleteFunc(m.inOrder(), func(p *modelPod) bool { return !want(p) })
+	if len(pods) == 0 {
 		return nil
 	}
-	return m.pods[names[m.rand.IntN(len(names))]]
+	return pods[m.rand.IntN(len(pods))]
 }
 
 func anyPod(*modelPod) bool { return true }
