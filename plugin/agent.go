@@ -12,12 +12,18 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
+
+// name is the plugin's, as the type of its entry in a network configuration.
+const name = "kube2iam-cni"
 
 // agentCommand is the node's agent: `kube2iam-cni agent`.
 func agentCommand(stderr io.Writer) *cli.Command {
@@ -41,6 +47,7 @@ Give it the values that the plugin's entry in the network configuration has; the
 			&cli.StringFlag{Name: "mark", Value: fmt.Sprintf("%#x", netconf.DefaultMark), Usage: `the entry's "mark"`},
 			&cli.StringFlag{Name: "path", Value: string(netconf.AutoPath), Usage: `the entry's "path"`},
 			&cli.StringFlag{Name: "cni-cache-dir", Value: "/var/lib/cni", Usage: "where the container runtime keeps what it attached"},
+			&cli.StringFlag{Name: "cni-conf-dir", Value: "/etc/cni/net.d", Usage: "where the network configurations are; pods are adopted of those that the plugin is chained in"},
 			&cli.StringSliceFlag{Name: "netns-dir", Value: cli.NewStringSlice("/run/netns", "/run/docker/netns"), Usage: "where the container runtime keeps network namespaces; repeatable"},
 			&cli.DurationFlag{Name: "interval", Value: 10 * time.Second, Usage: "time between two rounds where the kernel tells of no change"},
 			&cli.StringFlag{Name: "host-root", Usage: "the host's root directory, where it is not /; all other paths are below it"},
@@ -71,13 +78,7 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 			return fmt.Errorf("--host-root %s: %w", root, err)
 		}
 	}
-	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), node.Cache{
-		Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"),
-		Pod: func(args string) (attachment.Pod, error) {
-			pod, err := netconf.ParsePod(args)
-			return attachment.Pod(pod), err
-		},
-	}, c.Duration("interval"))
+	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), cache(c), c.Duration("interval"))
 	defer agent.Close()
 	if c.Bool("once") {
 		return agent.Round(ctx)
@@ -85,16 +86,37 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	if agent.Changes, err = node.Changes(ctx, log); err != nil {
 		log.Warn("changes are found by looking only", "interval", agent.Interval, "error", err)
 	}
+	agent.Ready = func() {
+		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+			log.Warn("systemd was not told that the node is guarded", "error", err)
+		}
+	}
 	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", conf.Backend, "guard", conf.Guard)
 	err = agent.Run(ctx)
 	log.Info("stopped; everything stays as it is")
 	return err
 }
 
+// cache is the runtime's, with what it says in terms of the plugin's.
+func cache(c *cli.Context) node.Cache {
+	return node.Cache{
+		Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"),
+		Pod: func(args string) (attachment.Pod, error) {
+			pod, err := netconf.ParsePod(args)
+			return attachment.Pod(pod), err
+		},
+		Chained: func() ([]string, error) { return conflist.Chained(c.String("cni-conf-dir"), name) },
+		Is: func(config []byte) bool {
+			network, err := libcni.NetworkConfFromBytes(config)
+			return err == nil && conflist.Has(network, name)
+		},
+	}
+}
+
 // agentConf reads the flags that say what the plugin's entry says, by the same rules.
 func agentConf(c *cli.Context) (*netconf.Config, error) {
 	entry := map[string]any{
-		"cniVersion": "1.1.0", "name": "agent", "type": "kube2iam-cni",
+		"cniVersion": "1.1.0", "name": "agent", "type": name,
 		"proxyIP": c.String("proxy-ip"), "proxyPort": c.Uint("proxy-port"), "metadataIP": c.String("metadata-ip"), "stateDir": c.String("state-dir"),
 		"backend": c.String("backend"), "guard": c.Bool("guard"), "mark": c.String("mark"), "path": c.String("path"),
 	}

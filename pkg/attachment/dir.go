@@ -240,6 +240,8 @@ func (d Dir) List() ([]*Record, error) {
 			return nil, err
 		case err != nil:
 			errs = append(errs, err)
+		case e.Name() != r.ID()+".json": // no change of the attachment would find it
+			errs = append(errs, fmt.Errorf("record %s is of %s", e.Name(), r.ID()))
 		default:
 			records = append(records, r)
 		}

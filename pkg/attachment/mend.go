@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Mend makes whole what a process left that was killed within a change: it removes temporary files, gives a record the
@@ -33,10 +34,11 @@ type state struct {
 	temporary []string
 	records   map[string]fs.FileInfo // by path
 	held      map[string]fs.FileInfo // by path
+	inodes    map[uint64]bool        // of the records
 }
 
 func (d Dir) look() (*state, error) {
-	s := &state{records: make(map[string]fs.FileInfo), held: make(map[string]fs.FileInfo)}
+	s := &state{records: make(map[string]fs.FileInfo), held: make(map[string]fs.FileInfo), inodes: make(map[uint64]bool)}
 	for dir, into := range map[string]map[string]fs.FileInfo{d.records(): s.records, d.byIP(): s.held} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -44,6 +46,9 @@ func (d Dir) look() (*state, error) {
 		}
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
+			if e.IsDir() {
+				continue // nobody's who changes records
+			}
 			if strings.HasPrefix(e.Name(), ".") {
 				s.temporary = append(s.temporary, path)
 				continue
@@ -53,17 +58,17 @@ func (d Dir) look() (*state, error) {
 			}
 		}
 	}
+	for _, info := range s.records {
+		s.inodes[inode(info)] = true
+	}
 	return s, nil
 }
 
-func (s *state) isRecord(held fs.FileInfo) bool {
-	for _, r := range s.records {
-		if os.SameFile(r, held) {
-			return true
-		}
-	}
-	return false
-}
+// inode tells files of one file system apart.
+func inode(info fs.FileInfo) uint64 { return info.Sys().(*syscall.Stat_t).Ino }
+
+// isRecord tells whether an address's entry is one and the same file as a record.
+func (s *state) isRecord(held fs.FileInfo) bool { return s.inodes[inode(held)] }
 
 // unheld calls do for each address that a record lists and no entry holds.
 func (d Dir) unheld(s *state, do func(record string, r *Record, file string) error) error {

@@ -1,9 +1,10 @@
 package hostlink
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -29,25 +30,37 @@ func Links() (map[int]string, error) {
 	return links, nil
 }
 
-// Holds tells whether the interface in the namespace at netnsPath holds an address. It is false where there is no such
-// interface, or no namespace.
-func Holds(netnsPath, ifName string, ip netip.Addr) bool {
+// Addresses are those that an interface in the namespace at netnsPath holds, as Link.IPs are. Where there is no such interface,
+// or no namespace, there are none; an error says that this could not be found out.
+func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 	pod, err := netns.GetFromPath(netnsPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return false
+		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)
 	}
 	defer pod.Close()
+	var of unix.Statfs_t
+	if err := unix.Fstatfs(int(pod), &of); err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)
+	}
+	if of.Type != unix.NSFS_MAGIC {
+		return nil, nil // the file that a namespace was mounted on, once
+	}
 	h, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
 	if err != nil {
-		return false
+		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)
 	}
 	defer h.Close()
 	link, err := h.LinkByName(ifName)
-	if err != nil {
-		return false
+	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none {
+		return nil, nil
 	}
-	ips, err := addresses(h, link)
-	return err == nil && slices.Contains(ips, ip)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s of %s: %w", ifName, netnsPath, err)
+	}
+	return addresses(h, link)
 }
 
 // HostSide is the name of the host side of an interface in the namespace at netnsPath; empty where Find has none.

@@ -4,10 +4,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // TestLinks follows a veth through its life: an index never comes again, and a name may.
@@ -50,7 +52,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-func TestHolds(t *testing.T) {
+func TestAddresses(t *testing.T) {
 	n := newNode(t)
 	n.veth("veth0", n.pod, "eth0")
 	n.veth("veth1", n.pod, "net1")
@@ -82,15 +84,26 @@ func TestHolds(t *testing.T) {
 		"no path":                             {"", "eth0", "10.1.0.5", false},
 		"a file that is no namespace":         {file, "eth0", "10.1.0.5", false},
 	} {
-		if got := Holds(tc.path, tc.ifName, netip.MustParseAddr(tc.ip)); got != tc.want {
-			t.Errorf("%s: got %v", name, got)
+		ips, err := Addresses(tc.path, tc.ifName)
+		if got := slices.Contains(ips, netip.MustParseAddr(tc.ip)); got != tc.want || err != nil {
+			t.Errorf("%s: got %v, %v", name, ips, err)
 		}
 	}
 
 	eth0, err := n.inPod.LinkByName("eth0")
 	n.must(err)
 	n.must(n.inPod.LinkDel(eth0))
-	if Holds(pod, "eth0", netip.MustParseAddr("10.1.0.5")) {
-		t.Error("an interface that is gone holds its address")
+	if ips, err := Addresses(pod, "eth0"); len(ips) > 0 || err != nil {
+		t.Errorf("an interface that is gone holds %v, %v", ips, err)
+	}
+
+	// What cannot be found out is not taken for gone.
+	var limit unix.Rlimit
+	n.must(unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	n.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))
+	ips, err := Addresses(pod, "net1")
+	n.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	if err == nil {
+		t.Errorf("without a file descriptor: %v, and no error", ips)
 	}
 }

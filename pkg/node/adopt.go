@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
@@ -12,17 +13,18 @@ import (
 //
 // An address that another attachment holds is not taken from it: what the cache says of it may be of a pod that is no more.
 func (a *Agent) adopt(ctx context.Context) (adopted int) {
-	requests, err := a.Cache.Attachments()
+	records, err := a.records().List()
+	if err != nil && records == nil {
+		return 0 // who is attached is not known; repair has said so
+	}
+	requests, err := a.Cache.Attachments(records)
 	if err != nil {
-		a.Log.Warn("cached attachments that cannot be read", "error", err)
+		a.Log.Warn("cached attachments that are not adopted", "error", err)
 	}
 	for _, r := range requests {
-		if _, err := a.records().Get(r.ContainerID, r.IfName); err == nil {
-			continue // else there is none, or it cannot be read, and a new one takes its place
-		}
 		id := attachment.ID(r.ContainerID, r.IfName)
 		if why := a.adoptOne(ctx, r); why != nil {
-			a.Log.Warn("a pod was not adopted: it is refused until it is recreated", "attachment", id,
+			a.Log.Warn("a pod was not adopted: it is refused, and each round tries again", "attachment", id,
 				"namespace", r.Pod.Namespace, "pod", r.Pod.Name, "why", why)
 			continue
 		}
@@ -32,12 +34,41 @@ func (a *Agent) adopt(ctx context.Context) (adopted int) {
 	return adopted
 }
 
+// adoptOne attaches a pod if that is still right when nobody else can change anything: since the look at the cache its DEL may
+// have come, and an ADD that was given its address.
 func (a *Agent) adoptOne(ctx context.Context, r Request) error {
-	for _, ip := range r.IPs {
+	p, err := a.prepare(r)
+	if err != nil {
+		return err
+	}
+	unlock, err := a.exclusive(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := a.records().Get(r.ContainerID, r.IfName); err == nil {
+		return errors.New("it was attached in the meantime")
+	}
+	for _, ip := range p.IPs {
 		if holder, err := a.records().Holder(ip); err == nil {
 			return errors.New("its address is held by " + holder.ID())
 		}
 	}
-	_, err := a.Attach(ctx, r)
+	if err := a.stands(p.Record); err != nil {
+		return err
+	}
+	return a.attach(ctx, p)
+}
+
+// stands is an error where the interface of a record is no more.
+func (a *Agent) stands(r *attachment.Record) error {
+	links, err := a.Links()
+	if err != nil {
+		return err
+	}
+	gone, err := a.isGone(r, links)
+	if gone {
+		return fmt.Errorf("its interface %s is gone", r.IfName)
+	}
 	return err
 }

@@ -171,7 +171,7 @@ func TestAdoptOfWhatIsNoEntry(t *testing.T) {
 	b.cached("container", cacheEntry("container", "/netns/c1", result("1.1.0", "10.1.0.5"), without("cniArgs")))
 	b.cached("wrong", cacheEntry("wrong", "/netns/c1", result("9.0.0", "10.1.0.5")))
 	b.round()
-	if said := b.log(); strings.Count(said, "cached attachments that cannot be read") != 1 || !strings.Contains(said, "net-wrong-eth0") {
+	if said := b.log(); strings.Count(said, "cached attachments that are not adopted") != 1 || !strings.Contains(said, "net-wrong-eth0") {
 		t.Errorf("said %s", said)
 	}
 	b.idle("with nothing to adopt")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
@@ -23,14 +24,17 @@ type Agent struct {
 	Links func() (map[int]string, error)
 	// Filtered are those of the links whose packets something sees before netfilter does (hostlink.Filtered).
 	Filtered func(links map[int]string) (map[int]bool, error)
-	// Holds tells whether an interface in a network namespace holds an address.
-	Holds func(netnsPath, ifName string, ip netip.Addr) bool
+	// Addresses are those of an interface in a network namespace (hostlink.Addresses).
+	Addresses func(netnsPath, ifName string) ([]netip.Addr, error)
 	// Cut ends connections from pods to a service that were not redirected, and tells how many (conntrack.go).
 	Cut func(service netip.AddrPort) (int, error)
 	// Changes says that somebody changed rules of the kernel's nftables, iptables-nft's included. It may be nil.
 	Changes <-chan struct{}
 	// Interval is the time between two rounds where nothing says that anything changed.
 	Interval time.Duration
+	// Ready is called once, when the rules are what they should be for the first time: the guard stands from then on. It may be
+	// nil.
+	Ready func()
 
 	looked bool         // in all forms, once
 	did    bool         // something, in this round
@@ -41,9 +45,9 @@ type Agent struct {
 // NewAgent is the agent of a node, with the host's own interfaces, namespaces and connections. Of the cache, what it asks of
 // the host is filled in.
 func NewAgent(n *Node, cache Cache, interval time.Duration) *Agent {
-	cache.Holds, cache.HostLink = hostlink.Holds, hostlink.HostSide
+	cache.Addresses, cache.HostLink = hostlink.Addresses, hostlink.HostSide
 	return &Agent{
-		Node: n, Cache: cache, Links: hostlink.Links, Filtered: hostlink.Filtered, Holds: hostlink.Holds, Cut: CutDirect, Interval: interval,
+		Node: n, Cache: cache, Links: hostlink.Links, Filtered: hostlink.Filtered, Addresses: hostlink.Addresses, Cut: CutDirect, Interval: interval,
 	}
 }
 
@@ -104,7 +108,13 @@ func (a *Agent) Round(ctx context.Context) error {
 	a.quiet.begin()
 	mended, err := a.records().Mend(ctx)
 	a.said("mended the state directory", mended)
-	errs := []error{err, a.outdated(ctx), a.repair(ctx), a.recheck(ctx)}
+	errs := []error{err, a.outdated(ctx)}
+	err = a.repair(ctx)
+	if err == nil && a.Ready != nil {
+		a.Ready()
+		a.Ready = nil
+	}
+	errs = append(errs, err, a.recheck(ctx))
 	if a.adopt(ctx) > 0 {
 		errs = append(errs, a.cut())
 	}
@@ -125,6 +135,12 @@ func (a *Agent) repair(ctx context.Context) error {
 		a.looked = true
 		return nil
 	}
+	var errs []error
+	for _, r := range s.gone {
+		if r.Path == attachment.PathNetns {
+			errs = append(errs, a.remove(r)) // here, for the pod says how long that takes
+		}
+	}
 	// Again, while nobody changes anything.
 	unlock, err := a.exclusive(ctx)
 	if err != nil {
@@ -134,21 +150,31 @@ func (a *Agent) repair(ctx context.Context) error {
 	if s, err = a.state(); err != nil {
 		return err
 	}
-	var errs []error
-	for _, r := range s.gone {
-		a.Log.Info("collecting an attachment that is gone", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
-		errs = append(errs, a.tearDown(ctx, r))
-	}
+	errs = append(errs, a.collect(ctx, s))
 	did, err = s.repair(ctx, false)
 	a.said("repaired the node's rules", did)
 	errs = append(errs, err)
-	if len(did) > 0 {
+	if slices.ContainsFunc(did, redirect.IsMissing) {
 		// While the guard was away, connections may have been made that it would have refused.
 		errs = append(errs, a.cut())
 	}
 	err = errors.Join(errs...)
-	a.looked = a.looked || err == nil
+	// Rules of those that are gone may be left where nothing else is looked for any more.
+	a.looked = err == nil && (a.looked || s.wanted.Everywhere)
 	return err
+}
+
+// collect deletes the records of attachments that are gone. Their rules go with the repair that follows, to which a rule without
+// a record is a stale one: all in one run of a command, where a DEL, for which the record comes last, takes one for each. Nobody
+// else changes anything meanwhile, and after a death in between the next round finds the rules by their comments.
+func (a *Agent) collect(ctx context.Context, s *snapshot) error {
+	var errs []error
+	for _, r := range s.gone {
+		a.Log.Info("collecting an attachment that is gone", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
+		errs = append(errs, a.records().Delete(ctx, r.ContainerID, r.IfName))
+		s.wanted.Everywhere = true
+	}
+	return errors.Join(errs...)
 }
 
 // snapshot is the records, and what they ask of the node.
@@ -177,7 +203,11 @@ func (a *Agent) state() (*snapshot, error) {
 	}
 	s := &snapshot{Agent: a}
 	for _, r := range records {
-		if a.isGone(r, links) {
+		gone, err := a.isGone(r, links)
+		if err != nil {
+			a.Log.Warn("an attachment of which it is not known whether it is gone; it stays", "attachment", r.ID(), "error", err)
+		}
+		if gone {
 			s.gone = append(s.gone, r)
 		} else {
 			s.live = append(s.live, r)
@@ -197,16 +227,15 @@ func (a *Agent) state() (*snapshot, error) {
 
 // isGone tells an attachment whose interface is no more: for a veth, its host side of that name and index; for others, the
 // interface in the pod with one of its addresses.
-func (a *Agent) isGone(r *attachment.Record, links map[int]string) bool {
+func (a *Agent) isGone(r *attachment.Record, links map[int]string) (bool, error) {
 	if r.HostLink.Index != 0 {
-		return links[r.HostLink.Index] != r.HostLink.Name
+		return links[r.HostLink.Index] != r.HostLink.Name, nil
 	}
-	for _, ip := range r.IPs {
-		if a.Holds(r.Netns, r.IfName, ip) {
-			return false
-		}
+	held, err := a.Addresses(r.Netns, r.IfName)
+	if err != nil {
+		return false, err
 	}
-	return true
+	return !slices.ContainsFunc(r.IPs, func(ip netip.Addr) bool { return slices.Contains(held, ip) }), nil
 }
 
 func (s *snapshot) repair(ctx context.Context, dry bool) ([]string, error) {

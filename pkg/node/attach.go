@@ -16,11 +16,7 @@ import (
 // The record is written before the rules that it lists: whoever is killed in between leaves a record by which a later ADD,
 // DEL or round of the agent finds what stands.
 func (n *Node) Attach(ctx context.Context, r Request) (*attachment.Record, error) {
-	p, err := n.plan(r)
-	if err != nil {
-		return nil, err
-	}
-	prog, err := n.program(p)
+	p, err := n.prepare(r)
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +25,26 @@ func (n *Node) Attach(ctx context.Context, r Request) (*attachment.Record, error
 		return nil, err
 	}
 	defer unlock()
-	return p.Record, n.attach(ctx, p, prog)
+	return p.Record, n.attach(ctx, p)
+}
+
+// prepared is an attachment that is planned, and not made.
+type prepared struct {
+	*plan
+	program func(context.Context) error
+}
+
+// prepare looks, and changes nothing. It takes no lock: it may wait for the pod.
+func (n *Node) prepare(r Request) (*prepared, error) {
+	p, err := n.plan(r)
+	if err != nil {
+		return nil, err
+	}
+	prog, err := n.program(p)
+	if err != nil {
+		return nil, err
+	}
+	return &prepared{p, prog}, nil
 }
 
 // program is how a plan's rules come about, checked as far as that goes without changing anything.
@@ -59,14 +74,14 @@ func (n *Node) program(p *plan) (func(context.Context) error, error) {
 	}, nil
 }
 
-func (n *Node) attach(ctx context.Context, p *plan, program func(context.Context) error) error {
+func (n *Node) attach(ctx context.Context, p *prepared) error {
 	if err := n.supersede(ctx, p.Record); err != nil {
 		return err
 	}
 	if err := n.records().Put(ctx, p.Record); err != nil {
 		return about(State, err)
 	}
-	if err := program(ctx); err != nil {
+	if err := p.program(ctx); err != nil {
 		// What cannot be removed stays on record, for the DEL that the runtime sends after a failed ADD.
 		if err := n.tearDown(ctx, p.Record); err != nil {
 			n.Log.Error("failed ADD could not be undone", "attachment", p.ID(), "error", err)

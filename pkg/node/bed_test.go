@@ -28,10 +28,12 @@ import (
 type bed struct {
 	*testing.T
 	*Agent
-	links map[int]string            // the host's interfaces
-	pods  map[string]*hostlink.Link // the eth0 of each pod, by the path of its network namespace
-	cuts  []netip.AddrPort
-	said  strings.Builder // the log
+	links   map[int]string            // the host's interfaces
+	pods    map[string]*hostlink.Link // the eth0 of each pod, by the path of its network namespace
+	cuts    []netip.AddrPort
+	chained []string        // the networks that the plugin is chained in
+	looks   int             // into network namespaces
+	said    strings.Builder // the log
 }
 
 var services = []netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("[fd00:ec2::254]:80")}
@@ -44,7 +46,7 @@ func newBed(t *testing.T, backend string) *bed {
 		t.Fatalf("new network namespace (these tests need root): %v", err)
 	}
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
-	b := &bed{T: t, links: map[int]string{1: "lo"}, pods: make(map[string]*hostlink.Link)}
+	b := &bed{T: t, links: map[int]string{1: "lo"}, chained: []string{"net"}, pods: make(map[string]*hostlink.Link)}
 	settings := Settings{
 		ProxyPort: 8181, MetadataIP: services[0].Addr(), StateDir: filepath.Join(t.TempDir(), "state"),
 		Backend: backend, Guard: true, Mark: redirect.DefaultMark,
@@ -64,14 +66,18 @@ func newBed(t *testing.T, backend string) *bed {
 		Dirs:     redirect.Dirs(),
 		Now:      func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) },
 	}
-	holds := func(netnsPath, ifName string, ip netip.Addr) bool {
-		pod := b.pods[netnsPath]
-		return pod != nil && ifName == "eth0" && slices.Contains(pod.IPs, ip)
+	addresses := func(netnsPath, ifName string) ([]netip.Addr, error) {
+		b.looks++
+		if pod := b.pods[netnsPath]; pod != nil && ifName == "eth0" {
+			return pod.IPs, nil
+		}
+		return nil, nil
 	}
 	b.Agent = &Agent{
 		Node: New(settings, system, slog.New(slog.NewTextHandler(&b.said, nil))),
 		Cache: Cache{
-			Dir: filepath.Join(t.TempDir(), "cni"), Holds: holds, Pod: podOf,
+			Dir: filepath.Join(t.TempDir(), "cni"), Addresses: addresses, Pod: podOf,
+			Chained: func() ([]string, error) { return b.chained, nil }, Is: func([]byte) bool { return false },
 			HostLink: func(netnsPath, _ string) string {
 				if pod := b.pods[netnsPath]; pod != nil {
 					return pod.Name
@@ -79,10 +85,10 @@ func newBed(t *testing.T, backend string) *bed {
 				return ""
 			},
 		},
-		Links:    func() (map[int]string, error) { return b.links, nil },
-		Filtered: func(map[int]string) (map[int]bool, error) { return nil, nil },
-		Holds:    holds,
-		Cut:      func(service netip.AddrPort) (int, error) { b.cuts = append(b.cuts, service); return 0, nil },
+		Links:     func() (map[int]string, error) { return b.links, nil },
+		Filtered:  func(map[int]string) (map[int]bool, error) { return nil, nil },
+		Addresses: addresses,
+		Cut:       func(service netip.AddrPort) (int, error) { b.cuts = append(b.cuts, service); return 0, nil },
 	}
 	t.Cleanup(b.Close)
 	return b

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,12 +28,16 @@ type Cache struct {
 	// NetnsDirs are where the runtimes hold their pods' network namespaces. They are searched for pods whose entry does not
 	// name it, as those of libcni before 1.3 do not.
 	NetnsDirs []string
-	// Holds tells whether an interface in a network namespace holds an address.
-	Holds func(netnsPath, ifName string, ip netip.Addr) bool
+	// Addresses are those of an interface in a network namespace; none where it is not there.
+	Addresses func(netnsPath, ifName string) ([]netip.Addr, error)
 	// HostLink is the name of the host side of an interface in a network namespace; empty where there is none.
 	HostLink func(netnsPath, ifName string) string
 	// Pod reads the pod from an entry's arguments.
 	Pod func(args string) (attachment.Pod, error)
+	// Chained are the names of the networks that the plugin is chained in by now, as far as the node's configurations say.
+	Chained func() ([]string, error)
+	// Is tells whether a network's configuration has the plugin in its chain.
+	Is func(config []byte) bool
 }
 
 // entry is what is read of a cached attachment.
@@ -43,6 +48,7 @@ type entry struct {
 	NetworkName string          `json:"networkName"`
 	NetNS       string          `json:"netns"`
 	CniArgs     [][2]string     `json:"cniArgs"`
+	Config      []byte          `json:"config"`
 	Result      json.RawMessage `json:"result"`
 }
 
@@ -51,14 +57,85 @@ const (
 	maxEntry  = 1 << 20
 )
 
-// Attachments are the cached attachments of pods whose network namespace is there and whose interface holds one of the
-// addresses. Entries that cannot be read are in the error; the others come with it all the same. An entry that is no pod's
-// is passed over, and so are those whose namespace could be several pods'.
+// Attachments are the cached attachments of pods that are not on record, whose network the plugin is chained in, whose network
+// namespace is there and whose interface holds one of the addresses. Entries that cannot be read are in the error, and networks
+// that are left out; the others come with it all the same. An entry that is no pod's is passed over, and so are those whose
+// namespace could be several pods'.
 //
 // What an interface holds is the pod's own word, if it has NET_ADMIN: one could take the address of a pod that is no more, and
 // be taken for it. So a namespace that the entry does not name must have the entry's host interface, too, which no pod
 // chooses; where the result names none, the pod is not adopted.
-func (c Cache) Attachments() ([]Request, error) {
+//
+// Where all are on record no namespace is looked into, and else each at most once for each name of an interface.
+func (c Cache) Attachments(records []*attachment.Record) ([]Request, error) {
+	entries, err := c.entries()
+	errs := []error{err}
+	attached := make(map[string]*attachment.Record, len(records))
+	for _, r := range records {
+		attached[r.ID()] = r
+	}
+	chained, err := c.chained(records, entries)
+	errs = append(errs, err)
+	// Of two that claim one interface of one namespace at most one still lives, and nothing says which.
+	claims := make(map[place]int)
+	var unknown []cached
+	for _, e := range entries {
+		if r := attached[attachment.ID(e.ContainerID, e.IfName)]; r != nil {
+			claims[place{r.Netns, r.IfName}]++
+		} else {
+			unknown = append(unknown, e)
+		}
+	}
+	located, err := c.located(unknown)
+	errs = append(errs, err)
+	for _, r := range located {
+		claims[place{r.Netns, r.IfName}]++
+	}
+	var requests []Request
+	left := make(map[string]bool)
+	for _, r := range located {
+		if chained[r.Network] && claims[place{r.Netns, r.IfName}] == 1 {
+			requests = append(requests, r)
+		}
+		left[r.Network] = !chained[r.Network]
+	}
+	for _, network := range slices.Sorted(maps.Keys(left)) {
+		if left[network] {
+			errs = append(errs, fmt.Errorf("network %q: the plugin is not chained in it, and its pods stay refused", network))
+		}
+	}
+	return requests, errors.Join(errs...)
+}
+
+// place is an interface of a network namespace.
+type place struct{ netns, ifName string }
+
+// chained are the networks that the plugin is or was chained in: by the configurations, by what was attached through it, and by
+// what the runtime had as configuration then.
+func (c Cache) chained(records []*attachment.Record, entries []cached) (map[string]bool, error) {
+	chained := make(map[string]bool)
+	for _, r := range records {
+		chained[r.Network] = true
+	}
+	for _, e := range entries {
+		chained[e.Network] = chained[e.Network] || e.chained
+	}
+	networks, err := c.Chained()
+	for _, network := range networks {
+		chained[network] = true
+	}
+	return chained, err
+}
+
+// cached is an entry that could be a pod's, the interfaces on the host that its result names, and whether the plugin was in its
+// chain.
+type cached struct {
+	Request
+	hostLinks []string
+	chained   bool
+}
+
+func (c Cache) entries() ([]cached, error) {
 	dir := filepath.Join(c.Dir, "results")
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -67,10 +144,10 @@ func (c Cache) Attachments() ([]Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	var requests []cached
+	var entries []cached
 	var errs []error
 	for _, f := range files {
-		r, err := c.read(filepath.Join(dir, f.Name()))
+		e, err := c.read(filepath.Join(dir, f.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // its DEL came
 		}
@@ -78,17 +155,11 @@ func (c Cache) Attachments() ([]Request, error) {
 			errs = append(errs, fmt.Errorf("%s: %w", f.Name(), err))
 			continue
 		}
-		if r != nil {
-			requests = append(requests, *r)
+		if e != nil {
+			entries = append(entries, *e)
 		}
 	}
-	return c.unique(c.located(requests)), errors.Join(errs...)
-}
-
-// cached is an entry that could be a pod's, and the interfaces on the host that its result names.
-type cached struct {
-	Request
-	hostLinks []string
+	return entries, errors.Join(errs...)
 }
 
 func (c Cache) read(path string) (*cached, error) {
@@ -132,7 +203,7 @@ func (c Cache) read(path string) (*cached, error) {
 	if err != nil || len(ips) == 0 {
 		return nil, err
 	}
-	one := &cached{Request: Request{ContainerID: e.ContainerID, IfName: e.IfName, Netns: e.NetNS, Network: e.NetworkName, Pod: pod, IPs: ips}}
+	one := &cached{chained: c.Is(e.Config), Request: Request{ContainerID: e.ContainerID, IfName: e.IfName, Netns: e.NetNS, Network: e.NetworkName, Pod: pod, IPs: ips}}
 	for _, i := range result.Interfaces {
 		if i.Sandbox == "" {
 			one.hostLinks = append(one.hostLinks, i.Name)
@@ -155,33 +226,72 @@ func ResultIPs(result types.Result) ([]netip.Addr, error) {
 	return ips, nil
 }
 
-// located keeps those whose namespace is known, or the only one whose interface holds one of the addresses.
-func (c Cache) located(requests []cached) []Request {
+// located keeps those whose namespace is known, or the only one that fits, and whose interface holds one of the addresses.
+func (c Cache) located(entries []cached) ([]Request, error) {
+	v := &views{cache: c, seen: make(map[place][]netip.Addr)}
 	var located []Request
-	var candidates []string
-	searched := false
-	for _, r := range requests {
-		if r.Netns == "" {
-			if !searched {
-				candidates, searched = c.namespaces(), true
-			}
-			fitting := slices.DeleteFunc(slices.Clone(candidates), func(path string) bool {
-				return !c.holdsOne(path, r.Request) || !slices.Contains(r.hostLinks, c.HostLink(path, r.IfName))
-			})
+	for _, e := range entries {
+		if e.Netns == "" {
+			fitting := slices.DeleteFunc(v.holders(e.Request), func(path string) bool { return !slices.Contains(e.hostLinks, c.HostLink(path, e.IfName)) })
 			if len(fitting) != 1 {
 				continue
 			}
-			r.Netns = fitting[0]
-		} else if !c.holdsOne(r.Netns, r.Request) {
+			e.Netns = fitting[0]
+		} else if !holdsOne(v.addresses(place{e.Netns, e.IfName}), e.IPs) {
 			continue
 		}
-		located = append(located, r.Request)
+		located = append(located, e.Request)
 	}
-	return located
+	return located, errors.Join(v.errs...)
 }
 
-func (c Cache) holdsOne(path string, r Request) bool {
-	return slices.ContainsFunc(r.IPs, func(ip netip.Addr) bool { return c.Holds(path, r.IfName, ip) })
+func holdsOne(held, ips []netip.Addr) bool {
+	return slices.ContainsFunc(ips, func(ip netip.Addr) bool { return slices.Contains(held, ip) })
+}
+
+// views is what was seen in network namespaces.
+type views struct {
+	cache   Cache
+	seen    map[place][]netip.Addr
+	holding map[string]map[netip.Addr][]string // the paths where an interface of a name holds an address
+	errs    []error
+}
+
+func (v *views) addresses(at place) []netip.Addr {
+	if ips, seen := v.seen[at]; seen {
+		return ips
+	}
+	ips, err := v.cache.Addresses(at.netns, at.ifName)
+	if err != nil {
+		v.errs = append(v.errs, err)
+	}
+	v.seen[at] = ips
+	return ips
+}
+
+// holders are the namespaces in which an interface of the request's name holds one of its addresses.
+func (v *views) holders(r Request) []string {
+	if v.holding[r.IfName] == nil {
+		holding := make(map[netip.Addr][]string)
+		for _, path := range v.cache.namespaces() {
+			for _, ip := range v.addresses(place{path, r.IfName}) {
+				holding[ip] = append(holding[ip], path)
+			}
+		}
+		if v.holding == nil {
+			v.holding = make(map[string]map[netip.Addr][]string)
+		}
+		v.holding[r.IfName] = holding
+	}
+	var paths []string
+	for _, ip := range r.IPs {
+		for _, path := range v.holding[r.IfName][ip] {
+			if !slices.Contains(paths, path) {
+				paths = append(paths, path)
+			}
+		}
+	}
+	return paths
 }
 
 func (c Cache) namespaces() []string {
@@ -193,14 +303,4 @@ func (c Cache) namespaces() []string {
 		}
 	}
 	return paths
-}
-
-// unique drops those of whom two claim one interface of one namespace: at most one of them still lives, and nothing says
-// which.
-func (c Cache) unique(requests []Request) []Request {
-	claims := make(map[[2]string]int)
-	for _, r := range requests {
-		claims[[2]string{r.Netns, r.IfName}]++
-	}
-	return slices.DeleteFunc(requests, func(r Request) bool { return claims[[2]string{r.Netns, r.IfName}] > 1 })
 }

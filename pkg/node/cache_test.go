@@ -2,7 +2,6 @@ package node
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -212,11 +211,16 @@ func TestCachedAttachments(t *testing.T) {
 					}
 					return hostLink
 				},
-				Holds: func(path, ifName string, ip netip.Addr) bool {
-					return ifName == "eth0" && tc.holding[strings.Replace(path, searched, "NETNS", 1)] == fmt.Sprint(ip)
+				Addresses: func(path, ifName string) ([]netip.Addr, error) {
+					if held := tc.holding[strings.Replace(path, searched, "NETNS", 1)]; ifName == "eth0" && held != "" {
+						return []netip.Addr{netip.MustParseAddr(held)}, nil
+					}
+					return nil, nil
 				},
+				Chained: func() ([]string, error) { return []string{"net"}, nil },
+				Is:      func(config []byte) bool { return strings.Contains(string(config), "kube2iam-cni") },
 			}
-			got, err := c.Attachments()
+			got, err := c.Attachments(nil)
 			if (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("got the error %v, want %q", err, tc.err)
 			}

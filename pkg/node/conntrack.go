@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// conntrackTurns is how often the table is read that others change meanwhile, of which the kernel may not show all then.
+const conntrackTurns = 10
+
 // CutDirect ends the tracked connections from pods to a service that go to the service itself, and tells how many there
 // were: a new redirection is for new connections only, and one that is tracked keeps its way. The host's own, which have a
 // local source, go on. A kernel without connection tracking has none.
@@ -22,7 +25,15 @@ func CutDirect(service netip.AddrPort) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, &direct{service, local})
+	var n uint
+	for range conntrackTurns {
+		var some uint
+		some, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, &direct{service, local})
+		n += some
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
 	for _, harmless := range []error{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.ENOENT} { // the last one ended by itself
 		if errors.Is(err, harmless) {
 			return int(n), nil

@@ -49,14 +49,24 @@ func (a *Agent) recheck(ctx context.Context) error {
 }
 
 // reattach attaches a pod anew that is on record. Where that fails the record is put back, so that the next round tries again:
-// no runtime will. A record that has gone or changed meanwhile is left alone.
+// no runtime will. A record that has gone or changed meanwhile is left alone, and so is a pod whose interface is another now.
 func (a *Agent) reattach(ctx context.Context, r *attachment.Record) error {
-	if now, err := a.records().Get(r.ContainerID, r.IfName); err != nil || !now.Created.Equal(r.Created) {
-		return nil
-	}
-	_, err := a.Attach(ctx, Request{
+	p, err := a.prepare(Request{
 		ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Network: r.Network, Pod: r.Pod, IPs: r.IPs,
 	})
+	if err != nil {
+		return err
+	}
+	unlock, err := a.exclusive(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	now, err := a.records().Get(r.ContainerID, r.IfName)
+	if err != nil || !now.Created.Equal(r.Created) || p.HostLink != r.HostLink || a.stands(r) != nil {
+		return nil
+	}
+	err = a.attach(ctx, p)
 	if err == nil {
 		return nil
 	}

@@ -38,8 +38,8 @@ func TestOutdated(t *testing.T) {
 			n.must(err)
 			tc.change(t, node)
 			a := &Agent{
-				Node: node, Links: hostlink.Links, Filtered: hostlink.Filtered, Holds: hostlink.Holds,
-				Cut: func(netip.AddrPort) (int, error) { return 0, nil },
+				Node: node, Links: hostlink.Links, Filtered: hostlink.Filtered, Addresses: hostlink.Addresses,
+				Cut: func(netip.AddrPort) (int, error) { return 0, nil }, Cache: Cache{Chained: func() ([]string, error) { return nil, nil }},
 			}
 			n.must(a.Round(t.Context()))
 			record, err := node.records().Get("c1", "eth0")

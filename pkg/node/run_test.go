@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,6 +74,8 @@ func TestRunGoesOn(t *testing.T) {
 			return b.links, nil
 		}
 		b.Interval = time.Second
+		var ready []string
+		b.Ready = func() { ready = append(ready, b.allRules()) }
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		if err := b.Agent.Run(ctx); err != nil {
@@ -80,6 +83,9 @@ func TestRunGoesOn(t *testing.T) {
 		}
 		if rules := b.allRules(); rules == "" {
 			t.Error("the node is not guarded")
+		}
+		if len(ready) != 1 || !strings.Contains(ready[0], `comment "guard"`) {
+			t.Errorf("said to be ready %d times, of %s", len(ready), ready)
 		}
 		b.wantCut("at the end")
 	})

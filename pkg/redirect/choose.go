@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Choose is what a configured backend means: "nftables", "iptables-nft" and "iptables-legacy" themselves, "iptables" the
@@ -166,7 +167,8 @@ func (n *Node) remember(form Form) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(dir, ".choice-*")
+	sweep(dir)
+	tmp, err := os.CreateTemp(dir, unready+"*")
 	if err != nil {
 		return err
 	}
@@ -181,4 +183,17 @@ func (n *Node) remember(form Form) error {
 		os.Remove(tmp.Name())
 	}
 	return err
+}
+
+// unready begins the names of choices that are being written.
+const unready = ".choice-"
+
+// sweep removes what processes left that were killed over such a one, a while ago.
+func sweep(dir string) {
+	files, _ := filepath.Glob(filepath.Join(dir, unready+"*"))
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil && time.Since(info.ModTime()) > time.Minute {
+			os.Remove(file)
+		}
+	}
 }

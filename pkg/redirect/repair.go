@@ -61,8 +61,16 @@ func (n *Node) Repair(ctx context.Context, w Wanted, dry bool) ([]string, error)
 		lines, err := t.repair(ctx, base, w.Attachments[form], dry)
 		did, errs = append(did, lines...), append(errs, err)
 	}
+	for form, attachments := range w.Attachments {
+		if !slices.Contains(allForms, form) {
+			errs = append(errs, fmt.Errorf("rules of %d attachments, %s first: %w of the form %q", len(attachments), attachments[0].ID, ErrNoIPTables, form))
+		}
+	}
 	return did, errors.Join(errs...)
 }
+
+// IsMissing tells whether a line of Repair is of something that was not there. The others are of what is nobody's.
+func IsMissing(line string) bool { return strings.HasPrefix(line, "missing: ") }
 
 // repairNFT is for what stands in nftables: all of it is looked at together, for the bridge's table is everybody's.
 func (n *Node) repairNFT(w Wanted, dry bool) ([]string, error) {

@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
@@ -55,6 +58,9 @@ func (f *fleet) grow(ctx context.Context, n *node.Node, pods int) error {
 			_, err := n.Attach(ctx, r)
 			return err
 		})
+		if err == nil {
+			err = remember(f.bed, r, fmt.Sprintf("v%d", f.pods))
+		}
 		if err != nil {
 			return fmt.Errorf("pod %d: %w", f.pods, err)
 		}
@@ -86,4 +92,31 @@ func (f *fleet) link(host, pod string, ip netip.Addr) error {
 		}
 		return netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(32, 32)}})
 	})
+}
+
+func cacheDir(bed *testbed.Bed) string { return filepath.Join(bed.Dir, "cache") }
+
+// remember writes what libcni 1.3 keeps of an attachment (libcni/api.go, cachedInfo).
+func remember(bed *testbed.Bed, r node.Request, hostLink string) error {
+	config, err := bed.Conflist()
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(map[string]any{
+		"kind": "cniCacheV1", "containerId": r.ContainerID, "config": config, "ifName": r.IfName, "networkName": r.Network, "netns": r.Netns,
+		"cniArgs": [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", r.Pod.Namespace}, {"K8S_POD_NAME", r.Pod.Name}, {"K8S_POD_UID", r.Pod.UID}},
+		"result": types100.Result{
+			CNIVersion: types100.ImplementedSpecVersion,
+			Interfaces: []*types100.Interface{{Name: hostLink}, {Name: r.IfName, Sandbox: r.Netns}},
+			IPs:        []*types100.IPConfig{{Interface: types100.Int(1), Address: net.IPNet{IP: r.IPs[0].AsSlice(), Mask: net.CIDRMask(24, 32)}}},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(cacheDir(bed), "results")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, r.Network+"-"+r.ContainerID+"-"+r.IfName), data, 0o600)
 }

@@ -12,6 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
@@ -77,7 +80,7 @@ type agent struct {
 	log *bytes.Buffer
 }
 
-// newAgent is wired as the command "kube2iam-cni agent" is, to a runtime's cache that knows of no pod.
+// newAgent is wired as the command "kube2iam-cni agent" is, to a runtime's cache that knows of each pod.
 func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
 	log := new(bytes.Buffer)
 	settings := node.Settings{
@@ -85,7 +88,16 @@ func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
 		Backend: string(backend), Guard: true, Mark: redirect.DefaultMark,
 	}
 	n := node.New(settings, node.Host(), slog.New(slog.NewTextHandler(log, nil)))
-	return agent{node.NewAgent(n, node.Cache{Dir: filepath.Join(bed.Dir, "cache")}, 0), log}
+	cache := node.Cache{
+		Dir: cacheDir(bed),
+		Pod: func(args string) (attachment.Pod, error) {
+			pod, err := netconf.ParsePod(args)
+			return attachment.Pod(pod), err
+		},
+		Chained: func() ([]string, error) { return conflist.Chained(filepath.Join(bed.Dir, "net.d"), "kube2iam-cni") },
+		Is:      func([]byte) bool { return false },
+	}
+	return agent{node.NewAgent(n, cache, 0), log}
 }
 
 // round is the median of rounds in milliseconds, after a first one. A round that has something to put right, or to complain
@@ -131,7 +143,7 @@ func agentProcesses(ctx context.Context, tools testbed.Tools, bed *testbed.Bed, 
 	}
 	file := filepath.Join(bed.Dir, "trace")
 	if _, err := bed.Node.Run(ctx, bed.ClientEnv(), self, "trace", file, program, "agent", "--once",
-		"--state-dir", bed.StateDir, "--backend", string(backend), "--cni-cache-dir", filepath.Join(bed.Dir, "cache")); err != nil {
+		"--state-dir", bed.StateDir, "--backend", string(backend), "--cni-cache-dir", cacheDir(bed), "--cni-conf-dir", filepath.Join(bed.Dir, "net.d")); err != nil {
 		return 0, err
 	}
 	programs, err := readTrace(file)

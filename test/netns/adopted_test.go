@@ -144,7 +144,7 @@ func TestAgentInAContainer(t *testing.T) {
 		n.must(err)
 		n.must(os.WriteFile(filepath.Join(root, "agent"), binary, 0o755))
 		container := fmt.Sprintf("mount --make-rprivate / && mount --rbind / %[1]s/host && exec chroot %[1]s /agent agent --once --host-root /host "+
-			"--backend %[2]s --state-dir %[3]s --cni-cache-dir %[4]s/cni --netns-dir %[4]s/netns", root, n.backend, n.StateDir, n.Dir)
+			"--backend %[2]s --state-dir %[3]s --cni-cache-dir %[4]s/cni --cni-conf-dir %[4]s/net.d --netns-dir %[4]s/netns", root, n.backend, n.StateDir, n.Dir)
 		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "unshare", "-m", "sh", "-c", container)
 		n.must(err)
 		n.proxy(impatient...)
@@ -152,5 +152,27 @@ func TestAgentInAContainer(t *testing.T) {
 		if got := n.record(old, "eth0").Backend; got != n.backend {
 			t.Errorf("recorded %s", got)
 		}
+	})
+}
+
+// TestNotChained is a pod of a network that the plugin is not chained in: it is refused, and no round takes it for one that came
+// before the plugin, until it is chained.
+func TestNotChained(t *testing.T) {
+	onFew(t, func(t *testing.T, n *node) {
+		chain := n.SetChain()
+		pod := n.run("pod", "app")
+		n.proxy(impatient...)
+		if said := n.round(); !strings.Contains(said, "not chained") {
+			t.Errorf("the round said %s", said)
+		}
+		if records := n.records(); len(records) > 0 {
+			t.Errorf("records of %v", records)
+		}
+		if got := n.get(pod, credentials); !got.refused() {
+			t.Errorf("got %s, want a refused connection", got)
+		}
+		n.SetChain(chain...)
+		n.round()
+		n.wantOwn(pod, "app")
 	})
 }

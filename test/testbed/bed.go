@@ -122,7 +122,7 @@ func New(ctx context.Context, o Options) (_ *Bed, err error) {
 			err = fmt.Errorf("testbed: %w", errors.Join(err, b.Close()))
 		}
 	}()
-	for _, sub := range []string{"netns", "home", "ipam", "cni", "conf"} {
+	for _, sub := range []string{"netns", "home", "ipam", "cni", "conf", "net.d"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
 			return nil, err
 		}

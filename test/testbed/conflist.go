@@ -32,9 +32,10 @@ func Kube2IAM(backend string) Entry {
 // already go by the new one. It returns what was there before.
 func (b *Bed) SetChain(chain ...Entry) []Entry {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	before := b.chain
 	b.chain = chain
+	b.mu.Unlock()
+	b.writeConflist() // for the agent; the runtime's next call writes it again, and says what is wrong
 	return before
 }
 
@@ -103,13 +104,21 @@ func (b *Bed) chained() []Entry {
 	return chain
 }
 
-// network reads the conflist as a runtime does. The file stays in the testbed's directory for whoever wants to look.
-func (b *Bed) network() (*libcni.NetworkConfigList, error) {
+// confDir is what /etc/cni/net.d is on a node.
+func (b *Bed) confDir() string { return filepath.Join(b.Dir, "net.d") }
+
+func (b *Bed) writeConflist() ([]byte, error) {
 	data, err := b.Conflist()
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(b.Dir, "conf", "10-testbed.conflist"), data, 0o644); err != nil {
+	return data, os.WriteFile(filepath.Join(b.confDir(), "10-testbed.conflist"), data, 0o644)
+}
+
+// network reads the conflist as a runtime does.
+func (b *Bed) network() (*libcni.NetworkConfigList, error) {
+	data, err := b.writeConflist()
+	if err != nil {
 		return nil, err
 	}
 	return libcni.ConfListFromBytes(data)

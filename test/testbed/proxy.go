@@ -90,6 +90,6 @@ func (b *Bed) AgentRound(ctx context.Context, flags ...string) (string, error) {
 
 func (b *Bed) agentArgs(flags []string) []string {
 	return append([]string{
-		"agent", "--state-dir", b.StateDir, "--cni-cache-dir", filepath.Join(b.Dir, "cni"), "--netns-dir", filepath.Join(b.Dir, "netns"), "--interval", "1s",
+		"agent", "--state-dir", b.StateDir, "--cni-conf-dir", b.confDir(), "--cni-cache-dir", filepath.Join(b.Dir, "cni"), "--netns-dir", filepath.Join(b.Dir, "netns"), "--interval", "1s",
 	}, flags...)
 }
