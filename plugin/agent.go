@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containernetworking/cni/libcni"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
 
@@ -106,10 +105,7 @@ func cache(c *cli.Context) node.Cache {
 			return attachment.Pod(pod), err
 		},
 		Chained: func() ([]string, error) { return conflist.Chained(c.String("cni-conf-dir"), name) },
-		Is: func(config []byte) bool {
-			network, err := libcni.NetworkConfFromBytes(config)
-			return err == nil && conflist.Has(network, name)
-		},
+		Is:      func(config []byte) bool { return conflist.Has(config, name) },
 	}
 }
 

@@ -39,6 +39,12 @@ func TestChained(t *testing.T) {
 		"a chain whose plugins are in a directory": {files: map[string]string{
 			"10-a.conflist": `{"cniVersion":"1.1.0","name":"a","loadOnlyInlinedPlugins":false,"plugins":[{"type":"bridge"}]}`,
 			"a/50.conf":     `{"cniVersion":"1.1.0","type":"` + plugin + `"}`}, want: []string{"a"}},
+		"a chain that is whole as it stands": {files: map[string]string{
+			"10-a.conflist": `{"cniVersion":"1.1.0","name":"a","loadOnlyInlinedPlugins":true,"plugins":[{"type":"bridge"}]}`,
+			"a/50.conf":     `{"cniVersion":"1.1.0","type":"` + plugin + `"}`}},
+		"a name that is a way out": {files: map[string]string{
+			"10-a.conflist": `{"cniVersion":"1.1.0","name":"../a","plugins":[{"type":"bridge"}]}`, "50.conf": `{"type":"x"}`}},
+		"too large": {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin) + strings.Repeat(" ", maxConfig)}, err: "more than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

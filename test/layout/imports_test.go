@@ -14,7 +14,7 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 
 // allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
 var allowed = map[string][]string{
-	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node"},
+	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/metrics"},
 	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials"},
 	"pkg/pods":        {"pkg/attachment"},
@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"pkg/node":        {"pkg/redirect", "pkg/attachment", "pkg/hostlink"},
 	"pkg/netconf":     {},
 	"pkg/hostlink":    {},
+	"pkg/conflist":    {},
 	"pkg/redirect":    {},
 	"pkg/attachment":  {},
 	"pkg/roles":       {},

@@ -33,9 +33,9 @@ type instruction struct {
 }
 
 // classifier is a BPF program of the kind that eBPF datapaths put at a veth's ingress: what is bound for the metadata
-// service it sends straight to another interface, with the neighbour's address filled in, as host routing does; the rest
-// goes on. Without an interface all goes on.
-func classifier(toInterface int) (int, error) {
+// service it sends straight to another interface, with the neighbour's address filled in, as host routing does, or drops, as
+// a policy does; the rest goes on. With neither all goes on.
+func classifier(toInterface int, drop bool) (int, error) {
 	const goOn = -1 // TC_ACT_UNSPEC, TCX_NEXT
 	program := []instruction{
 		{0xbf, 1<<4 | 6, 0, 0},           // r6 = the packet
@@ -54,7 +54,11 @@ func classifier(toInterface int) (int, error) {
 	}
 	// The jumps lead to what is before the last instruction.
 	program[2].offset, program[4].offset = 8, 6
-	if toInterface == 0 {
+	if drop {
+		const shot = 2 // TC_ACT_SHOT, TCX_DROP
+		program = append(program[:5], instruction{0xb7, 0, 0, shot}, instruction{0x95, 0, 0, 0}, instruction{0xb7, 0, 0, goOn}, instruction{0x95, 0, 0, 0})
+		program[2].offset, program[4].offset = 4, 2
+	} else if toInterface == 0 {
 		program = []instruction{{0xb7, 0, 0, goOn}, {0x95, 0, 0, 0}}
 	}
 	licence := []byte("GPL\x00")
@@ -70,6 +74,9 @@ func classifier(toInterface int) (int, error) {
 		instructions: uint64(uintptr(unsafe.Pointer(&program[0]))), licence: uint64(uintptr(unsafe.Pointer(&licence[0])))})
 }
 
+// dropping is where a classifier sends what it drops.
+const dropping = "nowhere"
+
 // classify attaches a program to the ingress of the pod's host side, by tc or by tcx. It stays until the test ends.
 func (n *node) classify(link string, by, to string) {
 	n.t.Helper()
@@ -79,14 +86,14 @@ func (n *node) classify(link string, by, to string) {
 			return err
 		}
 		index := 0
-		if to != "" {
+		if to != "" && to != dropping {
 			other, err := netlink.LinkByName(to)
 			if err != nil {
 				return err
 			}
 			index = other.Attrs().Index
 		}
-		program, err := classifier(index)
+		program, err := classifier(index, to == dropping)
 		if err != nil {
 			return err
 		}
