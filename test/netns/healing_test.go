@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,29 +51,44 @@ func (n *node) others() {
 			n.onNode(form + " " + rule)
 		}
 	}
-	for _, family := range []string{"bridge", "ip", "inet"} {
+	for _, family := range []string{"bridge", "ip", "ip6", "inet"} {
 		n.onNode("nft add table " + family + " somebody")
 		n.onNode("nft add chain " + family + " somebody early { type filter hook prerouting priority -10 ; }")
+		n.onNode("nft add set " + family + " somebody held4 { type ipv4_addr ; }")
+		n.onNode("nft add element " + family + " somebody held4 { 169.254.169.254, 10.201.0.2 }")
+	}
+	for _, family := range []string{"bridge", "ip", "inet"} {
 		n.onNode("nft add rule " + family + " somebody early ip daddr 169.254.169.254 counter")
 	}
+	n.onNode("nft add table netdev somebody")
+	n.onNode("nft add chain netdev somebody enter { type filter hook ingress device eth0 priority 0 ; }")
+	n.onNode("nft add rule netdev somebody enter ip saddr 169.254.169.254 counter")
 }
 
-var ofOurs = regexp.MustCompile(`(?i)kube2iam|169\.254\.169\.254 \. 80`)
+var ofOurs = regexp.MustCompile(`(?i)kube2iam`)
 
-// foreign is what stands of others: all rules but ours.
+// foreign is all that stands of others, but for counters: tables of iptables by its own words, those of nftables by nft's.
 func (n *node) foreign() string {
 	n.t.Helper()
 	var kept []string
-	for line := range strings.Lines(n.rules()) {
-		if !ofOurs.MatchString(line) && !strings.HasPrefix(line, "nft ") {
-			kept = append(kept, strings.TrimSpace(line))
+	for _, command := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+		kept = append(kept, command)
+		for line := range strings.Lines(n.onNode(command + "-save")) {
+			if strings.HasPrefix(line, ":") {
+				line, _, _ = strings.Cut(line, " [")
+			}
+			if !ofOurs.MatchString(line) && !strings.HasPrefix(line, "#") {
+				kept = append(kept, strings.TrimSpace(line))
+			}
 		}
 	}
-	for _, family := range []string{"bridge", "ip", "inet"} {
-		kept = append(kept, n.onNode("nft list table "+family+" somebody"))
+	for line := range strings.Lines(n.onNode("nft list tables")) {
+		words := strings.Fields(line) // "table", its family, its name
+		if iptables := slices.Contains([]string{"nat", "filter", "mangle"}, words[2]); !iptables && !ofOurs.MatchString(words[2]) {
+			kept = append(kept, n.onNode("nft -s list "+strings.TrimSpace(line)))
+		}
 	}
-	before, _, _ := strings.Cut(strings.Join(kept, "\n"), "== nftables")
-	return before
+	return strings.Join(kept, "\n")
 }
 
 // TestFlushedRules is a node whose redirections somebody flushes: pods are refused, and have their credentials again after a
@@ -167,6 +183,18 @@ func TestOthersRulesSurvive(t *testing.T) {
 		n.must(n.GC(t.Context()))
 		same("GC")
 		n.wantNoTrace(stays)
+
+		// That it would be seen.
+		for _, change := range []string{
+			"iptables-nft -t nat -D KUBE-SERVICES 1", "iptables-legacy -t mangle -F POSTROUTING", "nft flush chain bridge somebody early",
+			"nft delete element ip6 somebody held4 { 10.201.0.2 }", "nft delete table inet somebody", "nft flush chain netdev somebody enter",
+		} {
+			before := n.foreign()
+			n.onNode(change)
+			if n.foreign() == before {
+				t.Errorf("%s is not seen", change)
+			}
+		}
 	})
 }
 
