@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,7 +23,35 @@ var (
 	gateway = netip.MustParseAddr("10.201.0.1")
 
 	bridges = []setup{setups[0], setups[1], setups[2], setups[3], setups[4], setups[5]}
+
+	// Each is attacked by IPv4, and by IPv6 where pods have that, too.
+	attacked = append(slices.Clone(bridges), dual(bridges[0]), dual(bridges[3]), dual(bridges[5]))
 )
+
+func dual(s setup) setup {
+	s.ipv6 = true
+	return s
+}
+
+// front is where a pod and the service meet, by one family.
+type front struct {
+	pod, gateway, service netip.Addr
+	url                   string
+}
+
+// fronts are the pod's, by its addresses.
+func fronts(s *testbed.Sandbox) []front {
+	var all []front
+	for _, given := range s.Result.IPs {
+		ip, _ := netip.AddrFromSlice(given.Address.IP)
+		f := front{ip.Unmap(), gateway, service, metadata}
+		if f.pod.Is6() {
+			f = front{f.pod, netip.MustParseAddr("fd00:201::1"), service6, "http://" + testbed.MetadataAddr6}
+		}
+		all = append(all, f)
+	}
+	return all
+}
 
 // during keeps an attack going while f runs: what a neighbour or the bridge learns in between is overwritten again.
 func during(attack func(), f func()) {
@@ -46,12 +75,12 @@ func during(attack func(), f func()) {
 }
 
 // try makes a few requests of one second, as an SDK does, and returns the answers.
-func (n *node) try(s *testbed.Sandbox, path string) []answer {
+func (n *node) try(s *testbed.Sandbox, url string) []answer {
 	n.t.Helper()
 	var answers []answer
 	for range 3 {
 		ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, metadata+path, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		n.must(err)
 		resp, err := s.Netns.HTTP().Do(req)
 		if err != nil {
@@ -69,110 +98,119 @@ func (n *node) try(s *testbed.Sandbox, path string) []answer {
 // recover ends what an attack left in the neighbours' tables, as time does.
 func (n *node) recover(pods ...*testbed.Sandbox) {
 	n.t.Helper()
-	n.onNode("ip neigh flush dev cni0")
-	for _, s := range pods {
-		_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", "neigh", "flush", "dev", "eth0")
-		n.must(err)
+	for _, family := range []string{"-4", "-6"} {
+		n.onNode("ip " + family + " neigh flush dev cni0")
+		for _, s := range pods {
+			_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", family, "neigh", "flush", "dev", "eth0")
+			n.must(err)
+		}
 	}
 }
 
-// TestStolenAddress is a pod that claims its neighbour's address by ARP, and then its MAC address: what the proxy sends to
+// TestStolenAddress is a pod that claims its neighbour's address by ARP or NDP, and then its MAC address: what the proxy sends to
 // the neighbour is drawn to the thief's port, and dropped there.
 func TestStolenAddress(t *testing.T) {
-	onThese(t, bridges, func(t *testing.T, n *node) {
+	onThese(t, attacked, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		victim, thief := n.run("victim", "app"), n.run("thief", "other")
 		n.wantOwn(victim, "app")
 		wire, its := n.tap(thief), n.tap(victim)
-		steal := map[string]func(){
-			"IP address": func() {
-				wire.claim(victim.IP, wire.mac, broadcast, victim.IP)
-				wire.claim(victim.IP, wire.mac, broadcast, gateway)
-			},
-			"MAC address": func() { wire.from(its.mac) },
-		}
-		for what, attack := range steal {
-			during(attack, func() { n.try(victim, credentials+"app") })
-			if data, segments := wire.payloads(service, victim.IP); segments > 0 {
-				t.Errorf("the thief of the %s saw %d segments of the neighbour's answers: %q", what, segments, data)
+		for _, f := range fronts(victim) {
+			steal := map[string]func(){
+				"IP address": func() {
+					wire.claim(f.pod, wire.mac, broadcast, f.pod)
+					wire.claim(f.pod, wire.mac, broadcast, f.gateway)
+				},
+				"MAC address": func() { wire.from(its.mac) },
 			}
-			n.recover(victim)
-			its.from(its.mac)
-			n.wantOwn(victim, "app")
-			n.wantOwn(thief, "other")
+			for what, attack := range steal {
+				during(attack, func() { n.try(victim, f.url+credentials+"app") })
+				if data, segments := wire.payloads(f.service, f.pod); segments > 0 {
+					t.Errorf("the thief of the %s %s saw %d segments of the neighbour's answers: %q", what, f.pod, segments, data)
+				}
+				n.recover(victim)
+				its.from(its.mac)
+				n.wantOwnAt(victim, f.url, "app")
+				n.wantOwn(thief, "other")
+			}
+			n.wantOnlyTheNodeAsked()
 		}
-		n.wantOnlyTheNodeAsked()
 
 		// That the attack is one: without the table that binds answers to ports, the thief has the neighbour's credentials.
 		if n.noBridgeNF || n.backend == "nftables" {
 			return
 		}
 		n.onNode("nft delete table bridge kube2iam-cni")
-		n.eventually(func() bool {
-			during(steal["MAC address"], func() { n.try(victim, credentials+"app") })
-			data, _ := wire.payloads(service, victim.IP)
-			return len(data) > 0
-		})
+		for _, f := range fronts(victim) {
+			n.eventually(func() bool {
+				during(func() { wire.from(its.mac) }, func() { n.try(victim, f.url+credentials+"app") })
+				data, _ := wire.payloads(f.service, f.pod)
+				return len(data) > 0
+			})
+		}
 	})
 }
 
-// TestFalseGateway is a pod that tells its neighbour by ARP that the gateway's address is its own, and answers as the
+// TestFalseGateway is a pod that tells its neighbour by ARP or NDP that the gateway's address is its own, and answers as the
 // metadata service: the neighbour is neither listened to nor lied to.
 func TestFalseGateway(t *testing.T) {
-	onThese(t, bridges, func(t *testing.T, n *node) {
+	onThese(t, attacked, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		victim, liar := n.run("victim", "app"), n.run("liar", "other")
 		n.wantOwn(victim, "app")
 		n.serveLies(liar)
 		wire, its := n.tap(liar), n.tap(victim)
-		poison := func() { wire.claim(gateway, wire.mac, its.mac, victim.IP) }
-		during(poison, func() {
-			for _, got := range n.try(victim, credentials) {
-				if strings.Contains(got.body, "lie") {
-					t.Errorf("the neighbour believes %s", got)
+		// lied tells whether the neighbour believes the liar in a few requests.
+		lied := func(f front) (believed bool) {
+			during(func() { wire.claim(f.gateway, wire.mac, its.mac, f.pod) }, func() {
+				for _, got := range n.try(victim, f.url+credentials) {
+					believed = believed || strings.Contains(got.body, "lie")
 				}
-			}
-		})
-		if data, segments := wire.payloads(victim.IP, service); segments > 0 {
-			t.Errorf("the liar saw %d segments of the neighbour's requests: %q", segments, data)
+			})
+			return believed
 		}
-		n.recover(victim)
-		n.wantOwn(victim, "app")
+		for _, f := range fronts(victim) {
+			if lied(f) {
+				t.Errorf("the neighbour believes a lie of %s", f.service)
+			}
+			if data, segments := wire.payloads(f.pod, f.service); segments > 0 {
+				t.Errorf("the liar saw %d segments of the neighbour's requests: %q", segments, data)
+			}
+			n.recover(victim)
+			n.wantOwnAt(victim, f.url, "app")
 
-		// Not by ARP, but by route: the liar sends what it has of its neighbour's address to the real gateway.
-		n.address(liar, "add", victim.IP.String()+"/32")
-		n.wantSilenceOrRefusal(liar, victim.IP)
-		n.wantOnlyTheNodeAsked()
+			// Not by ARP, but by route: the liar sends what it has of its neighbour's address to the real gateway.
+			n.address(liar, "add", netip.PrefixFrom(f.pod, f.pod.BitLen()).String())
+			n.wantSilenceOrRefusal(liar, f.pod)
+			n.wantOnlyTheNodeAsked()
+			n.address(liar, "del", netip.PrefixFrom(f.pod, f.pod.BitLen()).String())
+			n.recover(victim, liar)
+		}
 
 		// That the attack is one: where bridge-nf does not bring bridged frames before the redirection, the neighbour listens
 		// to lies without the chain that no frame of the service passes from port to port.
 		if !n.noBridgeNF {
 			return
 		}
-		n.address(liar, "del", victim.IP.String()+"/32")
 		n.onNode("nft flush chain bridge kube2iam-cni pass")
-		n.eventually(func() bool {
-			lied := false
-			during(poison, func() {
-				for _, got := range n.try(victim, credentials) {
-					lied = lied || strings.Contains(got.body, "lie")
-				}
-			})
-			return lied
-		})
+		for _, f := range fronts(victim) {
+			n.eventually(func() bool { return lied(f) })
+		}
 	})
 }
 
-// serveLies answers every request that reaches the pod for the metadata service's address.
+// serveLies answers every request that reaches the pod for one of the metadata service's addresses.
 func (n *node) serveLies(s *testbed.Sandbox) {
 	n.t.Helper()
-	_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", "address", "add", service.String()+"/32", "dev", "lo")
-	n.must(err)
-	listener, err := s.Netns.Listen("tcp", testbed.MetadataAddr)
-	n.must(err)
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "lie") })}
-	go server.Serve(listener)
-	n.t.Cleanup(func() { server.Close() })
+	for _, f := range fronts(s) {
+		_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", "address", "add", netip.PrefixFrom(f.service, f.service.BitLen()).String(), "dev", "lo")
+		n.must(err)
+		listener, err := s.Netns.Listen("tcp", netip.AddrPortFrom(f.service, 80).String())
+		n.must(err)
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "lie") })}
+		go server.Serve(listener)
+		n.t.Cleanup(func() { server.Close() })
+	}
 }
 
 // TestClaimsInHeaders is a pod that says in its request whose it is.

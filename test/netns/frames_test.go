@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,11 +76,38 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
 var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// claim tells a machine (or all, by the broadcast address) by ARP that an address is at a MAC address.
+// claim tells a machine (or all, by the broadcast address) by ARP or NDP that an address is at a MAC address.
 func (w *wire) claim(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
 	w.n.t.Helper()
+	if ip.Is6() {
+		w.advertise(ip, at, to, toIP)
+		return
+	}
 	frame := join(to, w.mac, []byte{0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2}, at, ip.AsSlice(), to, toIP.AsSlice())
 	w.send(frame)
+}
+
+// advertise is a neighbour advertisement that nobody solicited and that overrides what was known (RFC 4861, 4.4), with the
+// address as target and the MAC address as option.
+func (w *wire) advertise(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
+	w.n.t.Helper()
+	if toIP == ip {
+		toIP = netip.IPv6LinkLocalAllNodes()
+	}
+	const override = 0x20
+	icmp := join([]byte{136, 0, 0, 0, override, 0, 0, 0}, ip.AsSlice(), []byte{2, 1}, at)
+	// The checksum is over addresses, length and protocol, too (RFC 8200, 8.1).
+	var sum uint32
+	for pair := range slices.Chunk(join(ip.AsSlice(), toIP.AsSlice(), []byte{0, byte(len(icmp)), 0, unix.IPPROTO_ICMPV6}, icmp), 2) {
+		sum += uint32(binary.BigEndian.Uint16(pair))
+	}
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	binary.BigEndian.PutUint16(icmp[2:], ^uint16(sum))
+	body := packet(ip, toIP, unix.IPPROTO_ICMPV6, icmp)
+	body[7] = 255 // the hop limit, which says that no router has passed it on
+	w.send(join(to, w.mac, []byte{0x86, 0xdd}, body))
 }
 
 func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
@@ -99,22 +127,37 @@ func (w *wire) payloads(source, destination netip.Addr) (data []byte, segments i
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.seen {
-		if len(f) < 54 || binary.BigEndian.Uint16(f[12:]) != unix.ETH_P_IP || f[23] != unix.IPPROTO_TCP {
+		src, dst, tcp := tcpOf(f)
+		if src != source || dst != destination || len(tcp) < 20 {
 			continue
 		}
-		ip := f[14:]
-		src, _ := netip.AddrFromSlice(ip[12:16])
-		dst, _ := netip.AddrFromSlice(ip[16:20])
-		header := int(ip[0]&0xf) * 4
-		if src != source || dst != destination || len(ip) < header+20 {
-			continue
-		}
-		total := min(int(binary.BigEndian.Uint16(ip[2:])), len(ip))
-		tcp := ip[header:total]
 		if tcp[13]&0x04 == 0 { // a reset says nothing
 			segments++
 		}
 		data = append(data, tcp[int(tcp[12]>>4)*4:]...)
 	}
 	return data, segments
+}
+
+// tcpOf is the TCP segment in a frame, and between which addresses it goes.
+func tcpOf(frame []byte) (src, dst netip.Addr, tcp []byte) {
+	if len(frame) < 54 {
+		return src, dst, nil
+	}
+	ip := frame[14:]
+	switch kind := binary.BigEndian.Uint16(frame[12:]); {
+	case kind == unix.ETH_P_IP && ip[9] == unix.IPPROTO_TCP:
+		header, total := int(ip[0]&0xf)*4, min(int(binary.BigEndian.Uint16(ip[2:])), len(ip))
+		if header > total {
+			return src, dst, nil
+		}
+		src, _ = netip.AddrFromSlice(ip[12:16])
+		dst, _ = netip.AddrFromSlice(ip[16:20])
+		return src, dst, ip[header:total]
+	case kind == unix.ETH_P_IPV6 && ip[6] == unix.IPPROTO_TCP:
+		src, _ = netip.AddrFromSlice(ip[8:24])
+		dst, _ = netip.AddrFromSlice(ip[24:40])
+		return src, dst, ip[40:min(40+int(binary.BigEndian.Uint16(ip[4:])), len(ip))]
+	}
+	return src, dst, nil
 }
