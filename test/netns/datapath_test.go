@@ -4,6 +4,8 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -92,59 +94,77 @@ func TestSeveralInterfaces(t *testing.T) {
 	})
 }
 
-// TestNoVeth is a pod on a macvlan: its packets never pass the node's rules, so the redirection is inside the pod, and is
-// said to be no boundary.
+// TestNoVeth is a pod on a macvlan or an ipvlan: its packets never pass the node's rules, so the redirection is inside the pod,
+// and is said to be no boundary.
 func TestNoVeth(t *testing.T) {
-	for _, path := range []string{"auto", "netns"} {
-		t.Run(path, func(t *testing.T) {
-			entry := testbed.Kube2IAM("auto")
-			entry["path"] = path
-			onThese(t, []setup{{primary: "macvlan", backend: "auto", chain: []testbed.Entry{entry}}}, func(t *testing.T, n *node) {
-				p := n.proxy(impatient...)
-				pod, neighbour, plain := n.run("pod", "app"), n.run("neighbour", "other"), n.run("plain", "")
-				n.wantOwn(pod, "app")
-				n.wantOwn(neighbour, "other")
-				n.wantStatus(pod, credentials+"other", http.StatusNotFound)
-				n.wantStatus(plain, credentials, http.StatusNotFound)
-				if r := n.record(pod, "eth0"); r.Path != attachment.PathNetns || r.HostLink != (attachment.HostLink{}) || r.Backend != "nftables" {
-					t.Errorf("recorded %+v", r)
+	for _, kind := range []string{"macvlan", "ipvlan"} {
+		for _, path := range []string{"auto", "netns"} {
+			t.Run(kind+" "+path, func(t *testing.T) {
+				if kind == "ipvlan" {
+					needIPVLAN(t)
 				}
-				n.must(n.Check(t.Context(), pod))
-				// Dialled directly, from another pod's address: taken from those alone whose record says so.
-				stranger, err := n.NewSandbox("default", "stranger", "uid-stranger")
-				n.must(err)
-				n.SetChain()
-				n.must(n.Add(t.Context(), stranger))
-				conn, err := stranger.Netns.Dial("tcp", testbed.NodeIP.String()+":8181")
-				if err == nil {
-					conn.SetDeadline(deadline())
-					if _, err := conn.Read(make([]byte, 1)); err == nil {
-						t.Error("a pod without a record got an answer")
-					}
-					conn.Close()
-				}
-				n.SetChain(entry)
-
-				// What the pod undid the agent makes again.
-				_, err = pod.Netns.Run(t.Context(), n.ClientEnv(), "nft", "flush", "ruleset")
-				n.must(err)
-				if err := n.Check(t.Context(), pod); err == nil {
-					t.Error("CHECK did not see that the pod flushed its rules")
-				}
-				_, err = n.AgentRound(t.Context(), "--path", path)
-				n.must(err)
-				n.must(n.Check(t.Context(), pod))
-				n.wantOwn(pod, "app")
-				n.must(n.StopPod(t.Context(), neighbour))
-				n.wantNoTrace(neighbour)
-				n.must(p.Stop())
-				if got := n.get(pod, credentials); !got.refused() {
-					t.Errorf("without a proxy: %s, want a refused connection", got)
-				}
-				n.wantOnlyTheNodeAsked()
+				noVeth(t, kind, path)
 			})
-		})
+		}
 	}
+}
+
+// needIPVLAN skips a test on a kernel that was built without ipvlan: it says so when it is asked for one.
+func needIPVLAN(t *testing.T) {
+	t.Helper()
+	err := exec.Command("modprobe", "ipvlan").Run()
+	if _, there := os.Stat("/sys/module/ipvlan"); err != nil && there != nil {
+		t.Skip("this kernel has no ipvlan")
+	}
+}
+
+func noVeth(t *testing.T, kind, path string) {
+	entry := testbed.Kube2IAM("auto")
+	entry["path"] = path
+	onThese(t, []setup{{primary: kind, backend: "auto", chain: []testbed.Entry{entry}}}, func(t *testing.T, n *node) {
+		p := n.proxy(impatient...)
+		pod, neighbour, plain := n.run("pod", "app"), n.run("neighbour", "other"), n.run("plain", "")
+		n.wantOwn(pod, "app")
+		n.wantOwn(neighbour, "other")
+		n.wantStatus(pod, credentials+"other", http.StatusNotFound)
+		n.wantStatus(plain, credentials, http.StatusNotFound)
+		if r := n.record(pod, "eth0"); r.Path != attachment.PathNetns || r.HostLink != (attachment.HostLink{}) || r.Backend != "nftables" {
+			t.Errorf("recorded %+v", r)
+		}
+		n.must(n.Check(t.Context(), pod))
+		// Dialled directly, from another pod's address: taken from those alone whose record says so.
+		stranger, err := n.NewSandbox("default", "stranger", "uid-stranger")
+		n.must(err)
+		n.SetChain()
+		n.must(n.Add(t.Context(), stranger))
+		conn, err := stranger.Netns.Dial("tcp", testbed.NodeIP.String()+":8181")
+		if err == nil {
+			conn.SetDeadline(deadline())
+			if _, err := conn.Read(make([]byte, 1)); err == nil {
+				t.Error("a pod without a record got an answer")
+			}
+			conn.Close()
+		}
+		n.SetChain(entry)
+
+		// What the pod undid the agent makes again.
+		_, err = pod.Netns.Run(t.Context(), n.ClientEnv(), "nft", "flush", "ruleset")
+		n.must(err)
+		if err := n.Check(t.Context(), pod); err == nil {
+			t.Error("CHECK did not see that the pod flushed its rules")
+		}
+		_, err = n.AgentRound(t.Context(), "--path", path)
+		n.must(err)
+		n.must(n.Check(t.Context(), pod))
+		n.wantOwn(pod, "app")
+		n.must(n.StopPod(t.Context(), neighbour))
+		n.wantNoTrace(neighbour)
+		n.must(p.Stop())
+		if got := n.get(pod, credentials); !got.refused() {
+			t.Errorf("without a proxy: %s, want a refused connection", got)
+		}
+		n.wantOnlyTheNodeAsked()
+	})
 }
 
 // TestDualStack is pods with addresses of both families: the service's two addresses give the same.

@@ -52,7 +52,7 @@ const (
 )
 
 // NodeIP is the node's address, AWSIP its default gateway's, PodSubnet where its pods' addresses are. LANIP is the gateway of
-// the network that macvlan pods are on, which is the node's second interface's, beyond the node.
+// the network that macvlan and ipvlan pods are on, which is the node's second interface's, beyond the node.
 var (
 	NodeIP     = netip.MustParseAddr("10.200.0.2")
 	NodeIP6    = netip.MustParseAddr("fd00:200::2")
@@ -68,7 +68,7 @@ var (
 type Options struct {
 	// Tools come from BuildTools.
 	Tools Tools
-	// Primary is the CNI plugin that connects the pods: "bridge", "ptp", "macvlan", or "calicolike" (test/calicolike).
+	// Primary is the CNI plugin that connects the pods: "bridge", "ptp", "macvlan", "ipvlan", or "calicolike" (test/calicolike).
 	Primary string
 	// IPv6 gives nodes and pods addresses of that family, too.
 	IPv6 bool

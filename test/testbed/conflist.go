@@ -55,8 +55,8 @@ func (b *Bed) entryOf(plugin string) (Entry, error) {
 	switch plugin {
 	case "bridge":
 		e["bridge"], e["isGateway"] = "cni0", true
-	case "macvlan":
-		e["master"], e["mode"] = LAN, "bridge"
+	case "macvlan", "ipvlan":
+		e["master"], e["mode"] = LAN, map[string]string{"macvlan": "bridge", "ipvlan": "l2"}[plugin]
 		ranges = [][]map[string]string{{{"subnet": lanSubnet, "gateway": LANIP.String()}}}
 	case "ptp", "calicolike":
 	default:

@@ -29,7 +29,7 @@ func (b *Bed) connect(bridgeNF bool) (err error) {
 	if err := b.Node.Do(func() error { return addVeth("eth0", b.AWS) }); err != nil {
 		return fmt.Errorf("link from node to aws: %w", err)
 	}
-	if b.primary == "macvlan" {
+	if b.primary == "macvlan" || b.primary == "ipvlan" {
 		defer func() {
 			if err == nil {
 				err = b.connectLAN()
@@ -107,7 +107,7 @@ func (b *Bed) connect6() error {
 	return nil
 }
 
-// connectLAN gives the node a second interface, which macvlan pods share, on a network whose gateway is beyond the node: what
+// connectLAN gives the node a second interface, which macvlan and ipvlan pods share, on a network whose gateway is beyond the node: what
 // they send never passes the node's own rules.
 func (b *Bed) connectLAN() error {
 	if err := b.Node.Do(func() error { return addVeth(LAN, b.AWS) }); err != nil {
@@ -128,7 +128,7 @@ func (b *Bed) connectLAN() error {
 	return nil
 }
 
-// LAN is the name of the node's interface that macvlan pods share.
+// LAN is the name of the node's interface that such pods share.
 const LAN = "lan0"
 
 // addVeth makes a veth whose two ends have one name, the far end in the other namespace.
