@@ -121,8 +121,9 @@ func (base Base) families() []*family {
 	return all
 }
 
-// services are the elements of the bridge table that are the node's.
+// services are the elements of the bridge table that are the node's: of all families, because a pod chooses what it sends.
 func (p *ports) services(base Base) []element {
+	base.Metadata = append(slices.Clone(base.Metadata), base.besides()...)
 	elements := base.elements((*family).bridgeServices)
 	for _, m := range base.Metadata {
 		if m.Addr().Is6() {
