@@ -78,6 +78,31 @@ func TestGuardWithoutPods(t *testing.T) {
 	}
 }
 
+// TestGuardIsNeverTaken has two configurations of a node that differ: one without the guard takes it from nobody.
+func TestGuardIsNeverTaken(t *testing.T) {
+	for _, form := range allForms {
+		t.Run(string(form), func(t *testing.T) {
+			n := newNamespace(t, both...)
+			b, err := n.Backend(form)
+			n.must(err)
+			pods := []Attachment{bridged("c1@eth0", "veth0", "10.1.0.5"), bridged("c2@eth0", "veth1", "10.1.0.6"), bridged("c3@eth0", "veth2", "10.1.0.7")}
+			n.must(b.Add(t.Context(), Base{Metadata: guarded4.Metadata}, pods[0]))
+			if strings.Contains(n.ruleset(), `"guard"`) {
+				t.Errorf("a guard that nobody wanted:\n%s", n.ruleset())
+			}
+			n.must(b.Add(t.Context(), guarded4, pods[1]))
+			guards := strings.Count(n.ruleset(), `"guard"`)
+			n.must(b.Add(t.Context(), Base{Metadata: guarded4.Metadata}, pods[2]))
+			wanted := Wanted{Base: Base{Metadata: guarded4.Metadata}, Chosen: form, Attachments: map[Form][]Attachment{form: pods}}
+			did, err := n.Repair(t.Context(), wanted, false)
+			n.must(err)
+			if now := strings.Count(n.ruleset(), `"guard"`); guards < 4 || now != guards || len(did) > 0 {
+				t.Errorf("%d guards, and then %d; did %q", guards, now, did)
+			}
+		})
+	}
+}
+
 // withoutNFTables makes the node's kernel one that has no nftables, and notes what is told to be unguarded.
 func (n *namespace) withoutNFTables() (unguarded *[]netip.AddrPort) {
 	n.netlink = []nftables.ConnOption{nftables.WithTestDial(func([]netlink.Message) ([]netlink.Message, error) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
 )
 
 // ports is the table of the bridge family, which binds addresses to bridge ports. It sees a frame by the port that it enters
@@ -71,6 +72,7 @@ func hooked(t *nftables.Table, name string, kind nftables.ChainType, hook *nftab
 // tables are the bridge table and, in each family's own, what takes the mark off again.
 func (p *ports) tables(base Base) []table {
 	t := bridgeTable()
+	base.Guard = base.Guard || p.guarded()
 	bridge := table{Table: t}
 	enter := append(hiddenTags(), fragments()...)
 	var pass, leave []nftRule
@@ -103,6 +105,19 @@ func (p *ports) tables(base Base) []table {
 		tables = append(tables, table{Table: t, chains: []chain{f.unmark(t, base)}})
 	}
 	return tables
+}
+
+// guarded tells whether the bridge is guarded already, for another of the node's configurations: that is never taken away.
+func (p *ports) guarded() bool {
+	conn, err := p.open()
+	if err != nil {
+		return false // and whoever reads the tables next says so
+	}
+	rules, _ := conn.GetRules(bridgeTable(), &nftables.Chain{Name: "pass", Table: bridgeTable()})
+	return slices.ContainsFunc(rules, func(r *nftables.Rule) bool {
+		comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		return comment == "guard"
+	})
 }
 
 func (f *family) unmark(t *nftables.Table, base Base) chain {
