@@ -66,7 +66,7 @@ func (n *node) ours(command string, s *testbed.Sandbox, at kill) (killed bool) {
 // safe wants that the pod has its own role's credentials, or none.
 func (n *node) safe(s *testbed.Sandbox, role string) {
 	n.t.Helper()
-	switch got := n.get(s, credentials+role); {
+	switch got := n.getSoon(s, credentials+role); {
 	case got.err != nil, got.status != 200:
 		// refused, or not known: none
 	default:

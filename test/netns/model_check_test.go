@@ -37,7 +37,11 @@ func (m *model) checkPod(p *modelPod) (served int) {
 	if role == "" || m.rand.IntN(8) == 0 {
 		role = modelRole + string('0'+rune(m.rand.IntN(4)))
 	}
-	got := m.get(p.Sandbox, credentials+role)
+	ask := m.get
+	if p.disturbed != "" {
+		ask = func(s *testbed.Sandbox, path string, _ ...string) answer { return m.getSoon(s, path) }
+	}
+	got := ask(p.Sandbox, credentials+role)
 	var doc struct{ Code, AccessKeyID string }
 	has := got.err == nil && got.status == 200 && json.Unmarshal([]byte(got.body), &doc) == nil && doc.AccessKeyID != ""
 	switch {

@@ -179,9 +179,18 @@ func (n *node) get(s *testbed.Sandbox, path string, header ...string) answer {
 	return n.request(s, http.MethodGet, path, header...)
 }
 
+// getSoon is get for a pod that may get no answer at all, which is waited for twice as long as an SDK does.
+func (n *node) getSoon(s *testbed.Sandbox, path string) answer {
+	return n.requestWithin(2*time.Second, s, http.MethodGet, path)
+}
+
 func (n *node) request(s *testbed.Sandbox, method, path string, header ...string) answer {
+	return n.requestWithin(10*time.Second, s, method, path, header...)
+}
+
+func (n *node) requestWithin(limit time.Duration, s *testbed.Sandbox, method, path string, header ...string) answer {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(n.t.Context(), limit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, metadata+path, nil)
 	n.must(err)
