@@ -10,13 +10,18 @@ import (
 )
 
 // filtered tells whether anything sees a link's packets before netfilter does, and so may take them past it: a tc filter at
-// its ingress (a BPF program, or one that redirects), or a BPF program attached by tcx. What it does with them is not told:
-// most of them do no such thing.
+// its ingress (a BPF program, or one that redirects), or a BPF program attached by tcx or XDP. What it does with them is not
+// told: most of them do no such thing.
 func filtered(h *netlink.Handle, link netlink.Link) (bool, error) {
-	if tcx(link.Attrs().Index) {
+	if xdp(link) || tcx(link.Attrs().Index) {
 		return true, nil
 	}
 	return tcFiltered(h, link)
+}
+
+func xdp(link netlink.Link) bool {
+	x := link.Attrs().Xdp
+	return x != nil && x.Attached
 }
 
 func tcFiltered(h *netlink.Handle, link netlink.Link) (bool, error) {
@@ -79,9 +84,18 @@ func Filtered(links map[int]string) (map[int]bool, error) {
 			may[q.Attrs().LinkIndex] = true
 		}
 	}
+	all, err := dump(h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("interfaces of the host: %w", err)
+	}
 	found := make(map[int]bool)
+	for _, link := range all {
+		if index := link.Attrs().Index; links[index] != "" && xdp(link) {
+			found[index] = true
+		}
+	}
 	for index, name := range links {
-		if tcx(index) {
+		if !found[index] && tcx(index) {
 			found[index] = true
 		}
 		if !may[index] || found[index] {

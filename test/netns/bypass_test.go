@@ -61,6 +61,10 @@ func classifier(toInterface int, drop bool) (int, error) {
 	} else if toInterface == 0 {
 		program = []instruction{{0xb7, 0, 0, goOn}, {0x95, 0, 0, 0}}
 	}
+	return load(3 /* BPF_PROG_TYPE_SCHED_CLS */, program)
+}
+
+func load(kind uint32, program []instruction) (int, error) {
 	licence := []byte("GPL\x00")
 	return bpf(5 /* BPF_PROG_LOAD */, &struct {
 		kind, count             uint32
@@ -70,14 +74,15 @@ func classifier(toInterface int, drop bool) (int, error) {
 		kernelVersion, flags    uint32
 		name                    [16]byte
 		ifIndex, expectedAttach uint32
-	}{kind: 3 /* BPF_PROG_TYPE_SCHED_CLS */, count: uint32(len(program)),
+	}{kind: kind, count: uint32(len(program)),
 		instructions: uint64(uintptr(unsafe.Pointer(&program[0]))), licence: uint64(uintptr(unsafe.Pointer(&licence[0])))})
 }
 
 // dropping is where a classifier sends what it drops.
 const dropping = "nowhere"
 
-// classify attaches a program to the ingress of the pod's host side, by tc or by tcx. It stays until the test ends.
+// classify attaches a program to the ingress of the pod's host side, by tc or by tcx, or by XDP one that lets all packets pass
+// or none. It stays until the test ends.
 func (n *node) classify(link string, by, to string) {
 	n.t.Helper()
 	n.must(n.Node.Do(func() error {
@@ -92,6 +97,18 @@ func (n *node) classify(link string, by, to string) {
 				return err
 			}
 			index = other.Attrs().Index
+		}
+		if by == "xdp" {
+			verdict := int32(2) // XDP_PASS
+			if to == dropping {
+				verdict = 1 // XDP_DROP
+			}
+			program, err := load(6 /* BPF_PROG_TYPE_XDP */, []instruction{{0xb7, 0, 0, verdict}, {0x95, 0, 0, 0}})
+			if err != nil {
+				return err
+			}
+			n.t.Cleanup(func() { unix.Close(program) })
+			return netlink.LinkSetXdpFd(veth, program)
 		}
 		program, err := classifier(index, to == dropping)
 		if err != nil {

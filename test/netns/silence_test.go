@@ -140,7 +140,7 @@ func TestSwallowedProbeOfAnADD(t *testing.T) {
 // TestDroppedProbe is a policy that drops what a pod sends to the metadata service before netfilter sees it: it is not taken for
 // one that takes packets past netfilter.
 func TestDroppedProbe(t *testing.T) {
-	for _, by := range []string{"tc", "tcx"} {
+	for _, by := range []string{"tc", "tcx", "xdp"} {
 		t.Run(by, func(t *testing.T) {
 			onThese(t, few, func(t *testing.T, n *node) {
 				n.proxy(impatient...)
