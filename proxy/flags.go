@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,8 @@ type options struct {
 	resolveDuplicates   bool
 	metadataAddr        string
 	metadataIP          netip.Addr // that of metadataAddr, where it is one
+	metadataDeny        []*regexp.Regexp
+	requireTokens       bool
 	stsEndpoint         string
 	regionalSTS         bool
 	iptables            bool
@@ -94,6 +97,9 @@ func flags() []cli.Flag {
 		str(catRoles, "sts-endpoint", "", "`URL` of STS, for a VPC endpoint or a test"),
 
 		str(catMetadata, "metadata-addr", "169.254.169.254", "address of the EC2 metadata service"),
+		&cli.StringSliceFlag{Category: catMetadata, Name: "metadata-deny", EnvVars: env("metadata-deny"),
+			Usage: "`REGEXP` of paths that pods must not see, as user-data; repeatable. The node's own credentials they never do"},
+		str(catMetadata, "imds-v2", "optional", "optional, or required: requests without a session token are refused"),
 		str(catMetadata, "app-port", "8181", "port that the pods' metadata requests are redirected to"),
 		str(catMetadata, "metrics-port", "8182", "port of /healthz and /metrics; never the app port, which serves pods only"),
 		str(catMetadata, "state-dir", "/run/kube2iam-cni", "where the plugin keeps its records: `DIR`, as in its stateDir"),
@@ -193,6 +199,18 @@ func parse(c *cli.Context) (*options, error) {
 	}
 	if ip, err := netip.ParseAddr(o.metadataAddr); err == nil {
 		o.metadataIP = ip.Unmap()
+	}
+	o.requireTokens = word("imds-v2", "optional", "required") == "required"
+	for _, s := range c.StringSlice("metadata-deny") {
+		deny, err := regexp.Compile(s)
+		if err == nil && s == "" {
+			err = errors.New("an empty one denies everything")
+		}
+		if err != nil {
+			bad("metadata-deny", err)
+			continue
+		}
+		o.metadataDeny = append(o.metadataDeny, deny)
 	}
 	if s := c.String("host-ip"); s != "" {
 		ip, err := netip.ParseAddr(s)

@@ -48,10 +48,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		Version:         version,
 		Flags:           flags(),
 		HideHelpCommand: true,
-		Writer:          stdout,
-		ErrWriter:       stderr,
-		ExitErrHandler:  func(*cli.Context, error) {}, // the exit code is chosen here, in one place
-		OnUsageError:    func(_ *cli.Context, err error, _ bool) error { return &usageError{err} },
+		// A regular expression may hold a comma.
+		DisableSliceFlagSeparator: true,
+		Writer:                    stdout,
+		ErrWriter:                 stderr,
+		ExitErrHandler:            func(*cli.Context, error) {}, // the exit code is chosen here, in one place
+		OnUsageError:              func(_ *cli.Context, err error, _ bool) error { return &usageError{err} },
 		Action: func(c *cli.Context) error {
 			o, err := parse(c)
 			if err != nil {

@@ -66,7 +66,8 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 
 	handler := imds.NewHandler(imds.Config{
 		Caller:   func(source netip.Addr, now time.Time) imds.Caller { return parts.broker.Caller(source, now) },
-		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream, Log: log,
+		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream,
+		Deny: o.metadataDeny, RequireTokens: o.requireTokens, Refused: parts.metrics.Refused, Log: log,
 	})
 	redirected := imds.NewListener(app, destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
 	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "sts", sts.Endpoint())

@@ -5,11 +5,15 @@ package imds
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
@@ -44,6 +48,9 @@ type Handler struct {
 	upstream http.Handler
 	log      *slog.Logger
 	refusals *refusalLog
+	deny     []*regexp.Regexp
+	tokens   bool // are required
+	refused  func(status int)
 }
 
 // Config is what a Handler depends on.
@@ -53,12 +60,23 @@ type Config struct {
 	Sessions *Sessions
 	// Upstream answers what is not about credentials. Its requests have a canonical path and no session token.
 	Upstream http.Handler
-	Log      *slog.Logger
+	// Deny are canonical paths that are not found, besides those that could yield the node's own credentials, which never are.
+	Deny []*regexp.Regexp
+	// RequireTokens has requests without a session token refused, which is version 2 alone.
+	RequireTokens bool
+	// Refused is called for each request that is refused, with the status; 200 stands for a document that says so. It may be nil.
+	Refused func(status int)
+	Log     *slog.Logger
 }
 
 // NewHandler is the service over its dependencies.
 func NewHandler(c Config) *Handler {
-	return &Handler{caller: c.Caller, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log)}
+	h := &Handler{caller: c.Caller, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log),
+		deny: c.Deny, tokens: c.RequireTokens, refused: c.Refused}
+	if h.refused == nil {
+		h.refused = func(int) {}
+	}
+	return h
 }
 
 // Header names in net/http's canonical spelling, so that the maps can be used without a conversion.
@@ -110,9 +128,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if tokens, ok := r.Header[tokenHeader]; ok {
 		if len(tokens) != 1 || !h.sessions.Valid(tokens[0], caller.Session(), now) {
-			fail(w, http.StatusUnauthorized)
+			h.fail(w, http.StatusUnauthorized)
 			return
 		}
+	} else if h.tokens {
+		h.refusals.log(source, source.String(), http.StatusUnauthorized, errNoToken)
+		h.fail(w, http.StatusUnauthorized)
+		return
 	}
 	switch to {
 	case roleDocument:
@@ -128,11 +150,30 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		answer(w, "info\nsecurity-credentials/")
 	case forward:
+		if h.denied(path) {
+			h.refusals.log(source, source.String(), http.StatusNotFound, fmt.Errorf("%s is denied by --metadata-deny", path))
+			h.fail(w, http.StatusNotFound)
+			return
+		}
 		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
 		h.upstream.ServeHTTP(w, r)
 	default:
 		fail(w, http.StatusNotFound)
 	}
+}
+
+var errNoToken = errors.New("a request without a session token, where --imds-v2 requires one")
+
+// denied tells whether a path is one of those that pods must not see, with and without the slash at its end.
+func (h *Handler) denied(path string) bool {
+	bare := strings.TrimSuffix(path, "/")
+	return slices.ContainsFunc(h.deny, func(d *regexp.Regexp) bool { return d.MatchString(path) || d.MatchString(bare) })
+}
+
+// fail is fail, counted.
+func (h *Handler) fail(w http.ResponseWriter, status int) {
+	h.refused(status)
+	fail(w, status)
 }
 
 const (
@@ -208,15 +249,16 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, source netip.Ad
 	refusal, ok := errors.AsType[Refusal](err)
 	if !ok {
 		h.refusals.log(source, source.String(), http.StatusInternalServerError, err)
-		fail(w, http.StatusInternalServerError)
+		h.fail(w, http.StatusInternalServerError)
 		return
 	}
 	status := refusal.HTTPStatus()
 	h.refusals.log(source, refusal.Subject(), status, err)
 	if status != http.StatusOK {
-		fail(w, status)
+		h.fail(w, status)
 		return
 	}
+	h.refused(status)
 	code, message := refusal.Document()
 	answer(w, failureDocument(code, message, time.Now()))
 }

@@ -69,10 +69,10 @@ type service struct {
 	upstream []string
 }
 
-func serve(t *testing.T, b *fakeCaller) *service {
+func serve(t *testing.T, b *fakeCaller, with ...func(*Config)) *service {
 	t.Helper()
 	s := &service{log: new(bytes.Buffer)}
-	h := NewHandler(Config{
+	config := Config{
 		Caller: func(netip.Addr, time.Time) Caller { return b }, Sessions: NewSessions(NewKey()), Log: slog.New(slog.NewTextHandler(s.log, nil)),
 		Upstream: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			s.mu.Lock()
@@ -80,8 +80,11 @@ func serve(t *testing.T, b *fakeCaller) *service {
 			s.upstream = append(s.upstream, r.URL.RequestURI())
 			io.WriteString(w, "upstream")
 		}),
-	})
-	s.Server = httptest.NewUnstartedServer(h)
+	}
+	for _, change := range with {
+		change(&config)
+	}
+	s.Server = httptest.NewUnstartedServer(NewHandler(config))
 	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		return ConnContext(ctx, &conn{TCPConn: c.(*net.TCPConn), source: netip.MustParseAddr("10.0.0.1")})
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,16 +20,23 @@ type Destinations func(source netip.Addr, destination netip.AddrPort) bool
 // Listener accepts only connections that this node's rules redirected: it asks the kernel where each was bound for
 // originally, and what was dialled here directly is reset before a byte is read. So nobody on the network can dial the proxy
 // and claim an address.
+//
+// A pod may have maxConnections at a time; one more is reset.
 type Listener struct {
 	net.Listener
 	allowed Destinations
 	refused func()
 	log     *slog.Logger
+	shares  *shares
 }
+
+// maxConnections is more than the processes of a pod have with it, whose SDKs keep one each at most. A connection costs some
+// 10 KB.
+const maxConnections = 256
 
 // NewListener is a Listener over a TCP listener. refused is called for each connection that was not let through.
 func NewListener(l net.Listener, allowed Destinations, refused func(), log *slog.Logger) *Listener {
-	return &Listener{Listener: l, allowed: allowed, refused: refused, log: log}
+	return &Listener{Listener: l, allowed: allowed, refused: refused, log: log, shares: newShares(maxConnections)}
 }
 
 // Accept implements net.Listener.
@@ -45,11 +53,15 @@ func (l *Listener) Accept() (net.Conn, error) {
 		}
 		source := addrPort(tcp.RemoteAddr())
 		destination, err := originalDestination(tcp)
-		if err == nil && l.allowed(source.Addr(), destination) {
+		switch {
+		case err != nil || !l.allowed(source.Addr(), destination):
+			l.log.Debug("connection refused: it was not redirected", "source", source, "destination", destination, "error", err)
+		case !l.shares.take(source.Addr()):
+			l.log.Debug("connection refused: its pod has too many", "source", source)
+		default:
 			boundWrites(tcp)
-			return &conn{TCPConn: tcp, source: source.Addr()}, nil
+			return &conn{TCPConn: tcp, source: source.Addr(), closed: sync.OnceFunc(func() { l.shares.give(source.Addr()) })}, nil
 		}
-		l.log.Debug("connection refused: it was not redirected", "source", source, "destination", destination, "error", err)
 		l.refused()
 		tcp.SetLinger(0) // a reset: whoever dialled sees at once that nobody serves here
 		tcp.Close()
@@ -75,6 +87,15 @@ func boundWrites(c *net.TCPConn) {
 type conn struct {
 	*net.TCPConn
 	source netip.Addr
+	closed func() // may be nil
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	if c.closed != nil {
+		defer c.closed()
+	}
+	return c.TCPConn.Close()
 }
 
 type sourceKey struct{}

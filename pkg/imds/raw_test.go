@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // backend is the node's metadata service behind the real Upstream; it writes down each request that reaches it.
@@ -127,6 +129,7 @@ func FuzzRawRequestsNeverReachCredentials(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	upstream.paces = newPaces(rate.Inf, 1) // each request is to be seen
 	caller := &fakeCaller{session: "uid", role: "own", err: &refusal{status: http.StatusNotFound}}
 	h := NewHandler(Config{
 		Caller: func(netip.Addr, time.Time) Caller { return caller }, Sessions: NewSessions(NewKey()), Upstream: upstream, Log: log,

@@ -21,6 +21,9 @@ type Upstream struct {
 	client *http.Client
 	log    *slog.Logger
 	slots  chan struct{}
+	shares *shares // of the slots, by the pod's address
+	paces  *paces
+	kept   kept
 
 	mu      sync.Mutex
 	token   string // empty where the service has no version 2
@@ -34,6 +37,11 @@ const (
 	upstreamTime = 5 * time.Second
 	// upstreamSlots bounds the exchanges at a time: the service serves the whole node.
 	upstreamSlots = 16
+	// upstreamShare is how many of them one pod may have.
+	upstreamShare = 4
+	// upstreamPace and upstreamBurst bound how often one pod may have the service asked, which allows the node 1024 packets a
+	// second for this, DNS and NTP together (Amazon VPC User Guide, "Amazon DNS server", quotas).
+	upstreamPace, upstreamBurst = 10, 50
 	// maxUpstreamBody bounds an answer; the largest real one, user data, has 16 KiB.
 	maxUpstreamBody = 1 << 20
 	// maxSmallBody bounds an answer that is read whole.
@@ -62,48 +70,84 @@ func NewUpstream(address string, log *slog.Logger) (*Upstream, error) {
 			Timeout:       upstreamTime,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		slots: make(chan struct{}, upstreamSlots),
+		slots: make(chan struct{}, upstreamSlots), shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
 	}, nil
 }
 
 // URL is the service's address as a URL.
 func (u *Upstream) URL() string { return u.base.String() }
 
-// ServeHTTP answers with what the service says, streamed and bounded.
+// ServeHTTP answers with what the service says, streamed and bounded. A pod that asks too often, or too much at once, is told to
+// come again later, by a status that SDKs do so at.
 func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	res, done, err := u.do(r.Context(), r.Method, r.URL.Path)
-	if err != nil {
-		if r.Context().Err() == nil {
-			u.log.Warn("the node's metadata service does not answer", "path", r.URL.Path, "error", err)
-		}
-		fail(w, http.StatusInternalServerError)
+	source, _ := sourceOf(r.Context())
+	keeps := lasts(r.URL.Path)
+	if keeps && u.kept.get(r.URL.Path, time.Now()) != nil {
+		u.serveKept(w, r) // costs the service nothing
 		return
 	}
-	defer done()
-	switch {
-	case res.StatusCode == http.StatusNotFound:
+	if !u.shares.take(source) {
+		fail(w, http.StatusServiceUnavailable)
+		return
+	}
+	defer u.shares.give(source)
+	if !u.paces.allow(source, time.Now()) {
+		fail(w, http.StatusServiceUnavailable)
+		return
+	}
+	if keeps {
+		u.serveKept(w, r)
+		return
+	}
+	u.pass(w, r)
+}
+
+// strange is an error of the service. A redirection is followed by no SDK, and what the service holds against the proxy's own
+// session or pace (401, 403, 429) is nothing that the pod did: to its SDK a 401 would mean its session with us.
+type strange int
+
+func (s strange) Error() string { return fmt.Sprintf("it answered with status %d", int(s)) }
+
+// failed answers where there is nothing to pass on.
+func (u *Upstream) failed(w http.ResponseWriter, r *http.Request, err error) {
+	if err == strange(http.StatusNotFound) {
 		fail(w, http.StatusNotFound)
 		return
-	case res.StatusCode != http.StatusOK:
-		// A redirection is followed by no SDK, and what the service holds against the proxy's own session or pace (401, 403,
-		// 429) is nothing that the pod did: to its SDK a 401 would mean its session with us.
-		u.log.Warn("the node's metadata service answered strangely", "path", r.URL.Path, "status", res.StatusCode)
-		fail(w, http.StatusInternalServerError)
-		return
-	case res.ContentLength > maxUpstreamBody:
-		u.log.Warn("the node's metadata service answered too much", "path", r.URL.Path, "bytes", res.ContentLength)
-		fail(w, http.StatusInternalServerError)
-		return
 	}
-	header := w.Header()
+	if r.Context().Err() == nil {
+		u.log.Warn("the node's metadata service does not answer as it should", "path", r.URL.Path, "error", err)
+	}
+	fail(w, http.StatusInternalServerError)
+}
+
+// passOn copies what pods may see of an answer's header.
+func passOn(header http.Header, res *http.Response, length int64) {
 	for _, name := range []string{"Content-Type", "Last-Modified", "Etag", "Accept-Ranges"} {
 		if v, ok := res.Header[name]; ok {
 			header[name] = v[:1]
 		}
 	}
-	if res.ContentLength >= 0 {
-		header["Content-Length"] = []string{strconv.FormatInt(res.ContentLength, 10)}
+	if length >= 0 {
+		header["Content-Length"] = []string{strconv.FormatInt(length, 10)}
 	}
+}
+
+func (u *Upstream) pass(w http.ResponseWriter, r *http.Request) {
+	res, done, err := u.do(r.Context(), r.Method, r.URL.Path)
+	if err != nil {
+		u.failed(w, r, err)
+		return
+	}
+	defer done()
+	switch {
+	case res.StatusCode != http.StatusOK:
+		u.failed(w, r, strange(res.StatusCode))
+		return
+	case res.ContentLength > maxUpstreamBody:
+		u.failed(w, r, fmt.Errorf("it answered with %d bytes", res.ContentLength))
+		return
+	}
+	passOn(w.Header(), res, res.ContentLength)
 	// A long answer does not fit into the kernel's buffers: a client that takes it drop by drop holds a slot.
 	control := http.NewResponseController(w)
 	control.SetWriteDeadline(time.Now().Add(upstreamTime))

@@ -3,6 +3,7 @@ package metrics
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ type Metrics struct {
 	hits     prometheus.Counter
 	misses   prometheus.Counter
 	refused  prometheus.Counter
+	refusals *prometheus.CounterVec
 }
 
 // New is a registry with every metric in it. pods and synced are asked at each scrape.
@@ -40,15 +42,19 @@ func New(version, commit, date string, pods func() int, synced func() bool) *Met
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: "http", Name: "connections_refused_total",
-			Help: "Connections that were reset because no rule of this node had redirected them.",
+			Help: "Connections that were reset: no rule of this node had redirected them, or their pod had too many.",
 		}),
 	}
+	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Subsystem: "http", Name: "refusals_total",
+		Help: "Requests of pods that were refused, by the status of the answer; 200 is a document that says why.",
+	}, []string{"status"})
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "info", Help: "Always 1; the labels tell which build runs.",
 		ConstLabels: prometheus.Labels{"version": version, "commit_hash": commit, "build_date": date},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.assumed, m.hits, m.misses, m.refused, info,
+	m.registry.MustRegister(m.assumed, m.hits, m.misses, m.refused, m.refusals, info,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "pods", Help: "Pods of this node that are known.",
 		}, func() float64 { return float64(pods()) }),
@@ -84,5 +90,8 @@ func (m *Metrics) Asked(hit bool) {
 	m.misses.Inc()
 }
 
-// ConnectionRefused counts a connection that was not redirected.
+// Refused counts a request that was refused with a status, of which there are a handful.
+func (m *Metrics) Refused(status int) { m.refusals.WithLabelValues(strconv.Itoa(status)).Inc() }
+
+// ConnectionRefused counts a connection that was reset.
 func (m *Metrics) ConnectionRefused() { m.refused.Inc() }

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
@@ -21,11 +20,11 @@ const (
 	credentials  = "/latest/meta-data/iam/security-credentials/bench"
 )
 
-// cachedCredentials is the throughput of the cached credential document with a valid session token, over veth and DNAT, by 8
-// keep-alive connections; the baseline is a bare net/http handler that writes the same bytes on the same path. The two pods
-// differ in nothing but the port that their requests are redirected to.
+// cachedCredentials is the throughput of the cached credential document with a valid session token, and of requests for a
+// token, over veth and DNAT, by 8 keep-alive connections; the baseline is a bare net/http handler that writes as many bytes on
+// the same path. The two pods differ in nothing but the port that their requests are redirected to.
 func cachedCredentials(ctx context.Context, tools testbed.Tools, progress io.Writer) (_ []figure, err error) {
-	fmt.Fprintf(progress, "cached credentials: %d rounds of %s\n", rounds, 2*loadTime)
+	fmt.Fprintf(progress, "cached credentials and tokens: %d rounds of %s\n", rounds, 4*loadTime)
 	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "bridge", Chain: []testbed.Entry{testbed.Kube2IAM("auto")}})
 	if err != nil {
 		return nil, err
@@ -60,32 +59,55 @@ func cachedCredentials(ctx context.Context, tools testbed.Tools, progress io.Wri
 	if err != nil {
 		return nil, err
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
+		if r.Method == http.MethodPut {
+			io.WriteString(w, token)
+			return
+		}
 		io.WriteString(w, document)
 	})}
 	go server.Serve(listener)
 	defer server.Close()
 
-	var ratios, absolute []float64
+	get := []string{http.MethodGet, credentials, "X-aws-ec2-metadata-token: " + token}
+	put := []string{http.MethodPut, "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: 21600\r\nContent-Length: 0"}
+	documents, err := inTurns(ctx, bed, ours, bare, get)
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := inTurns(ctx, bed, ours, bare, put)
+	if err != nil {
+		return nil, err
+	}
+	return []figure{
+		{"credentials_cached_vs_nethttp", documents.rate, "ratio"},
+		{"credentials_cached_p99_vs_nethttp", documents.p99, "ratio"},
+		{"credentials_cached_per_second", documents.perSecond, "requests/s"},
+		{"token_put_vs_nethttp", tokens.rate, "ratio"},
+	}, nil
+}
+
+// compared is how the proxy did against the baseline: medians of each round's ratio.
+type compared struct{ rate, p99, perSecond float64 }
+
+func inTurns(ctx context.Context, bed *testbed.Bed, ours, bare *testbed.Sandbox, request []string) (compared, error) {
+	var ratios, slow, absolute []float64
 	for round := range rounds + 1 {
-		var rates [2]float64
+		var rates, p99s [2]float64
 		for turn := range 2 {
 			i := (round + turn) % 2
-			if rates[i], err = rate(ctx, bed, []*testbed.Sandbox{ours, bare}[i], token); err != nil {
-				return nil, err
+			var err error
+			if rates[i], p99s[i], err = rate(ctx, bed, []*testbed.Sandbox{ours, bare}[i], request); err != nil {
+				return compared{}, err
 			}
 		}
 		if round == 0 {
 			continue // warming up
 		}
-		ratios = append(ratios, rates[0]/rates[1])
-		absolute = append(absolute, rates[0])
+		ratios, slow, absolute = append(ratios, rates[0]/rates[1]), append(slow, p99s[0]/p99s[1]), append(absolute, rates[0])
 	}
-	return []figure{
-		{"credentials_cached_vs_nethttp", median(ratios), "ratio"},
-		{"credentials_cached_per_second", median(absolute), "requests/s"},
-	}, nil
+	return compared{median(ratios), median(slow), median(absolute)}, nil
 }
 
 func ask(ctx context.Context, pod *testbed.Sandbox, method, path, header, value string) (string, error) {
@@ -106,15 +128,17 @@ func ask(ctx context.Context, pod *testbed.Sandbox, method, path, header, value 
 	return string(body), err
 }
 
-// rate runs this program's load in the pod's network namespace and reads its answer, requests per second.
-func rate(ctx context.Context, bed *testbed.Bed, pod *testbed.Sandbox, token string) (float64, error) {
+// rate runs this program's load in the pod's network namespace and reads its answer: requests per second, and the 99th
+// percentile of their time.
+func rate(ctx context.Context, bed *testbed.Bed, pod *testbed.Sandbox, request []string) (perSecond, p99 float64, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	out, err := pod.Netns.Run(ctx, bed.ClientEnv(), self, "load", credentials, token)
+	out, err := pod.Netns.Run(ctx, bed.ClientEnv(), self, append([]string{"load"}, request...)...)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return strconv.ParseFloat(strings.TrimSpace(out), 64)
+	_, err = fmt.Sscan(out, &perSecond, &p99)
+	return perSecond, p99, err
 }

@@ -18,8 +18,8 @@ import (
 func main() {
 	// Parts of a measurement that must be a process of their own.
 	switch args := os.Args[1:]; {
-	case len(args) == 3 && args[0] == "load":
-		os.Exit(load(args[1], args[2], os.Stdout))
+	case len(args) == 4 && args[0] == "load":
+		os.Exit(load(args[1], args[2], args[3], os.Stdout))
 	case len(args) >= 3 && args[0] == "trace":
 		os.Exit(trace(args[1], args[2:], os.Stderr))
 	}

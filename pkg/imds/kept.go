@@ -1,0 +1,121 @@
+package imds
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+)
+
+// kept are answers of the service that do not change while the instance runs: they are kept for a moment, and of those who ask
+// at once one asks the service for all.
+type kept struct {
+	flights singleflight.Group
+
+	mu      sync.Mutex
+	answers map[string]*keptAnswer
+}
+
+type keptAnswer struct {
+	header http.Header
+	body   []byte
+	until  time.Time
+}
+
+const (
+	// keptFor is how long an answer is kept.
+	keptFor = time.Minute
+	// maxKept bounds one; the largest, the identity document, has half a kilobyte.
+	maxKept = 16 << 10
+)
+
+// lasting are the paths that are kept, below /latest: other versions have the same, and are asked for by few. The list bounds how
+// much is kept.
+var lasting = map[string]bool{
+	"dynamic/instance-identity/document":       true,
+	"meta-data/ami-id":                         true,
+	"meta-data/instance-id":                    true,
+	"meta-data/instance-life-cycle":            true,
+	"meta-data/instance-type":                  true,
+	"meta-data/placement/availability-zone":    true,
+	"meta-data/placement/availability-zone-id": true,
+	"meta-data/placement/region":               true,
+	"meta-data/services/domain":                true,
+	"meta-data/services/partition":             true,
+}
+
+func lasts(path string) bool {
+	rest, ok := strings.CutPrefix(path, "/latest/")
+	return ok && lasting[strings.TrimSuffix(rest, "/")]
+}
+
+// serveKept answers with what is kept, or asks for it.
+func (u *Upstream) serveKept(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.Path
+	a := u.kept.get(path, time.Now())
+	if a == nil {
+		flight := u.kept.flights.DoChan(path, func() (any, error) {
+			// It is everybody's: it must not end because the client that happened to begin it went away. Its time is bounded by
+			// the client.
+			return u.keep(context.WithoutCancel(r.Context()), path)
+		})
+		select {
+		case <-r.Context().Done():
+			fail(w, http.StatusInternalServerError)
+			return
+		case res := <-flight:
+			if res.Err != nil {
+				u.failed(w, r, res.Err)
+				return
+			}
+			a = res.Val.(*keptAnswer)
+		}
+	}
+	header := w.Header()
+	for name, value := range a.header {
+		header[name] = value
+	}
+	w.Write(a.body)
+}
+
+func (k *kept) get(path string, now time.Time) *keptAnswer {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if a := k.answers[path]; a != nil && now.Before(a.until) {
+		return a
+	}
+	return nil
+}
+
+// keep asks for an answer and keeps it. Only a success is kept.
+func (u *Upstream) keep(ctx context.Context, path string) (*keptAnswer, error) {
+	res, done, err := u.do(ctx, http.MethodGet, path)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if res.StatusCode != http.StatusOK {
+		return nil, strange(res.StatusCode)
+	}
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxKept+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxKept {
+		return nil, fmt.Errorf("more than %d bytes", maxKept)
+	}
+	a := &keptAnswer{header: make(http.Header), body: body, until: time.Now().Add(keptFor)}
+	passOn(a.header, res, int64(len(body)))
+	u.kept.mu.Lock()
+	defer u.kept.mu.Unlock()
+	if u.kept.answers == nil {
+		u.kept.answers = make(map[string]*keptAnswer)
+	}
+	u.kept.answers[path] = a
+	return a, nil
+}

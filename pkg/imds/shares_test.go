@@ -1,0 +1,264 @@
+package imds
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var podA, podB = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+
+// askFrom is a request of a pod's.
+func askFrom(u *Upstream, source netip.Addr, method, path string) *http.Response {
+	r := httptest.NewRequest(method, path, nil)
+	r = r.WithContext(ConnContext(r.Context(), &conn{source: source}))
+	w := httptest.NewRecorder()
+	u.ServeHTTP(w, r)
+	return w.Result()
+}
+
+// TestIMDS28LastingAnswersAreAskedForOnce holds that what does not change is asked for once in a while, for all pods, and that
+// what may change, is denied or fails is not kept. The time is that of the test's bubble.
+func TestIMDS28LastingAnswersAreAskedForOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		status := http.StatusOK
+		u := &Upstream{
+			client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				if r.Method == http.MethodPut {
+					return response(200, "token"), nil
+				}
+				asked.Add(1)
+				return response(status, "i-1"), nil
+			})},
+			log: slog.New(slog.DiscardHandler), slots: make(chan struct{}, upstreamSlots),
+			shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
+		}
+		times := func(want int64, what string) {
+			t.Helper()
+			if got := asked.Swap(0); got != want {
+				t.Errorf("%s: asked %d times, want %d", what, got, want)
+			}
+		}
+		const id = "/latest/meta-data/instance-id"
+		for range 200 {
+			for _, pod := range []netip.Addr{podA, podB} {
+				if res := askFrom(u, pod, http.MethodGet, id); res.StatusCode != 200 || bodyOf(res) != "i-1" || res.Header.Get("Content-Length") != "3" || res.Header.Get("Content-Type") != "text/plain" {
+					t.Fatalf("%d %v", res.StatusCode, res.Header)
+				}
+			}
+		}
+		times(1, "within a moment")
+		time.Sleep(keptFor)
+		askFrom(u, podA, http.MethodGet, id)
+		times(1, "after the moment")
+
+		for range 5 {
+			askFrom(u, podA, http.MethodGet, "/latest/meta-data/spot/instance-action")
+		}
+		times(5, "what may change")
+		for range 3 {
+			askFrom(u, podA, http.MethodGet, "/2021-07-15/meta-data/instance-id")
+		}
+		times(3, "another version, of which there are many")
+
+		status = http.StatusNotFound
+		for range 3 {
+			if res := askFrom(u, podA, http.MethodGet, "/latest/meta-data/ami-id"); res.StatusCode != 404 {
+				t.Errorf("not found: %d", res.StatusCode)
+			}
+		}
+		times(3, "what is not found")
+		status = http.StatusInternalServerError
+		if res := askFrom(u, podA, http.MethodGet, "/latest/meta-data/ami-id"); res.StatusCode != 500 {
+			t.Errorf("failed: %d", res.StatusCode)
+		}
+		times(1, "what fails")
+	})
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func response(status int, body string) *http.Response {
+	return &http.Response{StatusCode: status, ContentLength: int64(len(body)), Header: http.Header{"Content-Type": {"text/plain"}, "X-Internal": {"1"}}, Body: io.NopCloser(strings.NewReader(body))}
+}
+
+// TestIMDS28ManyAtOnceAreOneQuestion has pods ask at once for what nobody has asked for yet, and the first of them leave.
+func TestIMDS28ManyAtOnceAreOneQuestion(t *testing.T) {
+	var asked atomic.Int64
+	answer := make(chan struct{})
+	_, u := newNode(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		<-answer
+		text("i-1")(w, r)
+	})
+	ctx, leave := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	ask := func(ctx context.Context, pod netip.Addr) {
+		r := httptest.NewRequest(http.MethodGet, "/latest/meta-data/instance-id", nil)
+		w := httptest.NewRecorder()
+		u.ServeHTTP(w, r.WithContext(ConnContext(ctx, &conn{source: pod})))
+		if res := w.Result(); ctx.Err() == nil && (res.StatusCode != 200 || bodyOf(res) != "i-1") {
+			t.Errorf("%s: %d", pod, res.StatusCode)
+		}
+	}
+	done.Go(func() { ask(ctx, podA) })
+	for asked.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	next := podB
+	for range 50 {
+		pod := next
+		done.Go(func() { ask(context.WithoutCancel(t.Context()), pod) })
+		next = pod.Next()
+	}
+	leave()
+	close(answer)
+	done.Wait()
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestOnePodCannotUseUpTheService has a pod ask without an end, and hold answers open: it is told to come later, and its neighbour
+// is served.
+func TestOnePodCannotUseUpTheService(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := &Upstream{
+			client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+				if strings.HasSuffix(r.URL.Path, "slow") {
+					<-r.Context().Done()
+					return nil, r.Context().Err()
+				}
+				return response(200, "x"), nil
+			}), Timeout: upstreamTime},
+			log: slog.New(slog.DiscardHandler), slots: make(chan struct{}, upstreamSlots),
+			shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
+		}
+		statuses := make(map[int]int)
+		for range 1000 {
+			statuses[askFrom(u, podA, http.MethodGet, "/latest/meta-data/x").StatusCode]++
+		}
+		if statuses[200] != upstreamBurst || statuses[503] != 1000-upstreamBurst {
+			t.Errorf("a thousand at once: %v", statuses)
+		}
+		if res := askFrom(u, podB, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 200 {
+			t.Errorf("its neighbour: %d", res.StatusCode)
+		}
+		time.Sleep(time.Second)
+		statuses = make(map[int]int)
+		for range 100 {
+			statuses[askFrom(u, podA, http.MethodGet, "/latest/meta-data/x").StatusCode]++
+		}
+		if statuses[200] != upstreamPace {
+			t.Errorf("a second later: %v", statuses)
+		}
+
+		time.Sleep(time.Minute)
+		var held sync.WaitGroup
+		for range upstreamSlots {
+			held.Go(func() { askFrom(u, podA, http.MethodGet, "/latest/meta-data/slow") })
+		}
+		synctest.Wait()
+		if res := askFrom(u, podA, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 503 {
+			t.Errorf("with all of its share in use: %d", res.StatusCode)
+		}
+		if res := askFrom(u, podB, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 200 {
+			t.Errorf("its neighbour: %d", res.StatusCode)
+		}
+		held.Wait()
+		if len(u.shares.held) > 0 {
+			t.Errorf("still held: %v", u.shares.held)
+		}
+	})
+}
+
+// TestPacesAreBounded has more sources come than are remembered.
+func TestPacesAreBounded(t *testing.T) {
+	p := newPaces(upstreamPace, upstreamBurst)
+	now := time.Now()
+	source := podA
+	for range 10 * maxPaces {
+		p.allow(source, now)
+		source = source.Next()
+		if len(p.sources) > maxPaces {
+			t.Fatalf("%d remembered", len(p.sources))
+		}
+	}
+	// Who rests is forgotten before who does not.
+	p = newPaces(upstreamPace, upstreamBurst)
+	source = podA
+	for range maxPaces {
+		p.allow(source, now)
+		source = source.Next()
+	}
+	for range upstreamBurst {
+		p.allow(podA, now)
+	}
+	p.allow(source, now.Add(time.Second))
+	if len(p.sources) != 2 || p.allow(podA, now) {
+		t.Errorf("%d remembered", len(p.sources))
+	}
+}
+
+// TestOnePodCannotTakeAllConnections holds how many one address may have open; what it closes it may open again.
+func TestOnePodCannotTakeAllConnections(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := make(chan struct{}, 100)
+	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
+	l.shares = newShares(3)
+	defer l.Close()
+	accepted := make(chan net.Conn, 100)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	dial := func() {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			return // reset sooner than this end saw the connection
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	var open []net.Conn
+	for range 3 {
+		dial()
+		open = append(open, <-accepted)
+	}
+	for range 5 {
+		dial()
+		<-refused
+	}
+	open[0].Close()
+	open[0].Close() // once more, as net/http may: it gives no second place
+	dial()
+	open[0] = <-accepted
+	dial()
+	<-refused
+	for _, c := range open {
+		c.Close()
+	}
+	if len(l.shares.held) > 0 {
+		t.Errorf("still held: %v", l.shares.held)
+	}
+}
