@@ -2,9 +2,10 @@
 # Builds the programs that the demo, the suites and the benchmark run, and prints the directories that hold them on its
 # last line, joined by ':' as in PATH.
 #
-#   scripts/build-test-tools.sh [external]
+#   scripts/build-test-tools.sh [external|clients]
 #
 # "external" leaves this repository's own programs out: it builds what other projects make, which is kept from then on.
+# "clients" builds users' programs with the AWS SDKs (test/clients) alone.
 # Everything goes to ${XDG_CACHE_HOME:-$HOME/.cache}/kube2iam-cni/bin, outside the repository.
 set -euo pipefail
 
@@ -48,6 +49,19 @@ external() {
 }
 
 directories=()
+if [[ ${1:-} == clients ]]; then
+  # By what it is built from, which is a module of its own: so the SDKs are compiled and linked once.
+  clients=$cache/clients-$(cat "$repository"/test/clients/go.* "$repository"/test/clients/*.go | sha256sum | cut -c 1-12)
+  if [[ ! -d $clients ]]; then
+    say "building users' programs with the AWS SDKs (once)"
+    temporary=$(mktemp -d "$cache/.build.XXXXXX")
+    in_group env -C "$repository/test/clients" go build -buildvcs=false -ldflags '-s -w' -o "$temporary/clients" .
+    chmod 755 "$temporary"
+    mv "$temporary" "$clients"
+  fi
+  echo "$clients"
+  exit
+fi
 external "plugins-$plugins-2" \
   "github.com/containernetworking/plugins/plugins/main/bridge@$plugins" \
   "github.com/containernetworking/plugins/plugins/main/ptp@$plugins" \

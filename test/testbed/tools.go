@@ -20,12 +20,19 @@ type Tools []string
 // BuildTools builds the programs by scripts/build-test-tools.sh, which says on standard error what takes long. External
 // leaves out this repository's own.
 func BuildTools(ctx context.Context, external bool) (Tools, error) {
+	if external {
+		return build(ctx, "external")
+	}
+	return build(ctx)
+}
+
+// BuildClients builds users' programs with the AWS SDKs (test/clients).
+func BuildClients(ctx context.Context) (Tools, error) { return build(ctx, "clients") }
+
+func build(ctx context.Context, args ...string) (Tools, error) {
 	_, here, _, _ := runtime.Caller(0)
 	script := filepath.Join(filepath.Dir(here), "..", "..", "scripts", "build-test-tools.sh")
-	cmd := exec.CommandContext(ctx, script)
-	if external {
-		cmd.Args = append(cmd.Args, "external")
-	}
+	cmd := exec.CommandContext(ctx, script, args...)
 	cmd.Stderr = os.Stderr
 	// The script ends what it started; SIGKILL would leave that running.
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
