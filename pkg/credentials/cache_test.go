@@ -77,7 +77,7 @@ func TestLeaderThatLeavesHarmsNobody(t *testing.T) {
 	})
 }
 
-func TestFlightEndsThoughEverybodyLeft(t *testing.T) {
+func TestIMDS24FlightEndsThoughEverybodyLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: 2 * time.Second}
 		c := running(t, sts, Config{})
@@ -142,7 +142,7 @@ func TestErrorOfOneIsNotTheRightfulOwners(t *testing.T) {
 	})
 }
 
-func TestHeldCredentialsNeverRunShort(t *testing.T) {
+func TestIMDS23HeldCredentialsNeverRunShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: 100 * time.Millisecond}
 		c := running(t, sts, Config{})

@@ -86,8 +86,8 @@ func TestUnmodifiedClients(t *testing.T) {
 	})
 }
 
-// TestOtherMetadata is what of the instance arrives in a pod, by the proxy, whose requests are the only ones.
-func TestOtherMetadata(t *testing.T) {
+// TestIMDS26OtherMetadata is what of the instance arrives in a pod, by the proxy, whose requests are the only ones.
+func TestIMDS26OtherMetadata(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
 		pod := n.run("curious", "app")

@@ -1,0 +1,101 @@
+package netns
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// servedAtOnce asks for a pod's credentials until stop, as a program of many does, and tells how often; each answer must come
+// within a few tries of an SDK, on however busy a machine this runs.
+func (n *node) servedAtOnce(s *testbed.Sandbox, role string, stop <-chan struct{}) (times int) {
+	for {
+		select {
+		case <-stop:
+			return times
+		default:
+		}
+		if got := n.requestWithin(5*time.Second, s, http.MethodGet, credentials+role); got.status != http.StatusOK {
+			n.t.Errorf("%s, while its neighbour is busy: %s", s.Name, got)
+			return times
+		}
+		times++
+	}
+}
+
+// TestOnePodCannotStarveItsNeighbour has a pod open ten thousand connections, then hold as many as it may without saying what it
+// wants, and ask for other metadata without an end. Its neighbour is served at once through it all, and so is the pod when it
+// has stopped.
+func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
+	onFew(t, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		greedy, neighbour := n.run("greedy", "app"), n.run("neighbour", "other")
+		n.wantOwn(greedy, "app")
+		n.wantOwn(neighbour, "other")
+		for name, attack := range map[string]func(){
+			"ten thousand connections": func() { n.dialMany(greedy, 10_000) },
+			"silent connections":       func() { n.dialMany(greedy, 500) },
+			"other metadata": func() {
+				var asking sync.WaitGroup
+				for range 16 {
+					asking.Go(func() {
+						for range 100 {
+							n.get(greedy, "/latest/meta-data/local-ipv4")
+						}
+					})
+				}
+				asking.Wait()
+			},
+		} {
+			stop, times := make(chan struct{}), 0
+			var served sync.WaitGroup
+			served.Go(func() { times = n.servedAtOnce(neighbour, "other", stop) })
+			attack()
+			close(stop)
+			served.Wait()
+			if times == 0 {
+				t.Errorf("%s: the neighbour was never served", name)
+			}
+			t.Logf("%s: the neighbour was served %d times", name, times)
+		}
+		if asked := len(n.IMDS.Requests()); asked > 400 {
+			t.Errorf("the real metadata service was asked %d times", asked)
+		}
+		n.eventually(func() bool { return n.getSoon(greedy, credentials+"app").status == http.StatusOK })
+	})
+}
+
+// dialMany opens connections to the service, a hundred at a time, that say nothing, and holds them until all were opened or
+// refused.
+func (n *node) dialMany(s *testbed.Sandbox, connections int) {
+	n.t.Helper()
+	var left atomic.Int64
+	left.Store(int64(connections))
+	var mu sync.Mutex
+	var open []net.Conn
+	var dialling sync.WaitGroup
+	for range 100 {
+		dialling.Go(func() {
+			for left.Add(-1) >= 0 {
+				c, err := s.Netns.Dial("tcp", testbed.MetadataAddr)
+				if err != nil {
+					continue
+				}
+				io.WriteString(c, "GET / HTTP/1.1\r\nX-Slow: ")
+				mu.Lock()
+				open = append(open, c)
+				mu.Unlock()
+			}
+		})
+	}
+	dialling.Wait()
+	for _, c := range open {
+		c.Close()
+	}
+}
