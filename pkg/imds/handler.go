@@ -96,12 +96,16 @@ var (
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header()["Server"] = serverValue
-	source, ok := sourceOf(r.Context())
+	c, ok := connOf(r.Context())
 	if !ok {
 		h.log.Error("a request without a source address: the server does not use ConnContext")
 		fail(w, http.StatusInternalServerError)
 		return
 	}
+	if r.ContentLength == 0 {
+		c.read()
+	}
+	source := c.source
 	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPut {
 		refuseMethod(w, "GET, HEAD")
 		return

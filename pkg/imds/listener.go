@@ -28,6 +28,7 @@ type Listener struct {
 	refused func()
 	log     *slog.Logger
 	shares  *shares
+	open    *open
 }
 
 // maxConnections is more than the processes of a pod have with it, whose SDKs keep one each at most. A connection costs some
@@ -36,7 +37,7 @@ const maxConnections = 256
 
 // NewListener is a Listener over a TCP listener. refused is called for each connection that was not let through.
 func NewListener(l net.Listener, allowed Destinations, refused func(), log *slog.Logger) *Listener {
-	return &Listener{Listener: l, allowed: allowed, refused: refused, log: log, shares: newShares(maxConnections)}
+	return &Listener{Listener: l, allowed: allowed, refused: refused, log: log, shares: newShares(maxConnections), open: newOpen()}
 }
 
 // Accept implements net.Listener.
@@ -60,7 +61,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 			l.log.Debug("connection refused: its pod has too many", "source", source)
 		default:
 			boundWrites(tcp)
-			return &conn{TCPConn: tcp, source: source.Addr(), closed: sync.OnceFunc(func() { l.shares.give(source.Addr()) })}, nil
+			c := &conn{TCPConn: tcp, source: source.Addr()}
+			c.closed = sync.OnceFunc(func() {
+				l.open.remove(c)
+				l.shares.give(c.source)
+			})
+			l.open.add(c)
+			return c, nil
 		}
 		l.refused()
 		tcp.SetLinger(0) // a reset: whoever dialled sees at once that nobody serves here
@@ -83,34 +90,26 @@ func boundWrites(c *net.TCPConn) {
 	})
 }
 
-// conn is a redirected connection and the address that it came from.
-type conn struct {
-	*net.TCPConn
-	source netip.Addr
-	closed func() // may be nil
-}
+type connKey struct{}
 
-// Close implements net.Conn.
-func (c *conn) Close() error {
-	if c.closed != nil {
-		defer c.closed()
-	}
-	return c.TCPConn.Close()
-}
-
-type sourceKey struct{}
-
-// ConnContext is the http.Server.ConnContext that hands a connection's source address to the Handler.
+// ConnContext is the http.Server.ConnContext that hands a connection to the Handler.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	if c, ok := c.(*conn); ok {
-		return context.WithValue(ctx, sourceKey{}, c.source)
+		return context.WithValue(ctx, connKey{}, c)
 	}
 	return ctx
 }
 
+func connOf(ctx context.Context) (*conn, bool) {
+	c, ok := ctx.Value(connKey{}).(*conn)
+	return c, ok
+}
+
 func sourceOf(ctx context.Context) (netip.Addr, bool) {
-	source, ok := ctx.Value(sourceKey{}).(netip.Addr)
-	return source, ok
+	if c, ok := connOf(ctx); ok {
+		return c.source, true
+	}
+	return netip.Addr{}, false
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

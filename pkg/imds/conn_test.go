@@ -1,0 +1,116 @@
+package imds
+
+import (
+	"bufio"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// limited is a server as the proxy has it, with times that a test can wait for, whose handler is h.
+func limited(t *testing.T, h http.HandlerFunc) (address string, l *Listener) {
+	t.Helper()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, func() {}, slog.New(slog.DiscardHandler))
+	l.open.every = 10 * time.Millisecond
+	s := &http.Server{ConnContext: ConnContext, ReadTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond, Handler: h}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return inner.Addr().String(), l
+}
+
+// TestSlowClientsAreClosed has clients that begin a request and do not end it, that say nothing, that rest, and that send a body
+// without an end.
+func TestSlowClientsAreClosed(t *testing.T) {
+	address, l := limited(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		io.WriteString(w, "done")
+	})
+	for name, says := range map[string]string{
+		"nothing": "", "half a header": "GET / HTTP/1.1\r\nHost:", "a request, and rests": "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+		"a body without an end": "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx",
+	} {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(c, says)
+		if _, err := io.Copy(io.Discard, c); err != nil {
+			t.Errorf("%s: %v, want the connection's end", name, err)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		l.open.mu.Lock()
+		left := len(l.open.conns)
+		l.open.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections are left", left)
+		}
+	}
+}
+
+// TestSlowAnswersAreNotCut has an answer take longer than a request may: who asked has it, and may ask again.
+func TestSlowAnswersAreNotCut(t *testing.T) {
+	address, _ := limited(t, func(w http.ResponseWriter, r *http.Request) {
+		c, _ := connOf(r.Context())
+		c.read() // as Handler does
+		select {
+		case <-time.After(400 * time.Millisecond):
+			io.WriteString(w, "late")
+		case <-r.Context().Done():
+			io.WriteString(w, "ended")
+		}
+	})
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	in := bufio.NewReader(c)
+	for range 2 {
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		res, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err := io.ReadAll(res.Body); string(body) != "late" || err != nil {
+			t.Errorf("%q, %v", body, err)
+		}
+	}
+}
+
+// TestClientThatLeavesEndsItsRequest holds that a request ends with its client, which nobody answers any more.
+func TestClientThatLeavesEndsItsRequest(t *testing.T) {
+	began, ended := make(chan struct{}), make(chan struct{})
+	address, _ := limited(t, func(_ http.ResponseWriter, r *http.Request) {
+		c, _ := connOf(r.Context())
+		c.read()
+		close(began)
+		<-r.Context().Done()
+		close(ended)
+	})
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	<-began
+	c.Close()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the request goes on")
+	}
+}
