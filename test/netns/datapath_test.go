@@ -4,7 +4,6 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -112,9 +111,9 @@ func TestNoVeth(t *testing.T) {
 // needIPVLAN skips a test on a kernel that was built without ipvlan: it says so when it is asked for one.
 func needIPVLAN(t *testing.T) {
 	t.Helper()
-	err := exec.Command("modprobe", "ipvlan").Run()
-	if _, there := os.Stat("/sys/module/ipvlan"); err != nil && there != nil {
-		t.Skip("this kernel has no ipvlan")
+	out, err := exec.Command("unshare", "-n", "sh", "-c", "ip link add veth0 type veth peer name veth1 && ip link add ipvlan0 link veth0 type ipvlan").CombinedOutput()
+	if err != nil && strings.Contains(string(out), "Unknown device type") {
+		t.Skipf("this kernel has no ipvlan: %s", out)
 	}
 }
 

@@ -87,6 +87,12 @@ func (w *wire) claim(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
 	w.send(frame)
 }
 
+// introduce asks by ARP for a pod's address in another's name: who is asked makes an entry of who asks, where it has none yet.
+func (w *wire) introduce(ip netip.Addr, at net.HardwareAddr, toIP netip.Addr) {
+	w.n.t.Helper()
+	w.send(join(broadcast, w.mac, []byte{0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1}, at, ip.AsSlice(), make([]byte, 6), toIP.AsSlice()))
+}
+
 // advertise is a neighbour advertisement that nobody solicited and that overrides what was known (RFC 4861, 4.4), with the
 // address as target and the MAC address as option.
 func (w *wire) advertise(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {

@@ -3,8 +3,6 @@ package netns
 import (
 	"net/http"
 	"os"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -34,61 +32,6 @@ func (n *node) wantQuiet() {
 	if diff := cmp.Diff(records, n.records()); diff != "" {
 		n.t.Errorf("a round with nothing to do changed records (-before +after):\n%s", diff)
 	}
-}
-
-// others makes rules of other programs, in every form, next to where ours are.
-func (n *node) others() {
-	n.t.Helper()
-	for _, form := range []string{"iptables-nft", "iptables-legacy"} {
-		for _, rule := range []string{
-			"-t nat -N KUBE-SERVICES",
-			"-t nat -A PREROUTING -m comment --comment kube -j KUBE-SERVICES",
-			"-t nat -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j DNAT --to-destination 10.200.0.9:6443",
-			"-t nat -A PREROUTING -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
-			"-t filter -A FORWARD -s 10.99.0.0/16 -j ACCEPT",
-			"-t mangle -A POSTROUTING -d 10.99.0.0/16 -j ACCEPT",
-		} {
-			n.onNode(form + " " + rule)
-		}
-	}
-	for _, family := range []string{"bridge", "ip", "ip6", "inet"} {
-		n.onNode("nft add table " + family + " somebody")
-		n.onNode("nft add chain " + family + " somebody early { type filter hook prerouting priority -10 ; }")
-		n.onNode("nft add set " + family + " somebody held4 { type ipv4_addr ; }")
-		n.onNode("nft add element " + family + " somebody held4 { 169.254.169.254, 10.201.0.2 }")
-	}
-	for _, family := range []string{"bridge", "ip", "inet"} {
-		n.onNode("nft add rule " + family + " somebody early ip daddr 169.254.169.254 counter")
-	}
-	n.onNode("nft add table netdev somebody")
-	n.onNode("nft add chain netdev somebody enter { type filter hook ingress device eth0 priority 0 ; }")
-	n.onNode("nft add rule netdev somebody enter ip saddr 169.254.169.254 counter")
-}
-
-var ofOurs = regexp.MustCompile(`(?i)kube2iam`)
-
-// foreign is all that stands of others, but for counters: tables of iptables by its own words, those of nftables by nft's.
-func (n *node) foreign() string {
-	n.t.Helper()
-	var kept []string
-	for _, command := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
-		kept = append(kept, command)
-		for line := range strings.Lines(n.onNode(command + "-save")) {
-			if strings.HasPrefix(line, ":") {
-				line, _, _ = strings.Cut(line, " [")
-			}
-			if !ofOurs.MatchString(line) && !strings.HasPrefix(line, "#") {
-				kept = append(kept, strings.TrimSpace(line))
-			}
-		}
-	}
-	for line := range strings.Lines(n.onNode("nft list tables")) {
-		words := strings.Fields(line) // "table", its family, its name
-		if iptables := slices.Contains([]string{"nat", "filter", "mangle"}, words[2]); !iptables && !ofOurs.MatchString(words[2]) {
-			kept = append(kept, n.onNode("nft -s list "+strings.TrimSpace(line)))
-		}
-	}
-	return strings.Join(kept, "\n")
 }
 
 // TestFlushedRules is a node whose redirections somebody flushes: pods are refused, and have their credentials again after a
@@ -148,54 +91,6 @@ func withoutChains(rules string) string {
 		}
 	}
 	return strings.Join(kept, "\n")
-}
-
-// TestOthersRulesSurvive compares what is others' byte for byte before anything of ours and after everything.
-func TestOthersRulesSurvive(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
-		n.others()
-		before := n.foreign()
-		same := func(after string) {
-			t.Helper()
-			if diff := cmp.Diff(before, n.foreign()); diff != "" {
-				t.Errorf("others' rules after %s (-before +after):\n%s", after, diff)
-			}
-		}
-		n.round()
-		same("the agent's first round")
-		pod := n.run("pod", "app")
-		same("ADD")
-		n.must(n.AddAgain(t.Context(), pod, pod.Result))
-		same("a second ADD")
-		n.unattend(pod)
-		n.round()
-		same("a round that collected")
-		n.must(n.Del(t.Context(), pod.Runtime()))
-		same("a late DEL")
-		stays := n.run("stays", "app")
-		if n.backend == "nftables" {
-			n.onNode("nft delete table ip kube2iam-cni")
-		} else {
-			n.onNode(n.backend + " -t nat -F KUBE2IAM-CNI")
-		}
-		n.round()
-		same("a round that repaired")
-		n.must(n.GC(t.Context()))
-		same("GC")
-		n.wantNoTrace(stays)
-
-		// That it would be seen.
-		for _, change := range []string{
-			"iptables-nft -t nat -D KUBE-SERVICES 1", "iptables-legacy -t mangle -F POSTROUTING", "nft flush chain bridge somebody early",
-			"nft delete element ip6 somebody held4 { 10.201.0.2 }", "nft delete table inet somebody", "nft flush chain netdev somebody enter",
-		} {
-			before := n.foreign()
-			n.onNode(change)
-			if n.foreign() == before {
-				t.Errorf("%s is not seen", change)
-			}
-		}
-	})
 }
 
 // TestReboot is a node whose state directory and rules are gone, and whose pods' sandboxes are new.

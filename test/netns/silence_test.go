@@ -3,6 +3,7 @@ package netns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -111,17 +112,29 @@ func TestSwallowedProbeOfAnADD(t *testing.T) {
 		thief := n.run("thief", "other")
 		wire := n.tap(thief)
 		var added []*testbed.Sandbox
-		during(func() { wire.claim(gateway, wire.mac, broadcast, gateway) }, func() {
-			for _, name := range []string{"one", "two", "three", "four"} {
-				s := n.pending(name, "app")
+		refused := 0
+		poison := func() {
+			next := thief.IP
+			for range 12 { // whichever of them is the next pod's
+				next = next.Next()
+				wire.introduce(gateway, wire.mac, next)
+			}
+		}
+		during(poison, func() {
+			for i := range 8 {
+				s := n.pending(fmt.Sprintf("pod%d", i), "app")
 				if err := n.Add(t.Context(), s); err == nil {
-					n.must(n.KubeAPI.SetStatus("default", name, "Running", s.IP.String()))
+					n.must(n.KubeAPI.SetStatus("default", s.Name, "Running", s.IP.String()))
 					added = append(added, s)
-				} else if !strings.Contains(err.Error(), "did not see a packet") {
-					t.Errorf("%s: %v", name, err)
+				} else if refused++; !strings.Contains(err.Error(), "did not see a packet") {
+					t.Errorf("%s: %v", s.Name, err)
 				}
 			}
 		})
+		// Where bridge-nf is on, netfilter sees frames whichever port they are bound for.
+		if (refused > 0) != n.noBridgeNF {
+			t.Errorf("%d of 8 ADDs were refused", refused)
+		}
 		for _, s := range added {
 			if got := n.record(s, "eth0").Path; got != attachment.PathBridged {
 				t.Errorf("%s is recorded as %s", s.Name, got)
