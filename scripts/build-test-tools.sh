@@ -5,7 +5,7 @@
 #   scripts/build-test-tools.sh [external|clients]
 #
 # "external" leaves this repository's own programs out: it builds what other projects make, which is kept from then on.
-# "clients" builds users' programs with the AWS SDKs (test/clients) alone.
+# "clients" makes users' programs with the AWS SDKs (test/clients) alone.
 # Everything goes to ${XDG_CACHE_HOME:-$HOME/.cache}/kube2iam-cni/bin, outside the repository.
 set -euo pipefail
 
@@ -50,16 +50,33 @@ external() {
 
 directories=()
 if [[ ${1:-} == clients ]]; then
-  # By what it is built from, which is a module of its own: so the SDKs are compiled and linked once.
-  clients=$cache/clients-$(cat "$repository"/test/clients/go.* "$repository"/test/clients/*.go | sha256sum | cut -c 1-12)
-  if [[ ! -d $clients ]]; then
-    say "building users' programs with the AWS SDKs (once)"
-    temporary=$(mktemp -d "$cache/.build.XXXXXX")
-    in_group env -C "$repository/test/clients" go build -buildvcs=false -ldflags '-s -w' -o "$temporary/clients" .
-    chmod 755 "$temporary"
-    mv "$temporary" "$clients"
-  fi
-  echo "$clients"
+  # By what they are made from, which are modules of their own: so the SDKs are compiled and linked, or installed, once.
+  # made NAME FILE... -- COMMAND... runs a command that fills the directory $temporary with what the files make.
+  made() {
+    local name=$1 files=()
+    shift
+    while [[ $1 != -- ]]; do files+=("$1"); shift; done
+    shift
+    local dir=$cache/$name-$(cat "${files[@]}" | sha256sum | cut -c 1-12)
+    if [[ ! -d $dir ]]; then
+      say "making users' programs with the AWS SDKs: ${name#clients-} (once)"
+      temporary=$(mktemp -d "$cache/.build.XXXXXX")
+      "$@"
+      chmod 755 "$temporary"
+      mv "$temporary" "$dir"
+    fi
+    directories+=("$dir")
+  }
+  clients=$repository/test/clients
+  build_go() { in_group env -C "$clients" go build -buildvcs=false -ldflags '-s -w' -o "$temporary/clients" .; }
+  install_js() {
+    cp "$clients"/js/{package.json,package-lock.json,.npmrc,main.mjs} "$temporary"
+    in_group npm --prefix "$temporary" ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel error >&2
+  }
+  command -v npm >/dev/null || { say "npm is missing (Debian packages nodejs and npm)"; exit 1; }
+  made clients-go "$clients"/go.* "$clients"/*.go -- build_go
+  made clients-js "$clients"/js/{package.json,package-lock.json,main.mjs} -- install_js
+  (IFS=:; echo "${directories[*]}")
   exit
 fi
 external "plugins-$plugins-2" \

@@ -8,6 +8,7 @@ need_root
 need_go
 # gcc and libc for the race detector; the rest for the namespace suite and its unmodified clients.
 need gcc libc6-dev iptables nftables iproute2 conntrack kmod curl awscli python3-boto3 strace
+command -v npm >/dev/null || need nodejs npm # of Node.js 18 or later, wherever it comes from
 in_group scripts/lint.sh
 echo "== unit tests, with the race detector"
 in_group go test -race -count=1 $(go list ./... | grep -v /test/netns)

@@ -1,0 +1,169 @@
+package netns
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// client is an unmodified AWS client and what it is like, as ../shared knows it from its makers or by experiment.
+type client struct {
+	name string
+	// command prints an access key ID and a session token, or the ARN that STS knows it by, and again for each line of input.
+	command func(n *node) ([]string, error)
+	// patient ones try again for longer than STS is slow in these tests.
+	patient bool
+	// denied and plain are of what they say where STS refuses the role, and where the pod has none.
+	denied, plain string
+	// put401 and put503 are of what they say where they get no session token; empty where they use version 1 then. get401 is of
+	// what they say where a token ends before its time; empty where they get another.
+	put401, get401 string
+}
+
+var clients = []client{
+	{name: "go-v1", command: built("clients", "go-v1"), patient: true,
+		denied: "AssumeRoleUnauthorizedAccess", plain: "NoCredentialProviders", get401: "401"},
+	{name: "go-v2", command: built("clients", "go-v2"), patient: true,
+		denied: "AssumeRoleUnauthorizedAccess", plain: "StatusCode: 404"},
+	{name: "minio-go", command: built("clients", "minio-go"), patient: true,
+		denied: "STS refused to let the node assume the role", plain: "404", put401: "401", get401: "401"},
+	{name: "js-v3", command: javaScript, denied: "Could not load credentials", plain: "Could not load credentials", get401: "Could not load credentials"},
+	{name: "boto3", command: python, denied: "AssumeRoleUnauthorizedAccess", plain: "no credentials", get401: "no credentials"},
+	{name: "aws-cli", command: awsCLI, denied: "Unable to locate credentials", plain: "Unable to locate credentials", get401: "Unable to locate credentials"},
+}
+
+// onClients runs a test for each client, on a node of its own each.
+func onClients(t *testing.T, test func(t *testing.T, n *node, c client)) {
+	for _, c := range clients {
+		t.Run(c.name, func(t *testing.T) {
+			onThese(t, []setup{setups[7]}, func(t *testing.T, n *node) { test(t, n, c) })
+		})
+	}
+}
+
+var programs = sync.OnceValues(func() (testbed.Tools, error) { return testbed.BuildClients(context.Background()) })
+
+func built(name string, args ...string) func(*node) ([]string, error) {
+	return func(*node) ([]string, error) {
+		tools, err := programs()
+		if err != nil {
+			return nil, err
+		}
+		path, err := tools.Path(name)
+		return append([]string{path}, args...), err
+	}
+}
+
+func javaScript(n *node) ([]string, error) {
+	main, err := built("main.mjs")(n)
+	if err != nil {
+		return nil, err
+	}
+	node, err := exec.LookPath("node")
+	return append([]string{node}, main...), err
+}
+
+func python(*node) ([]string, error) {
+	return []string{"/usr/bin/python3", "-c", `
+import boto3, sys
+boto3.set_stream_logger("botocore.utils") # which says why, to those who ask
+while True:
+    found = boto3.session.Session().get_credentials()
+    if not found:
+        sys.exit("no credentials")
+    found = found.get_frozen_credentials()
+    print(found.access_key, found.token, flush=True)
+    if not sys.stdin.readline():
+        break
+`}, nil
+}
+
+func awsCLI(n *node) ([]string, error) {
+	return []string{"/bin/sh", "-c", `while /usr/bin/aws sts get-caller-identity --endpoint-url "$0" --query Arn --output text; do read -r again || exit 0; done; exit 1`, n.STS.URL()}, nil
+}
+
+// program is a user's program that runs in a pod.
+type program struct {
+	n      *node
+	pod    *testbed.Sandbox
+	in     io.WriteCloser
+	out    *bufio.Reader
+	ended  chan error
+	stderr bytes.Buffer
+}
+
+// starts starts one that gets the pod's credentials by a client.
+func (n *node) starts(pod *testbed.Sandbox, c client) *program {
+	n.t.Helper()
+	command, err := c.command(n)
+	n.must(err)
+	in, input, err := os.Pipe() // a file, so that the program's end waits for nobody to close the other
+	n.must(err)
+	output, out := io.Pipe()
+	p := &program{n: n, pod: pod, in: input, out: bufio.NewReader(output), ended: make(chan error, 1)}
+	go func() {
+		err := pod.Netns.Do(func() error {
+			cmd := exec.CommandContext(n.t.Context(), command[0], command[1:]...)
+			cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = n.ClientEnv(), in, out, &p.stderr
+			cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+			return cmd.Run()
+		})
+		in.Close()
+		out.Close()
+		p.ended <- err
+	}()
+	n.t.Cleanup(func() { input.Close(); output.Close() })
+	return p
+}
+
+// again has it get them anew.
+func (p *program) again() { io.WriteString(p.in, "\n") }
+
+// wantOwn reads what it has got, and wants that to be the pod's own role's.
+func (p *program) wantOwn(role string) {
+	p.n.t.Helper()
+	line, err := p.out.ReadString('\n')
+	if err != nil {
+		p.n.t.Fatalf("%s: %v: %s", p.pod.Name, err, p.failed())
+	}
+	session := p.pod.Namespace + "." + p.pod.Name
+	id, token, _ := strings.Cut(strings.TrimSpace(line), " ")
+	if id == "arn:aws:sts::"+testbed.Account+":assumed-role/"+role+"/"+session {
+		return // STS took them
+	}
+	for _, call := range p.n.STS.Calls() {
+		if call.Issued == id && id != "" && token != "" && call.RoleARN == testbed.RoleBase+role && call.SessionName == session {
+			return
+		}
+	}
+	p.n.t.Errorf("%s has %q, which is not of %s", p.pod.Name, id, role)
+}
+
+// wantFailure wants it to end without credentials, and to say this.
+func (p *program) wantFailure(says string) {
+	p.n.t.Helper()
+	if said := p.failed(); !strings.Contains(said, says) {
+		p.n.t.Errorf("%s said %q, want %q", p.pod.Name, said, says)
+	}
+}
+
+// failed is what it says at its end, after it has found no credentials.
+func (p *program) failed() string {
+	p.n.t.Helper()
+	p.in.Close()
+	go io.Copy(io.Discard, p.out)
+	if err := <-p.ended; err == nil {
+		p.n.t.Errorf("%s found credentials", p.pod.Name)
+	}
+	return p.stderr.String()
+}

@@ -1,0 +1,154 @@
+package netns
+
+import (
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+const (
+	relayMark = 0x6b32
+	tokenPath = "/latest/api/token"
+	ttlHeader = "X-aws-ec2-metadata-token-ttl-seconds"
+	tokenName = "X-aws-ec2-metadata-token"
+)
+
+// relay puts a relay into the pod, between its clients and its redirection, that spoils what the proxy would not: spoil answers a
+// request itself, and tells so, or changes it before it goes on to the proxy.
+func (n *node) relay(pod *testbed.Sandbox, spoil func(w http.ResponseWriter, r *http.Request) bool) {
+	n.t.Helper()
+	for _, command := range [][]string{
+		{"ip", "link", "set", "lo", "up"},
+		{"iptables-nft", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", "169.254.169.254", "--dport", "80", "-m", "mark", "!", "--mark", "0x6b32", "-j", "REDIRECT", "--to-ports", "8000"},
+	} {
+		_, err := pod.Netns.Run(n.t.Context(), n.ClientEnv(), command[0], command[1:]...)
+		n.must(err)
+	}
+	listener, err := pod.Netns.Listen("tcp", "127.0.0.1:8000")
+	n.must(err)
+	marked := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, relayMark) })
+	}}
+	to := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: testbed.MetadataAddr}) },
+		Transport: &http.Transport{
+			DisableCompression: true, DisableKeepAlives: true,
+			Dial: func(network, address string) (c net.Conn, err error) {
+				err = pod.Netns.Do(func() error {
+					c, err = marked.Dial(network, address)
+					return err
+				})
+				return c, err
+			},
+		},
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !spoil(w, r) {
+			to.ServeHTTP(w, r)
+		}
+	})}
+	go server.Serve(listener)
+	n.t.Cleanup(func() { server.Close() })
+}
+
+// token is a session token of the pod's.
+func (n *node) token(pod *testbed.Sandbox, seconds string) string {
+	n.t.Helper()
+	got := n.request(pod, http.MethodPut, tokenPath, ttlHeader, seconds)
+	if got.status != http.StatusOK {
+		n.t.Fatalf("PUT token: %s", got)
+	}
+	return got.body
+}
+
+// TestClientsWithoutTokens has requests for a token refused, or never answered, by something in the pod: the clients that then use
+// version 1 are served by it, and the others say why they are not.
+func TestClientsWithoutTokens(t *testing.T) {
+	onClients(t, func(t *testing.T, n *node, c client) {
+		n.proxy(impatient...)
+		unauthorized, silent := n.run("unauthorized", "app"), n.run("silent", "app")
+		n.relay(unauthorized, func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPut {
+				w.WriteHeader(http.StatusUnauthorized)
+				return true
+			}
+			return false
+		})
+		n.relay(silent, func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPut {
+				<-r.Context().Done()
+				return true
+			}
+			return false
+		})
+		if c.put401 != "" {
+			n.starts(unauthorized, c).wantFailure(c.put401)
+		} else {
+			n.starts(unauthorized, c).wantOwn("app")
+		}
+		n.starts(silent, c).wantOwn("app")
+	})
+}
+
+// TestClientsWithAnEndedToken gives a client a token that has ended by its second use: it gets another, or fails and finds the pod's
+// credentials the next time.
+func TestClientsWithAnEndedToken(t *testing.T) {
+	onClients(t, func(t *testing.T, n *node, c client) {
+		n.proxy(impatient...)
+		pod := n.run("pod", "app")
+		ended := n.token(pod, "1")
+		n.eventually(func() bool { return n.get(pod, credentials, tokenName, ended).status == http.StatusUnauthorized })
+		var spoilt atomic.Bool
+		n.relay(pod, func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, credentials+"app") && spoilt.CompareAndSwap(false, true) {
+				r.Header.Set(tokenName, ended)
+			}
+			return false
+		})
+		p := n.starts(pod, c)
+		if c.get401 != "" {
+			p.wantFailure(c.get401)
+			p = n.starts(pod, c)
+		}
+		p.wantOwn("app")
+		if !spoilt.Load() {
+			t.Error("no client used the ended token")
+		}
+	})
+}
+
+// TestClientsKeepTheirTokens gives a client a token that the proxy made before its restart.
+func TestClientsKeepTheirTokens(t *testing.T) {
+	onClients(t, func(t *testing.T, n *node, c client) {
+		proxy := n.proxy(impatient...)
+		pod := n.run("pod", "app")
+		before := n.token(pod, "21600")
+		n.must(proxy.Stop())
+		n.proxy(impatient...)
+		var used atomic.Int32
+		n.relay(pod, func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPut {
+				w.Header().Set(ttlHeader, "21600")
+				w.Write([]byte(before))
+				return true
+			}
+			if r.Header.Get(tokenName) == before {
+				used.Add(1)
+			}
+			return false
+		})
+		n.starts(pod, c).wantOwn("app")
+		if used.Load() < 2 {
+			t.Errorf("%d requests had the token", used.Load())
+		}
+	})
+}
