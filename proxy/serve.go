@@ -25,7 +25,7 @@ import (
 
 // serve runs the proxy until ctx ends: it makes each part, joins them, and starts those that live.
 func serve(ctx context.Context, o *options, log *slog.Logger) error {
-	upstream, err := imds.NewUpstream(o.metadataAddr, log)
+	upstream, err := imds.NewUpstream(o.metadataAddr)
 	if err != nil {
 		return &usageError{fmt.Errorf("--metadata-addr: %w", err)}
 	}

@@ -16,6 +16,7 @@ type conn struct {
 	*net.TCPConn
 	source netip.Addr
 	closed func() // may be nil
+	proof  proof  // for the Handler, which serves one request of a connection at a time
 
 	readBy      atomic.Int64 // in nanoseconds since 1970; 0 for no end
 	interrupted atomic.Bool  // whether a deadline of the kernel's poller ends reads at once

@@ -2,6 +2,8 @@ package imds
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
@@ -16,4 +18,19 @@ type oneCredentials struct{}
 func (oneCredentials) AssumeRole(context.Context, roles.Assumption) (*credentials.Credentials, error) {
 	return &credentials.Credentials{AccessKeyID: "ASIAX", SecretAccessKey: "secret", SessionToken: "token",
 		Obtained: time.Now(), Expiration: time.Now().Add(time.Hour)}, nil
+}
+
+// forwarder is a function as a Forwarder.
+type forwarder func(w http.ResponseWriter, r *http.Request) error
+
+func (f forwarder) Forward(w http.ResponseWriter, r *http.Request) error { return f(w, r) }
+
+// forwarded is u as the Handler has it answer.
+func forwarded(u *Upstream, w http.ResponseWriter, r *http.Request) {
+	err := u.Forward(w, r)
+	if f, ok := errors.AsType[*forwardError](err); ok {
+		fail(w, f.status)
+	} else if err != nil {
+		fail(w, http.StatusInternalServerError)
+	}
 }

@@ -41,11 +41,17 @@ type Refusal interface {
 	Subject() string
 }
 
+// Forwarder answers what is not about credentials. Its requests have a canonical path and no session token. After an error nothing
+// has been written.
+type Forwarder interface {
+	Forward(w http.ResponseWriter, r *http.Request) error
+}
+
 // Handler is the metadata service. Its requests must come over connections of a Listener, by way of ConnContext.
 type Handler struct {
 	caller   func(source netip.Addr, now time.Time) Caller
 	sessions *Sessions
-	upstream http.Handler
+	upstream Forwarder
 	log      *slog.Logger
 	refusals *refusalLog
 	deny     []*regexp.Regexp
@@ -58,8 +64,7 @@ type Config struct {
 	// Caller is who holds the source address now.
 	Caller   func(source netip.Addr, now time.Time) Caller
 	Sessions *Sessions
-	// Upstream answers what is not about credentials. Its requests have a canonical path and no session token.
-	Upstream http.Handler
+	Upstream Forwarder
 	// Deny are canonical paths that are not found, besides those that could yield the node's own credentials, which never are.
 	Deny []*regexp.Regexp
 	// RequireTokens has requests without a session token refused, which is version 2 alone.
@@ -99,7 +104,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, ok := connOf(r.Context())
 	if !ok {
 		h.log.Error("a request without a source address: the server does not use ConnContext")
-		fail(w, http.StatusInternalServerError)
+		h.fail(w, http.StatusInternalServerError)
 		return
 	}
 	if r.ContentLength == 0 {
@@ -107,12 +112,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	source := c.source
 	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPut {
-		refuseMethod(w, "GET, HEAD")
+		h.refuseMethod(w, "GET, HEAD")
 		return
 	}
 	path, ok := canonical(r.URL.Path)
 	if !ok {
-		fail(w, http.StatusBadRequest)
+		h.fail(w, http.StatusBadRequest)
 		return
 	}
 	to, role := routeOf(path)
@@ -123,15 +128,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.serveToken(w, r, caller)
 		return
 	case tokenOfVersion:
-		fail(w, http.StatusForbidden)
+		h.fail(w, http.StatusForbidden)
 		return
 	}
 	if r.Method == http.MethodPut {
-		refuseMethod(w, "GET, HEAD")
+		h.refuseMethod(w, "GET, HEAD")
 		return
 	}
 	if tokens, ok := r.Header[tokenHeader]; ok {
-		if len(tokens) != 1 || !h.sessions.Valid(tokens[0], caller.Session(), now) {
+		if len(tokens) != 1 || !c.proof.valid(h.sessions, tokens[0], caller.Session(), now) {
+			h.refusals.log(source, source.String(), http.StatusUnauthorized, errBadToken)
 			h.fail(w, http.StatusUnauthorized)
 			return
 		}
@@ -160,13 +166,18 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
-		h.upstream.ServeHTTP(w, r)
+		if err := h.upstream.Forward(w, r); err != nil {
+			h.refuse(w, r, source, err)
+		}
 	default:
-		fail(w, http.StatusNotFound)
+		h.fail(w, http.StatusNotFound)
 	}
 }
 
-var errNoToken = errors.New("a request without a session token, where --imds-v2 requires one")
+var (
+	errNoToken  = errors.New("a request without a session token, where --imds-v2 requires one")
+	errBadToken = errors.New("a session token that has ended, or was not made for the pod that holds the address now")
+)
 
 // denied tells whether a path is one of those that pods must not see, with and without the slash at its end.
 func (h *Handler) denied(path string) bool {
@@ -187,19 +198,19 @@ const (
 
 func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Caller) {
 	if r.Method != http.MethodPut {
-		refuseMethod(w, http.MethodPut)
+		h.refuseMethod(w, http.MethodPut)
 		return
 	}
 	// Some SDKs send a form, s3fs a chunked body after 100-continue: read a little of it, so that the connection lives on.
 	io.CopyN(io.Discard, r.Body, 4<<10)
 	if _, ok := r.Header["X-Forwarded-For"]; ok {
-		fail(w, http.StatusForbidden)
+		h.fail(w, http.StatusForbidden)
 		return
 	}
 	// ParseUint takes digits only, so neither "+60" nor "0x3c" is a TTL.
 	ttl, err := strconv.ParseUint(r.Header.Get(tokenTTLHeader), 10, 16)
 	if err != nil || ttl < minTTL || ttl > maxTTL {
-		fail(w, http.StatusBadRequest)
+		h.fail(w, http.StatusBadRequest)
 		return
 	}
 	token := h.sessions.Token(caller.Session(), time.Now().Add(time.Duration(ttl)*time.Second))
@@ -207,9 +218,9 @@ func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Call
 	answer(w, token)
 }
 
-func refuseMethod(w http.ResponseWriter, allow string) {
+func (h *Handler) refuseMethod(w http.ResponseWriter, allow string) {
 	w.Header()["Allow"] = []string{allow}
-	fail(w, http.StatusMethodNotAllowed)
+	h.fail(w, http.StatusMethodNotAllowed)
 }
 
 func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller, role string) {
@@ -248,6 +259,13 @@ func answer(w http.ResponseWriter, body string) {
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, source netip.Addr, err error) {
 	if r.Context().Err() != nil && errors.Is(err, r.Context().Err()) {
 		fail(w, http.StatusInternalServerError) // the client left; nobody reads this
+		return
+	}
+	if f, ok := errors.AsType[*forwardError](err); ok {
+		if f.status != http.StatusNotFound { // that the instance has no such thing needs no explanation
+			h.refusals.log(source, source.String(), f.status, f)
+		}
+		h.fail(w, f.status)
 		return
 	}
 	refusal, ok := errors.AsType[Refusal](err)

@@ -74,11 +74,12 @@ func serve(t *testing.T, b *fakeCaller, with ...func(*Config)) *service {
 	s := &service{log: new(bytes.Buffer)}
 	config := Config{
 		Caller: func(netip.Addr, time.Time) Caller { return b }, Sessions: NewSessions(NewKey()), Log: slog.New(slog.NewTextHandler(s.log, nil)),
-		Upstream: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		Upstream: forwarder(func(w http.ResponseWriter, r *http.Request) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.upstream = append(s.upstream, r.URL.RequestURI())
 			io.WriteString(w, "upstream")
+			return nil
 		}),
 	}
 	for _, change := range with {

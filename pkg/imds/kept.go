@@ -54,28 +54,27 @@ func lasts(path string) bool {
 	return ok && lasting[strings.TrimSuffix(rest, "/")]
 }
 
-// serveKept answers with what is kept, or asks for it.
-func (u *Upstream) serveKept(w http.ResponseWriter, r *http.Request) {
+// forwardKept asks for an answer to keep, and answers with it.
+func (u *Upstream) forwardKept(w http.ResponseWriter, r *http.Request) error {
 	path := r.URL.Path
-	a := u.kept.get(path, time.Now())
-	if a == nil {
-		flight := u.kept.flights.DoChan(path, func() (any, error) {
-			// It is everybody's: it must not end because the client that happened to begin it went away. Its time is bounded by
-			// the client.
-			return u.keep(context.WithoutCancel(r.Context()), path)
-		})
-		select {
-		case <-r.Context().Done():
-			fail(w, http.StatusInternalServerError)
-			return
-		case res := <-flight:
-			if res.Err != nil {
-				u.failed(w, r, res.Err)
-				return
-			}
-			a = res.Val.(*keptAnswer)
+	flight := u.kept.flights.DoChan(path, func() (any, error) {
+		// It is everybody's: it must not end because the client that happened to begin it went away. Its time is bounded by
+		// the client.
+		return u.keep(context.WithoutCancel(r.Context()), path)
+	})
+	select {
+	case <-r.Context().Done():
+		return r.Context().Err()
+	case res := <-flight:
+		if res.Err != nil {
+			return failed(path, res.Err)
 		}
+		res.Val.(*keptAnswer).write(w)
+		return nil
 	}
+}
+
+func (a *keptAnswer) write(w http.ResponseWriter) {
 	header := w.Header()
 	for name, value := range a.header {
 		header[name] = value

@@ -125,7 +125,7 @@ func FuzzRawRequestsNeverReachCredentials(f *testing.F) {
 	metadata := httptest.NewServer(node)
 	defer metadata.Close()
 	log := slog.New(slog.DiscardHandler)
-	upstream, err := NewUpstream(strings.TrimPrefix(metadata.URL, "http://"), log)
+	upstream, err := NewUpstream(strings.TrimPrefix(metadata.URL, "http://"))
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -49,20 +49,39 @@ func (s *Sessions) Token(pod string, end time.Time) string {
 	return base64.URLEncoding.EncodeToString(raw[:])
 }
 
-// Valid tells whether the token was made for the pod and has not ended.
-func (s *Sessions) Valid(token, pod string, now time.Time) bool {
+// end is when a token ends that was made for the pod, in milliseconds since 1970.
+func (s *Sessions) end(token, pod string) (int64, bool) {
 	if len(token) != tokenChars {
-		return false
+		return 0, false
 	}
 	var raw [tokenSize]byte
 	if n, err := base64.URLEncoding.Decode(raw[:], []byte(token)); err != nil || n != tokenSize || raw[0] != tokenVersion {
-		return false
+		return 0, false
 	}
 	var sum [sha256.Size]byte
 	if !hmac.Equal(raw[9:], s.sum(sum[:0], raw[:9], pod)) {
-		return false
+		return 0, false
 	}
-	return now.UnixMilli() < int64(binary.BigEndian.Uint64(raw[1:9]))
+	return int64(binary.BigEndian.Uint64(raw[1:9])), true
+}
+
+// proof is a token that was found to be made for a pod, and when it ends: what comes over one connection has the same one again and
+// again.
+type proof struct {
+	token, pod string
+	end        int64
+}
+
+// valid tells whether the token was made for the pod and has not ended.
+func (p *proof) valid(s *Sessions, token, pod string, now time.Time) bool {
+	if token == "" || token != p.token || pod != p.pod {
+		end, ok := s.end(token, pod)
+		if !ok {
+			return false
+		}
+		*p = proof{token: token, pod: pod, end: end}
+	}
+	return now.UnixMilli() < p.end
 }
 
 func (s *Sessions) sum(buf, head []byte, pod string) []byte {

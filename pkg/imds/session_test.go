@@ -38,15 +38,25 @@ func TestTokenIsThePodsOwnUntilItEnds(t *testing.T) {
 		"with a line break": {s, token[:len(token)-2] + "\r\n", "uid-a", now, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := tt.sessions.Valid(tt.token, tt.pod, tt.at); got != tt.want {
-				t.Errorf("%v, want %v", got, tt.want)
+			before := new(proof)
+			if before.valid(s, token, "uid-a", now); before.token != token {
+				t.Fatal("a valid token is not remembered")
+			}
+			if tt.sessions != s {
+				before = new(proof) // another process has other connections
+			}
+			for memory, p := range map[string]*proof{"first": new(proof), "after a valid one": before} {
+				if got := p.valid(tt.sessions, tt.token, tt.pod, tt.at); got != tt.want {
+					t.Errorf("%s: %v, want %v", memory, got, tt.want)
+				}
 			}
 		})
 	}
+	p := new(proof)
 	for i := range token {
 		forged := []byte(token)
 		forged[i] ^= 1
-		if s.Valid(string(forged), "uid-a", now) {
+		if p.valid(s, string(forged), "uid-a", now) || new(proof).valid(s, string(forged), "uid-a", now) {
 			t.Errorf("valid with another character at %d", i)
 		}
 	}
@@ -59,7 +69,7 @@ func FuzzForgedTokensAreInvalid(f *testing.F) {
 	f.Add("")
 	f.Add(strings.Repeat("A", len(token)))
 	f.Fuzz(func(t *testing.T, forged string) {
-		if forged != token && s.Valid(forged, "uid-a", time.Now()) {
+		if forged != token && new(proof).valid(s, forged, "uid-a", time.Now()) {
 			t.Fatalf("%q is valid", forged)
 		}
 	})

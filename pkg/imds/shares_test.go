@@ -23,7 +23,7 @@ func askFrom(u *Upstream, source netip.Addr, method, path string) *http.Response
 	r := httptest.NewRequest(method, path, nil)
 	r = r.WithContext(ConnContext(r.Context(), &conn{source: source}))
 	w := httptest.NewRecorder()
-	u.ServeHTTP(w, r)
+	forwarded(u, w, r)
 	return w.Result()
 }
 
@@ -41,7 +41,7 @@ func TestIMDS28LastingAnswersAreAskedForOnce(t *testing.T) {
 				asked.Add(1)
 				return response(status, "i-1"), nil
 			})},
-			log: slog.New(slog.DiscardHandler), slots: make(chan struct{}, upstreamSlots),
+			slots:  make(chan struct{}, upstreamSlots),
 			shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
 		}
 		times := func(want int64, what string) {
@@ -109,7 +109,7 @@ func TestIMDS28ManyAtOnceAreOneQuestion(t *testing.T) {
 	ask := func(ctx context.Context, pod netip.Addr) {
 		r := httptest.NewRequest(http.MethodGet, "/latest/meta-data/instance-id", nil)
 		w := httptest.NewRecorder()
-		u.ServeHTTP(w, r.WithContext(ConnContext(ctx, &conn{source: pod})))
+		forwarded(u, w, r.WithContext(ConnContext(ctx, &conn{source: pod})))
 		if res := w.Result(); ctx.Err() == nil && (res.StatusCode != 200 || bodyOf(res) != "i-1") {
 			t.Errorf("%s: %d", pod, res.StatusCode)
 		}
@@ -144,7 +144,7 @@ func TestOnePodCannotUseUpTheService(t *testing.T) {
 				}
 				return response(200, "x"), nil
 			}), Timeout: upstreamTime},
-			log: slog.New(slog.DiscardHandler), slots: make(chan struct{}, upstreamSlots),
+			slots:  make(chan struct{}, upstreamSlots),
 			shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
 		}
 		statuses := make(map[int]int)

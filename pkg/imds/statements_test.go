@@ -147,11 +147,11 @@ func TestIMDS12TokensSurviveARestart(t *testing.T) {
 			token = sessions.Token("uid", now.Add(maxTTL*time.Second))
 		}
 		for _, age := range []time.Duration{0, (maxTTL - 1) * time.Second} {
-			if !sessions.Valid(token, "uid", now.Add(age)) {
+			if !new(proof).valid(sessions, token, "uid", now.Add(age)) {
 				t.Errorf("restart %d: not valid after %s", restart, age)
 			}
 		}
-		if sessions.Valid(token, "uid", now.Add(maxTTL*time.Second)) || sessions.Valid(token, "another", now) {
+		if new(proof).valid(sessions, token, "uid", now.Add(maxTTL*time.Second)) || new(proof).valid(sessions, token, "another", now) {
 			t.Errorf("restart %d: valid after its end, or for another pod", restart)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -14,12 +13,11 @@ import (
 	"time"
 )
 
-// Upstream asks the node's own metadata service, with a session token of its own. It implements http.Handler for what pods
-// may see of it; the paths it is given must be canonical and checked.
+// Upstream asks the node's own metadata service, with a session token of its own. It implements Forwarder for what pods may see
+// of it; the paths it is given must be canonical and checked.
 type Upstream struct {
 	base   url.URL
 	client *http.Client
-	log    *slog.Logger
 	slots  chan struct{}
 	shares *shares // of the slots, by the pod's address
 	paces  *paces
@@ -51,14 +49,13 @@ const (
 )
 
 // NewUpstream is a client of the service at address, "host" or "host:port".
-func NewUpstream(address string, log *slog.Logger) (*Upstream, error) {
+func NewUpstream(address string) (*Upstream, error) {
 	base, err := url.Parse("http://" + address)
 	if err != nil || base.Host == "" || base.Host != address {
 		return nil, fmt.Errorf("%q is not the address of a metadata service (host or host:port)", address)
 	}
 	return &Upstream{
 		base: *base,
-		log:  log,
 		client: &http.Client{
 			Transport: &http.Transport{
 				DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
@@ -77,30 +74,44 @@ func NewUpstream(address string, log *slog.Logger) (*Upstream, error) {
 // URL is the service's address as a URL.
 func (u *Upstream) URL() string { return u.base.String() }
 
-// ServeHTTP answers with what the service says, streamed and bounded. A pod that asks too often, or too much at once, is told to
+// Forward answers with what the service says, streamed and bounded. A pod that asks too often, or too much at once, is told to
 // come again later, by a status that SDKs do so at.
-func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request) error {
 	source, _ := sourceOf(r.Context())
-	keeps := lasts(r.URL.Path)
-	if keeps && u.kept.get(r.URL.Path, time.Now()) != nil {
-		u.serveKept(w, r) // costs the service nothing
-		return
+	path := r.URL.Path
+	keeps := lasts(path)
+	if keeps {
+		if a := u.kept.get(path, time.Now()); a != nil {
+			a.write(w) // costs the service nothing
+			return nil
+		}
 	}
 	if !u.shares.take(source) {
-		fail(w, http.StatusServiceUnavailable)
-		return
+		return &forwardError{http.StatusServiceUnavailable, errShare}
 	}
 	defer u.shares.give(source)
 	if !u.paces.allow(source, time.Now()) {
-		fail(w, http.StatusServiceUnavailable)
-		return
+		return &forwardError{http.StatusServiceUnavailable, errPace}
 	}
 	if keeps {
-		u.serveKept(w, r)
-		return
+		return u.forwardKept(w, r)
 	}
-	u.pass(w, r)
+	return u.pass(w, r)
 }
+
+var (
+	errShare = fmt.Errorf("it asks for more than %d other metadata at a time", upstreamShare)
+	errPace  = fmt.Errorf("it asks for other metadata more than %d times a second", upstreamPace)
+)
+
+// forwardError is why there is no answer to pass on, and the status that says so to the pod.
+type forwardError struct {
+	status int
+	reason error
+}
+
+func (e *forwardError) Error() string { return e.reason.Error() }
+func (e *forwardError) Unwrap() error { return e.reason }
 
 // strange is an error of the service. A redirection is followed by no SDK, and what the service holds against the proxy's own
 // session or pace (401, 403, 429) is nothing that the pod did: to its SDK a 401 would mean its session with us.
@@ -108,16 +119,12 @@ type strange int
 
 func (s strange) Error() string { return fmt.Sprintf("it answered with status %d", int(s)) }
 
-// failed answers where there is nothing to pass on.
-func (u *Upstream) failed(w http.ResponseWriter, r *http.Request, err error) {
+// failed is the forwardError of an exchange that failed.
+func failed(path string, err error) error {
 	if err == strange(http.StatusNotFound) {
-		fail(w, http.StatusNotFound)
-		return
+		return &forwardError{http.StatusNotFound, err}
 	}
-	if r.Context().Err() == nil {
-		u.log.Warn("the node's metadata service does not answer as it should", "path", r.URL.Path, "error", err)
-	}
-	fail(w, http.StatusInternalServerError)
+	return &forwardError{http.StatusInternalServerError, fmt.Errorf("the node's metadata service does not answer %s as it should: %w", path, err)}
 }
 
 // passOn copies what pods may see of an answer's header.
@@ -132,20 +139,17 @@ func passOn(header http.Header, res *http.Response, length int64) {
 	}
 }
 
-func (u *Upstream) pass(w http.ResponseWriter, r *http.Request) {
+func (u *Upstream) pass(w http.ResponseWriter, r *http.Request) error {
 	res, done, err := u.do(r.Context(), r.Method, r.URL.Path)
 	if err != nil {
-		u.failed(w, r, err)
-		return
+		return failed(r.URL.Path, err)
 	}
 	defer done()
 	switch {
 	case res.StatusCode != http.StatusOK:
-		u.failed(w, r, strange(res.StatusCode))
-		return
+		return failed(r.URL.Path, strange(res.StatusCode))
 	case res.ContentLength > maxUpstreamBody:
-		u.failed(w, r, fmt.Errorf("it answered with %d bytes", res.ContentLength))
-		return
+		return failed(r.URL.Path, fmt.Errorf("it answered with %d bytes", res.ContentLength))
 	}
 	passOn(w.Header(), res, res.ContentLength)
 	// A long answer does not fit into the kernel's buffers: a client that takes it drop by drop holds a slot.
@@ -160,6 +164,7 @@ func (u *Upstream) pass(w http.ResponseWriter, r *http.Request) {
 		// The head is on its way: only an aborted connection says that this is not all.
 		panic(http.ErrAbortHandler)
 	}
+	return nil
 }
 
 // Get is the small text that the service holds at a canonical path.

@@ -3,7 +3,6 @@ package imds
 import (
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -50,7 +49,7 @@ func newNode(t *testing.T, answer http.HandlerFunc) (*node, *Upstream) {
 		n.answer(w, r)
 	}))
 	t.Cleanup(n.Close)
-	u, err := NewUpstream(strings.TrimPrefix(n.URL, "http://"), slog.New(slog.DiscardHandler))
+	u, err := NewUpstream(strings.TrimPrefix(n.URL, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +68,7 @@ func ask(u *Upstream, path string, h http.Header) *http.Response {
 	r := httptest.NewRequest(http.MethodGet, path, nil)
 	r.Header = h
 	w := httptest.NewRecorder()
-	u.ServeHTTP(w, r)
+	forwarded(u, w, r)
 	return w.Result()
 }
 
@@ -139,7 +138,7 @@ func TestEndlessAnswerIsCut(t *testing.T) {
 			}
 		}
 	})
-	front := httptest.NewServer(u)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { forwarded(u, w, r) }))
 	defer front.Close()
 	res, err := http.Get(front.URL + "/latest/meta-data/")
 	if err != nil {
@@ -181,12 +180,12 @@ func TestServiceThatIsDownIsLeftAloneForAMoment(t *testing.T) {
 
 func TestAddressOfTheService(t *testing.T) {
 	for _, good := range []string{"169.254.169.254", "169.254.169.254:80", "[fd00:ec2::254]", "localhost:1338"} {
-		if _, err := NewUpstream(good, nil); err != nil {
+		if _, err := NewUpstream(good); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
 	}
 	for _, bad := range []string{"", "http://x", "a/b", "user@host", "a b", "host?x"} {
-		if _, err := NewUpstream(bad, nil); err == nil {
+		if _, err := NewUpstream(bad); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
 	}
