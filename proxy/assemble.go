@@ -10,8 +10,10 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/events"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/metrics"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
 // assemble makes the parts and joins them. The watch tells the broker and the broker asks the resolver, which asks the
@@ -19,37 +21,52 @@ import (
 func assemble(o *options, client kubernetes.Interface, sts credentials.Assumer, records *attachment.Index, log *slog.Logger) (*parts, error) {
 	p := new(parts)
 	relay := new(relay)
-	keep := func(key string) bool { return key == o.rules.RoleKey || key == o.rules.ExternalIDKey }
 	var err error
-	p.watch, err = pods.NewWatch(pods.WatchConfig{Client: client, Node: o.node, Keep: keep, Resync: o.resync, Watcher: relay, Log: log})
+	p.watch, err = pods.NewWatch(pods.WatchConfig{Client: client, Node: o.node, Keep: o.rules.Keeps, Resync: o.resync, Watcher: relay, Log: log})
 	if err != nil {
 		return nil, err
 	}
+	p.events = events.New(client, o.node)
 	p.metrics = metrics.New(version, commit, date, p.watch.Len, p.ready)
-	p.cache = credentials.New(sts, credentials.Config{Log: log, Observer: p.metrics, ErrorTTL: o.errorTTL})
+	p.cache = credentials.New(sts, credentials.Config{
+		Log: log, Observer: p.metrics, Schedule: credentials.Schedule{ErrorTTL: o.errorTTL},
+		Failed: func(holder string, a roles.Assumption, err *credentials.Error) { p.broker.Failed(holder, a, err) },
+	})
 	config := broker.Config{
 		Pods: pods.NewResolver(pods.ResolverConfig{
-			Records: records, Watch: p.watch, Client: client, Node: o.node, Keep: keep,
+			Records: records, Watch: p.watch, Client: client, Node: o.node, Keep: o.rules.Keeps,
 			MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, AskDuplicates: o.resolveDuplicates,
 		}),
-		Rules: &o.rules, Credentials: p.cache, Log: log,
+		Rules: &o.rules, Credentials: p.cache, Events: p.events, Log: log,
 	}
 	if o.rules.Restriction != nil {
-		p.namespaces, err = pods.NewNamespaces(pods.NamespacesConfig{
-			Client: client, Key: o.rules.Restriction.Key, Resync: o.resync, Changed: relay.NamespaceChanged, Log: log,
+		p.namespaces = pods.NewNamespaces(pods.NamespacesConfig{
+			Client: client, Keys: o.rules.Restriction.Keys(), Changed: func(namespace string) { p.broker.NamespaceChanged(namespace) },
 		})
-		if err != nil {
-			return nil, err
-		}
 		config.Namespaces = p.namespaces
+		relay.watchers = append(relay.watchers, p.namespaces) // before the broker, which asks it
 	}
 	p.broker = broker.New(config)
-	relay.Broker = p.broker
+	relay.watchers = append(relay.watchers, p.broker, p.events)
 	return p, nil
 }
 
-// relay is the broker, named before it is made.
-type relay struct{ *broker.Broker }
+// relay tells several watchers, in their order.
+type relay struct{ watchers []pods.Watcher }
+
+// PodChanged implements pods.Watcher.
+func (r *relay) PodChanged(p *pods.Pod) {
+	for _, w := range r.watchers {
+		w.PodChanged(p)
+	}
+}
+
+// PodGone implements pods.Watcher.
+func (r *relay) PodGone(p *pods.Pod) {
+	for _, w := range r.watchers {
+		w.PodGone(p)
+	}
+}
 
 // reportState logs when the node's pods are known, keeps saying so while they are not, and says where pods cannot be told
 // apart as well as they should.

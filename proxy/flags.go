@@ -23,25 +23,26 @@ type options struct {
 	appPort, metricsPort uint16
 	node, stateDir       string
 
-	rules               roles.Rules
-	discoverBaseARN     bool
-	discoverDefaultRole bool
-	errorTTL            time.Duration
-	resync              time.Duration
-	maxElapsed          time.Duration
-	maxInterval         time.Duration
-	resolveDuplicates   bool
-	metadataAddr        string
-	metadataIP          netip.Addr // that of metadataAddr, where it is one
-	metadataDeny        []*regexp.Regexp
-	requireTokens       bool
-	stsEndpoint         string
-	regionalSTS         bool
-	iptables            bool
-	hostIP              netip.Addr
-	hostInterface       string
-	logFormat, logLevel string
-	debug               bool
+	rules                roles.Rules
+	discoverBaseARN      bool
+	discoverDefaultRole  bool
+	errorTTL             time.Duration
+	resync               time.Duration
+	maxElapsed           time.Duration
+	maxInterval          time.Duration
+	resolveDuplicates    bool
+	metadataAddr         string
+	metadataIP           netip.Addr // that of metadataAddr, where it is one
+	metadataDeny         []*regexp.Regexp
+	requireTokens        bool
+	stsEndpoint          string
+	regionalSTS, fipsSTS bool
+	throughRole          string
+	iptables             bool
+	hostIP               netip.Addr
+	hostInterface        string
+	logFormat, logLevel  string
+	debug                bool
 }
 
 const (
@@ -88,12 +89,21 @@ func flags() []cli.Flag {
 		boolean(catRoles, "auto-discover-default-role", "take the node's own role as the default role"),
 		str(catRoles, "iam-role-key", "iam.amazonaws.com/role", "pod annotation that names the role"),
 		str(catRoles, "iam-external-id", "iam.amazonaws.com/external-id", "pod annotation that holds the external ID"),
+		str(catRoles, "iam-session-name", "iam.amazonaws.com/session-name", "pod annotation that holds the session's name (default: NAMESPACE.POD)"),
+		str(catRoles, "iam-session-policy", "iam.amazonaws.com/session-policy", "pod annotation that holds a policy, in JSON, that the session may do no more than"),
+		str(catRoles, "session-scope", "pod", "pod: each has a session of its own; role: the pods of a node that have a role share one"),
+		boolean(catRoles, "session-tags", "tag sessions with namespace, service account and pod, by the keys of EKS Pod Identity; needs sts:TagSession"),
+		str(catRoles, "cluster-name", "", "name of this cluster, for the session tags"),
+		str(catRoles, "cluster-arn", "", "ARN of this cluster, for the session tags"),
+		boolean(catRoles, "source-identity", "set the sessions' source identity to their name; needs sts:SetSourceIdentity"),
+		str(catRoles, "assume-role-arn", "", "`ARN` of a role to assume first, which then assumes the pods' roles; sessions last an hour at most then"),
 		duration(catRoles, "iam-role-session-ttl", time.Hour, "length of a role session; kube2iam's 15m is too short for several SDKs"),
 		duration(catRoles, "iam-role-error-ttl", 0, "how long an error of STS is remembered; 0 chooses by its kind"),
 		boolean(catRoles, "namespace-restrictions", "pods get only roles that an annotation of their namespace allows"),
 		str(catRoles, "namespace-restriction-format", "glob", "how the namespaces' patterns are written: glob or regexp"),
-		str(catRoles, "namespace-key", "iam.amazonaws.com/allowed-roles", "namespace annotation with a JSON array of patterns"),
+		str(catRoles, "namespace-key", "iam.amazonaws.com/allowed-roles", "namespace annotation with a JSON array of patterns; kiam's "+permittedKey+" is read too"),
 		boolean(catRoles, "use-regional-sts-endpoint", "ask the STS endpoint of the node's region rather than the global one"),
+		boolean(catRoles, "use-fips-sts-endpoint", "ask the FIPS endpoint of STS of the node's region"),
 		str(catRoles, "sts-endpoint", "", "`URL` of STS, for a VPC endpoint or a test"),
 
 		str(catMetadata, "metadata-addr", "169.254.169.254", "address of the EC2 metadata service"),
@@ -114,6 +124,9 @@ func flags() []cli.Flag {
 		boolean(catProcess, "debug", "serve /debug/store, which pod has which role, on the metrics port of the loopback"),
 	}
 }
+
+// permittedKey is kiam's annotation of namespaces.
+const permittedKey = "iam.amazonaws.com/permitted"
 
 // AssumeRole's own bounds on a session.
 const (
@@ -159,13 +172,14 @@ func parse(c *cli.Context) (*options, error) {
 		node: c.String("node"), stateDir: c.String("state-dir"),
 		rules: roles.Rules{
 			RoleKey: c.String("iam-role-key"), ExternalIDKey: c.String("iam-external-id"),
+			SessionNameKey: c.String("iam-session-name"), SessionPolicyKey: c.String("iam-session-policy"), SourceIdentity: c.Bool("source-identity"),
 			DefaultRole: c.String("default-role"), Duration: span("iam-role-session-ttl", minSession, maxSession),
 		},
 		discoverBaseARN: c.Bool("auto-discover-base-arn"), discoverDefaultRole: c.Bool("auto-discover-default-role"),
 		errorTTL: span("iam-role-error-ttl", 0, time.Hour), resync: span("cache-resync-period", 0, 24*time.Hour),
 		maxElapsed: span("backoff-max-elapsed-time", 0, time.Minute), maxInterval: span("backoff-max-interval", 0, time.Minute),
 		resolveDuplicates: c.Bool("resolve-duplicate-cache-ips"),
-		metadataAddr:      c.String("metadata-addr"), stsEndpoint: c.String("sts-endpoint"), regionalSTS: c.Bool("use-regional-sts-endpoint"),
+		metadataAddr:      c.String("metadata-addr"), stsEndpoint: c.String("sts-endpoint"), regionalSTS: c.Bool("use-regional-sts-endpoint"), fipsSTS: c.Bool("use-fips-sts-endpoint"), throughRole: c.String("assume-role-arn"),
 		iptables: c.Bool("iptables"), hostInterface: c.String("host-interface"),
 		logFormat: word("log-format", "text", "json"), logLevel: word("log-level", "debug", "info", "warn", "error"), debug: c.Bool("debug"),
 	}
@@ -190,9 +204,30 @@ func parse(c *cli.Context) (*options, error) {
 		if err != nil {
 			bad("namespace-restriction-format", err)
 		}
-		o.rules.Restriction = &roles.Restriction{Key: c.String("namespace-key"), Format: format}
+		o.rules.Restriction = &roles.Restriction{Key: c.String("namespace-key"), Format: format, PermittedKey: permittedKey}
 	}
-	for _, key := range []string{"iam-role-key", "iam-external-id", "namespace-key"} {
+	scope, err := roles.ParseScope(c.String("session-scope"))
+	if err != nil {
+		bad("session-scope", err)
+	}
+	o.rules.Scope = scope
+	for _, name := range []string{"cluster-name", "cluster-arn"} {
+		if err := roles.TagValue(c.String(name)); err != nil {
+			bad(name, err)
+		}
+		if c.String(name) != "" && !c.Bool("session-tags") {
+			bad(name, errors.New("it is for --session-tags, which is not set"))
+		}
+	}
+	if c.Bool("session-tags") {
+		o.rules.Tags = &roles.Tags{ClusterName: c.String("cluster-name"), ClusterARN: c.String("cluster-arn")}
+	}
+	if o.throughRole != "" {
+		if err := roles.ValidARN(o.throughRole); err != nil {
+			bad("assume-role-arn", err)
+		}
+	}
+	for _, key := range []string{"iam-role-key", "iam-external-id", "iam-session-name", "iam-session-policy", "namespace-key"} {
 		if c.String(key) == "" {
 			bad(key, errors.New("an annotation's key cannot be empty"))
 		}
@@ -229,5 +264,6 @@ func parse(c *cli.Context) (*options, error) {
 		}
 		o.node = strings.ToLower(name)
 	}
+	o.rules.Node = o.node
 	return o, errors.Join(errs...)
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,9 +19,11 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/events"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/metrics"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
 // serve runs the proxy until ctx ends: it makes each part, joins them, and starts those that live.
@@ -36,8 +39,13 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if most := credentials.MaxChained; o.throughRole != "" && o.rules.Duration > most {
+		log.Warn("sessions are shorter than asked for: STS gives chained roles no more", "asked", o.rules.Duration, "duration", most)
+		o.rules.Duration = most
+	}
 	sts, err := credentials.NewSTS(ctx, credentials.STSConfig{
-		Regional: o.regionalSTS, Endpoint: o.stsEndpoint, MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,
+		Regional: o.regionalSTS, FIPS: o.fipsSTS, Endpoint: o.stsEndpoint, Through: o.throughRole, Session: roles.SessionName("kube2iam", o.node),
+		MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,
 	})
 	if err != nil {
 		return err
@@ -91,6 +99,7 @@ func live(ctx context.Context, p *parts, serve func(context.Context) error) erro
 	g, life := errgroup.WithContext(life)
 	g.Go(func() error { return p.cache.Run(life) })
 	g.Go(func() error { return p.watch.Run(life) })
+	g.Go(func() error { return p.events.Run(life) })
 	if p.namespaces != nil {
 		g.Go(func() error { return p.namespaces.Run(life) })
 	}
@@ -148,12 +157,23 @@ type parts struct {
 	watch      *pods.Watch
 	namespaces *pods.Namespaces // nil where namespaces restrict nothing
 	broker     *broker.Broker
+	events     *events.Events
 	metrics    *metrics.Metrics
+
+	known atomic.Bool
 }
 
-// ready tells whether the pods of this node are known.
+// ready tells whether the pods of this node are known, and were once with all their namespaces: one that comes later is waited for
+// by its pods only.
 func (p *parts) ready() bool {
-	return closed(p.watch.Synced()) && (p.namespaces == nil || closed(p.namespaces.Synced()))
+	if p.known.Load() {
+		return true
+	}
+	if !closed(p.watch.Synced()) || p.namespaces != nil && !p.namespaces.Shown() {
+		return false
+	}
+	p.known.Store(true)
+	return true
 }
 
 func closed(c <-chan struct{}) bool {

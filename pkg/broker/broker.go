@@ -31,9 +31,15 @@ type Credentials interface {
 	Release(holder string)
 }
 
-// Namespaces tells the annotations of a namespace.
+// Namespaces tells the annotations of a namespace, as pods.Namespaces does.
 type Namespaces interface {
-	Annotations(namespace string) (map[string]string, error)
+	Annotations(ctx context.Context, namespace string) (map[string]string, error)
+}
+
+// Events tells the owners of pods what is wrong. Its methods must not block.
+type Events interface {
+	// Refused is that a pod gets no credentials. Saying the same again and again is its business to bound.
+	Refused(pod *pods.Pod, reason, message string)
 }
 
 // Broker answers for the pods of this node.
@@ -42,6 +48,7 @@ type Broker struct {
 	namespaces  Namespaces
 	rules       *roles.Rules
 	credentials Credentials
+	tell        Events
 	log         *slog.Logger
 
 	events sync.Mutex // one change at a time: what is held follows from the last one
@@ -64,14 +71,23 @@ type Config struct {
 	Credentials Credentials
 	// Namespaces may be nil where the rules restrict nothing.
 	Namespaces Namespaces
-	Log        *slog.Logger
+	// Events may be nil.
+	Events Events
+	Log    *slog.Logger
 }
 
 // New is a broker that knows no pod yet.
 func New(c Config) *Broker {
-	return &Broker{pods: c.Pods, namespaces: c.Namespaces, rules: c.Rules, credentials: c.Credentials, log: c.Log,
+	if c.Events == nil {
+		c.Events = untold{}
+	}
+	return &Broker{pods: c.Pods, namespaces: c.Namespaces, rules: c.Rules, credentials: c.Credentials, tell: c.Events, log: c.Log,
 		decisions: make(map[types.UID]decision)}
 }
+
+type untold struct{}
+
+func (untold) Refused(*pods.Pod, string, string) {}
 
 // Caller is whoever sends one request from an address. All that is answered to the request is answered to one holder of the
 // address, as the records had it when the request came.
@@ -133,7 +149,7 @@ func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumptio
 	if err != nil {
 		return roles.Assumption{}, nil, refusePod(s.IP, err)
 	}
-	d := b.decide(pod)
+	d := b.decide(ctx, pod)
 	if d.err != nil {
 		return roles.Assumption{}, nil, refuseRole(pod, d.err)
 	}
@@ -141,23 +157,35 @@ func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumptio
 }
 
 // decide is the decision for the pod as it is now, from memory where that very pod was decided before.
-func (b *Broker) decide(pod *pods.Pod) decision {
+func (b *Broker) decide(ctx context.Context, pod *pods.Pod) decision {
 	b.mu.RLock()
 	d, ok := b.decisions[pod.UID]
 	b.mu.RUnlock()
-	if ok && d.pod == pod {
+	if ok && d.pod == pod && !errors.Is(d.err, pods.ErrNotShown) {
 		return d
 	}
-	return b.decideAnew(pod)
+	ctx, cancel := context.WithTimeout(ctx, namespacePatience)
+	defer cancel()
+	return b.decideAnew(ctx, pod)
 }
 
-func (b *Broker) decideAnew(pod *pods.Pod) decision {
+// namespacePatience is how long a request waits for the namespace of a pod that has only just come.
+const namespacePatience = 2 * time.Second
+
+func (b *Broker) decideAnew(ctx context.Context, pod *pods.Pod) decision {
 	d := decision{pod: pod}
 	d.assumption, d.err = b.rules.Assumption(roles.Subject{
-		Namespace: pod.Namespace, Name: pod.Name, Annotations: pod.Annotations,
-		NamespaceAnnotations: func() (map[string]string, error) { return b.namespaces.Annotations(pod.Namespace) },
+		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), ServiceAccount: pod.ServiceAccount, Annotations: pod.Annotations,
+		NamespaceAnnotations: func() (map[string]string, error) { return b.namespaces.Annotations(ctx, pod.Namespace) },
 	})
 	return d
+}
+
+// atOnce is the context of what may not wait.
+func atOnce() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
 }
 
 // PodChanged implements pods.Watcher: the credentials of a pod that is bound to this node are fetched before it asks, and
@@ -173,15 +201,18 @@ func (b *Broker) changed(pod *pods.Pod) {
 		b.gone(pod)
 		return
 	}
-	d := b.decideAnew(pod)
+	d := b.decideAnew(atOnce(), pod) // once its namespace is known it is decided again
 	b.mu.Lock()
 	old, known := b.decisions[pod.UID]
 	b.decisions[pod.UID] = d
 	b.mu.Unlock()
 	if d.err != nil {
 		b.credentials.Release(string(pod.UID))
-		if changed := !known || old.err == nil || old.err.Error() != d.err.Error(); changed && !errors.Is(d.err, roles.ErrNoRole) {
+		if changed := !known || old.err == nil || old.err.Error() != d.err.Error(); changed && !errors.Is(d.err, roles.ErrNoRole) && !errors.Is(d.err, pods.ErrNotShown) {
 			b.log.Warn("pod gets no role", "pod", pod.String(), "reason", d.err)
+			if reason := eventReason(d.err); reason != "" {
+				b.tell.Refused(pod, reason, d.err.Error())
+			}
 		}
 		return
 	}
@@ -216,6 +247,16 @@ func (b *Broker) NamespaceChanged(namespace string) {
 	b.mu.RUnlock()
 	for _, pod := range changed {
 		b.changed(pod)
+	}
+}
+
+// Failed is told of a call to STS that failed, for each pod that holds what it was for.
+func (b *Broker) Failed(holder string, a roles.Assumption, err *credentials.Error) {
+	b.mu.RLock()
+	d, ok := b.decisions[types.UID(holder)]
+	b.mu.RUnlock()
+	if reason, message := failure(a, err); ok && d.assumption == a && reason != "" {
+		b.tell.Refused(d.pod, reason, message)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -39,6 +40,8 @@ type node struct {
 	meanwhile func()
 	records   *attachment.Index
 	spaces    map[string]map[string]string
+	unshown   chan struct{} // closed when the API shows the namespaces; nil where it has
+	told      []string
 	log       bytes.Buffer
 }
 
@@ -59,7 +62,18 @@ func (n *node) Get(_ context.Context, a roles.Assumption) (*credentials.Document
 	return new(credentials.Document), n.credit
 }
 
-func (n *node) Annotations(namespace string) (map[string]string, error) {
+func (n *node) Refused(p *pods.Pod, reason, message string) {
+	n.told = append(n.told, p.String()+" "+reason+": "+message)
+}
+
+func (n *node) Annotations(ctx context.Context, namespace string) (map[string]string, error) {
+	if n.unshown != nil {
+		select {
+		case <-n.unshown:
+		case <-ctx.Done():
+			return nil, pods.ErrNotShown
+		}
+	}
 	if a, ok := n.spaces[namespace]; ok {
 		return a, nil
 	}
@@ -72,7 +86,7 @@ func newNode(change func(*roles.Rules)) (*node, *Broker) {
 	if change != nil {
 		change(rules)
 	}
-	return n, New(Config{Pods: n, Rules: rules, Credentials: n, Namespaces: n, Log: slog.New(slog.NewTextHandler(&n.log, nil))})
+	return n, New(Config{Pods: n, Rules: rules, Credentials: n, Namespaces: n, Events: n, Log: slog.New(slog.NewTextHandler(&n.log, nil))})
 }
 
 func pod(uid, role string) *pods.Pod {
@@ -267,4 +281,81 @@ func TestSessionNeedsNoAnswerFromAnybody(t *testing.T) {
 	if got := b.Caller(ip, time.Now()).Session(); got != ip.String() {
 		t.Errorf("without a record: %q", got)
 	}
+}
+
+func restricted(r *roles.Rules) {
+	r.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob}
+}
+
+// TestNamespaceThatIsNotShownYetIsWaitedFor is a pod that is the first of its namespace on this node.
+func TestNamespaceThatIsNotShownYetIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, b := newNode(restricted)
+		n.pod = pod("a", "reader")
+		n.spaces["ns"] = map[string]string{"allowed": `["reader"]`}
+		n.unshown = make(chan struct{})
+		start := time.Now()
+		b.PodChanged(n.pod)
+		if len(n.holds) > 0 || time.Since(start) > 0 || len(n.told) > 0 {
+			t.Errorf("holds %v, told %v after %v", n.holds, n.told, time.Since(start))
+		}
+		if _, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err == nil || time.Since(start) != namespacePatience {
+			t.Errorf("%v after %v; want an error after a while", err, time.Since(start))
+		}
+		time.AfterFunc(time.Second, func() { close(n.unshown) })
+		if name, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err != nil || name != "reader" {
+			t.Errorf("%q, %v", name, err)
+		}
+		b.NamespaceChanged("ns")
+		if n.holds["a"] != "reader" {
+			t.Errorf("holds %v", n.holds)
+		}
+	})
+}
+
+// TestOwnersAreToldWhatIsWrong is which mistakes become Events, and what they say.
+func TestOwnersAreToldWhatIsWrong(t *testing.T) {
+	n, b := newNode(restricted)
+	n.spaces["ns"] = map[string]string{"allowed": `["reader"]`}
+	tells := func(what string, want ...string) {
+		t.Helper()
+		if len(n.told) != len(want) {
+			t.Fatalf("%s: told %q", what, n.told)
+		}
+		for i := range want {
+			if !strings.HasPrefix(n.told[i], want[i]) {
+				t.Errorf("%s: told %q, want %q", what, n.told[i], want[i])
+			}
+		}
+		n.told = nil
+	}
+	b.PodChanged(pod("a", ""))
+	tells("no annotation")
+	b.PodChanged(pod("a", "not a role"))
+	tells("malformed", `ns/pod-a IAMRoleInvalid: iam.amazonaws.com/role: "arn:aws:iam::123456789012:role/not a role" is not the ARN`)
+	b.PodChanged(pod("a", "not a role"))
+	tells("malformed as before")
+	b.PodChanged(pod("a", "admin"))
+	tells("forbidden", "ns/pod-a IAMRoleForbidden: namespace ns: role "+base+"admin: the namespace does not allow the role")
+	b.PodChanged(pod("a", "reader"))
+	tells("right")
+	a := roles.Assumption{RoleARN: base + "reader", SessionName: "ns.pod-a", Duration: time.Hour}
+	secret := "User: arn:aws:sts::123456789012:assumed-role/node/i-1 is not authorized"
+	b.Failed("a", a, &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied", Message: secret})
+	b.Failed("a", a, &credentials.Error{Kind: credentials.Malformed, Code: "PackedPolicyTooLarge", Message: secret})
+	b.Failed("a", a, &credentials.Error{Kind: credentials.Throttled, Code: "Throttling", Message: secret})
+	for _, told := range n.told {
+		if strings.Contains(told, "assumed-role/node") {
+			t.Errorf("%q names the node's role", told)
+		}
+	}
+	tells("failures", "ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: AccessDenied",
+		"ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: PackedPolicyTooLarge",
+		"ns/pod-a IAMRoleThrottled: STS is asked too often (Throttling)")
+	b.Failed("a", a, &credentials.Error{Kind: credentials.Unavailable})
+	b.Failed("a", a, &credentials.Error{Kind: credentials.NodeCredentials})
+	b.Failed("b", a, &credentials.Error{Kind: credentials.Denied})
+	a.RoleARN += "x"
+	b.Failed("a", a, &credentials.Error{Kind: credentials.Denied})
+	tells("what the owner can do nothing about, or concerns nobody")
 }

@@ -64,13 +64,48 @@ func refuseRole(pod *pods.Pod, err error) *Refusal {
 	return &Refusal{Status: status, Pod: pod.String(), Err: err}
 }
 
+// The reasons of Events, in the order of what a pod goes through.
+const (
+	RoleInvalid   = "IAMRoleInvalid"   // an annotation says nothing usable
+	RoleForbidden = "IAMRoleForbidden" // the namespace does not allow the role
+	RoleDenied    = "IAMRoleDenied"    // STS refuses it
+	RoleThrottled = "IAMRoleThrottled" // STS has been asked too often
+)
+
+// eventReason is the reason of an Event about a role that was not decided; empty for what is nobody's mistake.
+func eventReason(err error) string {
+	if _, invalid := errors.AsType[*roles.InvalidError](err); invalid {
+		return RoleInvalid
+	}
+	if errors.Is(err, roles.ErrForbidden) {
+		return RoleForbidden
+	}
+	return ""
+}
+
+// failure is the Event about a call to STS that failed; an empty reason for what the pod's owner can do nothing about.
+func failure(a roles.Assumption, err *credentials.Error) (reason, message string) {
+	switch err.Kind {
+	case credentials.Denied, credentials.Malformed:
+		return RoleDenied, refusedRole(a, err)
+	case credentials.Throttled:
+		return RoleThrottled, fmt.Sprintf("STS is asked too often (%s): credentials of the role %s are tried for again.", err.Code, a.RoleARN)
+	}
+	return "", ""
+}
+
+// refusedRole is for the eyes of the pod's owner: STS's own words name the node's role.
+func refusedRole(a roles.Assumption, err *credentials.Error) string {
+	return fmt.Sprintf("STS refused to let the node assume the role %s: %s. Check the role's trust policy and the pod's annotations.", a.RoleARN, err.Code)
+}
+
 // refuseCredentials tells the pod that its role was refused, but not in the words of STS, which name the node's own role.
 func refuseCredentials(pod *pods.Pod, a roles.Assumption, err error) *Refusal {
-	if e, ok := errors.AsType[*credentials.Error](err); ok && e.Kind == credentials.Denied {
+	if e, ok := errors.AsType[*credentials.Error](err); ok && (e.Kind == credentials.Denied || e.Kind == credentials.Malformed) {
 		return &Refusal{
 			Status:  http.StatusOK,
 			Code:    "AssumeRoleUnauthorizedAccess",
-			Message: fmt.Sprintf("STS refused to let the node assume the role %s: %s. Check the role's trust policy and the pod's annotations.", a.RoleARN, e.Code),
+			Message: refusedRole(a, e),
 			Pod:     pod.String(), Err: err,
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -33,7 +32,9 @@ type Cache struct {
 	sts      Assumer
 	log      *slog.Logger
 	observer Observer
-	errorTTL time.Duration
+	failure  func(holder string, a roles.Assumption, err *Error)
+	schedule Schedule
+	pace     *Pace
 
 	life   context.Context // that of every flight
 	end    context.CancelFunc
@@ -72,8 +73,9 @@ type Config struct {
 	Log *slog.Logger
 	// Observer may be nil.
 	Observer Observer
-	// ErrorTTL is how long an error answers in place of a new call; zero chooses by the kind of error.
-	ErrorTTL time.Duration
+	// Failed is called after a failed flight for each holder of what it was for, and must not block. It may be nil.
+	Failed   func(holder string, a roles.Assumption, err *Error)
+	Schedule Schedule
 }
 
 const (
@@ -93,8 +95,11 @@ func New(sts Assumer, c Config) *Cache {
 	if c.Observer == nil {
 		c.Observer = unobserved{}
 	}
+	if c.Failed == nil {
+		c.Failed = func(string, roles.Assumption, *Error) {}
+	}
 	return &Cache{
-		sts: sts, log: c.Log, observer: c.Observer, errorTTL: c.ErrorTTL,
+		sts: sts, log: c.Log, observer: c.Observer, failure: c.Failed, schedule: c.Schedule, pace: NewPace(time.Now()),
 		life: life, end: end,
 		slots: make(chan struct{}, background), wake: make(chan struct{}, 1),
 		entries: make(map[roles.Assumption]*entry), holds: make(map[string]roles.Assumption),
@@ -210,7 +215,9 @@ func (c *Cache) Hold(holder string, a roles.Assumption) {
 	}
 	c.holds[holder] = a
 	e := c.entry(a)
-	e.holders++
+	if e.holders++; e.holders == 1 {
+		c.pace.Hold(time.Now(), a.Duration)
+	}
 	switch {
 	case e.document == nil && (e.err == nil || !time.Now().Before(e.errUntil)):
 		c.launch(a, e)
@@ -238,7 +245,11 @@ func (c *Cache) release(holder string) {
 	if e == nil {
 		return
 	}
-	if e.holders--; e.holders == 0 && e.flight == nil {
+	if e.holders--; e.holders > 0 {
+		return
+	}
+	c.pace.LetGo(time.Now(), a.Duration)
+	if e.flight == nil {
 		delete(c.entries, a)
 	}
 }
@@ -256,12 +267,8 @@ func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
 
 func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
 	defer close(f.done)
-	select {
-	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
-	case <-f.urgent:
-	case <-c.life.Done():
-	}
+	release := c.admit(f)
+	defer release()
 	ctx, cancel := context.WithTimeout(c.life, flightTime)
 	defer cancel()
 	start := time.Now()
@@ -272,12 +279,68 @@ func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
 	}
 	failure := asError(err)
 	c.observer.Assumed(outcome(failure), now.Sub(start))
+	c.pace.Told(now, failure)
+	for _, holder := range c.settle(a, e, creds, failure, now) {
+		c.failure(holder, a, failure)
+	}
+}
 
+// admit waits until a flight may start: one that nobody waits for has a slot among the few of its kind, and each has its token. What
+// it returns is to be called at its end.
+func (c *Cache) admit(f *flight) (release func()) {
+	release = func() {}
+	select {
+	case c.slots <- struct{}{}:
+		release = func() { <-c.slots }
+	case <-f.urgent:
+	case <-c.life.Done():
+	}
+	select {
+	case <-f.urgent:
+	default:
+		if c.queue(false, f.urgent) {
+			return release
+		}
+	}
+	c.queue(true, nil)
+	return release
+}
+
+// queue waits for a token of its kind. It is false where instead was closed before, and the token is another's.
+func (c *Cache) queue(waiting bool, instead <-chan struct{}) bool {
+	ticket := c.pace.Take(time.Now(), waiting)
+	for {
+		wait := ticket.Wait(time.Now())
+		if wait <= 0 {
+			return true
+		}
+		// How fast the queue moves changes.
+		timer := time.NewTimer(min(wait, time.Second))
+		select {
+		case <-instead:
+			timer.Stop()
+			ticket.GiveBack()
+			return false
+		case <-c.life.Done():
+			timer.Stop()
+			return true
+		case <-timer.C:
+		}
+	}
+}
+
+// settle gives the entry the outcome of its flight, and tells who is to hear of a failure.
+func (c *Cache) settle(a roles.Assumption, e *entry, creds *Credentials, failure *Error, now time.Time) (concerned []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e.flight = nil
 	if failure != nil {
 		c.failed(a, e, failure, now)
+		for holder, held := range c.holds {
+			if held == a {
+				concerned = append(concerned, holder)
+			}
+		}
 	} else {
 		c.landed(a, e, creds, now)
 	}
@@ -285,12 +348,13 @@ func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
 		delete(c.entries, a) // everybody left while it flew, and nobody ever asked
 	}
 	c.stir()
+	return concerned
 }
 
 func (c *Cache) landed(a roles.Assumption, e *entry, creds *Credentials, now time.Time) {
 	e.err, e.errUntil, e.failures = nil, time.Time{}, 0
 	lifetime := creds.Expiration.Sub(now)
-	e.renewAt = renewal(creds.Expiration, lifetime)
+	e.renewAt = c.schedule.Renewal(creds.Expiration, lifetime)
 	// The newest credentials win: what STS made earlier never takes the place of what it made later.
 	if e.document == nil || creds.Expiration.After(e.document.expiration) {
 		e.document, e.low = newDocument(creds), scaled(safe, lifetime)
@@ -301,8 +365,8 @@ func (c *Cache) landed(a roles.Assumption, e *entry, creds *Credentials, now tim
 func (c *Cache) failed(a roles.Assumption, e *entry, err *Error, now time.Time) {
 	e.failures++
 	e.err = err
-	e.errUntil = now.Add(c.remember(err.Kind, e.failures))
-	e.renewAt = now.Add(retryAfter(err.Kind, e.failures))
+	e.errUntil = now.Add(c.schedule.Remember(err.Kind, e.failures))
+	e.renewAt = now.Add(c.schedule.RetryAfter(err.Kind, e.failures))
 	if c.life.Err() == nil {
 		c.log.Warn("credentials not obtained", "role", a.RoleARN, "session", a.SessionName, "kind", err.Kind.String(),
 			"code", err.Code, "message", err.Message, "failures", e.failures)
@@ -316,6 +380,3 @@ func (c *Cache) stir() {
 	default:
 	}
 }
-
-// jitter spreads a delay over its upper half, so that what failed together does not come back together.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }

@@ -104,6 +104,8 @@ func TestEverythingThatGoesIntoAssumeRoleTellsKeysApart(t *testing.T) {
 		for name, change := range map[string]func(*roles.Assumption){
 			"role": func(a *roles.Assumption) { a.RoleARN += "x" }, "session name": func(a *roles.Assumption) { a.SessionName += "x" },
 			"external ID": func(a *roles.Assumption) { a.ExternalID = "id" }, "duration": func(a *roles.Assumption) { a.Duration += time.Second },
+			"source identity": func(a *roles.Assumption) { a.SourceIdentity = "x" }, "session policy": func(a *roles.Assumption) { a.SessionPolicy = "{}" },
+			"tag": func(a *roles.Assumption) { a.Tags.PodName = "x" }, "another tag": func(a *roles.Assumption) { a.Tags.Namespace = "x" },
 		} {
 			b := a
 			change(&b)
@@ -217,7 +219,7 @@ func TestExpiredCredentialsAreNeverServed(t *testing.T) {
 }
 
 func TestErrorsAreRememberedBriefly(t *testing.T) {
-	for kind, bound := range map[Kind]time.Duration{Denied: 30 * time.Second, Throttled: 2 * time.Second, Unavailable: 500 * time.Millisecond} {
+	for kind, bound := range map[Kind]time.Duration{Malformed: 5 * time.Minute, Denied: 30 * time.Second, Throttled: 2 * time.Second, Unavailable: 500 * time.Millisecond} {
 		t.Run(kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				sts := &fakeSTS{err: &Error{Kind: kind, Code: "x"}}
@@ -241,7 +243,7 @@ func TestErrorsAreRememberedBriefly(t *testing.T) {
 func TestErrorTTLIsTheOperators(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: errors.New("down")}
-		c := running(t, sts, Config{ErrorTTL: 5 * time.Minute})
+		c := running(t, sts, Config{Schedule: Schedule{ErrorTTL: 5 * time.Minute}})
 		for range 4 {
 			c.Get(t.Context(), assumption("a"))
 			time.Sleep(time.Minute)

@@ -16,6 +16,8 @@ const (
 	Throttled
 	// Denied is a refusal that asking again does not change until somebody changes a policy or an annotation.
 	Denied
+	// Malformed is a request that STS would never grant, whoever asked: an annotation is wrong.
+	Malformed
 	// NodeCredentials means that the node's own credentials are missing or not accepted.
 	NodeCredentials
 )
@@ -27,6 +29,8 @@ func (k Kind) String() string {
 		return "throttled"
 	case Denied:
 		return "denied"
+	case Malformed:
+		return "malformed"
 	case NodeCredentials:
 		return "node credentials"
 	}
@@ -56,7 +60,7 @@ func asError(err error) *Error {
 	return &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
 }
 
-// outcome names how a call ended: one of five words, whatever STS said.
+// outcome names how a call ended: one of six words, whatever STS said.
 func outcome(e *Error) string {
 	if e == nil {
 		return "ok"

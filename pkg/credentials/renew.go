@@ -17,10 +17,28 @@ const (
 	full = time.Hour
 )
 
-// renewal is when credentials are renewed that end then and last so long in all. It is the lifetime that STS gave that
+// Schedule is when STS is asked again. Its zero value is the real one.
+type Schedule struct {
+	// ErrorTTL is how long an error answers in place of a new call; zero chooses by the kind of error.
+	ErrorTTL time.Duration
+	// Rand is where chance comes from; nil for math/rand/v2's own.
+	Rand *rand.Rand
+}
+
+func (s Schedule) chance(n time.Duration) time.Duration {
+	if s.Rand != nil {
+		return time.Duration(s.Rand.Int64N(int64(n)))
+	}
+	return rand.N(n)
+}
+
+// jitter spreads a delay over its upper half, so that what failed together does not come back together.
+func (s Schedule) jitter(d time.Duration) time.Duration { return d/2 + s.chance(d/2+1) }
+
+// Renewal is when credentials are renewed that end then and last so long in all. It is the lifetime that STS gave that
 // counts, not the one that it was asked for.
-func renewal(end time.Time, lifetime time.Duration) time.Time {
-	return end.Add(-scaled(renewLeast+rand.N(renewSpread), lifetime))
+func (s Schedule) Renewal(end time.Time, lifetime time.Duration) time.Time {
+	return end.Add(-scaled(renewLeast+s.chance(renewSpread), lifetime))
 }
 
 // scaled is d for a session of an hour or more, and the same part of a shorter one.
@@ -31,27 +49,33 @@ func scaled(d, lifetime time.Duration) time.Duration {
 	return time.Duration(float64(d) * float64(lifetime) / float64(full))
 }
 
-// remember is how long an error answers in place of another call. A denial lasts longer than a hiccup, but not long: IAM
-// needs seconds to spread a change, and its author is waiting.
-func (c *Cache) remember(k Kind, failures int) time.Duration {
-	if c.errorTTL > 0 {
-		return c.errorTTL
+// Remember is how long an error answers in place of another call. A denial lasts longer than a hiccup, but not long: IAM
+// needs seconds to spread a change, and its author is waiting. What is malformed only a changed annotation mends, which is
+// another assumption.
+func (s Schedule) Remember(k Kind, failures int) time.Duration {
+	if s.ErrorTTL > 0 {
+		return s.ErrorTTL
 	}
 	switch k {
+	case Malformed:
+		return 5 * time.Minute
 	case Denied:
-		return 30 * time.Second
+		return min(30*time.Second<<min(failures-1, 1), time.Minute)
 	case Throttled:
-		return jitter(min(2*time.Second<<min(failures-1, 5), time.Minute))
+		return s.jitter(min(2*time.Second<<min(failures-1, 5), time.Minute))
 	}
-	return jitter(min(500*time.Millisecond<<min(failures-1, 6), 30*time.Second))
+	return s.jitter(min(500*time.Millisecond<<min(failures-1, 6), 30*time.Second))
 }
 
-// retryAfter is the pace of the tries in the background.
-func retryAfter(k Kind, failures int) time.Duration {
-	if k == Denied {
-		return time.Minute + jitter(time.Minute)
+// RetryAfter is the pace of the tries in the background.
+func (s Schedule) RetryAfter(k Kind, failures int) time.Duration {
+	switch k {
+	case Malformed:
+		return 5*time.Minute + s.jitter(5*time.Minute)
+	case Denied:
+		return time.Minute + s.jitter(time.Minute)
 	}
-	return jitter(min(2*time.Second<<min(failures-1, 6), 2*time.Minute))
+	return s.jitter(min(2*time.Second<<min(failures-1, 6), 2*time.Minute))
 }
 
 // Run renews what is held before it runs short and drops what nobody needs, until ctx ends. Then it ends the flights and

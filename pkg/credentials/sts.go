@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go/aws"
 	"github.com/aws/aws-sdk-go/aws/awserr"
 	sdk "github.com/aws/aws-sdk-go/aws/credentials"
+	"github.com/aws/aws-sdk-go/aws/credentials/stscreds"
 	"github.com/aws/aws-sdk-go/aws/ec2metadata"
 	"github.com/aws/aws-sdk-go/aws/endpoints"
 	"github.com/aws/aws-sdk-go/aws/request"
@@ -27,10 +28,16 @@ import (
 type STSConfig struct {
 	// Regional asks the endpoint of the region rather than the global one.
 	Regional bool
-	// Endpoint, a URL, overrides both; empty for none.
+	// FIPS asks the region's endpoint with FIPS 140 validated cryptography.
+	FIPS bool
+	// Endpoint, a URL, overrides all of these; empty for none.
 	Endpoint string
 	// MetadataURL is the metadata service that the node's own credentials and region come from; empty for the SDK's default.
 	MetadataURL string
+	// Through is the ARN of a role that the node assumes first, to assume the pods' roles by it; empty for none.
+	Through string
+	// Session names the node's session of that role.
+	Session string
 	// UserAgent is added to the SDK's own.
 	UserAgent string
 }
@@ -39,7 +46,7 @@ type STSConfig struct {
 // container, and the instance's role. It is the one place that uses aws-sdk-go.
 type STS struct {
 	client *sts.STS
-	node   *sdk.Credentials
+	node   []*sdk.Credentials // what to get anew where STS calls them expired, in this order
 }
 
 // NewSTS makes the client. It asks the node's metadata service for the region where it is needed and nothing else names it;
@@ -52,6 +59,9 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 		WithSTSRegionalEndpoint(endpoints.LegacySTSEndpoint)
 	if c.Regional {
 		cfg.WithSTSRegionalEndpoint(endpoints.RegionalSTSEndpoint)
+	}
+	if c.FIPS {
+		cfg.UseFIPSEndpoint = endpoints.FIPSEndpointStateEnabled
 	}
 	if c.Endpoint != "" {
 		cfg.WithEndpoint(c.Endpoint)
@@ -66,7 +76,7 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	}
 	if aws.StringValue(sess.Config.Region) == "" {
 		region := "us-east-1" // what the global endpoint is signed for
-		if c.Regional && c.Endpoint == "" {
+		if (c.Regional || c.FIPS) && c.Endpoint == "" {
 			// The session's endpoint is that of STS; the metadata client must have its own.
 			meta := ec2metadata.New(sess, metadataConfig(c.MetadataURL))
 			if region, err = meta.RegionWithContext(ctx); err != nil {
@@ -78,8 +88,39 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	if c.UserAgent != "" {
 		sess.Handlers.Build.PushBack(request.MakeAddToUserAgentFreeFormHandler(c.UserAgent))
 	}
-	client := sts.New(sess)
-	return &STS{client: client, node: client.Config.Credentials}, nil
+	s := &STS{client: sts.New(sess)}
+	s.node = []*sdk.Credentials{s.client.Config.Credentials}
+	if c.Through != "" {
+		between := sdk.NewCredentials(&through{stscreds.AssumeRoleProvider{
+			Client: s.client, RoleARN: c.Through, RoleSessionName: c.Session,
+			Duration: MaxChained, ExpiryWindow: throughMargin,
+		}})
+		s.client = sts.New(sess, aws.NewConfig().WithCredentials(between))
+		s.node = append(s.node, between)
+	}
+	return s, nil
+}
+
+const (
+	// MaxChained is how long a session may last that was assumed by another's credentials
+	// (https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html, "Role chaining").
+	MaxChained = time.Hour
+	// throughMargin is how long before their end the credentials in between are renewed.
+	throughMargin = 10 * time.Minute
+	// throughCode is the code of a failure to get them.
+	throughCode = "AssumeRoleChainError"
+)
+
+// through is the role that the node assumes first. That it does not get it is no fault of the pod's role.
+type through struct{ stscreds.AssumeRoleProvider }
+
+// RetrieveWithContext implements credentials.ProviderWithContext of the SDK.
+func (t *through) RetrieveWithContext(ctx sdk.Context) (sdk.Value, error) {
+	v, err := t.AssumeRoleProvider.RetrieveWithContext(ctx)
+	if err != nil {
+		err = awserr.New(throughCode, "the role "+t.RoleARN+" that is assumed first", err)
+	}
+	return v, err
 }
 
 func metadataConfig(url string) *aws.Config {
@@ -123,7 +164,9 @@ func (s *STS) Endpoint() string { return s.client.Endpoint }
 func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
 	creds, err := s.assumeRole(ctx, a)
 	if e, ok := errors.AsType[*Error](err); ok && (e.Code == "ExpiredToken" || e.Code == "ExpiredTokenException") {
-		s.node.Expire()
+		for _, c := range s.node {
+			c.Expire()
+		}
 		creds, err = s.assumeRole(ctx, a)
 	}
 	return creds, err
@@ -138,6 +181,15 @@ func (s *STS) assumeRole(ctx context.Context, a roles.Assumption) (*Credentials,
 	if a.ExternalID != "" {
 		in.ExternalId = aws.String(a.ExternalID)
 	}
+	if a.SourceIdentity != "" {
+		in.SourceIdentity = aws.String(a.SourceIdentity)
+	}
+	if a.SessionPolicy != "" {
+		in.Policy = aws.String(a.SessionPolicy)
+	}
+	a.Tags.Each(func(key, value string) {
+		in.Tags = append(in.Tags, &sts.Tag{Key: aws.String(key), Value: aws.String(value)})
+	})
 	asked := time.Now()
 	out, err := s.client.AssumeRoleWithContext(ctx, in)
 	if err != nil {
@@ -171,15 +223,23 @@ func classify(err error) *Error {
 		e.Message += ": " + cause.Error()
 	}
 	switch e.Code {
-	case "AccessDenied", "AccessDeniedException", "ValidationError", "ValidationException", "MalformedPolicyDocument",
-		"PackedPolicyTooLarge", "RegionDisabledException", "InvalidParameterValue", "InvalidParameterCombination",
-		"NoSuchEntity", "InvalidParameter", request.ParamRequiredErrCode:
+	case "AccessDenied", "AccessDeniedException", "RegionDisabledException", "NoSuchEntity":
 		e.Kind = Denied
+		return e
+	case "ValidationError", "ValidationException", "MalformedPolicyDocument", "PackedPolicyTooLarge", "InvalidParameterValue",
+		"InvalidParameterCombination", "InvalidParameter", request.ParamRequiredErrCode:
+		e.Kind = Malformed
 		return e
 	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException",
 		"SignatureDoesNotMatch", "IncompleteSignature", "MissingAuthenticationToken", "RequestExpired", "OptInRequired",
 		"NoCredentialProviders", "EC2RoleRequestError", "SharedCredsLoad", "WebIdentityErr":
 		e.Kind = NodeCredentials
+		return e
+	case throughCode:
+		e.Kind = NodeCredentials
+		if cause := classify(ae.OrigErr()); cause.Kind == Throttled || cause.Kind == Unavailable {
+			e.Kind = cause.Kind
+		}
 		return e
 	}
 	if request.IsErrorThrottle(err) {

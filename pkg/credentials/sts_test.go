@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 )
@@ -52,7 +54,11 @@ func client(t *testing.T, c STSConfig) *STS {
 func TestAssumeRoleSendsWhatItIsTold(t *testing.T) {
 	s := cloud(t)
 	s.PutRole(sts.Role{ARN: account + "team/reader", Trusts: []string{nodeName}, ExternalID: "id"})
-	a := roles.Assumption{RoleARN: account + "team/reader", SessionName: "ns.pod", ExternalID: "id", Duration: time.Hour}
+	a := roles.Assumption{
+		RoleARN: account + "team/reader", SessionName: "ns.pod", ExternalID: "id", Duration: time.Hour, SourceIdentity: "ns.pod",
+		SessionPolicy: `{"Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}`,
+		Tags:          roles.Tags{ClusterName: "prod", Namespace: "ns", ServiceAccount: "default", PodName: "pod", PodUID: "uid"},
+	}
 	creds, err := client(t, STSConfig{Endpoint: s.URL(), UserAgent: "kube2iam-cni/test"}).AssumeRole(t.Context(), a)
 	if err != nil {
 		t.Fatal(err)
@@ -60,9 +66,60 @@ func TestAssumeRoleSendsWhatItIsTold(t *testing.T) {
 	if left := time.Until(creds.Expiration); !strings.HasPrefix(creds.AccessKeyID, "ASIA") || creds.SecretAccessKey == "" || creds.SessionToken == "" || left < 59*time.Minute || left > time.Hour {
 		t.Errorf("%+v, %v left", creds, left)
 	}
-	call := s.Calls()[0]
-	if call.RoleARN != a.RoleARN || call.SessionName != "ns.pod" || call.ExternalID != "id" || call.Duration != time.Hour || call.Caller != nodeName || call.Issued != creds.AccessKeyID {
-		t.Errorf("STS saw %+v", call)
+	got := s.Calls()[0]
+	want := sts.Call{
+		Time: got.Time, Action: "AssumeRole", Caller: nodeName, AccessKeyID: "AKIANODE000000000001", Region: "us-east-1", RoleARN: a.RoleARN, SessionName: a.SessionName,
+		ExternalID: "id", SourceIdentity: "ns.pod", Policy: a.SessionPolicy, Duration: time.Hour, Issued: creds.AccessKeyID,
+		Tags: map[string]string{"eks-cluster-name": "prod", "kubernetes-namespace": "ns", "kubernetes-service-account": "default",
+			"kubernetes-pod-name": "pod", "kubernetes-pod-uid": "uid"},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestChainOfRoles has the node assume a role first, that alone may assume the pods'.
+func TestChainOfRoles(t *testing.T) {
+	s := cloud(t)
+	between, pods := account+"between", account+"reader"
+	s.PutRole(sts.Role{ARN: pods, Trusts: []string{between}})
+	a := roles.Assumption{RoleARN: pods, SessionName: "ns.pod", Duration: time.Hour}
+	c := client(t, STSConfig{Endpoint: s.URL(), Through: between, Session: "kube2iam.node-1"})
+
+	_, err := c.AssumeRole(t.Context(), a)
+	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != NodeCredentials || !strings.Contains(e.Message, between) {
+		t.Errorf("without the first role: %v, want the node's fault that names it", err)
+	}
+	s.SetFault(sts.Throttled)
+	_, err = c.AssumeRole(t.Context(), a)
+	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Throttled {
+		t.Errorf("throttled: %v", err)
+	}
+	s.SetFault(sts.Fault{})
+	s.PutRole(sts.Role{ARN: between, Trusts: []string{nodeName}})
+	s.ResetCalls()
+	for range 3 {
+		if _, err := c.AssumeRole(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	calls := s.Calls()
+	if len(calls) != 4 || calls[0].RoleARN != between || calls[0].SessionName != "kube2iam.node-1" || calls[0].Duration != time.Hour {
+		t.Fatalf("STS saw %+v, want the first role once", calls)
+	}
+	for _, call := range calls[1:] {
+		if call.AccessKeyID != calls[0].Issued || call.RoleARN != pods {
+			t.Errorf("STS saw %+v, want it signed by the first role", call)
+		}
+	}
+	// What STS ended early is had anew.
+	s.Expire(calls[0].Issued)
+	if _, err := c.AssumeRole(t.Context(), a); err != nil {
+		t.Errorf("after the first role's session ended early: %v", err)
+	}
+	a.Duration = 2 * time.Hour
+	if _, err = c.AssumeRole(t.Context(), a); err == nil || !strings.Contains(err.Error(), "1 hour session limit") {
+		t.Errorf("a chained session of two hours: %v, want STS's refusal", err)
 	}
 }
 
@@ -195,6 +252,12 @@ func TestEndpoints(t *testing.T) {
 		"regional by environment":  {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "ap-south-2"}, "https://sts.ap-south-2.amazonaws.com"},
 		"regional by metadata":     {STSConfig{Regional: true}, nil, "https://sts.eu-west-3.amazonaws.com"},
 		"China":                    {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "cn-north-1"}, "https://sts.cn-north-1.amazonaws.com.cn"},
+		"China, global":            {STSConfig{}, map[string]string{"AWS_REGION": "cn-north-1"}, "https://sts.cn-north-1.amazonaws.com.cn"},
+		"GovCloud":                 {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "us-gov-west-1"}, "https://sts.us-gov-west-1.amazonaws.com"},
+		"GovCloud, FIPS":           {STSConfig{FIPS: true}, map[string]string{"AWS_REGION": "us-gov-west-1"}, "https://sts.us-gov-west-1.amazonaws.com"},
+		"FIPS":                     {STSConfig{FIPS: true}, map[string]string{"AWS_REGION": "us-east-2"}, "https://sts-fips.us-east-2.amazonaws.com"},
+		"FIPS and regional":        {STSConfig{FIPS: true, Regional: true}, map[string]string{"AWS_REGION": "us-west-2"}, "https://sts-fips.us-west-2.amazonaws.com"},
+		"FIPS by metadata":         {STSConfig{FIPS: true}, nil, "https://sts-fips.eu-west-3.amazonaws.com"},
 		"its own":                  {STSConfig{Endpoint: "https://vpce.example"}, nil, "https://vpce.example"},
 		"its own, though regional": {STSConfig{Endpoint: "https://vpce.example", Regional: true}, nil, "https://vpce.example"},
 	} {

@@ -14,7 +14,7 @@ import (
 
 // selection is what one informer watches.
 type selection struct {
-	resource string // "pods" or "namespaces"
+	resource string
 	of       runtime.Object
 	fields   fields.Selector
 	// strip makes what is kept of an object.

@@ -4,80 +4,221 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"maps"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
 
-// ErrNoNamespace is the error of a namespace that the API has not shown.
-var ErrNoNamespace = errors.New("the namespace is not known")
+var (
+	// ErrNoNamespace is the error of a namespace that the API says does not exist.
+	ErrNoNamespace = errors.New("the namespace does not exist")
+	// ErrNotShown is the error of a namespace that the API has not shown yet. It may a moment later.
+	ErrNotShown = errors.New("the namespace is not known yet")
+)
 
-// Namespaces keeps the annotations of namespaces.
+// Namespaces keeps the annotations of the namespaces that have pods on this node, and watches no other: what a node costs the API
+// server does not grow with the cluster. It is a Watcher, by which it learns of the pods.
 type Namespaces struct {
-	informer cache.SharedIndexInformer
-	synced   chan struct{}
-	changed  func(namespace string)
+	client  kubernetes.Interface
+	keys    []string
+	changed func(namespace string)
+
+	life context.Context // that of every watch
+	end  context.CancelFunc
+	runs sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	watched map[string]*watchedNamespace
+}
+
+// watchedNamespace is a namespace, and where its reflector stores it.
+type watchedNamespace struct {
+	of     *Namespaces
+	name   string
+	pods   map[types.UID]bool // guarded by of.mu
+	cancel context.CancelFunc
+	synced chan struct{} // closed once the API has said whether it exists
+
+	mu          sync.Mutex
+	shown       bool // whether synced is closed
+	exists      bool
+	annotations map[string]string
 }
 
 // NamespacesConfig is what Namespaces depends on.
 type NamespacesConfig struct {
 	Client kubernetes.Interface
-	// Key is the one annotation that is kept.
-	Key string
-	// Resync is how often every namespace is looked at again without a change; zero for never.
-	Resync time.Duration
-	// Changed is called with the name of each namespace that changed; it must not block.
+	// Keys are the annotations that are kept.
+	Keys []string
+	// Changed is called with the name of each namespace whose annotations changed; it must not block. It may be nil.
 	Changed func(namespace string)
-	Log     *slog.Logger
 }
 
-// NewNamespaces is a watch of the namespaces that begins with Run.
-func NewNamespaces(c NamespacesConfig) (*Namespaces, error) {
-	informer, err := newInformer(c.Client, selection{
-		resource: "namespaces", of: &corev1.Namespace{}, resync: c.Resync, fields: fields.Everything(),
-		strip: func(obj any) (any, error) {
-			ns, ok := obj.(*corev1.Namespace)
-			if !ok {
-				return obj, nil
-			}
-			kept := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns.Name, UID: ns.UID, ResourceVersion: ns.ResourceVersion}}
-			if v, ok := ns.Annotations[c.Key]; ok {
-				kept.Annotations = map[string]string{c.Key: v}
-			}
-			return kept, nil
-		},
-	}, c.Log)
-	if err != nil {
-		return nil, err
+// NewNamespaces knows no namespace yet.
+func NewNamespaces(c NamespacesConfig) *Namespaces {
+	life, end := context.WithCancel(context.Background())
+	if c.Changed == nil {
+		c.Changed = func(string) {}
 	}
-	return &Namespaces{informer: informer, synced: make(chan struct{}), changed: c.Changed}, nil
+	return &Namespaces{client: c.Client, keys: c.Keys, changed: c.Changed, life: life, end: end, watched: make(map[string]*watchedNamespace)}
 }
 
-// Synced is closed once the namespaces that were there at the start are known.
-func (n *Namespaces) Synced() <-chan struct{} { return n.synced }
-
-// Run watches until ctx ends.
+// Run waits for the end of ctx, and ends the watches.
 func (n *Namespaces) Run(ctx context.Context) error {
-	tell := func(obj any) {
-		if ns, ok := lastKnown(obj).(*corev1.Namespace); ok && n.changed != nil {
-			n.changed(ns.Name)
+	<-ctx.Done()
+	n.mu.Lock()
+	n.closed = true
+	n.mu.Unlock()
+	n.end()
+	n.runs.Wait()
+	return nil
+}
+
+// PodChanged implements Watcher: the pod's namespace is watched for as long as the pod is here and has not finished.
+func (n *Namespaces) PodChanged(p *Pod) {
+	if p.Finished || p.HostNetwork {
+		n.PodGone(p)
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := n.watched[p.Namespace]
+	if w == nil {
+		if n.closed {
+			return
+		}
+		ctx, cancel := context.WithCancel(n.life)
+		w = &watchedNamespace{of: n, name: p.Namespace, pods: make(map[types.UID]bool), cancel: cancel, synced: make(chan struct{})}
+		n.watched[p.Namespace] = w
+		n.runs.Go(func() { w.watch(ctx) })
+	}
+	w.pods[p.UID] = true
+}
+
+// PodGone implements Watcher.
+func (n *Namespaces) PodGone(p *Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := n.watched[p.Namespace]
+	if w == nil {
+		return
+	}
+	if delete(w.pods, p.UID); len(w.pods) == 0 {
+		w.cancel()
+		delete(n.watched, p.Namespace)
+	}
+}
+
+// Len is how many namespaces are watched.
+func (n *Namespaces) Len() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.watched)
+}
+
+// Shown tells whether the API has shown every namespace that is watched.
+func (n *Namespaces) Shown() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.watched {
+		select {
+		case <-w.synced:
+		default:
+			return false
 		}
 	}
-	return runInformer(ctx, n.informer, cache.ResourceEventHandlerFuncs{
-		AddFunc: tell, UpdateFunc: func(_, obj any) { tell(obj) }, DeleteFunc: tell,
-	}, n.synced)
+	return true
 }
 
-// Annotations is what is kept of the namespace's annotations. The map must not be changed. The error wraps ErrNoNamespace.
-func (n *Namespaces) Annotations(namespace string) (map[string]string, error) {
-	obj, ok, err := n.informer.GetStore().GetByKey(namespace)
-	if err != nil || !ok {
+// Annotations is what is kept of the annotations of a namespace that has pods here. It waits for one that the API has not shown yet,
+// until ctx ends. The map must not be changed. The error wraps ErrNoNamespace or ErrNotShown.
+func (n *Namespaces) Annotations(ctx context.Context, namespace string) (map[string]string, error) {
+	n.mu.Lock()
+	w := n.watched[namespace]
+	n.mu.Unlock()
+	if w == nil {
+		return nil, fmt.Errorf("%w: %s has no pod here that the API has shown", ErrNotShown, namespace)
+	}
+	select {
+	case <-w.synced:
+	default:
+		select {
+		case <-w.synced:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %s", ErrNotShown, namespace)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.exists {
 		return nil, fmt.Errorf("%w: %s", ErrNoNamespace, namespace)
 	}
-	return obj.(*corev1.Namespace).Annotations, nil
+	return w.annotations, nil
 }
+
+func (w *watchedNamespace) watch(ctx context.Context) {
+	client := w.of.client
+	lw := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "namespaces", "", fields.OneTermEqualSelector("metadata.name", w.name))
+	r := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), &corev1.Namespace{}, w, cache.ReflectorOptions{
+		// A watch of one object that seldom changes: longer ones are fewer requests.
+		MinWatchTimeout: 30 * time.Minute,
+	})
+	r.RunWithContext(ctx)
+}
+
+// set stores what the API says of the namespace, nil for that it does not exist, and tells of a change.
+func (w *watchedNamespace) set(obj any) error {
+	var kept map[string]string
+	ns, exists := obj.(*corev1.Namespace)
+	if exists {
+		for _, key := range w.of.keys {
+			if v, ok := ns.Annotations[key]; ok {
+				if kept == nil {
+					kept = make(map[string]string)
+				}
+				kept[key] = v
+			}
+		}
+	}
+	w.mu.Lock()
+	first := !w.shown
+	same := !first && w.exists == exists && maps.Equal(w.annotations, kept)
+	w.shown, w.exists, w.annotations = true, exists, kept
+	w.mu.Unlock()
+	if first {
+		close(w.synced)
+	}
+	if !same {
+		w.of.changed(w.name)
+	}
+	return nil
+}
+
+// The methods of a cache.ReflectorStore.
+
+// Add implements cache.ReflectorStore.
+func (w *watchedNamespace) Add(obj any) error { return w.set(obj) }
+
+// Update implements cache.ReflectorStore.
+func (w *watchedNamespace) Update(obj any) error { return w.set(obj) }
+
+// Delete implements cache.ReflectorStore.
+func (w *watchedNamespace) Delete(any) error { return w.set(nil) }
+
+// Replace implements cache.ReflectorStore: the list has the namespace, or nothing.
+func (w *watchedNamespace) Replace(list []any, _ string) error {
+	if len(list) == 0 {
+		return w.set(nil)
+	}
+	return w.set(list[0])
+}
+
+// Resync implements cache.ReflectorStore.
+func (w *watchedNamespace) Resync() error { return nil }

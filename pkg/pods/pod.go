@@ -19,6 +19,8 @@ type Pod struct {
 
 	// Node is the node that the pod is bound to.
 	Node string
+	// ServiceAccount is the name of the pod's service account.
+	ServiceAccount string
 	// IPs are those of status.podIPs; none for a pod on the host's network, whose addresses are the node's.
 	IPs []netip.Addr
 	// HostNetwork tells that the pod shares the node's network.
@@ -38,11 +40,12 @@ func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 // fromAPI makes a Pod of the API's object and keeps only the annotations that are asked for.
 func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 	pod := &Pod{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
-		Node:        p.Spec.NodeName,
-		HostNetwork: p.Spec.HostNetwork,
-		Deleting:    p.DeletionTimestamp != nil,
-		Finished:    p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		ObjectMeta:     metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
+		Node:           p.Spec.NodeName,
+		HostNetwork:    p.Spec.HostNetwork,
+		ServiceAccount: p.Spec.ServiceAccountName,
+		Deleting:       p.DeletionTimestamp != nil,
+		Finished:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	}
 	for k, v := range p.Annotations {
 		if k == corev1.MirrorPodAnnotationKey {

@@ -23,7 +23,8 @@ const (
 	maxExternalID = 1224
 )
 
-func validARN(arn string) error {
+// ValidARN is an error for what is not the ARN of an IAM role.
+func ValidARN(arn string) error {
 	if len(arn) < minARN || len(arn) > maxARN || !roleARN.MatchString(arn) {
 		return fmt.Errorf("%q is not the ARN of an IAM role (arn:PARTITION:iam::ACCOUNT:role/NAME)", shorten(arn))
 	}

@@ -25,7 +25,7 @@ func (e *InvalidError) Unwrap() error { return e.Err }
 
 // Subject is who asks for a role.
 type Subject struct {
-	Namespace, Name string
+	Namespace, Name, UID, ServiceAccount string
 	// Annotations are the pod's own.
 	Annotations map[string]string
 	// NamespaceAnnotations are those of the pod's namespace. They are asked for only where the namespaces restrict roles.
@@ -34,14 +34,22 @@ type Subject struct {
 
 // Rules is how annotations become roles. Its zero value knows full ARNs only and restricts nothing.
 type Rules struct {
-	// RoleKey and ExternalIDKey are the annotations to read.
-	RoleKey, ExternalIDKey string
+	// RoleKey and the others are the pod's annotations to read; an empty one is not read.
+	RoleKey, ExternalIDKey, SessionNameKey, SessionPolicyKey string
 	// BaseARN completes bare role names; empty where only ARNs are understood. It comes from the function BaseARN.
 	BaseARN string
 	// DefaultRole is the role, name or ARN, of a pod without the annotation; empty for none.
 	DefaultRole string
 	// Duration is how long a session lasts.
 	Duration time.Duration
+	// Scope is who shares a session; the zero value means PodScope.
+	Scope Scope
+	// Node names this node's sessions of RoleScope.
+	Node string
+	// SourceIdentity sets it to the session's name.
+	SourceIdentity bool
+	// Tags, where not nil, are the session tags that are the same for all; those of the pod are added.
+	Tags *Tags
 	// Restriction is how the namespaces restrict roles; nil where they do not.
 	Restriction *Restriction
 }
@@ -65,12 +73,9 @@ func (r *Rules) Assumption(s Subject) (Assumption, error) {
 	if err != nil {
 		return Assumption{}, &InvalidError{Key: key, Err: err}
 	}
-	a := Assumption{RoleARN: arn, SessionName: SessionName(s.Namespace, s.Name), Duration: r.Duration}
-	if id, ok := s.Annotations[r.ExternalIDKey]; ok {
-		if err := validExternalID(id); err != nil {
-			return Assumption{}, &InvalidError{Key: r.ExternalIDKey, Err: err}
-		}
-		a.ExternalID = id
+	a, err := r.session(s, arn)
+	if err != nil {
+		return Assumption{}, err
 	}
 	// The default role is the operator's own choice, for every namespace.
 	if r.Restriction == nil || arn == r.defaultARN() {
@@ -82,6 +87,56 @@ func (r *Rules) Assumption(s Subject) (Assumption, error) {
 	}
 	if err := r.Restriction.allows(annotations, arn, r.BaseARN); err != nil {
 		return Assumption{}, fmt.Errorf("namespace %s: role %s: %w", s.Namespace, arn, err)
+	}
+	return a, nil
+}
+
+// Keeps tells whether an annotation of pods is read.
+func (r *Rules) Keeps(key string) bool {
+	return key != "" && (key == r.RoleKey || key == r.ExternalIDKey || key == r.SessionNameKey || key == r.SessionPolicyKey)
+}
+
+// session is the assumption of the role by what the subject says of its session. The error is an *InvalidError.
+func (r *Rules) session(s Subject, arn string) (Assumption, error) {
+	a := Assumption{RoleARN: arn, Duration: r.Duration}
+	var err error
+	annotated := func(key string, take func(value string) error) {
+		value, ok := s.Annotations[key]
+		if !ok || key == "" || err != nil {
+			return
+		}
+		if problem := take(value); problem != nil {
+			err = &InvalidError{Key: key, Err: problem}
+		}
+	}
+	a.SessionName = SessionName(s.Namespace, s.Name)
+	if r.Scope == RoleScope {
+		a.SessionName = SessionName("kube2iam", r.Node)
+	}
+	annotated(r.SessionNameKey, func(v string) error {
+		a.SessionName = v
+		return chosenSessionName(v, s.Namespace)
+	})
+	annotated(r.ExternalIDKey, func(v string) error {
+		a.ExternalID = v
+		return validExternalID(v)
+	})
+	annotated(r.SessionPolicyKey, func(v string) (problem error) {
+		a.SessionPolicy, problem = sessionPolicy(v)
+		return problem
+	})
+	if err != nil {
+		return Assumption{}, err
+	}
+	if r.SourceIdentity {
+		a.SourceIdentity = a.SessionName
+	}
+	if r.Tags != nil {
+		a.Tags = *r.Tags
+		a.Tags.Namespace, a.Tags.ServiceAccount = s.Namespace, s.ServiceAccount
+		if r.Scope != RoleScope { // which would be no pod's own any more
+			a.Tags.PodName, a.Tags.PodUID = s.Name, s.UID
+		}
 	}
 	return a, nil
 }
@@ -106,7 +161,7 @@ func (r *Rules) complete(role string) (string, error) {
 		}
 		arn = r.BaseARN + strings.TrimPrefix(role, "/")
 	}
-	if err := validARN(arn); err != nil {
+	if err := ValidARN(arn); err != nil {
 		return "", err
 	}
 	return arn, nil

@@ -64,6 +64,15 @@ func (s *Server) PutPrincipal(p Principal) {
 	s.principals[p.AccessKeyID] = p
 }
 
+// Expire ends the principal's credentials before their time.
+func (s *Server) Expire(accessKeyID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.principals[accessKeyID]
+	p.Expires = time.Unix(1, 0)
+	s.principals[accessKeyID] = p
+}
+
 // PutRole creates the role or replaces the one of its ARN.
 func (s *Server) PutRole(r Role) {
 	s.mu.Lock()

@@ -1,0 +1,158 @@
+package credentials
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+// Pace spreads the calls to STS of a node over time: the account's quota is everybody's, and a fleet that comes back from an outage
+// must not keep STS down. (AssumeRole: 600 calls a second for an account and region, AWS STS quotas.)
+//
+// There are two buckets of tokens. Renewals and prefetches take from one that is filled with paceFactor times what the node's
+// pods need in a steady state, and in which each newly held assumption brings the token for its first call with it. Pods
+// that wait take from another, so they never stand behind those who do not.
+//
+// Both are filled more slowly after STS throttled or failed, and faster again as time goes by without that.
+//
+// Its methods take the time, which must not go back.
+type Pace struct {
+	mu         sync.Mutex
+	held       int
+	need       float64   // calls a second in a steady state
+	slow       float64   // 1, or less than that after failures
+	at         time.Time // when it was that
+	background bucket
+	waiting    bucket
+}
+
+const (
+	// paceFactor leaves room for tries that fail: with half of them failing, two are needed for each success.
+	paceFactor = 3
+	// leastPace, in calls a second, is that of a node with few pods.
+	leastPace = 0.2
+	// spare is how many calls a node has saved up that no assumption brought.
+	spare = 8
+	// waitingPace, in calls a second, and waitingBurst are for pods that wait.
+	waitingPace, waitingBurst = 10, 50
+	// slowest is the least that throttling slows a node down to; slowFailing what other failures do: an outage is no sign of too
+	// many calls, but they must not all come back at its end.
+	slowest, slowFailing = 1.0 / 128, 1.0 / 16
+	// recovery is how long it takes to be twice as fast again.
+	recovery = 30 * time.Second
+)
+
+// NewPace is that of a node without pods.
+func NewPace(now time.Time) *Pace {
+	p := &Pace{slow: 1, at: now, background: bucket{made: spare, at: now}, waiting: bucket{made: waitingBurst, at: now}}
+	p.fill(now)
+	return p
+}
+
+// Hold says that an assumption of sessions of this length is held from now on, and LetGo that it is no more.
+func (p *Pace) Hold(now time.Time, session time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held++
+	p.need += 1 / between(session).Seconds()
+	p.fill(now)
+	p.background.made++
+}
+
+// LetGo is the opposite of Hold.
+func (p *Pace) LetGo(now time.Time, session time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held--; p.held == 0 {
+		p.need = 0
+	} else {
+		p.need -= 1 / between(session).Seconds()
+	}
+	p.fill(now)
+}
+
+// between is the mean time between two calls for an assumption.
+func between(session time.Duration) time.Duration {
+	return session - scaled(renewLeast+renewSpread/2, session)
+}
+
+// Take is a place in the queue for a token, of those for pods that wait or of the others.
+func (p *Pace) Take(now time.Time, waiting bool) Ticket {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fill(now)
+	b := &p.background
+	if waiting {
+		b = &p.waiting
+	}
+	b.taken++
+	return Ticket{pace: p, bucket: b, number: b.taken}
+}
+
+// Ticket is a place in a Pace's queue.
+type Ticket struct {
+	pace   *Pace
+	bucket *bucket
+	number float64
+}
+
+// Wait is how long it is until its call may be made, as it looks now: zero or less for at once.
+func (t Ticket) Wait(now time.Time) time.Duration {
+	t.pace.mu.Lock()
+	defer t.pace.mu.Unlock()
+	t.pace.fill(now)
+	missing := t.number - t.bucket.made
+	return time.Duration(missing / t.bucket.perSecond * float64(time.Second))
+}
+
+// GiveBack is for a call that is not made.
+func (t Ticket) GiveBack() {
+	t.pace.mu.Lock()
+	defer t.pace.mu.Unlock()
+	t.bucket.made++
+}
+
+// Told learns from the outcome of a call, nil for a success.
+func (p *Pace) Told(now time.Time, err *Error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fill(now)
+	switch {
+	case err == nil:
+		return
+	case err.Kind == Throttled:
+		p.slow = max(slowest, p.slow/2)
+	case err.Kind == Unavailable:
+		p.slow = max(min(p.slow, slowFailing), p.slow/2)
+	}
+	p.fill(now)
+}
+
+// fill brings the buckets to this moment, and sets how fast they are filled from now on.
+func (p *Pace) fill(now time.Time) {
+	p.background.fill(now)
+	p.waiting.fill(now)
+	if d := now.Sub(p.at); d > 0 {
+		p.slow, p.at = min(1, p.slow*math.Exp2(d.Seconds()/recovery.Seconds())), now
+	}
+	p.background.set(p.slow*max(leastPace, paceFactor*p.need), float64(spare+p.held))
+	p.waiting.set(p.slow*waitingPace, waitingBurst)
+}
+
+// bucket is a bucket of tokens, and a queue of those who take them.
+type bucket struct {
+	made, taken     float64 // so far; more may be taken than made
+	perSecond, most float64 // most is how many are kept that nobody takes
+	at              time.Time
+}
+
+func (b *bucket) set(perSecond, most float64) {
+	b.perSecond, b.most = perSecond, most
+	b.made = min(b.made, b.taken+b.most)
+}
+
+func (b *bucket) fill(now time.Time) {
+	if d := now.Sub(b.at); d > 0 {
+		b.made, b.at = min(b.made+d.Seconds()*b.perSecond, b.taken+b.most), now
+	}
+}

@@ -1,0 +1,173 @@
+package credentials
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+var epoch = time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
+
+// calls is how many calls of a kind a pace admits in a time, where there is always another one to make.
+func calls(p *Pace, from time.Time, during time.Duration, waiting bool) (n int) {
+	for now := from; ; n++ {
+		for ticket := p.Take(now, waiting); ; {
+			wait := ticket.Wait(now)
+			if wait <= 0 {
+				break
+			}
+			if now = now.Add(max(min(wait, time.Second), time.Microsecond)); now.Sub(from) >= during {
+				ticket.GiveBack()
+				return n
+			}
+		}
+	}
+}
+
+func TestPaceFollowsWhatPodsNeed(t *testing.T) {
+	for name, tt := range map[string]struct {
+		pods    int
+		session time.Duration
+		hourly  int // least calls an hour that a steady state needs
+	}{
+		"an hour":         {110, time.Hour, 240},
+		"a quarter":       {110, 15 * time.Minute, 960},
+		"twelve hours":    {110, 12 * time.Hour, 10},
+		"nobody":          {0, time.Hour, 0},
+		"a handful":       {5, time.Hour, 11},
+		"as many as many": {1000, time.Hour, 2181},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := NewPace(epoch)
+			for range tt.pods {
+				p.Hold(epoch, tt.session)
+			}
+			// Each assumption brings the token for its first call.
+			if n := calls(p, epoch, time.Millisecond, false); n != tt.pods+spare {
+				t.Errorf("%d calls at once for %d pods", n, tt.pods)
+			}
+			n := calls(p, epoch.Add(time.Millisecond), time.Hour, false)
+			least, most := 2*tt.hourly, max(4*tt.hourly, 3600*2/10)
+			if n < least || n > most {
+				t.Errorf("%d calls in an hour, want %d to %d", n, least, most)
+			}
+		})
+	}
+}
+
+func TestWaitingPodsHaveTheirOwnTokens(t *testing.T) {
+	p := NewPace(epoch)
+	for range 500 {
+		p.Take(epoch, false)
+	}
+	for i := range waitingBurst {
+		if wait := p.Take(epoch, true).Wait(epoch); wait > 0 {
+			t.Fatalf("the %dth waits %v behind renewals", i, wait)
+		}
+	}
+	if wait := p.Take(epoch, true).Wait(epoch); wait <= 0 || wait > 150*time.Millisecond {
+		t.Errorf("one too many waits %v", wait)
+	}
+}
+
+func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
+	p := NewPace(epoch)
+	calls(p, epoch, time.Millisecond, true)
+	now := epoch.Add(time.Millisecond)
+	during := func(d time.Duration) int {
+		n := calls(p, now, d, true)
+		now = now.Add(d)
+		return n
+	}
+	if n := during(10 * time.Second); n < 95 || n > 105 {
+		t.Fatalf("%d calls in ten seconds", n)
+	}
+	p.Told(now, &Error{Kind: Denied})
+	p.Told(now, &Error{Kind: NodeCredentials})
+	p.Told(now, nil)
+	if n := during(10 * time.Second); n < 95 {
+		t.Errorf("slowed down to %d by denials", n)
+	}
+	for range 20 {
+		p.Told(now, &Error{Kind: Unavailable})
+	}
+	if n := during(10 * time.Second); n < 5 || n > 8 {
+		t.Errorf("%d calls in the ten seconds after an outage", n)
+	}
+	for range 20 {
+		p.Told(now, &Error{Kind: Throttled})
+	}
+	p.Told(now, &Error{Kind: Unavailable}) // which is no reason to be faster
+	if n := during(10 * time.Second); n > 1 {
+		t.Errorf("%d calls in the ten seconds after throttling", n)
+	}
+	if n := during(4 * time.Minute); n < 300 || n > 900 {
+		t.Errorf("%d calls in the four minutes after that", n)
+	}
+	if n := during(10 * time.Second); n < 95 || n > 105 {
+		t.Errorf("%d calls in ten seconds in the end", n)
+	}
+}
+
+func TestLettingGoForgetsTheNeed(t *testing.T) {
+	p := NewPace(epoch)
+	for range 1000 {
+		p.Hold(epoch, time.Hour)
+	}
+	for range 1000 {
+		p.LetGo(epoch, time.Hour)
+	}
+	p.Hold(epoch, time.Hour)
+	p.LetGo(epoch, time.Hour)
+	if n := calls(p, epoch, time.Hour, false); n > 3600*leastPace+spare {
+		t.Errorf("%d calls in an hour for nobody", n)
+	}
+}
+
+// TestThrottledNodeServesWaitingPodsFirst has STS throttle a node that just started: once it answers again, those who wait are served
+// before what is only fetched ahead.
+func TestThrottledNodeServesWaitingPodsFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{err: &Error{Kind: Throttled, Code: "Throttling"}, latency: 100 * time.Millisecond}
+		c := running(t, sts, Config{})
+		for i := range 110 {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+		}
+		time.Sleep(5 * time.Minute)
+		if n := sts.count(); n > 250 {
+			t.Errorf("%d calls in five minutes of throttling", n)
+		}
+		sts.set(func(s *fakeSTS) { s.err = nil })
+		start, before := time.Now(), sts.count()
+		mustGet(t, c, assumption("waits"))
+		if waited, others := time.Since(start), sts.count()-before-1; waited > time.Minute || others > 8 {
+			t.Errorf("who waits waited %v behind %d others", waited, others)
+		}
+		time.Sleep(20 * time.Minute)
+		for i := range 110 {
+			if !has(c, assumption(fmt.Sprint(i))) {
+				t.Fatal("twenty minutes later not all are fetched")
+			}
+		}
+	})
+}
+
+func TestFailuresAreToldToThoseTheyConcern(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := map[string]int{}
+		c := running(t, &fakeSTS{err: &Error{Kind: Malformed, Code: "ValidationError"}}, Config{Failed: func(holder string, a roles.Assumption, err *Error) {
+			if a == assumption("bad") && err.Code == "ValidationError" {
+				told[holder]++
+			}
+		}})
+		c.Hold("one", assumption("bad"))
+		c.Hold("two", assumption("bad"))
+		synctest.Wait()
+		if told["one"] != 1 || told["two"] != 1 || len(told) != 2 {
+			t.Errorf("told %v", told)
+		}
+	})
+}

@@ -1,0 +1,140 @@
+package roles
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const (
+	nameKey   = "iam.amazonaws.com/session-name"
+	policyKey = "iam.amazonaws.com/session-policy"
+)
+
+func sessionRules(change func(*Rules)) *Rules {
+	r := rules()
+	r.SessionNameKey, r.SessionPolicyKey, r.Node = nameKey, policyKey, "node-1"
+	if change != nil {
+		change(&r)
+	}
+	return &r
+}
+
+func subject(annotations map[string]string) Subject {
+	all := map[string]string{roleKey: "reader"}
+	for k, v := range annotations {
+		all[k] = v
+	}
+	return Subject{Namespace: "ns", Name: "pod", UID: "uid", ServiceAccount: "account", Annotations: all}
+}
+
+func TestSessionIsWhatAnnotationsAndSettingsSay(t *testing.T) {
+	cluster := &Tags{ClusterName: "prod", ClusterARN: "arn:aws:eks:us-east-1:123456789012:cluster/prod"}
+	for name, tt := range map[string]struct {
+		annotations map[string]string
+		with        func(*Rules)
+		want        Assumption
+	}{
+		"by default":          {nil, nil, Assumption{SessionName: "ns.pod"}},
+		"a name":              {map[string]string{nameKey: "nightly"}, nil, Assumption{SessionName: "nightly"}},
+		"its own name":        {map[string]string{nameKey: "ns.other"}, nil, Assumption{SessionName: "ns.other"}},
+		"a source identity":   {nil, func(r *Rules) { r.SourceIdentity = true }, Assumption{SessionName: "ns.pod", SourceIdentity: "ns.pod"}},
+		"a node's":            {nil, func(r *Rules) { r.Scope = RoleScope }, Assumption{SessionName: "kube2iam.node-1"}},
+		"a named one, shared": {map[string]string{nameKey: "nightly"}, func(r *Rules) { r.Scope = RoleScope }, Assumption{SessionName: "nightly"}},
+		"tags": {nil, func(r *Rules) { r.Tags = cluster }, Assumption{SessionName: "ns.pod", Tags: Tags{
+			ClusterName: "prod", ClusterARN: cluster.ClusterARN, Namespace: "ns", ServiceAccount: "account", PodName: "pod", PodUID: "uid"}}},
+		"tags, shared": {nil, func(r *Rules) { r.Tags, r.Scope = new(Tags), RoleScope }, Assumption{SessionName: "kube2iam.node-1",
+			Tags: Tags{Namespace: "ns", ServiceAccount: "account"}}},
+		"a policy": {map[string]string{policyKey: "{\n \"Statement\": [ {\"Effect\": \"Deny\", \"Sid\": \"a b\"} ]\n}\n"}, nil,
+			Assumption{SessionName: "ns.pod", SessionPolicy: `{"Statement":[{"Effect":"Deny","Sid":"a b"}]}`}},
+		"a policy as long as may be": {map[string]string{policyKey: `{"Statement":"` + strings.Repeat(" é", 1000) + `"}  `}, nil,
+			Assumption{SessionName: "ns.pod", SessionPolicy: `{"Statement":"` + strings.Repeat(" é", 1000) + `"}`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := sessionRules(tt.with)
+			got, err := r.Assumption(subject(tt.annotations))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.want.RoleARN, tt.want.Duration = base+"reader", r.Duration
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestSessionThatSTSWouldRefuseIsInvalid(t *testing.T) {
+	for name, tt := range map[string]struct{ key, value string }{
+		"a name of one letter":         {nameKey, "a"},
+		"an empty name":                {nameKey, ""},
+		"a long name":                  {nameKey, strings.Repeat("a", 65)},
+		"a name with a space":          {nameKey, "a b"},
+		"another pod's name":           {nameKey, "kube-system.admin"},
+		"an empty namespace's":         {nameKey, ".pod"},
+		"an empty policy":              {policyKey, ""},
+		"no JSON":                      {policyKey, "allow all"},
+		"no object":                    {policyKey, `["Statement"]`},
+		"no statement":                 {policyKey, `{"Version":"2012-10-17"}`},
+		"JSON and more":                {policyKey, `{"Statement":[]}{"Statement":[]}`},
+		"a long policy":                {policyKey, `{"Statement":"` + strings.Repeat("a", 2048) + `"}`},
+		"a policy in another alphabet": {policyKey, `{"Statement":"ą"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, err := sessionRules(nil).Assumption(subject(map[string]string{tt.key: tt.value}))
+			if invalid, ok := errors.AsType[*InvalidError](err); !ok || invalid.Key != tt.key {
+				t.Errorf("%v, %v; want an InvalidError of %s", a, err, tt.key)
+			}
+		})
+	}
+	if TagValue("prod-1: a/b=c@d") != nil || TagValue("a*") == nil || TagValue(strings.Repeat("a", 257)) == nil {
+		t.Error("tag values are not held to STS's limits")
+	}
+}
+
+func TestTagsAreThoseThatAreSet(t *testing.T) {
+	var got []string
+	Tags{Namespace: "ns", PodUID: "uid", ClusterName: "prod"}.Each(func(key, value string) { got = append(got, key+"="+value) })
+	if d := cmp.Diff([]string{"eks-cluster-name=prod", "kubernetes-namespace=ns", "kubernetes-pod-uid=uid"}, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestPermittedIsKiamsAndAnchored(t *testing.T) {
+	const key, permitted = "iam.amazonaws.com/allowed-roles", "iam.amazonaws.com/permitted"
+	both := func(list, expr string) map[string]string { return map[string]string{key: list, permitted: expr} }
+	only := func(expr string) map[string]string { return map[string]string{permitted: expr} }
+	for name, tt := range map[string]struct {
+		role      string
+		namespace map[string]string
+		want      bool
+	}{
+		"its name":               {"team-a", only("team-a"), true},
+		"anchored by its author": {"team-a", only("^team-.*$"), true},
+		"all":                    {"team/a", only(".*"), true},
+		"one of two, unanchored": {"b", only("^a|b$"), true},
+		"more than one of two":   {"bad", only("^a|b$"), false},
+		"a part":                 {"team-admin", only("team"), false},
+		"empty":                  {"team-a", only(""), false},
+		"malformed":              {"team-a", only("("), false},
+		"an ARN":                 {"arn:aws:iam::999999999999:role/x", only("arn:aws:iam::999999999999:role/.*"), true},
+		"another account's":      {"arn:aws:iam::999999999999:role/team-a", only("team-a"), false},
+		"all, another account's": {"arn:aws:iam::999999999999:role/team-a", only(".*"), false},
+		"both":                   {"team-a", both(`["team-*"]`, "team-.*"), true},
+		"the list only":          {"team-a", both(`["team-*"]`, "other"), false},
+		"permitted only":         {"team-a", both(`[]`, "team-.*"), false},
+		"neither":                {"team-a", nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := rules()
+			r.Restriction = &Restriction{Key: key, Format: Glob, PermittedKey: permitted}
+			_, err := r.Assumption(Subject{Namespace: "ns", Name: "pod", Annotations: map[string]string{roleKey: tt.role},
+				NamespaceAnnotations: func() (map[string]string, error) { return tt.namespace, nil }})
+			if tt.want && err != nil || !tt.want && !errors.Is(err, ErrForbidden) {
+				t.Errorf("%v; want allowed %v", err, tt.want)
+			}
+		})
+	}
+}
