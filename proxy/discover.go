@@ -8,18 +8,22 @@ import (
 	"strings"
 	"time"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
+// metadata is the node's own, as imds.Upstream has it.
+type metadata interface {
+	Get(ctx context.Context, path string) (string, error)
+}
+
 // discover fills in the base ARN and the default role from what the metadata service says of the node's own, trying until
 // it answers or ctx ends.
-func discover(ctx context.Context, o *options, upstream *imds.Upstream, log *slog.Logger) error {
+func discover(ctx context.Context, o *options, node metadata, log *slog.Logger) error {
 	if !o.discoverBaseARN && !o.discoverDefaultRole {
 		return nil
 	}
 	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
-		err := discoverOnce(ctx, o, upstream)
+		err := discoverOnce(ctx, o, node)
 		if err == nil {
 			log.Info("discovered", "base role ARN", o.rules.BaseARN, "default role", o.rules.DefaultRole)
 			if err := o.rules.Check(); err != nil {
@@ -36,9 +40,9 @@ func discover(ctx context.Context, o *options, upstream *imds.Upstream, log *slo
 	}
 }
 
-func discoverOnce(ctx context.Context, o *options, upstream *imds.Upstream) error {
+func discoverOnce(ctx context.Context, o *options, node metadata) error {
 	if o.discoverBaseARN {
-		text, err := upstream.Get(ctx, "/latest/meta-data/iam/info")
+		text, err := node.Get(ctx, "/latest/meta-data/iam/info")
 		if err != nil {
 			return err
 		}
@@ -55,7 +59,7 @@ func discoverOnce(ctx context.Context, o *options, upstream *imds.Upstream) erro
 		}
 	}
 	if o.discoverDefaultRole {
-		name, err := upstream.Get(ctx, "/latest/meta-data/iam/security-credentials/")
+		name, err := node.Get(ctx, "/latest/meta-data/iam/security-credentials/")
 		if err != nil {
 			return err
 		}

@@ -235,6 +235,13 @@ func (c *Cache) Release(holder string) {
 	c.release(holder)
 }
 
+// Holders is how many hold credentials.
+func (c *Cache) Holders() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.holds)
+}
+
 func (c *Cache) release(holder string) {
 	a, ok := c.holds[holder]
 	if !ok {

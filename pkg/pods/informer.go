@@ -2,39 +2,30 @@ package pods
 
 import (
 	"context"
-	"log/slog"
 	"sync"
-	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
 
-// selection is what one informer watches.
-type selection struct {
-	resource string
-	of       runtime.Object
-	fields   fields.Selector
-	// strip makes what is kept of an object.
-	strip  cache.TransformFunc
-	resync time.Duration
-}
-
-// newInformer is an informer that begins with runInformer.
-func newInformer(client kubernetes.Interface, s selection, log *slog.Logger) (cache.SharedIndexInformer, error) {
-	lw := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), s.resource, "", s.fields)
-	informer := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(lw, client), s.of, s.resync, cache.Indexers{})
-	if err := informer.SetTransform(s.strip); err != nil {
-		return nil, err
-	}
-	err := informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
-		if ctx.Err() == nil {
-			log.Warn("watching the API server failed; trying again", "resource", s.resource, "error", err)
-		}
-	})
-	return informer, err
+// selecting is a ListerWatcher of what a field has a value of.
+func selecting[L runtime.Object](client kubernetes.Interface, field, value string,
+	list func(context.Context, metav1.ListOptions) (L, error), look func(context.Context, metav1.ListOptions) (watch.Interface, error)) cache.ListerWatcher {
+	selector := fields.OneTermEqualSelector(field, value).String()
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = selector
+			return list(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = selector
+			return look(ctx, o)
+		},
+	}, client)
 }
 
 // runInformer watches until ctx ends, and closes synced once the handler has seen all that was there at the start.

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -164,9 +163,8 @@ func (n *Namespaces) Annotations(ctx context.Context, namespace string) (map[str
 }
 
 func (w *watchedNamespace) watch(ctx context.Context) {
-	client := w.of.client
-	lw := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "namespaces", "", fields.OneTermEqualSelector("metadata.name", w.name))
-	r := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), &corev1.Namespace{}, w, cache.ReflectorOptions{
+	namespaces := w.of.client.CoreV1().Namespaces()
+	r := cache.NewReflectorWithOptions(selecting(w.of.client, "metadata.name", w.name, namespaces.List, namespaces.Watch), &corev1.Namespace{}, w, cache.ReflectorOptions{
 		// A watch of one object that seldom changes: longer ones are fewer requests.
 		MinWatchTimeout: 30 * time.Minute,
 	})

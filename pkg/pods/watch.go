@@ -9,7 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/fields"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -51,16 +51,22 @@ type WatchConfig struct {
 
 // NewWatch is a watch that begins with Run.
 func NewWatch(c WatchConfig) (*Watch, error) {
-	informer, err := newInformer(c.Client, selection{
-		resource: "pods", of: &corev1.Pod{}, resync: c.Resync,
-		fields: fields.OneTermEqualSelector("spec.nodeName", c.Node),
-		strip: func(obj any) (any, error) {
-			if p, ok := obj.(*corev1.Pod); ok {
-				return fromAPI(p, c.Keep), nil
-			}
-			return obj, nil
-		},
-	}, c.Log)
+	pods := c.Client.CoreV1().Pods(metav1.NamespaceAll)
+	informer := cache.NewSharedIndexInformer(selecting(c.Client, "spec.nodeName", c.Node, pods.List, pods.Watch), &corev1.Pod{}, c.Resync, cache.Indexers{})
+	err := informer.SetTransform(func(obj any) (any, error) {
+		if p, ok := obj.(*corev1.Pod); ok {
+			return fromAPI(p, c.Keep), nil
+		}
+		return obj, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
+		if ctx.Err() == nil {
+			c.Log.Warn("watching the API server failed; trying again", "resource", "pods", "error", err)
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
