@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
 )
@@ -34,7 +34,7 @@ func TestHealthSaysWhenThePodsAreKnown(t *testing.T) {
 	}
 	defer api.Close()
 	api.PutPod(kubeapi.NewRunningPod("node-1", "ns", "a", map[string]string{"role": "reader"}, "10.0.0.1"))
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL()})
+	client, err := kube.New(&rest.Config{Host: api.URL()})
 	if err != nil {
 		t.Fatal(err)
 	}

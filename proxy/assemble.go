@@ -5,8 +5,6 @@ import (
 	"log/slog"
 	"time"
 
-	"k8s.io/client-go/kubernetes"
-
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
@@ -18,15 +16,15 @@ import (
 
 // assemble makes the parts and joins them. The watch tells the broker and the broker asks the resolver, which asks the
 // watch: the relay in between lets each be made before the next.
-func assemble(o *options, client kubernetes.Interface, sts credentials.Assumer, records *attachment.Index, log *slog.Logger) (*parts, error) {
+func assemble(o *options, client cluster, sts credentials.Assumer, records *attachment.Index, log *slog.Logger) (*parts, error) {
 	p := new(parts)
 	relay := new(relay)
 	var err error
-	p.watch, err = pods.NewWatch(pods.WatchConfig{Client: client, Node: o.node, Keep: o.rules.Keeps, Resync: o.resync, Watcher: relay, Log: log})
+	p.watch, err = pods.NewWatch(pods.WatchConfig{API: client, Node: o.node, Keep: o.rules.Keeps, Resync: o.resync, Watcher: relay, Log: log})
 	if err != nil {
 		return nil, err
 	}
-	p.events = events.New(client, o.node)
+	p.events = events.New(client, o.node, log)
 	p.metrics = metrics.New(version, commit, date, p.watch.Len, p.ready)
 	p.cache = credentials.New(sts, credentials.Config{
 		Log: log, Observer: p.metrics, Schedule: credentials.Schedule{ErrorTTL: o.errorTTL},
@@ -34,14 +32,14 @@ func assemble(o *options, client kubernetes.Interface, sts credentials.Assumer, 
 	})
 	config := broker.Config{
 		Pods: pods.NewResolver(pods.ResolverConfig{
-			Records: records, Watch: p.watch, Client: client, Node: o.node, Keep: o.rules.Keeps,
+			Records: records, Watch: p.watch, API: client, Node: o.node, Keep: o.rules.Keeps,
 			MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, AskDuplicates: o.resolveDuplicates,
 		}),
 		Rules: &o.rules, Credentials: p.cache, Events: p.events, Log: log,
 	}
 	if o.rules.Restriction != nil {
 		p.namespaces = pods.NewNamespaces(pods.NamespacesConfig{
-			Client: client, Keys: o.rules.Restriction.Keys(), Changed: func(namespace string) { p.broker.NamespaceChanged(namespace) },
+			API: client, Keys: o.rules.Restriction.Keys(), Changed: func(namespace string) { p.broker.NamespaceChanged(namespace) },
 		})
 		config.Namespaces = p.namespaces
 		relay.watchers = append(relay.watchers, p.namespaces) // before the broker, which asks it
@@ -49,6 +47,12 @@ func assemble(o *options, client kubernetes.Interface, sts credentials.Assumer, 
 	p.broker = broker.New(config)
 	relay.watchers = append(relay.watchers, p.broker, p.events)
 	return p, nil
+}
+
+// cluster is what of the Kubernetes API is asked, as kube.Client does.
+type cluster interface {
+	pods.API
+	events.API
 }
 
 // relay tells several watchers, in their order.

@@ -3,14 +3,15 @@ package main
 import (
 	"fmt"
 
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 )
 
 // kubernetesClient reads where the API server is: from --api-server, else --kubeconfig, else the pod's service account.
-func kubernetesClient(o *options) (kubernetes.Interface, error) {
+func kubernetesClient(o *options) (*kube.Client, error) {
 	config, err := kubernetesConfig(o)
 	if err != nil {
 		return nil, err
@@ -23,11 +24,7 @@ func kubernetesClient(o *options) (kubernetes.Interface, error) {
 	}
 	config.UserAgent = "kube2iam-proxy/" + version
 	config.QPS, config.Burst = 20, 40
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("kubernetes client: %w", err)
-	}
-	return client, nil
+	return kube.New(config)
 }
 
 func kubernetesConfig(o *options) (*rest.Config, error) {

@@ -18,14 +18,15 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
 )
@@ -42,7 +43,7 @@ func (s *countingSTS) AssumeRole(context.Context, roles.Assumption) (*credential
 }
 
 // lives is the proxy's parts, joined and running until the test calls end.
-func lives(t *testing.T, client kubernetes.Interface, change func(*options)) (p *parts, records attachment.Dir, end func()) {
+func lives(t *testing.T, client cluster, change func(*options)) (p *parts, records attachment.Dir, end func()) {
 	t.Helper()
 	o := &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}}
 	if change != nil {
@@ -64,6 +65,37 @@ func lives(t *testing.T, client kubernetes.Interface, change func(*options)) (p 
 			t.Error(err)
 		}
 	}
+}
+
+// faked is client-go's fake, which has no sockets.
+type faked struct{ *fake.Clientset }
+
+func (f faked) ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error) {
+	return f.CoreV1().Pods("").List(ctx, o)
+}
+
+func (f faked) WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	return f.CoreV1().Pods("").Watch(ctx, o)
+}
+
+func (f faked) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+	return f.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+}
+
+func (f faked) ListNamespaces(ctx context.Context, o metav1.ListOptions) (*corev1.NamespaceList, error) {
+	return f.CoreV1().Namespaces().List(ctx, o)
+}
+
+func (f faked) WatchNamespaces(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	return f.CoreV1().Namespaces().Watch(ctx, o)
+}
+
+func (f faked) CreateEvent(ctx context.Context, e *corev1.Event) (*corev1.Event, error) {
+	return f.CoreV1().Events(e.Namespace).Create(ctx, e, metav1.CreateOptions{})
+}
+
+func (f faked) PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) (*corev1.Event, error) {
+	return f.CoreV1().Events(e.Namespace).Patch(ctx, e.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 }
 
 // TestKnownPodsAreServedWhileTheAPIServerIsAway has it away for an hour, in which credentials are renewed.
@@ -96,7 +128,7 @@ func TestKnownPodsAreServedWhileTheAPIServerIsAway(t *testing.T) {
 			watches = append(watches, w)
 			return true, w, err
 		})
-		p, _, end := lives(t, client, nil)
+		p, _, end := lives(t, faked{client}, nil)
 		defer end()
 		<-p.watch.Synced()
 
@@ -141,11 +173,11 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer api.Close()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL(), QPS: -1})
+	client, err := kube.New(&rest.Config{Host: api.URL(), QPS: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.CoreV1().RESTClient().(*rest.RESTClient).Client.CloseIdleConnections()
+	defer client.CloseIdleConnections()
 	p, records, end := lives(t, client, func(o *options) {
 		o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob}
 		o.rules.DefaultRole = "default"

@@ -3,64 +3,109 @@ package events
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/tools/record"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
 )
 
-// Events writes Events to the API server, one at a time and in the background: of the same to the same pod one in a while, which
-// client-go then counts up, and of all to one pod a few in a while. Where there are too many for the API server to take, some are lost.
+// API is what of the Kubernetes API this package asks, as kube.Client does.
+type API interface {
+	CreateEvent(ctx context.Context, e *corev1.Event) (*corev1.Event, error)
+	PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) (*corev1.Event, error)
+}
+
+// Events writes Events to the API server, one at a time and in the background. What is said again is counted up in the Event that said
+// it before, at most once in a while, and of one pod a few Events are written in a while. What there is no room for is lost: it is said
+// again by what is still wrong.
 //
-// It is a Watcher, by which it learns which pods to forget.
+// It is a Watcher, by which it learns which pods to forget. (client-go's recorder does as much, and links what merges patches of
+// every kind of object: two megabytes.)
 type Events struct {
-	broadcaster record.EventBroadcaster
-	recorder    record.EventRecorder
-	end         context.CancelFunc
+	api   API
+	node  string
+	log   *slog.Logger
+	queue chan *corev1.Event
 
 	mu   sync.Mutex
-	told map[types.UID]map[saying]time.Time
+	pods map[types.UID]*told
+}
+
+// told is what was said of one pod.
+type told struct {
+	limit   *rate.Limiter
+	sayings map[saying]*said
 }
 
 type saying struct{ reason, message string }
 
+type said struct {
+	at    time.Time
+	event *corev1.Event // as it was last queued
+}
+
 const (
 	// pause is how long the same is not said again.
 	pause = 10 * time.Minute
+	// burst is how many Events there are of one pod at once, and every how often there is one more.
+	burst, every = 5, 5 * time.Minute
 	// component is who says it.
 	component = "kube2iam-cni"
 	// maxMessage is the longest that the API server takes.
 	maxMessage = 1024
-	// maxSayings bounds what is remembered of one pod, whose annotations may change all the time, and maxTold the pods.
-	maxSayings, maxTold = 8, 4096
+	// maxSayings bounds what is remembered of one pod, whose annotations may change all the time, maxPods the pods, and maxQueue what
+	// waits for the API server.
+	maxSayings, maxPods, maxQueue = 8, 4096, 256
+	// writeTime bounds one call.
+	writeTime = 10 * time.Second
 )
 
-// New is a writer, which writes until its Run ends.
-func New(client kubernetes.Interface, node string) *Events {
-	life, end := context.WithCancel(context.Background())
-	// A burst of a few for one pod, then one in five minutes.
-	b := record.NewBroadcaster(record.WithContext(life), record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: 5, QPS: 1. / 300}))
-	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")}) // at once: what nobody records is lost
-	return &Events{
-		broadcaster: b, end: end, told: make(map[types.UID]map[saying]time.Time),
-		recorder: b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component, Host: node}),
+// New is a writer that begins with Run; what is told before waits.
+func New(api API, node string, log *slog.Logger) *Events {
+	return &Events{api: api, node: node, log: log, queue: make(chan *corev1.Event, maxQueue), pods: make(map[types.UID]*told)}
+}
+
+// Run writes until ctx ends.
+func (e *Events) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case event := <-e.queue:
+			if err := e.write(ctx, event); err != nil && ctx.Err() == nil {
+				e.log.Warn("an event could not be written", "pod", event.Namespace+"/"+event.InvolvedObject.Name, "reason", event.Reason, "error", err)
+			}
+		}
 	}
 }
 
-// Run waits for the end of ctx, and ends the writing.
-func (e *Events) Run(ctx context.Context) error {
-	<-ctx.Done()
-	e.end()
-	e.broadcaster.Shutdown()
-	return nil
+// write creates the Event, or counts it up.
+func (e *Events) write(ctx context.Context, event *corev1.Event) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	if event.Count > 1 {
+		patch, err := json.Marshal(map[string]any{"count": event.Count, "lastTimestamp": event.LastTimestamp})
+		if err != nil {
+			return err
+		}
+		if _, err = e.api.PatchEvent(ctx, event, patch); !apierrors.IsNotFound(err) {
+			return err
+		}
+		// Events are kept for an hour.
+	}
+	_, err := e.api.CreateEvent(ctx, event)
+	return err
 }
 
 // Refused is that a pod gets no credentials, and why. The message is for the pod's owner: it must hold nothing that is not his to know.
@@ -68,31 +113,60 @@ func (e *Events) Refused(p *pods.Pod, reason, message string) {
 	if len(message) > maxMessage {
 		message = strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
 	}
-	if !e.due(p.UID, saying{reason, message}, time.Now()) {
+	event := e.due(p, saying{reason, message}, time.Now())
+	if event == nil {
 		return
 	}
-	e.recorder.Event(&corev1.ObjectReference{
-		APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion,
-	}, corev1.EventTypeWarning, reason, message)
+	select {
+	case e.queue <- event:
+	default:
+	}
 }
 
-// due tells whether something is to be said to a pod, for it was not said a while ago.
-func (e *Events) due(pod types.UID, what saying, now time.Time) bool {
+// due is the Event to write, nil where there is none to write now.
+func (e *Events) due(p *pods.Pod, what saying, now time.Time) *corev1.Event {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	said := e.told[pod]
-	if at, ok := said[what]; ok && now.Sub(at) < pause {
-		return false
-	}
-	if said == nil || len(said) >= maxSayings {
-		if len(e.told) >= maxTold {
-			clear(e.told)
+	of := e.pods[p.UID]
+	if of == nil {
+		if len(e.pods) >= maxPods {
+			clear(e.pods)
 		}
-		said = make(map[saying]time.Time)
-		e.told[pod] = said
+		of = &told{limit: rate.NewLimiter(rate.Every(every), burst), sayings: make(map[saying]*said)}
+		e.pods[p.UID] = of
 	}
-	said[what] = now
-	return true
+	before := of.sayings[what]
+	if before != nil && now.Sub(before.at) < pause || !of.limit.AllowN(now, 1) {
+		return nil
+	}
+	var event *corev1.Event
+	if before != nil {
+		event = before.event.DeepCopy()
+		event.Count++
+		event.LastTimestamp = metav1.NewTime(now)
+	} else {
+		if len(of.sayings) >= maxSayings {
+			clear(of.sayings)
+		}
+		event = e.event(p, what, now)
+	}
+	of.sayings[what] = &said{at: now, event: event}
+	return event
+}
+
+func (e *Events) event(p *pods.Pod, what saying, now time.Time) *corev1.Event {
+	name := p.Name
+	if most := 253 - 27; len(name) > most { // the longest name of an object, with what is added
+		name = name[:most]
+	}
+	return &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Namespace: p.Namespace, Name: fmt.Sprintf("%s.%s", name, strings.ToLower(rand.Text()))},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
+		Reason:         what.reason, Message: what.message, Type: corev1.EventTypeWarning, Count: 1,
+		FirstTimestamp: metav1.NewTime(now), LastTimestamp: metav1.NewTime(now),
+		Source:              corev1.EventSource{Component: component, Host: e.node},
+		ReportingController: component, ReportingInstance: e.node,
+	}
 }
 
 // PodChanged implements pods.Watcher.
@@ -102,5 +176,5 @@ func (e *Events) PodChanged(*pods.Pod) {}
 func (e *Events) PodGone(p *pods.Pod) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.told, p.UID)
+	delete(e.pods, p.UID)
 }

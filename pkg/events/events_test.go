@@ -2,19 +2,21 @@ package events
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
 )
@@ -30,11 +32,11 @@ func TestEventsReachTheAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer api.Close()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL(), QPS: -1})
+	client, err := kube.New(&rest.Config{Host: api.URL(), QPS: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := New(client, "node-1")
+	e := New(client, "node-1", slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()
@@ -60,67 +62,120 @@ func TestEventsReachTheAPIServer(t *testing.T) {
 	}
 }
 
-// written runs tell and gives back how many Events were written by then.
-func written(t *testing.T, tell func(e *Events)) (n int) {
+// server is an API server that keeps Events for a while.
+type server struct {
+	events  map[string]*corev1.Event
+	created int
+	patched int
+	err     error
+}
+
+func (s *server) CreateEvent(_ context.Context, e *corev1.Event) (*corev1.Event, error) {
+	s.created++
+	s.events[e.Name] = e
+	return e, s.err
+}
+
+func (s *server) PatchEvent(_ context.Context, e *corev1.Event, patch []byte) (*corev1.Event, error) {
+	s.patched++
+	known := s.events[e.Name]
+	if known == nil {
+		return nil, apierrors.NewNotFound(corev1.Resource("events"), e.Name)
+	}
+	changed := known.DeepCopy()
+	if err := json.Unmarshal(patch, changed); err != nil {
+		return nil, err
+	}
+	s.events[e.Name] = changed
+	return changed, nil
+}
+
+// writing runs tell while Events are written.
+func writing(t *testing.T, tell func(s *server, e *Events)) {
 	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset()
-		e := New(client, "node-1")
+		s := &server{events: map[string]*corev1.Event{}}
+		e := New(s, "node-1", slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- e.Run(ctx) }()
-		synctest.Wait()
-		tell(e)
-		synctest.Wait()
-		for _, a := range client.Actions() {
-			if a.GetResource().Resource == "events" {
-				n++
-			}
-		}
+		tell(s, e)
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return n
 }
 
-func TestTheSameIsSaidOnceInAWhile(t *testing.T) {
-	n := written(t, func(e *Events) {
+func TestTheSameIsSaidOnceInAWhileAndCounted(t *testing.T) {
+	writing(t, func(s *server, e *Events) {
 		for range 100 {
 			e.Refused(somePod("x"), "IAMRoleDenied", "no")
 			time.Sleep(time.Second)
 		}
-	})
-	if n != 1 {
-		t.Errorf("%d events of the same in a hundred seconds", n)
-	}
-	n = written(t, func(e *Events) {
+		synctest.Wait()
+		if s.created != 1 || s.patched != 0 {
+			t.Errorf("%d events of the same in a hundred seconds, counted up %d times", s.created, s.patched)
+		}
 		for range 3 {
-			e.Refused(somePod("x"), "IAMRoleDenied", "no")
 			time.Sleep(pause)
+			e.Refused(somePod("x"), "IAMRoleDenied", "no")
 			synctest.Wait()
 		}
+		for _, event := range s.events {
+			if age := event.LastTimestamp.Sub(event.FirstTimestamp.Time); event.Count != 4 || age < 3*pause || s.created != 1 {
+				t.Errorf("%d, the last after %v, of %d events", event.Count, age, s.created)
+			}
+		}
+		clear(s.events) // the API server has forgotten it
+		time.Sleep(pause)
+		e.Refused(somePod("x"), "IAMRoleDenied", "no")
+		synctest.Wait()
+		if len(s.events) != 1 {
+			t.Error("not written anew")
+		}
 		e.PodGone(somePod("x"))
-		if len(e.told) > 0 {
+		if len(e.pods) > 0 {
 			t.Error("a pod that is gone is remembered")
 		}
 	})
-	if n != 3 {
-		t.Errorf("%d events, one a pause, want 3", n)
-	}
+}
+
+func TestEachPodIsToldForItself(t *testing.T) {
+	writing(t, func(s *server, e *Events) {
+		e.Refused(somePod("x"), "IAMRoleDenied", "no")
+		e.Refused(somePod("y"), "IAMRoleDenied", "no")
+		e.Refused(somePod("y"), "IAMRoleInvalid", "no")
+		synctest.Wait()
+		if len(s.events) != 3 {
+			t.Errorf("%d events, want 3", len(s.events))
+		}
+	})
 }
 
 // TestOnePodCannotFloodTheAPIServer has an annotation that is wrong in another way all the time.
 func TestOnePodCannotFloodTheAPIServer(t *testing.T) {
-	n := written(t, func(e *Events) {
-		for i := range 1000 {
+	writing(t, func(s *server, e *Events) {
+		for i := range 3600 {
 			e.Refused(somePod("x"), "IAMRoleInvalid", fmt.Sprint(i))
+			time.Sleep(time.Second)
 		}
-		if len(e.told) > 1 || len(e.told[somePod("x").UID]) > maxSayings {
-			t.Errorf("%d sayings are remembered", len(e.told))
+		synctest.Wait()
+		if s.created < burst || s.created > burst+int(time.Hour/every) {
+			t.Errorf("%d events in an hour", s.created)
+		}
+		if len(e.pods) > 1 || len(e.pods[somePod("x").UID].sayings) > maxSayings {
+			t.Errorf("%d sayings are remembered", len(e.pods[somePod("x").UID].sayings))
 		}
 	})
-	if n == 0 || n > 10 {
-		t.Errorf("%d events", n)
+}
+
+// TestAPIServerThatDoesNotAnswerHoldsNobodyUp has more to say than waits for it.
+func TestAPIServerThatDoesNotAnswerHoldsNobodyUp(t *testing.T) {
+	e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // nobody writes
+	for i := range 2 * maxPods {
+		e.Refused(somePod(fmt.Sprint(i)), "IAMRoleDenied", "no")
+	}
+	if len(e.queue) != maxQueue || len(e.pods) > maxPods {
+		t.Errorf("%d wait, of %d pods", len(e.queue), len(e.pods))
 	}
 }

@@ -11,10 +11,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
 )
 
@@ -54,17 +54,17 @@ func newBed(t *testing.T, change func(*ResolverConfig)) *bed {
 		t.Fatal(err)
 	}
 	t.Cleanup(api.Close)
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL(), QPS: -1})
+	client, err := kube.New(&rest.Config{Host: api.URL(), QPS: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	keep := func(key string) bool { return key == roleKey }
 	b := &bed{t: t, api: api, dir: attachment.In(t.TempDir()), events: &recorder{changed: map[string]int{}, gone: map[string]int{}}}
-	b.watch, err = NewWatch(WatchConfig{Client: client, Node: thisNode, Keep: keep, Watcher: b.events, Log: slog.New(slog.DiscardHandler)})
+	b.watch, err = NewWatch(WatchConfig{API: client, Node: thisNode, Keep: keep, Watcher: b.events, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := ResolverConfig{Records: attachment.NewIndex(b.dir), Watch: b.watch, Client: client, Node: thisNode, Keep: keep}
+	c := ResolverConfig{Records: attachment.NewIndex(b.dir), Watch: b.watch, API: client, Node: thisNode, Keep: keep}
 	if change != nil {
 		change(&c)
 	}

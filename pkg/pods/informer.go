@@ -4,16 +4,25 @@ import (
 	"context"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
 
+// API is what of the Kubernetes API this package asks, as kube.Client does.
+type API interface {
+	ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error)
+	WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
+	ListNamespaces(ctx context.Context, o metav1.ListOptions) (*corev1.NamespaceList, error)
+	WatchNamespaces(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+}
+
 // selecting is a ListerWatcher of what a field has a value of.
-func selecting[L runtime.Object](client kubernetes.Interface, field, value string,
+func selecting[L runtime.Object](api API, field, value string,
 	list func(context.Context, metav1.ListOptions) (L, error), look func(context.Context, metav1.ListOptions) (watch.Interface, error)) cache.ListerWatcher {
 	selector := fields.OneTermEqualSelector(field, value).String()
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
@@ -25,7 +34,7 @@ func selecting[L runtime.Object](client kubernetes.Interface, field, value strin
 			o.FieldSelector = selector
 			return look(ctx, o)
 		},
-	}, client)
+	}, api)
 }
 
 // runInformer watches until ctx ends, and closes synced once the handler has seen all that was there at the start.

@@ -10,7 +10,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -24,7 +23,7 @@ var (
 // Namespaces keeps the annotations of the namespaces that have pods on this node, and watches no other: what a node costs the API
 // server does not grow with the cluster. It is a Watcher, by which it learns of the pods.
 type Namespaces struct {
-	client  kubernetes.Interface
+	api     API
 	keys    []string
 	changed func(namespace string)
 
@@ -53,7 +52,7 @@ type watchedNamespace struct {
 
 // NamespacesConfig is what Namespaces depends on.
 type NamespacesConfig struct {
-	Client kubernetes.Interface
+	API API
 	// Keys are the annotations that are kept.
 	Keys []string
 	// Changed is called with the name of each namespace whose annotations changed; it must not block. It may be nil.
@@ -66,7 +65,7 @@ func NewNamespaces(c NamespacesConfig) *Namespaces {
 	if c.Changed == nil {
 		c.Changed = func(string) {}
 	}
-	return &Namespaces{client: c.Client, keys: c.Keys, changed: c.Changed, life: life, end: end, watched: make(map[string]*watchedNamespace)}
+	return &Namespaces{api: c.API, keys: c.Keys, changed: c.Changed, life: life, end: end, watched: make(map[string]*watchedNamespace)}
 }
 
 // Run waits for the end of ctx, and ends the watches.
@@ -163,8 +162,8 @@ func (n *Namespaces) Annotations(ctx context.Context, namespace string) (map[str
 }
 
 func (w *watchedNamespace) watch(ctx context.Context) {
-	namespaces := w.of.client.CoreV1().Namespaces()
-	r := cache.NewReflectorWithOptions(selecting(w.of.client, "metadata.name", w.name, namespaces.List, namespaces.Watch), &corev1.Namespace{}, w, cache.ReflectorOptions{
+	api := w.of.api
+	r := cache.NewReflectorWithOptions(selecting(api, "metadata.name", w.name, api.ListNamespaces, api.WatchNamespaces), &corev1.Namespace{}, w, cache.ReflectorOptions{
 		// A watch of one object that seldom changes: longer ones are fewer requests.
 		MinWatchTimeout: 30 * time.Minute,
 	})

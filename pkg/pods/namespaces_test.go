@@ -9,9 +9,9 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
 )
 
@@ -31,12 +31,12 @@ func newSpaces(t *testing.T) *spaces {
 		t.Fatal(err)
 	}
 	t.Cleanup(api.Close)
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL(), QPS: -1})
+	client, err := kube.New(&rest.Config{Host: api.URL(), QPS: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &spaces{t: t, api: api, changed: make(chan string, 4096), told: map[string]int{}}
-	s.Namespaces = NewNamespaces(NamespacesConfig{Client: client, Keys: []string{"allowed", "permitted"}, Changed: func(ns string) { s.changed <- ns }})
+	s.Namespaces = NewNamespaces(NamespacesConfig{API: client, Keys: []string{"allowed", "permitted"}, Changed: func(ns string) { s.changed <- ns }})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
@@ -42,8 +41,8 @@ type Resolver struct {
 type ResolverConfig struct {
 	Records *attachment.Index
 	Watch   *Watch
-	// Client is asked where the watch has not seen a pod yet that a record names.
-	Client kubernetes.Interface
+	// API is asked where the watch has not seen a pod yet that a record names.
+	API API
 	// Node is this node's name.
 	Node string
 	// Keep tells which annotations are kept.
@@ -237,7 +236,7 @@ func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done
 	if record == nil {
 		return nil, false, why
 	}
-	found, err := r.c.Client.CoreV1().Pods(record.Pod.Namespace).Get(ctx, record.Pod.Name, metav1.GetOptions{})
+	found, err := r.c.API.GetPod(ctx, record.Pod.Namespace, record.Pod.Name)
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil, true, fmt.Errorf("%w: the API has no pod %s/%s", ErrUnknown, record.Pod.Namespace, record.Pod.Name)
@@ -252,7 +251,7 @@ func (r *Resolver) askDuplicates(ctx context.Context, s Source, why error) (*Pod
 	if !r.c.AskDuplicates {
 		return nil, why
 	}
-	list, err := r.c.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
+	list, err := r.c.API.ListPods(ctx, metav1.ListOptions{
 		FieldSelector: fields.SelectorFromSet(fields.Set{"spec.nodeName": r.c.Node, "status.podIP": s.IP.String()}).String(),
 		Limit:         32,
 	})

@@ -102,7 +102,7 @@ func TestPodThatIsBeingDeletedNeedsARecord(t *testing.T) {
 func TestNothingIsResolvedBeforeTheListIsWhole(t *testing.T) {
 	for _, recorded := range []bool{false, true} {
 		b := newBed(t, func(c *ResolverConfig) {
-			half, err := NewWatch(WatchConfig{Client: c.Client, Node: thisNode, Keep: c.Keep, Log: slog.New(slog.DiscardHandler)})
+			half, err := NewWatch(WatchConfig{API: c.API, Node: thisNode, Keep: c.Keep, Log: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -200,7 +200,7 @@ func TestDuplicatesAreAskedForWhereTheFlagSaysSo(t *testing.T) {
 				c.MaxElapsed = 50 * time.Millisecond // all of which it waits
 			}
 			// A watch that hangs back for good: it still shows two pods with the address.
-			stale, err := NewWatch(WatchConfig{Client: c.Client, Node: thisNode, Keep: c.Keep, Log: slog.New(slog.DiscardHandler)})
+			stale, err := NewWatch(WatchConfig{API: c.API, Node: thisNode, Keep: c.Keep, Log: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -9,9 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
@@ -37,7 +35,7 @@ type Watch struct {
 
 // WatchConfig is what a Watch depends on.
 type WatchConfig struct {
-	Client kubernetes.Interface
+	API API
 	// Node is the name of the node whose pods are watched.
 	Node string
 	// Keep tells which annotations are kept.
@@ -51,8 +49,7 @@ type WatchConfig struct {
 
 // NewWatch is a watch that begins with Run.
 func NewWatch(c WatchConfig) (*Watch, error) {
-	pods := c.Client.CoreV1().Pods(metav1.NamespaceAll)
-	informer := cache.NewSharedIndexInformer(selecting(c.Client, "spec.nodeName", c.Node, pods.List, pods.Watch), &corev1.Pod{}, c.Resync, cache.Indexers{})
+	informer := cache.NewSharedIndexInformer(selecting(c.API, "spec.nodeName", c.Node, c.API.ListPods, c.API.WatchPods), &corev1.Pod{}, c.Resync, cache.Indexers{})
 	err := informer.SetTransform(func(obj any) (any, error) {
 		if p, ok := obj.(*corev1.Pod); ok {
 			return fromAPI(p, c.Keep), nil

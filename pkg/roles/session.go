@@ -31,8 +31,8 @@ func ParseScope(name string) (Scope, error) {
 	return "", fmt.Errorf("%q is neither %q nor %q", name, PodScope, RoleScope)
 }
 
-// maxSessionName is the longest role session name that AssumeRole takes.
-const maxSessionName = 64
+// A role session name, as AssumeRole takes it, in bytes.
+const minSessionName, maxSessionName = 2, 64
 
 // SessionName is the session name of a pod, "<namespace>.<pod>". A namespace holds no dot, so the names of two pods never
 // meet; one that is too long, or outside the alphabet that AssumeRole takes, is cut and cleaned and ends in a hash of
@@ -56,13 +56,13 @@ func SessionName(namespace, pod string) string {
 
 // sessionWord is what a role session name and a source identity are made of.
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
-var sessionWord = regexp.MustCompile(`^[\w+=,.@-]{2,64}$`)
+var sessionWord = regexp.MustCompile(`^[\w+=,.@-]+$`)
 
 // chosenSessionName checks the session name that a pod's annotation asks for. A name with a dot says whose it is, as the names do that
 // pods have by default: so it must begin with the pod's own namespace, or one pod could act in another's name.
 func chosenSessionName(name, namespace string) error {
-	if !sessionWord.MatchString(name) {
-		return fmt.Errorf("%q is not a session name: 2 to %d of letters, digits and _+=,.@-", shorten(name), maxSessionName)
+	if len(name) < minSessionName || len(name) > maxSessionName || !sessionWord.MatchString(name) {
+		return fmt.Errorf("%q is not a session name: %d to %d of letters, digits and _+=,.@-", shorten(name), minSessionName, maxSessionName)
 	}
 	if owner, _, dotted := strings.Cut(name, "."); dotted && owner != namespace {
 		return fmt.Errorf("%q has a dot, and what is before it is not the pod's namespace", name)
@@ -100,12 +100,16 @@ func sessionPolicy(text string) (string, error) {
 	return policy, nil
 }
 
-var tagValue = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]{0,256}$`)
+// Not "{0,256}": of a class as large as this one, that takes ten megabytes.
+var tagValue = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]*$`)
+
+// maxTagValue is in characters.
+const maxTagValue = 256
 
 // TagValue checks the value of a session tag.
 func TagValue(value string) error {
-	if !tagValue.MatchString(value) {
-		return fmt.Errorf("%q is not the value of a session tag: up to 256 of letters, digits, spaces and _.:/=+-@", shorten(value))
+	if utf8.RuneCountInString(value) > maxTagValue || !tagValue.MatchString(value) {
+		return fmt.Errorf("%q is not the value of a session tag: up to %d of letters, digits, spaces and _.:/=+-@", shorten(value), maxTagValue)
 	}
 	return nil
 }

@@ -15,10 +15,11 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 // allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
 var allowed = map[string][]string{
 	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist"},
-	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/metrics"},
+	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics"},
 	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials"},
 	"pkg/pods":        {"pkg/attachment"},
 	"pkg/events":      {"pkg/pods"},
+	"pkg/kube":        {},
 	"pkg/credentials": {"pkg/roles"},
 	"pkg/imds":        {"pkg/credentials"},
 	"pkg/node":        {"pkg/redirect", "pkg/attachment", "pkg/hostlink"},

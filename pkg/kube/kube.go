@@ -1,0 +1,105 @@
+// Package kube makes the few calls of the Kubernetes API that the proxy needs. client-go's clientset links the types of every API
+// group, which were half of the proxy's binary and of the memory that its pages took.
+package kube
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+)
+
+// Client asks one API server for objects of its core group. Its errors are those of k8s.io/apimachinery/pkg/api/errors.
+type Client struct{ core *rest.RESTClient }
+
+var (
+	scheme         = newScheme()
+	codecs         = serializer.NewCodecFactory(scheme)
+	parameterCodec = runtime.NewParameterCodec(scheme)
+)
+
+func newScheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	// It fails for types that are registered twice only.
+	if err := corev1.AddToScheme(s); err != nil {
+		panic(err)
+	}
+	metav1.AddToGroupVersion(s, corev1.SchemeGroupVersion)
+	return s
+}
+
+// New is a client by this configuration, which it does not change.
+func New(config *rest.Config) (*Client, error) {
+	c := rest.CopyConfig(config)
+	c.APIPath, c.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	c.NegotiatedSerializer = codecs.WithoutConversion()
+	core, err := rest.RESTClientFor(c)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes client: %w", err)
+	}
+	return &Client{core}, nil
+}
+
+// CloseIdleConnections closes those that nobody uses now.
+func (c *Client) CloseIdleConnections() { c.core.Client.CloseIdleConnections() }
+
+// ListPods lists the pods of all namespaces.
+func (c *Client) ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error) {
+	return list(ctx, c, "pods", o, new(corev1.PodList))
+}
+
+// WatchPods watches the pods of all namespaces.
+func (c *Client) WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	return c.watch(ctx, "pods", o)
+}
+
+// GetPod gets one pod.
+func (c *Client) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+	pod := new(corev1.Pod)
+	return pod, c.core.Get().Namespace(namespace).Resource("pods").Name(name).Do(ctx).Into(pod)
+}
+
+// ListNamespaces lists the namespaces.
+func (c *Client) ListNamespaces(ctx context.Context, o metav1.ListOptions) (*corev1.NamespaceList, error) {
+	return list(ctx, c, "namespaces", o, new(corev1.NamespaceList))
+}
+
+// WatchNamespaces watches the namespaces.
+func (c *Client) WatchNamespaces(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	return c.watch(ctx, "namespaces", o)
+}
+
+// CreateEvent creates an Event in its namespace.
+func (c *Client) CreateEvent(ctx context.Context, e *corev1.Event) (*corev1.Event, error) {
+	created := new(corev1.Event)
+	return created, c.core.Post().Namespace(e.Namespace).Resource("events").Body(e).Do(ctx).Into(created)
+}
+
+// PatchEvent changes an Event by a strategic merge patch.
+func (c *Client) PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) (*corev1.Event, error) {
+	patched := new(corev1.Event)
+	return patched, c.core.Patch(types.StrategicMergePatchType).Namespace(e.Namespace).Resource("events").Name(e.Name).Body(patch).Do(ctx).Into(patched)
+}
+
+func list[L runtime.Object](ctx context.Context, c *Client, resource string, o metav1.ListOptions, into L) (L, error) {
+	return into, c.core.Get().Resource(resource).VersionedParams(&o, parameterCodec).Timeout(timeout(o)).Do(ctx).Into(into)
+}
+
+func (c *Client) watch(ctx context.Context, resource string, o metav1.ListOptions) (watch.Interface, error) {
+	o.Watch = true
+	return c.core.Get().Resource(resource).VersionedParams(&o, parameterCodec).Timeout(timeout(o)).Watch(ctx)
+}
+
+func timeout(o metav1.ListOptions) time.Duration {
+	if o.TimeoutSeconds == nil {
+		return 0
+	}
+	return time.Duration(*o.TimeoutSeconds) * time.Second
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+const (
+	memoryPods       = 250
+	memoryNamespaces = 50   // that the node's pods are in
+	otherNamespaces  = 5000 // of the cluster
+	otherPods        = 5000
+)
+
+// memory is what the proxy occupies on a large node of a large cluster, with namespace restrictions, and what each of its pods adds.
+func memory(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
+	fmt.Fprintf(progress, "the proxy's memory with %d pods\n", memoryPods)
+	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "ptp"})
+	if err != nil {
+		return nil, err
+	}
+	defer bed.Close()
+	bed.PutRole("bench", "")
+	for i := range otherNamespaces {
+		bed.KubeAPI.PutNamespace(fmt.Sprint("team-", i), map[string]string{
+			"iam.amazonaws.com/allowed-roles": `["bench", "team-*"]`, "kubectl.kubernetes.io/last-applied-configuration": strings.Repeat("x", 1000)})
+	}
+	for i := range otherPods {
+		bed.KubeAPI.PutPod(kubeapi.NewPod("another", fmt.Sprint("team-", i%otherNamespaces), fmt.Sprint("elsewhere-", i), nil))
+	}
+	proxy, err := bed.StartProxy(ctx, "--log-level", "info", "--namespace-restrictions")
+	if err != nil {
+		return nil, err
+	}
+	empty, err := settled(ctx, proxy.PID())
+	if err != nil {
+		return nil, err
+	}
+	annotations := map[string]string{"iam.amazonaws.com/role": "bench", "example.org/other": strings.Repeat("x", 2000)}
+	for i := range memoryPods {
+		bed.KubeAPI.PutPod(kubeapi.NewRunningPod(testbed.NodeName, fmt.Sprint("team-", i%memoryNamespaces), fmt.Sprint("pod-", i), annotations, fmt.Sprintf("10.201.1.%d", i)))
+	}
+	for deadline := time.Now().Add(2 * time.Minute); len(bed.STS.Calls()) < memoryPods; {
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("after two minutes STS was asked %d times for %d pods", len(bed.STS.Calls()), memoryPods)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	full, err := settled(ctx, proxy.PID())
+	if err != nil {
+		return nil, err
+	}
+	return []figure{
+		{"rss_mib_250_pods", float64(full) / (1 << 20), "MiB"},
+		{"rss_kib_per_pod", float64(full-empty) / memoryPods / (1 << 10), "KiB"},
+	}, nil
+}
+
+// settled is the resident memory of a process that has been left alone for a while.
+func settled(ctx context.Context, pid int) (int, error) {
+	select {
+	case <-time.After(10 * time.Second):
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(statm))
+	if len(fields) < 2 {
+		return 0, fmt.Errorf("statm of %d is %q", pid, statm)
+	}
+	pages, err := strconv.Atoi(fields[1])
+	return pages * os.Getpagesize(), err
+}
