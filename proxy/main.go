@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -32,10 +31,6 @@ const (
 )
 
 func run(args []string, stdout, stderr io.Writer) int {
-	if os.Getenv("GOGC") == "" {
-		// A few megabytes live for long, and requests make garbage at a great pace: half as many collections for those few.
-		debug.SetGCPercent(200)
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	cli.VersionPrinter = func(c *cli.Context) {

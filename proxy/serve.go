@@ -83,6 +83,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	err = live(ctx, parts, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return reportState(ctx, parts, records, o, log) })
+		g.Go(func() error { return keepSmall(ctx) })
 		g.Go(func() error { return serveHTTP(ctx, podServer(handler, log), redirected) })
 		g.Go(func() error { return serveHTTP(ctx, adminServer(parts, o, log), admin) })
 		return g.Wait()

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
@@ -20,12 +22,32 @@ const (
 	otherPods        = 5000
 )
 
-// memory is what the proxy occupies on a large node of a large cluster, with namespace restrictions, and what each of its pods adds.
+// memory is what the proxy occupies on a large node of a large cluster, with namespace restrictions, and what each of its pods adds
+// to that of a node without any.
 func memory(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
-	fmt.Fprintf(progress, "the proxy's memory with %d pods\n", memoryPods)
+	fmt.Fprintf(progress, "the proxy's memory with %d pods: %s\n", memoryPods, settling)
+	var sizes [2]int
+	var wg errgroup.Group
+	for i, pods := range []int{0, memoryPods} {
+		wg.Go(func() (err error) {
+			sizes[i], err = occupied(ctx, tools, pods)
+			return err
+		})
+	}
+	if err := wg.Wait(); err != nil {
+		return nil, err
+	}
+	return []figure{
+		{"rss_mib_250_pods", float64(sizes[1]) / (1 << 20), "MiB"},
+		{"rss_kib_per_pod", float64(sizes[1]-sizes[0]) / memoryPods / (1 << 10), "KiB"},
+	}, nil
+}
+
+// occupied is the resident memory of a proxy with so many pods on its node, all of whose credentials are there.
+func occupied(ctx context.Context, tools testbed.Tools, pods int) (int, error) {
 	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "ptp"})
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer bed.Close()
 	bed.PutRole("bench", "")
@@ -38,36 +60,28 @@ func memory(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]fig
 	}
 	proxy, err := bed.StartProxy(ctx, "--log-level", "info", "--namespace-restrictions")
 	if err != nil {
-		return nil, err
-	}
-	empty, err := settled(ctx, proxy.PID())
-	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	annotations := map[string]string{"iam.amazonaws.com/role": "bench", "example.org/other": strings.Repeat("x", 2000)}
-	for i := range memoryPods {
+	for i := range pods {
 		bed.KubeAPI.PutPod(kubeapi.NewRunningPod(testbed.NodeName, fmt.Sprint("team-", i%memoryNamespaces), fmt.Sprint("pod-", i), annotations, fmt.Sprintf("10.201.1.%d", i)))
 	}
-	for deadline := time.Now().Add(2 * time.Minute); len(bed.STS.Calls()) < memoryPods; {
+	for deadline := time.Now().Add(2 * time.Minute); len(bed.STS.Calls()) < pods; {
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("after two minutes STS was asked %d times for %d pods", len(bed.STS.Calls()), memoryPods)
+			return 0, fmt.Errorf("after two minutes STS was asked %d times for %d pods", len(bed.STS.Calls()), pods)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	full, err := settled(ctx, proxy.PID())
-	if err != nil {
-		return nil, err
-	}
-	return []figure{
-		{"rss_mib_250_pods", float64(full) / (1 << 20), "MiB"},
-		{"rss_kib_per_pod", float64(full-empty) / memoryPods / (1 << 10), "KiB"},
-	}, nil
+	return settled(ctx, proxy.PID())
 }
+
+// settling is how long a process is left alone: the Go runtime collects what is idle every two minutes.
+const settling = 150 * time.Second
 
 // settled is the resident memory of a process that has been left alone for a while.
 func settled(ctx context.Context, pid int) (int, error) {
 	select {
-	case <-time.After(10 * time.Second):
+	case <-time.After(settling):
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}

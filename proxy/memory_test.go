@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"runtime/debug"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var garbage []byte
+
+// percent is how late garbage is collected now.
+func percent() int {
+	p := debug.SetGCPercent(100)
+	debug.SetGCPercent(p)
+	return p
+}
+
+func TestRestingProxyCollectsEarlyAndABusyOneLate(t *testing.T) {
+	t.Setenv("GOGC", "")
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go keepSmall(ctx)
+		wants := func(when string, want int) {
+			t.Helper()
+			synctest.Wait()
+			if got := percent(); got != want {
+				t.Errorf("%s: %d percent, want %d", when, got, want)
+			}
+		}
+		wants("at the start", busyPercent)
+		time.Sleep(2 * memoryCheck)
+		wants("at rest", restingPercent)
+		for range 2 {
+			garbage = make([]byte, 2*busyRate*int(memoryCheck.Seconds()))
+			time.Sleep(memoryCheck)
+		}
+		wants("busy", busyPercent)
+		garbage = make([]byte, busyRate*3/4*int(memoryCheck.Seconds()))
+		time.Sleep(memoryCheck)
+		wants("less so", busyPercent)
+		time.Sleep(2 * memoryCheck)
+		wants("at rest again", restingPercent)
+	})
+}
+
+func TestGOGCIsTheOperatorsChoice(t *testing.T) {
+	t.Setenv("GOGC", "75")
+	before := percent()
+	if err := keepSmall(t.Context()); err != nil || percent() != before {
+		t.Errorf("%v, %d percent, want %d", err, percent(), before)
+	}
+}
