@@ -108,7 +108,7 @@ func flags() []cli.Flag {
 
 		str(catMetadata, "metadata-addr", "169.254.169.254", "address of the EC2 metadata service"),
 		&cli.StringSliceFlag{Category: catMetadata, Name: "metadata-deny", EnvVars: env("metadata-deny"),
-			Usage: "`REGEXP` of paths that pods must not see, as user-data; repeatable. The node's own credentials they never do"},
+			Usage: "`REGEXP` that paths which pods must not see match anywhere, as ^/[^/]+/user-data; repeatable. The node's own credentials they never do"},
 		str(catMetadata, "imds-v2", "optional", "optional, or required: requests without a session token are refused"),
 		str(catMetadata, "app-port", "8181", "port that the pods' metadata requests are redirected to"),
 		str(catMetadata, "metrics-port", "8182", "port of /healthz and /metrics; never the app port, which serves pods only"),

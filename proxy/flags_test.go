@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/urfave/cli/v2"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
 // kube2iam is every flag of kube2iam and its default.
@@ -68,7 +70,7 @@ func parsed(t *testing.T, env map[string]string, args ...string) (*options, erro
 		t.Setenv(k, v)
 	}
 	var o *options
-	app := &cli.App{Flags: flags(), Action: func(c *cli.Context) (err error) {
+	app := &cli.App{Flags: flags(), DisableSliceFlagSeparator: true, Action: func(c *cli.Context) (err error) {
 		o, err = parse(c)
 		return err
 	}, ExitErrHandler: func(*cli.Context, error) {}}
@@ -83,6 +85,24 @@ func TestValuesComeFromFlagsAndEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o.rules.BaseARN != "arn:aws:iam::123456789012:role/" || o.node != "from-env" || o.rules.DefaultRole != "flag" || o.logLevel != "debug" {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestSessionsAndPathsAreSetByFlags(t *testing.T) {
+	o, err := parsed(t, map[string]string{"NODE_NAME": "node-1"}, "--session-tags", "--cluster-name", "prod", "--session-scope", "role", "--source-identity",
+		"--assume-role-arn", "arn:aws:iam::123456789012:role/between", "--use-fips-sts-endpoint", "--imds-v2", "required",
+		"--metadata-deny", "^/a{1,2}", "--metadata-deny", "user-data", "--namespace-restrictions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := o.rules
+	if *r.Tags != (roles.Tags{ClusterName: "prod"}) || r.Scope != roles.RoleScope || !r.SourceIdentity || r.Node != "node-1" ||
+		r.SessionNameKey != "iam.amazonaws.com/session-name" || r.SessionPolicyKey != "iam.amazonaws.com/session-policy" ||
+		r.Restriction.PermittedKey != "iam.amazonaws.com/permitted" {
+		t.Errorf("%+v", r)
+	}
+	if o.throughRole != "arn:aws:iam::123456789012:role/between" || !o.fipsSTS || !o.requireTokens || len(o.metadataDeny) != 2 || o.metadataDeny[0].String() != "^/a{1,2}" {
 		t.Errorf("%+v", o)
 	}
 }
@@ -104,6 +124,14 @@ func TestMistakesNameTheFlagAndTheValue(t *testing.T) {
 		{"--log-level loud", `--log-level: "loud"`},
 		{"--log-format xml", `--log-format: "xml"`},
 		{"--iam-role-key=", `--iam-role-key`},
+		{"--metadata-deny=", `--metadata-deny`},
+		{"--metadata-deny (", `--metadata-deny: error parsing regexp`},
+		{"--imds-v2 never", `--imds-v2: "never"`},
+		{"--session-scope node", `--session-scope: "node"`},
+		{"--cluster-name prod", `--cluster-name: it is for --session-tags`},
+		{"--session-tags --cluster-arn a*b", `--cluster-arn: "a*b"`},
+		{"--assume-role-arn reader", `--assume-role-arn: "reader"`},
+		{"--iam-session-policy=", `--iam-session-policy`},
 		{"serve", `"serve"`},
 	} {
 		t.Run(tt.args, func(t *testing.T) {

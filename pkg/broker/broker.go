@@ -102,7 +102,10 @@ func (b *Broker) Caller(ip netip.Addr, now time.Time) *Caller {
 	return &Caller{broker: b, source: b.pods.Source(ip), came: now}
 }
 
-// Session is what the session tokens of the caller are bound to: its pod, or its address where no record names the pod. It
+// Name is the caller's pod by the records, or its address.
+func (c *Caller) Name() string { return c.source.String() }
+
+// Session is what the session tokens of the caller are bound to: its pod, or its address where the pod is not known. It
 // asks nobody outside this node, because a token must be had at once whatever else is down.
 func (c *Caller) Session() string {
 	if uid := c.source.Holder(); uid != "" {

@@ -71,7 +71,11 @@ func (n *node) Annotations(ctx context.Context, namespace string) (map[string]st
 		select {
 		case <-n.unshown:
 		case <-ctx.Done():
-			return nil, pods.ErrNotShown
+			select {
+			case <-n.unshown:
+			default:
+				return nil, pods.ErrNotShown
+			}
 		}
 	}
 	if a, ok := n.spaces[namespace]; ok {

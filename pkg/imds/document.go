@@ -29,7 +29,7 @@ func quote(s string) []byte {
 func (h *Handler) serveInfo(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller) {
 	name, arn, err := caller.Role(r.Context())
 	if err != nil {
-		h.refuse(w, r, source, err)
+		h.refuse(w, r, source, caller, err)
 		return
 	}
 	// A role is no instance profile; this is the one that the console makes for a role of that name.

@@ -5,7 +5,6 @@ package imds
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -24,6 +23,8 @@ import (
 type Caller interface {
 	// Session is what the session tokens of the pod are bound to. It must answer at once.
 	Session() string
+	// Name is who it is, for the log: the pod by the node's own records, or the address.
+	Name() string
 	// Role is the bare name and the ARN of the pod's role.
 	Role(ctx context.Context) (name, arn string, err error)
 	// Credentials is the document of the pod's role, if its name is role.
@@ -107,7 +108,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, http.StatusInternalServerError)
 		return
 	}
-	if r.ContentLength == 0 {
+	if drained(r) {
 		c.read()
 	}
 	source := c.source
@@ -116,8 +117,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	path, ok := canonical(r.URL.Path)
-	if !ok {
-		h.fail(w, http.StatusBadRequest)
+	if !ok { // no such path; 400 would end every SDK's tries
+		h.fail(w, http.StatusNotFound)
 		return
 	}
 	to, role := routeOf(path)
@@ -136,13 +137,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if tokens, ok := r.Header[tokenHeader]; ok {
-		if len(tokens) != 1 || !c.proof.valid(h.sessions, tokens[0], caller.Session(), now) {
-			h.refusals.log(source, source.String(), http.StatusUnauthorized, errBadToken)
+		if len(tokens) != 1 || !h.sessions.valid(&c.proof, tokens[0], caller.Session(), now) {
+			h.refusals.log(source, caller.Name(), http.StatusUnauthorized, errBadToken)
 			h.fail(w, http.StatusUnauthorized)
 			return
 		}
 	} else if h.tokens {
-		h.refusals.log(source, source.String(), http.StatusUnauthorized, errNoToken)
+		h.refusals.log(source, caller.Name(), http.StatusUnauthorized, errNoToken)
 		h.fail(w, http.StatusUnauthorized)
 		return
 	}
@@ -155,19 +156,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.serveInfo(w, r, source, caller)
 	case iamListing:
 		if _, _, err := caller.Role(r.Context()); err != nil {
-			h.refuse(w, r, source, err)
+			h.refuse(w, r, source, caller, err)
 			return
 		}
 		answer(w, "info\nsecurity-credentials/")
 	case forward:
 		if h.denied(path) {
-			h.refusals.log(source, source.String(), http.StatusNotFound, fmt.Errorf("%s is denied by --metadata-deny", path))
+			h.refusals.log(source, caller.Name(), http.StatusNotFound, errDenied, "path", path)
 			h.fail(w, http.StatusNotFound)
 			return
 		}
 		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
 		if err := h.upstream.Forward(w, r); err != nil {
-			h.refuse(w, r, source, err)
+			h.refuse(w, r, source, caller, err)
 		}
 	default:
 		h.fail(w, http.StatusNotFound)
@@ -175,9 +176,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 var (
-	errNoToken  = errors.New("a request without a session token, where --imds-v2 requires one")
+	errNoToken  = errors.New("a request without a session token, where one is required")
+	errDenied   = errors.New("a path that is denied to pods")
 	errBadToken = errors.New("a session token that has ended, or was not made for the pod that holds the address now")
 )
+
+// drained reads a little of a request's body, and tells whether that was all. Some SDKs send a form, s3fs a chunked body after
+// 100-continue: the connection lives on.
+func drained(r *http.Request) bool {
+	if r.ContentLength == 0 {
+		return true
+	}
+	_, err := io.CopyN(io.Discard, r.Body, 4<<10)
+	return err == io.EOF
+}
 
 // denied tells whether a path is one of those that pods must not see, with and without the slash at its end.
 func (h *Handler) denied(path string) bool {
@@ -201,8 +213,6 @@ func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Call
 		h.refuseMethod(w, http.MethodPut)
 		return
 	}
-	// Some SDKs send a form, s3fs a chunked body after 100-continue: read a little of it, so that the connection lives on.
-	io.CopyN(io.Discard, r.Body, 4<<10)
 	if _, ok := r.Header["X-Forwarded-For"]; ok {
 		h.fail(w, http.StatusForbidden)
 		return
@@ -226,7 +236,7 @@ func (h *Handler) refuseMethod(w http.ResponseWriter, allow string) {
 func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller, role string) {
 	doc, err := caller.Credentials(r.Context(), role)
 	if err != nil {
-		h.refuse(w, r, source, err)
+		h.refuse(w, r, source, caller, err)
 		return
 	}
 	header := w.Header()
@@ -240,7 +250,7 @@ func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source n
 func (h *Handler) serveRole(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller) {
 	name, _, err := caller.Role(r.Context())
 	if err != nil {
-		h.refuse(w, r, source, err)
+		h.refuse(w, r, source, caller, err)
 		return
 	}
 	answer(w, name)
@@ -256,21 +266,21 @@ func answer(w http.ResponseWriter, body string) {
 	io.WriteString(w, body)
 }
 
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, source netip.Addr, err error) {
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller, err error) {
 	if r.Context().Err() != nil && errors.Is(err, r.Context().Err()) {
 		fail(w, http.StatusInternalServerError) // the client left; nobody reads this
 		return
 	}
 	if f, ok := errors.AsType[*forwardError](err); ok {
 		if f.status != http.StatusNotFound { // that the instance has no such thing needs no explanation
-			h.refusals.log(source, source.String(), f.status, f)
+			h.refusals.log(source, caller.Name(), f.status, f)
 		}
 		h.fail(w, f.status)
 		return
 	}
 	refusal, ok := errors.AsType[Refusal](err)
 	if !ok {
-		h.refusals.log(source, source.String(), http.StatusInternalServerError, err)
+		h.refusals.log(source, caller.Name(), http.StatusInternalServerError, err)
 		h.fail(w, http.StatusInternalServerError)
 		return
 	}

@@ -41,6 +41,7 @@ type fakeCaller struct {
 	err     error
 }
 
+func (b *fakeCaller) Name() string { return "ns/pod" }
 func (b *fakeCaller) Session() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -280,10 +281,10 @@ func TestRefusalsAreAnsweredAsTheySayAndLoggedOnce(t *testing.T) {
 	}
 }
 
-func TestMalformedRequestsAre400AndReachNobody(t *testing.T) {
+func TestPathsWithoutASpellingAreNotFoundAndReachNobody(t *testing.T) {
 	s := serve(t, &fakeCaller{role: "reader"})
 	for _, path := range []string{"/%00", "/latest/%ff", "/latest/a%20b", "/latest/../..", "/latest/%2525252569am", "/a%5cb"} {
-		if status, _, _ := s.do(t, http.MethodGet, path, nil); status != http.StatusBadRequest {
+		if status, _, _ := s.do(t, http.MethodGet, path, nil); status != http.StatusNotFound {
 			t.Errorf("%s: %d", path, status)
 		}
 	}

@@ -54,18 +54,25 @@ func lasts(path string) bool {
 	return ok && lasting[strings.TrimSuffix(rest, "/")]
 }
 
-// forwardKept asks for an answer to keep, and answers with it.
-func (u *Upstream) forwardKept(w http.ResponseWriter, r *http.Request) error {
-	path := r.URL.Path
+// forwardKept asks for an answer to keep, and answers with it. It calls done when the service has been asked, which may be after the
+// client has gone: what a pod has set going counts as the pod's until it ends.
+func (u *Upstream) forwardKept(w http.ResponseWriter, r *http.Request, done func()) error {
+	path := strings.TrimSuffix(r.URL.Path, "/")
 	flight := u.kept.flights.DoChan(path, func() (any, error) {
-		// It is everybody's: it must not end because the client that happened to begin it went away. Its time is bounded by
-		// the client.
-		return u.keep(context.WithoutCancel(r.Context()), path)
+		// It is everybody's: it must not end because the client that happened to begin it went away.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), upstreamTime)
+		defer cancel()
+		return u.keep(ctx, path)
 	})
 	select {
 	case <-r.Context().Done():
+		go func() {
+			<-flight
+			done()
+		}()
 		return r.Context().Err()
 	case res := <-flight:
+		done()
 		if res.Err != nil {
 			return failed(path, res.Err)
 		}
@@ -83,6 +90,7 @@ func (a *keptAnswer) write(w http.ResponseWriter) {
 }
 
 func (k *kept) get(path string, now time.Time) *keptAnswer {
+	path = strings.TrimSuffix(path, "/")
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if a := k.answers[path]; a != nil && now.Before(a.until) {
@@ -112,9 +120,6 @@ func (u *Upstream) keep(ctx context.Context, path string) (*keptAnswer, error) {
 	passOn(a.header, res, int64(len(body)))
 	u.kept.mu.Lock()
 	defer u.kept.mu.Unlock()
-	if u.kept.answers == nil {
-		u.kept.answers = make(map[string]*keptAnswer)
-	}
 	u.kept.answers[path] = a
 	return a, nil
 }

@@ -36,10 +36,11 @@ func newRefusalLog(l *slog.Logger) *refusalLog {
 	return &refusalLog{logger: l, sources: make(map[netip.Addr]*refusals)}
 }
 
-func (l *refusalLog) log(source netip.Addr, subject string, status int, reason error) {
+// log writes the line, with more about this very refusal that does not make it another one.
+func (l *refusalLog) log(source netip.Addr, subject string, status int, reason error, more ...any) {
 	text := reason.Error()
 	if unlogged, ok := l.admit(source, text, time.Now()); ok {
-		l.logger.Warn("pod refused", "pod", subject, "source", source, "status", status, "reason", text, "unlogged", unlogged)
+		l.logger.Warn("pod refused", append([]any{"pod", subject, "source", source, "status", status, "reason", text, "unlogged", unlogged}, more...)...)
 	}
 }
 

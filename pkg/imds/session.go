@@ -72,8 +72,8 @@ type proof struct {
 	end        int64
 }
 
-// valid tells whether the token was made for the pod and has not ended.
-func (p *proof) valid(s *Sessions, token, pod string, now time.Time) bool {
+// valid tells whether the token was made for the pod and has not ended. It remembers by p.
+func (s *Sessions) valid(p *proof, token, pod string, now time.Time) bool {
 	if token == "" || token != p.token || pod != p.pod {
 		end, ok := s.end(token, pod)
 		if !ok {

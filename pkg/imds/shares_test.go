@@ -33,17 +33,13 @@ func TestIMDS28LastingAnswersAreAskedForOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int64
 		status := http.StatusOK
-		u := &Upstream{
-			client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-				if r.Method == http.MethodPut {
-					return response(200, "token"), nil
-				}
-				asked.Add(1)
-				return response(status, "i-1"), nil
-			})},
-			slots:  make(chan struct{}, upstreamSlots),
-			shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
-		}
+		u := upstreamBy(t, func(r *http.Request) (*http.Response, error) {
+			if r.Method == http.MethodPut {
+				return response(200, "token"), nil
+			}
+			asked.Add(1)
+			return response(status, "i-1"), nil
+		})
 		times := func(want int64, what string) {
 			t.Helper()
 			if got := asked.Swap(0); got != want {
@@ -85,6 +81,17 @@ func TestIMDS28LastingAnswersAreAskedForOnce(t *testing.T) {
 		}
 		times(1, "what fails")
 	})
+}
+
+// upstreamBy is an Upstream that asks a function instead of a service.
+func upstreamBy(t *testing.T, service roundTrip) *Upstream {
+	t.Helper()
+	u, err := NewUpstream("metadata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.client.Transport = service
+	return u
 }
 
 type roundTrip func(*http.Request) (*http.Response, error)
@@ -136,17 +143,13 @@ func TestIMDS28ManyAtOnceAreOneQuestion(t *testing.T) {
 // is served.
 func TestOnePodCannotUseUpTheService(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		u := &Upstream{
-			client: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-				if strings.HasSuffix(r.URL.Path, "slow") {
-					<-r.Context().Done()
-					return nil, r.Context().Err()
-				}
-				return response(200, "x"), nil
-			}), Timeout: upstreamTime},
-			slots:  make(chan struct{}, upstreamSlots),
-			shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
-		}
+		u := upstreamBy(t, func(r *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(r.URL.Path, "slow") {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return response(200, "x"), nil
+		})
 		statuses := make(map[int]int)
 		for range 1000 {
 			statuses[askFrom(u, podA, http.MethodGet, "/latest/meta-data/x").StatusCode]++
@@ -181,6 +184,68 @@ func TestOnePodCannotUseUpTheService(t *testing.T) {
 		held.Wait()
 		if len(u.shares.held) > 0 {
 			t.Errorf("still held: %v", u.shares.held)
+		}
+	})
+}
+
+// TestWhatAPodHasSetGoingStaysItsOwn has a pod ask a service that hangs for all that is kept, in either spelling, and leave at once: it
+// has its share of what goes on, and its neighbour has the rest.
+func TestWhatAPodHasSetGoingStaysItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := upstreamBy(t, func(r *http.Request) (*http.Response, error) {
+			if r.Method == http.MethodPut {
+				return response(200, "token"), nil
+			}
+			if lasts(r.URL.Path) {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return response(200, "x"), nil
+		})
+		for range 3 {
+			for path := range lasting {
+				for _, slash := range []string{"", "/"} {
+					leaves, leave := context.WithCancel(t.Context())
+					time.AfterFunc(20*time.Millisecond, leave)
+					r := httptest.NewRequest(http.MethodGet, "/latest/"+path+slash, nil)
+					forwarded(u, httptest.NewRecorder(), r.WithContext(ConnContext(leaves, &conn{source: podA})))
+				}
+			}
+			synctest.Wait()
+			if len(u.slots) > upstreamShare || u.shares.held[podA] > upstreamShare {
+				t.Errorf("it has %d slots, %d of them on its account", len(u.slots), u.shares.held[podA])
+			}
+			start := time.Now()
+			if res := askFrom(u, podB, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 200 || time.Since(start) > 0 {
+				t.Errorf("its neighbour: %d after %v", res.StatusCode, time.Since(start))
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(2 * upstreamTime)
+		synctest.Wait()
+		if len(u.slots) > 0 || len(u.shares.held) > 0 {
+			t.Errorf("%d slots and %v are held for nobody", len(u.slots), u.shares.held)
+		}
+	})
+}
+
+// TestIMDS28NodeKeepsToItsAllowance has many pods ask as much as each may.
+func TestIMDS28NodeKeepsToItsAllowance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked int
+		u := upstreamBy(t, func(r *http.Request) (*http.Response, error) {
+			asked++
+			return response(200, "x"), nil
+		})
+		pod := podA
+		for range 100 {
+			pod = pod.Next()
+			for range upstreamBurst {
+				askFrom(u, pod, http.MethodGet, "/latest/meta-data/x")
+			}
+		}
+		if asked > nodePace+1 { // and a token
+			t.Errorf("the service was asked %d times at once", asked)
 		}
 	})
 }

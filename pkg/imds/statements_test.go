@@ -147,11 +147,11 @@ func TestIMDS12TokensSurviveARestart(t *testing.T) {
 			token = sessions.Token("uid", now.Add(maxTTL*time.Second))
 		}
 		for _, age := range []time.Duration{0, (maxTTL - 1) * time.Second} {
-			if !new(proof).valid(sessions, token, "uid", now.Add(age)) {
+			if !sessions.valid(new(proof), token, "uid", now.Add(age)) {
 				t.Errorf("restart %d: not valid after %s", restart, age)
 			}
 		}
-		if new(proof).valid(sessions, token, "uid", now.Add(maxTTL*time.Second)) || new(proof).valid(sessions, token, "another", now) {
+		if sessions.valid(new(proof), token, "uid", now.Add(maxTTL*time.Second)) || sessions.valid(new(proof), token, "another", now) {
 			t.Errorf("restart %d: valid after its end, or for another pod", restart)
 		}
 	}
@@ -173,7 +173,7 @@ func TestIMDS14TokensAreRequiredOnlyIfSaid(t *testing.T) {
 				t.Errorf("required %v, %s with a token: %d", required, path, status)
 			}
 		}
-		if said := strings.Contains(s.log.String(), "--imds-v2"); said != required {
+		if said := strings.Contains(s.log.String(), "where one is required"); said != required {
 			t.Errorf("required %v: logged %s", required, s.log)
 		}
 	}
@@ -230,7 +230,7 @@ func TestDeniedPaths(t *testing.T) {
 			t.Errorf("%s: %d", path, status)
 		}
 	}
-	if refused != len(denied) || !strings.Contains(s.log.String(), "--metadata-deny") {
+	if refused != len(denied) || strings.Count(s.log.String(), "a path that is denied to pods") != 1 {
 		t.Errorf("counted %d, logged %s", refused, s.log)
 	}
 	if len(s.upstream) > 0 {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Upstream asks the node's own metadata service, with a session token of its own. It implements Forwarder for what pods may see
@@ -21,6 +23,7 @@ type Upstream struct {
 	slots  chan struct{}
 	shares *shares // of the slots, by the pod's address
 	paces  *paces
+	pace   *rate.Limiter // of all pods
 	kept   kept
 
 	mu      sync.Mutex
@@ -40,6 +43,8 @@ const (
 	// upstreamPace and upstreamBurst bound how often one pod may have the service asked, which allows the node 1024 packets a
 	// second for this, DNS and NTP together (Amazon VPC User Guide, "Amazon DNS server", quotas).
 	upstreamPace, upstreamBurst = 10, 50
+	// nodePace bounds what all pods have it asked together: an exchange is two packets and their acknowledgements.
+	nodePace = 200
 	// maxUpstreamBody bounds an answer; the largest real one, user data, has 16 KiB.
 	maxUpstreamBody = 1 << 20
 	// maxSmallBody bounds an answer that is read whole.
@@ -68,6 +73,7 @@ func NewUpstream(address string) (*Upstream, error) {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		slots: make(chan struct{}, upstreamSlots), shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
+		pace: rate.NewLimiter(nodePace, nodePace), kept: kept{answers: make(map[string]*keptAnswer)},
 	}, nil
 }
 
@@ -89,19 +95,26 @@ func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request) error {
 	if !u.shares.take(source) {
 		return &forwardError{http.StatusServiceUnavailable, errShare}
 	}
-	defer u.shares.give(source)
-	if !u.paces.allow(source, time.Now()) {
+	done := func() { u.shares.give(source) }
+	if now := time.Now(); !u.paces.allow(source, now) {
+		done()
 		return &forwardError{http.StatusServiceUnavailable, errPace}
+	} else if !u.pace.AllowN(now, 1) {
+		done()
+		return &forwardError{http.StatusServiceUnavailable, errNodePace}
 	}
 	if keeps {
-		return u.forwardKept(w, r)
+		return u.forwardKept(w, r, done)
 	}
+	defer done()
 	return u.pass(w, r)
 }
 
 var (
 	errShare = fmt.Errorf("it asks for more than %d other metadata at a time", upstreamShare)
 	errPace  = fmt.Errorf("it asks for other metadata more than %d times a second", upstreamPace)
+
+	errNodePace = fmt.Errorf("the pods of this node ask for other metadata more than %d times a second", nodePace)
 )
 
 // forwardError is why there is no answer to pass on, and the status that says so to the pod.

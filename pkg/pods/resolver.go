@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,9 +62,10 @@ func NewResolver(c ResolverConfig) *Resolver {
 
 // Source is a source address and who holds it by the records of this node, as of one moment.
 type Source struct {
-	IP     netip.Addr
-	record *attachment.Record
-	err    error
+	IP       netip.Addr
+	record   *attachment.Record
+	reported string // the UID of the one pod that reports the address, where no record can be read
+	err      error
 }
 
 // Same tells whether the address has the same holder in both.
@@ -80,15 +82,30 @@ func (s Source) Same(other Source) bool {
 // Source looks the address up in the records, which asks nobody and takes a system call.
 func (r *Resolver) Source(ip netip.Addr) Source {
 	record, err := r.c.Records.Holder(ip)
-	return Source{IP: ip, record: record, err: err}
+	s := Source{IP: ip, record: record, err: err}
+	if record == nil && r.c.Watch != nil {
+		if reporting := r.c.Watch.reporting(ip); len(reporting) == 1 {
+			s.reported = string(cmp.Or(reporting[0].Mirror, reporting[0].UID))
+		}
+	}
+	return s
 }
 
-// Holder is the UID of the pod that the records say holds the address, or empty where there is no record of a pod.
+// Holder is the UID of the pod that the records say holds the address, or else of the one that reports it; empty where that is not
+// known. It is the same for a pod that is put on record later.
 func (s Source) Holder() string {
 	if s.record == nil {
-		return ""
+		return s.reported
 	}
 	return s.record.Pod.UID
+}
+
+// String is the pod that the records say holds the address, or the address.
+func (s Source) String() string {
+	if s.record == nil || s.record.Pod.Name == "" {
+		return s.IP.String()
+	}
+	return s.record.Pod.Namespace + "/" + s.record.Pod.Name
 }
 
 // Resolve is the pod that holds the source's address. Where it is not known yet, or seems to be two pods', it waits for that

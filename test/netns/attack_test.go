@@ -22,7 +22,7 @@ var (
 	service = netip.MustParseAddr("169.254.169.254")
 	gateway = netip.MustParseAddr("10.201.0.1")
 
-	bridges = []setup{setups[0], setups[1], setups[2], setups[3], setups[4], setups[5]}
+	bridges = []setup{setups[0], setups[1], setups[2], setups[3], setups[4], bridged}
 
 	// Each is attacked by IPv4, and by IPv6 where pods have that, too.
 	attacked = append(slices.Clone(bridges), dual(bridges[0]), dual(bridges[3]), dual(bridges[5]))

@@ -11,7 +11,7 @@ import (
 
 // TestCurl is what only a raw client shows: the bytes of an answer, and requests that no SDK makes.
 func TestCurl(t *testing.T) {
-	onThese(t, []setup{setups[5]}, func(t *testing.T, n *node) {
+	onThese(t, []setup{bridged}, func(t *testing.T, n *node) {
 		n.proxy()
 		pod := n.run("pod", "app")
 		curl := func(args ...string) string {
@@ -82,8 +82,8 @@ func TestCurl(t *testing.T) {
 			"another role":     {[]string{list + testbed.NodeRole}, "404"},
 			"the node's":       {[]string{service + "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance"}, "404"},
 			"extended":         {[]string{service + "/latest/meta-data/iam/security-credentials-extended/"}, "404"},
-			"above the root":   {[]string{"--path-as-is", service + "/../latest/"}, "400"},
-			"a long path":      {[]string{service + "/latest/" + strings.Repeat("a", 2000)}, "400"},
+			"above the root":   {[]string{"--path-as-is", service + "/../latest/"}, "404"},
+			"a long path":      {[]string{service + "/latest/" + strings.Repeat("a", 2000)}, "404"},
 			"too long headers": {[]string{"-H", "X-Long: " + strings.Repeat("a", 20<<10), list}, "431"},
 		} {
 			got := curl(tc.args...)

@@ -119,7 +119,7 @@ var (
 
 // TestOthersRulesSurvive compares what is others' byte for byte before anything of ours and after everything.
 func TestOthersRulesSurvive(t *testing.T) {
-	dual := []setup{setups[0], setups[5], setups[7]}
+	dual := []setup{setups[0], bridged, routedLegacy}
 	for i := range dual {
 		dual[i].ipv6 = true
 	}

@@ -17,7 +17,7 @@ import (
 // TestAMillionRequests has a pod ask a million times over a few connections, many at once on each. Every one is answered, the neighbour
 // is served meanwhile, and the proxy is no bigger for it.
 func TestAMillionRequests(t *testing.T) {
-	onThese(t, []setup{setups[8]}, func(t *testing.T, n *node) {
+	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		greedy, neighbour := n.run("greedy", "app"), n.run("neighbour", "other")
 		n.wantOwn(greedy, "app")

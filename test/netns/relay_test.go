@@ -1,6 +1,8 @@
 package netns
 
 import (
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -9,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,7 +42,8 @@ func (n *node) relay(pod *testbed.Sandbox, spoil func(w http.ResponseWriter, r *
 		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, relayMark) })
 	}}
 	to := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: testbed.MetadataAddr}) },
+		ErrorLog: log.New(io.Discard, "", 0), // clients leave
+		Rewrite:  func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: testbed.MetadataAddr}) },
 		Transport: &http.Transport{
 			DisableCompression: true, DisableKeepAlives: true,
 			Dial: func(network, address string) (c net.Conn, err error) {
@@ -70,32 +74,41 @@ func (n *node) token(pod *testbed.Sandbox, seconds string) string {
 	return got.body
 }
 
-// TestClientsWithoutTokens has requests for a token refused, or never answered, by something in the pod: the clients that then use
-// version 1 are served by it, and the others say why they are not.
+// TestClientsWithoutTokens has requests for a token refused, failed, answered late or never, by something in the pod: the clients that
+// then use version 1 are served by it, and the others say why they are not.
 func TestClientsWithoutTokens(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		n.proxy(impatient...)
-		unauthorized, silent := n.run("unauthorized", "app"), n.run("silent", "app")
-		n.relay(unauthorized, func(w http.ResponseWriter, r *http.Request) bool {
-			if r.Method == http.MethodPut {
-				w.WriteHeader(http.StatusUnauthorized)
+		refuses := func(status int) func(http.ResponseWriter, *http.Request) bool {
+			return func(w http.ResponseWriter, _ *http.Request) bool {
+				w.WriteHeader(status)
 				return true
 			}
-			return false
-		})
-		n.relay(silent, func(w http.ResponseWriter, r *http.Request) bool {
-			if r.Method == http.MethodPut {
-				<-r.Context().Done()
-				return true
-			}
-			return false
-		})
-		if c.put401 != "" {
-			n.starts(unauthorized, c).wantFailure(c.put401)
-		} else {
-			n.starts(unauthorized, c).wantOwn("app")
 		}
-		n.starts(silent, c).wantOwn("app")
+		for name, tc := range map[string]struct {
+			put  func(http.ResponseWriter, *http.Request) bool
+			says string
+		}{
+			"unauthorized": {refuses(http.StatusUnauthorized), c.put401},
+			"unavailable":  {refuses(http.StatusServiceUnavailable), c.put503},
+			"silent":       {func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }, ""},
+			// Later than Go's second SDK waits, and sooner than others do.
+			"late": {func(_ http.ResponseWriter, r *http.Request) bool {
+				select {
+				case <-time.After(700 * time.Millisecond):
+				case <-r.Context().Done():
+				}
+				return false
+			}, ""},
+		} {
+			pod := n.run(name, "app")
+			n.relay(pod, func(w http.ResponseWriter, r *http.Request) bool { return r.Method == http.MethodPut && tc.put(w, r) })
+			if tc.says != "" {
+				n.starts(pod, c).wantFailure(tc.says)
+			} else {
+				n.starts(pod, c).wantOwn("app")
+			}
+		}
 	})
 }
 

@@ -62,7 +62,7 @@ func TestClientsWaitForSTS(t *testing.T) {
 		for name, fault := range map[string]sts.Fault{"throttling": sts.Throttled, "unavailable": sts.Unavailable} {
 			n.STS.SetFault(fault)
 			pod := n.run(name, "app")
-			n.starts(pod, c).wantFailure("")
+			n.starts(pod, c).wantFailure(c.later)
 			n.STS.SetFault(sts.Fault{})
 			n.eventually(func() bool { return n.get(pod, credentials+"app").status == http.StatusOK })
 			n.starts(pod, c).wantOwn("app")

@@ -50,7 +50,7 @@ func (n *node) issued(key string) sts.Call {
 
 // TestSessions is what STS is told of a session: its name, its source identity, its tags and its policy.
 func TestSessions(t *testing.T) {
-	onThese(t, []setup{setups[8]}, func(t *testing.T, n *node) {
+	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.proxy(append(impatient, "--session-tags", "--cluster-name", "prod", "--source-identity")...)
 		const policy = `{"Statement": [{"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"}]}`
 		pod := n.annotated("pod", "app", map[string]string{"session-name": "nightly", "session-policy": policy})
@@ -73,7 +73,7 @@ func TestSessions(t *testing.T) {
 
 // TestSharedSessions has the pods of a node share the sessions of their roles.
 func TestSharedSessions(t *testing.T) {
-	onThese(t, []setup{setups[8]}, func(t *testing.T, n *node) {
+	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.proxy(append(impatient, "--session-scope", "role")...)
 		n.PutRole("external", "secret")
 		a, b, c := n.run("a", "app"), n.run("b", "app"), n.run("c", "other")
@@ -96,7 +96,7 @@ func TestSharedSessions(t *testing.T) {
 
 // TestChainedRoles has the node assume a role that alone may assume the pods', for longer than STS grants that.
 func TestChainedRoles(t *testing.T) {
-	onThese(t, []setup{setups[8]}, func(t *testing.T, n *node) {
+	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		between := n.PutRole("between", "")
 		n.STS.PutRole(sts.Role{ARN: testbed.RoleBase + "behind", Trusts: []string{between}, MaxDuration: 12 * time.Hour})
 		p := n.proxy(append(impatient, "--assume-role-arn", between, "--iam-role-session-ttl", "2h")...)
@@ -113,7 +113,7 @@ func TestChainedRoles(t *testing.T) {
 
 // TestEventsSayWhatIsWrong has pods whose mistakes their owners find on them.
 func TestEventsSayWhatIsWrong(t *testing.T) {
-	onThese(t, []setup{setups[8]}, func(t *testing.T, n *node) {
+	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.KubeAPI.PutNamespace("default", map[string]string{"iam.amazonaws.com/permitted": "app|nobody"})
 		n.proxy(append(impatient, "--namespace-restrictions")...)
 		n.run("fine", "app")

@@ -79,6 +79,13 @@ var setups = []setup{
 	{primary: "calicolike", backend: "nftables"},
 }
 
+// Those that have what a test is about that needs but one.
+var (
+	bridged      = setups[5] // without bridge-nf, nftables
+	routedLegacy = setups[7]
+	routed       = setups[8] // nftables
+)
+
 // few are for what does not depend on the way and the backend, or hardly.
 var few = []setup{setups[0], setups[5], setups[7]}
 
