@@ -1,5 +1,5 @@
 # Bare `make` prints the targets. Each calls a script; what it needs, it installs by name.
-.PHONY: help build demo test test-cluster bench fuzz lint
+.PHONY: help build demo test test-cluster bench simulate fuzz lint
 
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,6 +18,9 @@ test-cluster: ## the cluster suite: a real Kubernetes node, STS and S3 (root, tw
 
 bench: ## print the figures, one a line: name, value, unit (root)
 	@scripts/bench.sh
+
+simulate: ## what a fleet of 5,000 nodes asks of STS, and docs/scale.svg (two minutes)
+	@scripts/simulate.sh
 
 fuzz: ## run each fuzz target for half a minute
 	@scripts/fuzz.sh

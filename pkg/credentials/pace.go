@@ -13,14 +13,16 @@ import (
 // pods need in a steady state, and in which each newly held assumption brings the token for its first call with it. Pods
 // that wait take from another, so they never stand behind those who do not.
 //
-// Both are filled more slowly after STS throttled or failed, and faster again as time goes by without that.
+// Both are filled more slowly after STS throttled, and the one of those who wait after it failed, too; and faster again as time goes
+// by without that. A failure does not slow renewals down, which are few: where STS fails half of the calls, they must be twice as many.
 //
 // Its methods take the time, which must not go back.
 type Pace struct {
 	mu         sync.Mutex
 	held       int
 	need       float64   // calls a second in a steady state
-	slow       float64   // 1, or less than that after failures
+	throttled  float64   // what is left of the speed of both; 1 for all
+	failing    float64   // what is left besides of that of those who wait
 	at         time.Time // when it was that
 	background bucket
 	waiting    bucket
@@ -35,16 +37,16 @@ const (
 	spare = 8
 	// waitingPace, in calls a second, and waitingBurst are for pods that wait.
 	waitingPace, waitingBurst = 10, 50
-	// slowest is the least that throttling slows a node down to; slowFailing what other failures do: an outage is no sign of too
-	// many calls, but they must not all come back at its end.
-	slowest, slowFailing = 1.0 / 128, 1.0 / 16
+	// leastThrottled is the least that is left of a node's speed by throttling, and leastFailing by other failures: an outage is no sign of
+	// too many calls, but they must not all come back at its end.
+	leastThrottled, leastFailing = 1.0 / 128, 1.0 / 16
 	// recovery is how long it takes to be twice as fast again.
 	recovery = 30 * time.Second
 )
 
 // NewPace is that of a node without pods.
 func NewPace(now time.Time) *Pace {
-	p := &Pace{slow: 1, at: now, background: bucket{made: spare, at: now}, waiting: bucket{made: waitingBurst, at: now}}
+	p := &Pace{throttled: 1, failing: 1, at: now, background: bucket{made: spare, at: now}, waiting: bucket{made: waitingBurst, at: now}}
 	p.fill(now)
 	return p
 }
@@ -121,9 +123,9 @@ func (p *Pace) Told(now time.Time, err *Error) {
 	case err == nil:
 		return
 	case err.Kind == Throttled:
-		p.slow = max(slowest, p.slow/2)
+		p.throttled = max(leastThrottled, p.throttled/2)
 	case err.Kind == Unavailable:
-		p.slow = max(min(p.slow, slowFailing), p.slow/2)
+		p.failing = max(leastFailing, p.failing/2)
 	}
 	p.fill(now)
 }
@@ -133,10 +135,11 @@ func (p *Pace) fill(now time.Time) {
 	p.background.fill(now)
 	p.waiting.fill(now)
 	if d := now.Sub(p.at); d > 0 {
-		p.slow, p.at = min(1, p.slow*math.Exp2(d.Seconds()/recovery.Seconds())), now
+		faster := math.Exp2(d.Seconds() / recovery.Seconds())
+		p.throttled, p.failing, p.at = min(1, p.throttled*faster), min(1, p.failing*faster), now
 	}
-	p.background.set(p.slow*max(leastPace, paceFactor*p.need), float64(spare+p.held))
-	p.waiting.set(p.slow*waitingPace, waitingBurst)
+	p.background.set(p.throttled*max(leastPace, paceFactor*p.need), float64(spare+p.held))
+	p.waiting.set(p.throttled*p.failing*waitingPace, waitingBurst)
 }
 
 // bucket is a bucket of tokens, and a queue of those who take them.

@@ -100,7 +100,6 @@ func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
 	for range 20 {
 		p.Told(now, &Error{Kind: Throttled})
 	}
-	p.Told(now, &Error{Kind: Unavailable}) // which is no reason to be faster
 	if n := during(10 * time.Second); n > 1 {
 		t.Errorf("%d calls in the ten seconds after throttling", n)
 	}
@@ -109,6 +108,22 @@ func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
 	}
 	if n := during(10 * time.Second); n < 95 || n > 105 {
 		t.Errorf("%d calls in ten seconds in the end", n)
+	}
+}
+
+// TestFailuresDoNotSlowRenewalsDown has STS fail all the time: where it fails half of the calls, there must be twice as many.
+func TestFailuresDoNotSlowRenewalsDown(t *testing.T) {
+	p := NewPace(epoch)
+	for range 110 {
+		p.Hold(epoch, time.Hour)
+	}
+	calls(p, epoch, time.Millisecond, false)
+	now := epoch.Add(time.Millisecond)
+	for range 20 {
+		p.Told(now, &Error{Kind: Unavailable})
+	}
+	if n := calls(p, now, time.Hour, false); n < 480 {
+		t.Errorf("%d calls in an hour, of which 240 have to succeed", n)
 	}
 }
 

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/scale"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// fleets is what a simulated fleet asks of STS, by the schedule and the pace that run in the proxy: a tenth of docs/scale.md's, with a
+// tenth of the quota.
+func fleets(_ context.Context, _ testbed.Tools, progress io.Writer) ([]figure, error) {
+	fmt.Fprintln(progress, "simulating fleets")
+	fleet := scale.Scenario{Nodes: 500, Pods: 110, Length: 5 * time.Hour, Quota: 60, Seed: 1}
+	restart, brownout, both := fleet, fleet, fleet
+	restart.RestartAt, restart.RestartTime = time.Hour, time.Hour
+	brownout.BrownoutAt, brownout.BrownoutTime, brownout.Failing = time.Hour, time.Hour, 0.2
+	both.RestartAt, both.RestartTime = restart.RestartAt, restart.RestartTime
+	both.BrownoutAt, both.BrownoutTime, both.Failing = brownout.BrownoutAt, brownout.BrownoutTime, brownout.Failing
+	steady := 0
+	for _, n := range scale.Run(fleet).Calls {
+		steady += n
+	}
+	figures := []figure{{"sts_calls_per_hour_per_pod", float64(steady) / fleet.Length.Hours() / float64(fleet.Nodes*fleet.Pods), "calls"}}
+	for name, s := range map[string]scale.Scenario{"restart": restart, "brownout": brownout, "restart_in_brownout": both} {
+		minutes := scale.PerMinute(scale.Run(s).Calls)
+		sum := 0.0
+		for _, m := range minutes {
+			sum += m
+		}
+		figures = append(figures, figure{"sts_peak_vs_mean_" + name, slices.Max(minutes) / (sum / float64(len(minutes))), "ratio"})
+	}
+	slices.SortFunc(figures[1:], func(a, b figure) int { return len(a.name) - len(b.name) })
+	return figures, nil
+}

@@ -1,0 +1,250 @@
+// Package scale simulates a fleet of nodes and the account's STS that all of them ask, in steps of a second. When a node asks is
+// what pkg/credentials has: its Schedule and its Pace are the ones that run in the proxy.
+package scale
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+)
+
+// Scenario is what happens to a fleet. The zero value of each part is that it does not.
+type Scenario struct {
+	Name string
+	// Nodes have Pods each, of which each has a session of its own, of an hour.
+	Nodes, Pods int
+	// Length is how long it is looked at.
+	Length time.Duration
+	// Quota is how many calls a second STS takes; the rest is throttled. Zero for no limit.
+	Quota int
+	// RestartAt is when the proxies begin to be restarted, each of which forgets its credentials, one after the other for RestartTime.
+	RestartAt, RestartTime time.Duration
+	// BrownoutAt is when STS begins to fail a part of the calls, Failing, for BrownoutTime.
+	BrownoutAt, BrownoutTime time.Duration
+	Failing                  float64
+	// Seed makes the run what it is.
+	Seed uint64
+}
+
+// Result is what was seen.
+type Result struct {
+	// Calls and Throttled are how many arrived in each second, and how many of them were more than the quota.
+	Calls, Throttled []int
+	// Refused is how many pods had no valid credentials, at each minute's end.
+	Refused []int
+}
+
+const (
+	session = time.Hour
+	// asking is how often a pod asks that has no credentials.
+	asking = 10 * time.Second
+)
+
+// pod is one pod's credentials on its node.
+type pod struct {
+	expires  time.Time
+	errUntil time.Time
+	failures int
+	// renewal counts what is planned, so that what was planned before a restart does not happen.
+	renewal uint32
+}
+
+// event is something that a pod does in a second.
+type event struct {
+	pod     int32
+	renewal uint32
+	kind    kind
+	ticket  credentials.Ticket
+}
+
+type kind uint8
+
+const (
+	renew  kind = iota // a renewal or a prefetch is due
+	asks               // the pod asks, because it has none
+	queued             // the call has its place in the node's queue
+	urgent             // the same, of a call that the pod waits for
+)
+
+type fleet struct {
+	Scenario
+	schedule credentials.Schedule
+	chance   *rand.Rand
+	start    time.Time
+	second   int
+	agenda   [][]event // by second
+	pods     []pod
+	paces    []*credentials.Pace
+	left     float64 // of the quota
+	result   Result
+}
+
+// Run simulates the scenario, the same for the same seed.
+func Run(s Scenario) Result {
+	seconds := int(s.Length / time.Second)
+	chance := rand.New(rand.NewPCG(s.Seed, 0))
+	f := &fleet{
+		Scenario: s, schedule: credentials.Schedule{Rand: chance}, chance: chance, start: time.Unix(1<<30, 0),
+		agenda: make([][]event, seconds), pods: make([]pod, s.Nodes*s.Pods), paces: make([]*credentials.Pace, s.Nodes),
+		left:   float64(s.Quota),
+		result: Result{Calls: make([]int, seconds), Throttled: make([]int, seconds)},
+	}
+	for node := range f.paces {
+		f.paces[node] = f.newPace()
+	}
+	// A fleet that has run for long: each pod is somewhere between two renewals.
+	for i := range f.pods {
+		p := &f.pods[i]
+		p.expires = f.start.Add(session)
+		due := f.schedule.Renewal(p.expires, session)
+		ago := time.Duration(chance.Int64N(int64(due.Sub(f.start))))
+		p.expires = p.expires.Add(-ago)
+		f.plan(due.Add(-ago), event{pod: int32(i), kind: renew})
+	}
+	for f.second = range seconds {
+		f.left = min(f.left+float64(s.Quota), float64(s.Quota))
+		f.restart()
+		for i := 0; i < len(f.agenda[f.second]); i++ { // which may grow meanwhile
+			f.happen(f.agenda[f.second][i])
+		}
+		f.agenda[f.second] = nil
+		if f.second%60 == 59 {
+			f.result.Refused = append(f.result.Refused, f.refused())
+		}
+	}
+	return f.result
+}
+
+func (f *fleet) now() time.Time { return f.start.Add(time.Duration(f.second) * time.Second) }
+
+// newPace is that of a node with its pods, that has run for a while.
+func (f *fleet) newPace() *credentials.Pace {
+	p := credentials.NewPace(f.now())
+	for range f.Pods {
+		p.Hold(f.now(), session)
+	}
+	return p
+}
+
+// plan puts an event into the agenda, in this second at the earliest.
+func (f *fleet) plan(at time.Time, e event) {
+	if second := max(f.second, int(at.Sub(f.start)/time.Second)); second < len(f.agenda) {
+		e.renewal = f.pods[e.pod].renewal
+		f.agenda[second] = append(f.agenda[second], e)
+	}
+}
+
+// restart has those nodes forget everything whose turn it is.
+func (f *fleet) restart() {
+	if f.RestartTime == 0 {
+		return
+	}
+	turn := func(second int) int {
+		part := float64(time.Duration(second)*time.Second-f.RestartAt) / float64(f.RestartTime)
+		return int(min(1, max(0, part)) * float64(f.Nodes))
+	}
+	for node := turn(f.second - 1); node < turn(f.second); node++ {
+		f.paces[node] = f.newPace()
+		for i := node * f.Pods; i < (node+1)*f.Pods; i++ {
+			f.pods[i] = pod{renewal: f.pods[i].renewal + 1}
+			f.plan(f.now(), event{pod: int32(i), kind: renew})
+		}
+	}
+}
+
+func (f *fleet) happen(e event) {
+	p, pace, now := &f.pods[e.pod], f.paces[int(e.pod)/f.Pods], f.now()
+	if e.renewal != p.renewal {
+		return
+	}
+	switch e.kind {
+	case asks:
+		switch {
+		case p.expires.After(now):
+			return
+		case p.errUntil.After(now):
+			f.plan(p.errUntil.Add(asking/2), e)
+			return
+		}
+		e.kind, e.ticket = urgent, pace.Take(now, true)
+	case renew:
+		e.kind, e.ticket = queued, pace.Take(now, false)
+	}
+	if wait := e.ticket.Wait(now); wait >= time.Second {
+		// How fast the queue moves changes: the proxy looks each second, which would take this long.
+		f.plan(now.Add(min(wait, 10*time.Second)), e)
+		return
+	}
+	f.call(e, p, pace, now)
+}
+
+// call is one call of STS, and what follows from it.
+func (f *fleet) call(e event, p *pod, pace *credentials.Pace, now time.Time) {
+	p.renewal++
+	f.result.Calls[f.second]++
+	failure := f.answer()
+	pace.Told(now, failure)
+	if failure == nil {
+		p.expires, p.failures = now.Add(session), 0
+		f.plan(f.schedule.Renewal(p.expires, session), event{pod: e.pod, kind: renew})
+		return
+	}
+	p.failures++
+	p.errUntil = now.Add(f.schedule.Remember(failure.Kind, p.failures))
+	retry := now.Add(f.schedule.RetryAfter(failure.Kind, p.failures))
+	if !p.expires.After(retry) {
+		// It will have none by then: whichever comes first, its own question or the next try.
+		if asked := later(p.expires, p.errUntil).Add(time.Duration(f.chance.Int64N(int64(asking)))); asked.Before(retry) {
+			f.plan(asked, event{pod: e.pod, kind: asks})
+			return
+		}
+	}
+	f.plan(retry, event{pod: e.pod, kind: renew})
+}
+
+// answer is what STS says to one call more in this second.
+func (f *fleet) answer() *credentials.Error {
+	at := time.Duration(f.second) * time.Second
+	if f.Quota > 0 {
+		if f.left < 1 {
+			f.result.Throttled[f.second]++
+			return &credentials.Error{Kind: credentials.Throttled, Code: "Throttling"}
+		}
+		f.left--
+	}
+	if at >= f.BrownoutAt && at < f.BrownoutAt+f.BrownoutTime && f.chance.Float64() < f.Failing {
+		return &credentials.Error{Kind: credentials.Unavailable, Code: "ServiceUnavailable"}
+	}
+	return nil
+}
+
+func (f *fleet) refused() (n int) {
+	now := f.now()
+	for i := range f.pods {
+		if !f.pods[i].expires.After(now) {
+			n++
+		}
+	}
+	return n
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// PerMinute is the mean number a second, for each minute.
+func PerMinute(bySecond []int) []float64 {
+	var minutes []float64
+	for i := 0; i+60 <= len(bySecond); i += 60 {
+		sum := 0
+		for _, n := range bySecond[i : i+60] {
+			sum += n
+		}
+		minutes = append(minutes, float64(sum)/60)
+	}
+	return minutes
+}
