@@ -38,6 +38,7 @@ func TestCluster(t *testing.T) {
 		{"programs in a pod list a bucket", testListBucket},
 		{"without the annotation they have no credentials", testNoRole},
 		{"aws s3 ls in a pod's network", testAWSCommand},
+		{"a pod whose role cannot be had has an event", testEvents},
 		{"the first request of each of a hundred pods succeeds", testHundredPods},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -66,6 +66,7 @@ func installPlugin(t *testing.T, n *node) {
 func startProxy(t *testing.T, n *node) {
 	t.Helper()
 	n.must(t, "kubectl", "apply", "--filename="+manifest(t, "access.yaml"))
+	n.must(t, "kubectl", "annotate", "namespace", "default", `iam.amazonaws.com/allowed-roles=["*"]`)
 	token := n.must(t, "kubectl", "create", "token", "kube2iam-proxy", "--namespace=kube-system", "--duration=1h")
 	kubeconfig := filepath.Join(n.state, "pki", "kube2iam-proxy.kubeconfig")
 	if err := os.WriteFile(kubeconfig, fmt.Appendf(nil, `apiVersion: v1
@@ -82,7 +83,7 @@ current-context: test
 		filepath.Join(n.state, "bin", "kube2iam-proxy"),
 		"--kubeconfig", kubeconfig, "--node", nodeName, "--state-dir", stateDir, "--base-role-arn", baseRoleARN,
 		"--sts-endpoint", cloudURL, "--metadata-addr", metadataIP, "--app-port", proxyPort, "--metrics-port", "8182",
-		"--log-level", "debug")
+		"--log-level", "debug", "--namespace-restrictions")
 	client := n.network().client()
 	await(t, 30*time.Second, "proxy ready", func(ctx context.Context) error {
 		return ok(ctx, client, "http://"+nodeIP+":8182/healthz")

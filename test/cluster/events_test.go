@@ -1,0 +1,32 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// testEvents has two pods whose roles cannot be had: the proxy, with its ServiceAccount's rights, says so on them.
+func testEvents(t *testing.T, n *node, _ *cloud) {
+	n.must(t, "kubectl", "apply", "--filename="+testdata(t, "wrong.yaml"))
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context()) // which is cancelled by now
+		if _, err := n.output(ctx, nil, "kubectl", "delete", "--filename="+testdata(t, "wrong.yaml")); err != nil {
+			t.Error(err)
+		}
+	})
+	for pod, reason := range map[string]string{"default/malformed": "IAMRoleInvalid", "strict/forbidden": "IAMRoleForbidden"} {
+		namespace, name, _ := strings.Cut(pod, "/")
+		await(t, podLimit, reason+" on "+pod, func(ctx context.Context) error {
+			got, err := n.output(ctx, nil, "kubectl", "get", "events", "--namespace="+namespace, "--field-selector=involvedObject.name="+name+",reason="+reason,
+				"--output=jsonpath={.items[*].source.component}")
+			if err == nil && got != "kube2iam-cni" {
+				err = fmt.Errorf("its events are of %q", got)
+			}
+			return err
+		})
+	}
+}
