@@ -11,11 +11,11 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// fleets is what a simulated fleet asks of STS, by the schedule and the pace that run in the proxy: a tenth of docs/scale.md's, with a
-// tenth of the quota.
+// fleets is what a simulated fleet asks of STS, by the schedule and the pace that run in the proxy: docs/scale.md's, of another
+// seed.
 func fleets(_ context.Context, _ testbed.Tools, progress io.Writer) ([]figure, error) {
 	fmt.Fprintln(progress, "simulating fleets")
-	fleet := scale.Scenario{Nodes: 500, Pods: 110, Length: 5 * time.Hour, Quota: 60, Seed: 1}
+	fleet := scale.Scenario{Nodes: 5000, Pods: 110, Length: 5 * time.Hour, Quota: 600, Seed: 1}
 	restart, brownout, both := fleet, fleet, fleet
 	restart.RestartAt, restart.RestartTime = time.Hour, time.Hour
 	brownout.BrownoutAt, brownout.BrownoutTime, brownout.Failing = time.Hour, time.Hour, 0.2
