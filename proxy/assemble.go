@@ -39,7 +39,7 @@ func assemble(o *options, client cluster, sts credentials.Assumer, records *atta
 	}
 	if o.rules.Restriction != nil {
 		p.namespaces = pods.NewNamespaces(pods.NamespacesConfig{
-			API: client, Keys: o.rules.Restriction.Keys(), Changed: func(namespace string) { p.broker.NamespaceChanged(namespace) },
+			API: client, Keys: o.rules.Restriction.Keys(), Changed: func(namespace string) { p.broker.NamespaceChanged(namespace) }, Log: log,
 		})
 		config.Namespaces = p.namespaces
 		relay.watchers = append(relay.watchers, p.namespaces) // before the broker, which asks it

@@ -82,12 +82,9 @@ func (f faked) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod,
 	return f.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
-func (f faked) ListNamespaces(ctx context.Context, o metav1.ListOptions) (*corev1.NamespaceList, error) {
-	return f.CoreV1().Namespaces().List(ctx, o)
-}
-
-func (f faked) WatchNamespaces(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	return f.CoreV1().Namespaces().Watch(ctx, o)
+func (f faked) FollowNamespace(ctx context.Context, _ string, _ func(map[string]string, bool)) error {
+	<-ctx.Done() // nothing is restricted
+	return nil
 }
 
 func (f faked) CreateEvent(ctx context.Context, e *corev1.Event) (*corev1.Event, error) {

@@ -15,20 +15,23 @@ const (
 	restingPercent, busyPercent = 50, 300
 	// busyRate, in bytes allocated a second, is that of some thousand requests.
 	busyRate = 4 << 20
+	// Below restingRate nobody asks for much, and after worthReturning bytes a collection, some milliseconds, is worth its while.
+	restingRate, worthReturning = 64 << 10, 512 << 10
 	// memoryCheck is how often that is looked at.
 	memoryCheck = 5 * time.Second
 )
 
-// keepSmall sets how early garbage is collected by how much of it is made, until ctx ends. GOGC in the environment is the operator's
-// own choice.
+// keepSmall sets how early garbage is collected by how much of it is made, and gives the system back what a busy time took, until ctx
+// ends. GOGC in the environment is the operator's own choice.
 func keepSmall(ctx context.Context) error {
 	if os.Getenv("GOGC") != "" {
 		return nil
 	}
-	debug.SetGCPercent(busyPercent) // a start is busy
+	debug.SetGCPercent(restingPercent) // what lives for long is made at the start: it lies closer together when there is little garbage between
 	tick := time.NewTicker(memoryCheck)
 	defer tick.Stop()
-	busy, before := true, allocated()
+	busy, before := false, allocated()
+	returned := before // what had been allocated when memory was given back
 	for {
 		select {
 		case <-ctx.Done():
@@ -40,10 +43,12 @@ func keepSmall(ctx context.Context) error {
 		case busy && rate < busyRate/2:
 			busy = false
 			debug.SetGCPercent(restingPercent)
-			debug.FreeOSMemory()
 		case !busy && rate > busyRate:
 			busy = true
 			debug.SetGCPercent(busyPercent)
+		case !busy && rate < restingRate && now-returned > worthReturning:
+			debug.FreeOSMemory()
+			returned = allocated()
 		}
 		before = now
 	}

@@ -52,28 +52,20 @@ func (c *Client) CloseIdleConnections() { c.core.Client.CloseIdleConnections() }
 
 // ListPods lists the pods of all namespaces.
 func (c *Client) ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error) {
-	return list(ctx, c, "pods", o, new(corev1.PodList))
+	pods := new(corev1.PodList)
+	return pods, c.pods(o).Do(ctx).Into(pods)
 }
 
 // WatchPods watches the pods of all namespaces.
 func (c *Client) WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	return c.watch(ctx, "pods", o)
+	o.Watch = true
+	return c.pods(o).Watch(ctx)
 }
 
 // GetPod gets one pod.
 func (c *Client) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
 	pod := new(corev1.Pod)
 	return pod, c.core.Get().Namespace(namespace).Resource("pods").Name(name).Do(ctx).Into(pod)
-}
-
-// ListNamespaces lists the namespaces.
-func (c *Client) ListNamespaces(ctx context.Context, o metav1.ListOptions) (*corev1.NamespaceList, error) {
-	return list(ctx, c, "namespaces", o, new(corev1.NamespaceList))
-}
-
-// WatchNamespaces watches the namespaces.
-func (c *Client) WatchNamespaces(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	return c.watch(ctx, "namespaces", o)
 }
 
 // CreateEvent creates an Event in its namespace.
@@ -88,18 +80,11 @@ func (c *Client) PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) 
 	return patched, c.core.Patch(types.StrategicMergePatchType).Namespace(e.Namespace).Resource("events").Name(e.Name).Body(patch).Do(ctx).Into(patched)
 }
 
-func list[L runtime.Object](ctx context.Context, c *Client, resource string, o metav1.ListOptions, into L) (L, error) {
-	return into, c.core.Get().Resource(resource).VersionedParams(&o, parameterCodec).Timeout(timeout(o)).Do(ctx).Into(into)
-}
-
-func (c *Client) watch(ctx context.Context, resource string, o metav1.ListOptions) (watch.Interface, error) {
-	o.Watch = true
-	return c.core.Get().Resource(resource).VersionedParams(&o, parameterCodec).Timeout(timeout(o)).Watch(ctx)
-}
-
-func timeout(o metav1.ListOptions) time.Duration {
-	if o.TimeoutSeconds == nil {
-		return 0
+// pods is a request for the pods of all namespaces.
+func (c *Client) pods(o metav1.ListOptions) *rest.Request {
+	r := c.core.Get().Resource("pods").VersionedParams(&o, parameterCodec)
+	if o.TimeoutSeconds != nil {
+		r.Timeout(time.Duration(*o.TimeoutSeconds) * time.Second)
 	}
-	return time.Duration(*o.TimeoutSeconds) * time.Second
+	return r
 }

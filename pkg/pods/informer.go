@@ -17,22 +17,20 @@ type API interface {
 	ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error)
 	WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
 	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
-	ListNamespaces(ctx context.Context, o metav1.ListOptions) (*corev1.NamespaceList, error)
-	WatchNamespaces(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+	FollowNamespace(ctx context.Context, name string, tell func(annotations map[string]string, exists bool)) error
 }
 
-// selecting is a ListerWatcher of what a field has a value of.
-func selecting[L runtime.Object](api API, field, value string,
-	list func(context.Context, metav1.ListOptions) (L, error), look func(context.Context, metav1.ListOptions) (watch.Interface, error)) cache.ListerWatcher {
-	selector := fields.OneTermEqualSelector(field, value).String()
+// podsOf is a ListerWatcher of a node's pods.
+func podsOf(node string, api API) cache.ListerWatcher {
+	selector := fields.OneTermEqualSelector("spec.nodeName", node).String()
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = selector
-			return list(ctx, o)
+			return api.ListPods(ctx, o)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = selector
-			return look(ctx, o)
+			return api.WatchPods(ctx, o)
 		},
 	}, api)
 }

@@ -4,13 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
+	"math"
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/utils/clock"
 )
 
 var (
@@ -26,6 +28,7 @@ type Namespaces struct {
 	api     API
 	keys    []string
 	changed func(namespace string)
+	log     *slog.Logger
 
 	life context.Context // that of every watch
 	end  context.CancelFunc
@@ -36,7 +39,7 @@ type Namespaces struct {
 	watched map[string]*watchedNamespace
 }
 
-// watchedNamespace is a namespace, and where its reflector stores it.
+// watchedNamespace is a namespace, and what the API said of it last.
 type watchedNamespace struct {
 	of     *Namespaces
 	name   string
@@ -57,6 +60,7 @@ type NamespacesConfig struct {
 	Keys []string
 	// Changed is called with the name of each namespace whose annotations changed; it must not block. It may be nil.
 	Changed func(namespace string)
+	Log     *slog.Logger
 }
 
 // NewNamespaces knows no namespace yet.
@@ -65,7 +69,7 @@ func NewNamespaces(c NamespacesConfig) *Namespaces {
 	if c.Changed == nil {
 		c.Changed = func(string) {}
 	}
-	return &Namespaces{api: c.API, keys: c.Keys, changed: c.Changed, life: life, end: end, watched: make(map[string]*watchedNamespace)}
+	return &Namespaces{api: c.API, keys: c.Keys, changed: c.Changed, log: c.Log, life: life, end: end, watched: make(map[string]*watchedNamespace)}
 }
 
 // Run waits for the end of ctx, and ends the watches.
@@ -161,27 +165,44 @@ func (n *Namespaces) Annotations(ctx context.Context, namespace string) (map[str
 	return w.annotations, nil
 }
 
+// watch follows the namespace until ctx ends. What is known stays while the API server is away.
 func (w *watchedNamespace) watch(ctx context.Context) {
-	api := w.of.api
-	r := cache.NewReflectorWithOptions(selecting(api, "metadata.name", w.name, api.ListNamespaces, api.WatchNamespaces), &corev1.Namespace{}, w, cache.ReflectorOptions{
-		// A watch of one object that seldom changes: longer ones are fewer requests.
-		MinWatchTimeout: 30 * time.Minute,
+	again := wait.Backoff{Duration: firstRetry, Cap: lastRetry, Steps: math.MaxInt, Factor: 2, Jitter: 1}.DelayWithReset(clock.RealClock{}, retryReset)
+	said := false
+	again.Until(ctx, true, true, func(ctx context.Context) (done bool, _ error) {
+		err := w.of.api.FollowNamespace(ctx, w.name, func(annotations map[string]string, exists bool) {
+			said = false
+			w.set(annotations, exists)
+		})
+		if err == nil || ctx.Err() != nil {
+			return false, nil
+		}
+		level := slog.LevelWarn
+		if said { // a node has many namespaces, and an API server that is away is away for all of them
+			level = slog.LevelDebug
+		}
+		said = true
+		w.of.log.Log(ctx, level, "watching the API server failed; trying again", "resource", "namespaces", "namespace", w.name, "error", err)
+		return false, nil
 	})
-	r.RunWithContext(ctx)
 }
 
-// set stores what the API says of the namespace, nil for that it does not exist, and tells of a change.
-func (w *watchedNamespace) set(obj any) error {
+// How long a watch that ended is waited with, as client-go's reflectors do.
+const (
+	firstRetry = 800 * time.Millisecond
+	lastRetry  = 30 * time.Second
+	retryReset = 2 * time.Minute
+)
+
+// set stores what the API says of the namespace, and tells of a change.
+func (w *watchedNamespace) set(annotations map[string]string, exists bool) {
 	var kept map[string]string
-	ns, exists := obj.(*corev1.Namespace)
-	if exists {
-		for _, key := range w.of.keys {
-			if v, ok := ns.Annotations[key]; ok {
-				if kept == nil {
-					kept = make(map[string]string)
-				}
-				kept[key] = v
+	for _, key := range w.of.keys {
+		if v, ok := annotations[key]; ok {
+			if kept == nil {
+				kept = make(map[string]string)
 			}
+			kept[key] = v
 		}
 	}
 	w.mu.Lock()
@@ -195,27 +216,4 @@ func (w *watchedNamespace) set(obj any) error {
 	if !same {
 		w.of.changed(w.name)
 	}
-	return nil
 }
-
-// The methods of a cache.ReflectorStore.
-
-// Add implements cache.ReflectorStore.
-func (w *watchedNamespace) Add(obj any) error { return w.set(obj) }
-
-// Update implements cache.ReflectorStore.
-func (w *watchedNamespace) Update(obj any) error { return w.set(obj) }
-
-// Delete implements cache.ReflectorStore.
-func (w *watchedNamespace) Delete(any) error { return w.set(nil) }
-
-// Replace implements cache.ReflectorStore: the list has the namespace, or nothing.
-func (w *watchedNamespace) Replace(list []any, _ string) error {
-	if len(list) == 0 {
-		return w.set(nil)
-	}
-	return w.set(list[0])
-}
-
-// Resync implements cache.ReflectorStore.
-func (w *watchedNamespace) Resync() error { return nil }

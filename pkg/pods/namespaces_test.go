@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func newSpaces(t *testing.T) *spaces {
 		t.Fatal(err)
 	}
 	s := &spaces{t: t, api: api, changed: make(chan string, 4096), told: map[string]int{}}
-	s.Namespaces = NewNamespaces(NamespacesConfig{API: client, Keys: []string{"allowed", "permitted"}, Changed: func(ns string) { s.changed <- ns }})
+	s.Namespaces = NewNamespaces(NamespacesConfig{API: client, Keys: []string{"allowed", "permitted"}, Changed: func(ns string) { s.changed <- ns }, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -159,6 +160,31 @@ func TestOnlyNamespacesOfThisNodesPodsAreWatched(t *testing.T) {
 	if n := s.Len(); n != 0 {
 		t.Errorf("%d namespaces are watched for nobody", n)
 	}
+}
+
+// TestChangesOfANamespaceAreSeenAfterItsWatchBroke has it break off, and the changes since forgotten, as a restart of the API server does.
+func TestChangesOfANamespaceAreSeenAfterItsWatchBroke(t *testing.T) {
+	s := newSpaces(t)
+	s.api.PutNamespace("team", map[string]string{"allowed": "[1]"})
+	s.PodChanged(in("team", "a"))
+	if _, err := s.Annotations(t.Context(), "team"); err != nil {
+		t.Fatal(err)
+	}
+	s.api.Down()
+	s.api.PutNamespace("team", map[string]string{"allowed": "[2]"})
+	s.api.Compact()
+	if err := s.api.Up(); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually("the change in between", func() bool {
+		got, err := s.Annotations(t.Context(), "team")
+		return err == nil && got["allowed"] == "[2]"
+	})
+	s.api.PutNamespace("team", map[string]string{"allowed": "[3]"})
+	s.eventually("the change after that", func() bool {
+		got, err := s.Annotations(t.Context(), "team")
+		return err == nil && got["allowed"] == "[3]"
+	})
 }
 
 func TestKnownNamespacesOutliveTheAPIServer(t *testing.T) {

@@ -49,7 +49,7 @@ type WatchConfig struct {
 
 // NewWatch is a watch that begins with Run.
 func NewWatch(c WatchConfig) (*Watch, error) {
-	informer := cache.NewSharedIndexInformer(selecting(c.API, "spec.nodeName", c.Node, c.API.ListPods, c.API.WatchPods), &corev1.Pod{}, c.Resync, cache.Indexers{})
+	informer := cache.NewSharedIndexInformer(podsOf(c.Node, c.API), &corev1.Pod{}, c.Resync, cache.Indexers{})
 	err := informer.SetTransform(func(obj any) (any, error) {
 		if p, ok := obj.(*corev1.Pod); ok {
 			return fromAPI(p, c.Keep), nil

@@ -139,7 +139,7 @@ func New(ctx context.Context, o Options) (_ *Bed, err error) {
 
 // serve starts what the node and the pods talk to.
 func (b *Bed) serve(ctx context.Context) (err error) {
-	if b.KubeAPI, err = kubeapi.Start(kubeapi.Options{Address: kubeAPIAddr, Listen: b.AWS.Listen}); err != nil {
+	if b.KubeAPI, err = kubeapi.Start(kubeapi.Options{Address: kubeAPIAddr, Listen: b.AWS.Listen, TLS: true}); err != nil {
 		return err
 	}
 	if b.STS, err = sts.Start(sts.Options{Address: stsAddr, Listen: b.AWS.Listen}); err != nil {

@@ -159,7 +159,7 @@ func TestPodLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	api, err := kubernetes.NewForConfig(&rest.Config{Host: b.KubeAPI.URL(), Dial: b.Node.DialContext})
+	api, err := kubernetes.NewForConfig(&rest.Config{Host: b.KubeAPI.URL(), Dial: b.Node.DialContext, TLSClientConfig: rest.TLSClientConfig{CAData: b.KubeAPI.CA()}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,8 +2,10 @@ package testbed
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 )
@@ -29,9 +31,13 @@ func (b *Bed) LaunchProxy(flags ...string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	kubeconfig, err := b.kubeconfig()
+	if err != nil {
+		return nil, err
+	}
 	args := append([]string{
 		"--node", NodeName,
-		"--api-server", b.KubeAPI.URL(),
+		"--kubeconfig", kubeconfig,
 		"--sts-endpoint", b.STS.URL(),
 		"--base-role-arn", RoleBase,
 		"--state-dir", b.StateDir,
@@ -39,6 +45,17 @@ func (b *Bed) LaunchProxy(flags ...string) (*Process, error) {
 	}, flags...)
 	env := b.ClientEnv()[:2] // in which region it is, the proxy has to find out
 	return b.start(b.Node, env, proxy, args...)
+}
+
+// kubeconfig is the path of a file that says where the API server is: over TLS, and so by HTTP/2, as in a cluster.
+func (b *Bed) kubeconfig() (string, error) {
+	file := filepath.Join(b.Dir, "kubeconfig")
+	return file, os.WriteFile(file, fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+clusters: [{name: test, cluster: {server: %q, certificate-authority-data: %s}}]
+contexts: [{name: test, context: {cluster: test}}]
+current-context: test
+`, b.KubeAPI.URL(), base64.StdEncoding.EncodeToString(b.KubeAPI.CA())), 0o600)
 }
 
 // Healthy asks the proxy's health port.
