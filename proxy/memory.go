@@ -12,7 +12,7 @@ import (
 // request makes garbage. Collecting early keeps a resting one small, and collecting late keeps a busy one fast: half of the
 // collections were a tenth of the cached documents a second.
 const (
-	restingPercent, busyPercent = 50, 300
+	restingPercent, busyPercent = 25, 300
 	// busyRate, in bytes allocated a second, is that of some thousand requests.
 	busyRate = 4 << 20
 	// Below restingRate nobody asks for much, and after worthReturning bytes a collection, some milliseconds, is worth its while.
