@@ -173,22 +173,24 @@ func (t *IPTables) makeBase(ctx context.Context, ipt *iptables.IPTables, metadat
 	return insertMissing(ipt, jump(metadata, Chain))
 }
 
+// newChain is the chain's name until its jump stands.
+const newChain = Chain + "-NEW"
+
 // makeChain makes the chain with its jump under another name. A jump follows its chain when that is renamed.
 func makeChain(ipt *iptables.IPTables, metadata netip.AddrPort) error {
-	const unready = Chain + "-NEW"
-	there, err := chainExists(ipt, unready)
+	there, err := chainExists(ipt, newChain)
 	if err != nil {
 		return err
 	}
 	if !there {
-		if err := ipt.NewChain("nat", unready); err != nil {
-			return classify("chain "+unready, err)
+		if err := ipt.NewChain("nat", newChain); err != nil {
+			return classify("chain "+newChain, err)
 		}
 	}
-	if err := insertMissing(ipt, jump(metadata, unready)); err != nil {
+	if err := insertMissing(ipt, jump(metadata, newChain)); err != nil {
 		return err
 	}
-	return classify("chain "+Chain, ipt.RenameChain("nat", unready, Chain))
+	return classify("chain "+Chain, ipt.RenameChain("nat", newChain, Chain))
 }
 
 func chainExists(ipt *iptables.IPTables, name string) (bool, error) {

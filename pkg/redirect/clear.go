@@ -1,0 +1,130 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+)
+
+// Clear removes every rule, chain and table of ours from the node, in all forms and families, and the guard with them: what the
+// rulesets were before the first Add. Other people's rules, and tables that an iptables command made for ours, stay. What is hidden
+// from an iptables command (hiddenTable) is looked for by the services. It goes on after an error and returns all of them; what is gone
+// already is none.
+func (n *Node) Clear(ctx context.Context, services []netip.AddrPort) error {
+	var errs []error
+	for _, form := range []Form{NFT, Legacy} {
+		t, err := n.IPTables(form)
+		if err != nil {
+			continue // what has no command has left no rule that could be removed
+		}
+		for _, family := range []netip.Addr{anyIPv4, anyIPv6} {
+			if t.has(family) == nil {
+				errs = append(errs, t.clear(ctx, family, services))
+			}
+		}
+	}
+	// The guard in nftables goes last: what the others still redirect or refuse, it has no part in.
+	if err := n.bridges().clear(); !errors.Is(err, ErrUnsupported) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// clear removes what stands in one form and family, in one run for each table: an iptables table changes at once or not at all.
+func (t *IPTables) clear(ctx context.Context, family netip.Addr, services []netip.AddrPort) error {
+	tables := slices.DeleteFunc([]string{"nat", "filter", "mangle"}, func(table string) bool { return !used(t.form, family.Is6(), table) })
+	if len(tables) == 0 {
+		return nil
+	}
+	s, err := t.save(ctx, family)
+	if err != nil {
+		return err
+	}
+	ipt, err := t.at(family)
+	if err != nil {
+		return err
+	}
+	changes := new(script)
+	var errs []error
+	for _, table := range tables {
+		for _, place := range ourPlaces {
+			chain, ours := strings.CutPrefix(place, table+" ")
+			if !ours || chain == Chain {
+				continue
+			}
+			for _, words := range s.rules[place] {
+				if commentOf(words) == Comment {
+					changes.add("-D", rule{table: table, chain: chain, spec: words})
+				}
+			}
+		}
+		if !s.hidden[table] {
+			continue
+		}
+		for _, metadata := range services {
+			if metadata.Addr().Is6() != family.Is6() {
+				continue
+			}
+			for _, r := range baseRules(metadata, true, true) {
+				if r.table == table {
+					_, err := deleteRule(ipt, r)
+					errs = append(errs, err)
+				}
+			}
+		}
+	}
+	if slices.Contains(tables, "nat") {
+		for _, chain := range []string{Chain, newChain} {
+			there, err := chainExists(ipt, chain)
+			if err != nil {
+				errs = append(errs, err)
+			}
+			if there {
+				changes.add("-F", rule{table: "nat", chain: chain})
+				changes.add("-X", rule{table: "nat", chain: chain})
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%s: %w", t.form, err)
+	}
+	return t.restore(ctx, family.Is6(), changes)
+}
+
+// clear deletes our tables, and those of probes that died.
+func (k *nft) clear() error {
+	if k.lock != nil {
+		unlock, err := k.lock(context.Background())
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	if _, err := k.endProbes(false); err != nil {
+		return err
+	}
+	conn, err := k.open()
+	if err != nil {
+		return err
+	}
+	tables, err := conn.ListTables()
+	if err != nil {
+		return supported(err)
+	}
+	gone := 0
+	for _, t := range tables {
+		if t.Name == Table && slices.Contains([]nftables.TableFamily{nftables.TableFamilyBridge, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}, t.Family) {
+			conn.DelTable(t)
+			gone++
+		}
+	}
+	if gone == 0 {
+		return nil
+	}
+	return supported(conn.Flush())
+}
