@@ -1,4 +1,5 @@
-// Package conflist finds the network configurations of a node that a plugin is chained in.
+// Package conflist finds the network configurations of a node that a plugin is chained in, chains it in the effective one, and puts
+// the plugin's binary in place.
 //
 // It reads them itself: libcni, which runtimes read them by, brings HTTP, TLS and OpenTelemetry into a program that is started
 // for each pod.
@@ -55,7 +56,7 @@ func Chained(dir, plugin string) (networks []string, err error) {
 	}
 	var errs []error
 	for _, f := range files {
-		if f.IsDir() || !slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(f.Name())) {
+		if f.IsDir() || !isConfig(f.Name()) {
 			continue
 		}
 		var n network
@@ -98,19 +99,24 @@ func escaped(path string) string {
 }
 
 func load(file string, into any) error {
-	f, err := os.Open(file)
+	data, err := contents(file)
 	if err != nil {
 		return err
+	}
+	return json.Unmarshal(data, into)
+}
+
+func contents(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err != nil {
-		return err
+	if err == nil && len(data) > maxConfig {
+		err = fmt.Errorf("more than %d bytes", maxConfig)
 	}
-	if len(data) > maxConfig {
-		return fmt.Errorf("more than %d bytes", maxConfig)
-	}
-	return json.Unmarshal(data, into)
+	return data, err
 }
 
 // Has tells whether a configuration has a plugin of the type in its chain.
