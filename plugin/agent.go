@@ -2,18 +2,18 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
@@ -33,25 +33,17 @@ func agentCommand(stderr io.Writer) *cli.Command {
 the host's root mounted, and --host-root).
 
 It puts the guard in place, adopts pods that came before the plugin was chained, makes again what somebody
-flushed, and collects what no DEL came for. Stopped, it leaves everything as it is.
+flushed, and collects what no DEL came for. With --install it puts this program into the runtime's plugin
+directory and its entry into the network configuration first, and again whenever the primary CNI writes its
+own anew. Stopped, it leaves everything as it is.
 
 Give it the values that the plugin's entry in the network configuration has; their defaults are the same.`,
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "proxy-ip", Value: "auto", Usage: `the entry's "proxyIP"`},
-			&cli.UintFlag{Name: "proxy-port", Value: 8181, Usage: `the entry's "proxyPort"`},
-			&cli.StringFlag{Name: "metadata-ip", Value: "169.254.169.254", Usage: `the entry's "metadataIP"`},
-			&cli.StringFlag{Name: "state-dir", Value: netconf.DefaultStateDir, Usage: `the entry's "stateDir"`},
-			&cli.StringFlag{Name: "backend", Value: string(netconf.Auto), Usage: `the entry's "backend"`},
-			&cli.BoolFlag{Name: "guard", Value: true, Usage: `the entry's "guard"; --guard=false for none`},
-			&cli.StringFlag{Name: "mark", Value: fmt.Sprintf("%#x", netconf.DefaultMark), Usage: `the entry's "mark"`},
-			&cli.StringFlag{Name: "path", Value: string(netconf.AutoPath), Usage: `the entry's "path"`},
-			&cli.StringFlag{Name: "cni-cache-dir", Value: "/var/lib/cni", Usage: "where the container runtime keeps what it attached"},
-			&cli.StringFlag{Name: "cni-conf-dir", Value: "/etc/cni/net.d", Usage: "where the network configurations are; pods are adopted of those that the plugin is chained in"},
+		Flags: slices.Concat(entryFlags(), nodeFlags(), installFlags(), []cli.Flag{
+			&cli.BoolFlag{Name: "install", Usage: "put the program and the entry in place, too, and keep them there"},
 			&cli.StringSliceFlag{Name: "netns-dir", Value: cli.NewStringSlice("/run/netns", "/run/docker/netns"), Usage: "where the container runtime keeps network namespaces; repeatable"},
 			&cli.DurationFlag{Name: "interval", Value: 10 * time.Second, Usage: "time between two rounds where the kernel tells of no change"},
-			&cli.StringFlag{Name: "host-root", Usage: "the host's root directory, where it is not /; all other paths are below it"},
 			&cli.BoolFlag{Name: "once", Usage: "make one round and end"},
-		},
+		}),
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("agent: unexpected argument %q", c.Args().First())
@@ -71,29 +63,89 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	if c.Duration("interval") < time.Second {
 		return fmt.Errorf("--interval %s: less than 1s", c.Duration("interval"))
 	}
-	if root := c.String("host-root"); root != "" {
-		// The node's iptables finds its libraries, and every path is what the plugin knows it by.
-		if err := errors.Join(syscall.Chroot(root), os.Chdir("/")); err != nil {
-			return fmt.Errorf("--host-root %s: %w", root, err)
+	var install *conflist.Installer
+	if c.Bool("install") {
+		var program *os.File
+		if install, program, err = installer(c, log); err != nil {
+			return err
 		}
+		defer program.Close()
+	}
+	if err := enter(c.String("host-root")); err != nil {
+		return err
 	}
 	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), cache(c), c.Duration("interval"))
 	defer agent.Close()
 	if c.Bool("once") {
 		return agent.Round(ctx)
 	}
-	if agent.Changes, err = node.Changes(ctx, log); err != nil {
+	state, err := node.Presence(ctx, conf.StateDir)
+	if err != nil {
+		return err
+	}
+	defer state.End()
+	changes, err := node.Changes(ctx, log)
+	if err != nil {
 		log.Warn("changes are found by looking only", "interval", agent.Interval, "error", err)
 	}
+	look := make(chan struct{}, 1)
+	agent.Changes = look
+	guarded := make(chan struct{})
 	agent.Ready = func() {
+		close(guarded)
+		if install == nil {
+			state.SetReady(true, log)
+		}
 		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 			log.Warn("systemd was not told that the node is guarded", "error", err)
 		}
 	}
-	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", conf.Backend, "guard", conf.Guard)
-	err = agent.Run(ctx)
+	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", conf.Backend, "guard", conf.Guard, "install", install != nil)
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return agent.Run(ctx) })
+	tasks.Go(func() error { return relay(ctx, changes, look) })
+	if install != nil {
+		tasks.Go(func() error {
+			// Not before the guard stands: where none can be made, an entry would only fail each pod.
+			select {
+			case <-guarded:
+			case <-ctx.Done():
+				return nil
+			}
+			failing := true
+			install.Installed = func(err error) {
+				if failing && err == nil {
+					tell(look) // pods can be adopted now
+				}
+				failing = err != nil
+				state.SetReady(!failing, log)
+			}
+			return install.Run(ctx)
+		})
+	}
+	err = tasks.Wait()
 	log.Info("stopped; everything stays as it is")
 	return err
+}
+
+// relay passes on that there were changes, until ctx ends.
+func relay(ctx context.Context, from <-chan struct{}, to chan<- struct{}) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-from:
+			tell(to)
+		}
+	}
+}
+
+// tell sends where nobody has been told yet.
+func tell(to chan<- struct{}) {
+	select {
+	case to <- struct{}{}:
+	default:
+	}
 }
 
 // cache is the runtime's, with what it says in terms of the plugin's.
@@ -107,22 +159,4 @@ func cache(c *cli.Context) node.Cache {
 		Chained: func() ([]string, error) { return conflist.Chained(c.String("cni-conf-dir"), name) },
 		Is:      func(config []byte) bool { return conflist.Has(config, name) },
 	}
-}
-
-// agentConf reads the flags that say what the plugin's entry says, by the same rules.
-func agentConf(c *cli.Context) (*netconf.Config, error) {
-	entry := map[string]any{
-		"cniVersion": "1.1.0", "name": "agent", "type": name,
-		"proxyIP": c.String("proxy-ip"), "proxyPort": c.Uint("proxy-port"), "metadataIP": c.String("metadata-ip"), "stateDir": c.String("state-dir"),
-		"backend": c.String("backend"), "guard": c.Bool("guard"), "mark": c.String("mark"), "path": c.String("path"),
-	}
-	data, err := json.Marshal(entry)
-	if err != nil {
-		return nil, err
-	}
-	conf, err := netconf.Parse(data)
-	if err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
-	}
-	return conf, nil
 }

@@ -15,11 +15,11 @@ func program() *cli.App {
 	return &cli.App{
 		Name:            "kube2iam-cni",
 		Usage:           "chained CNI plugin that gives each pod the AWS credentials of its own role",
-		UsageText:       "a container runtime runs this binary with CNI_COMMAND set; see below for its configuration\nkube2iam-cni agent [options]",
+		UsageText:       "a container runtime runs this binary with CNI_COMMAND set; see below for its configuration\nkube2iam-cni agent|install|uninstall|ready [options]",
 		Description:     description,
 		Version:         version,
 		HideHelpCommand: true,
-		Commands:        []*cli.Command{agentCommand(os.Stderr)},
+		Commands:        []*cli.Command{agentCommand(os.Stderr), installCommand(os.Stdout, os.Stderr), uninstallCommand(os.Stdout, os.Stderr), readyCommand(os.Stdout)},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("unknown command %q; see kube2iam-cni --help", c.Args().First())
@@ -29,9 +29,9 @@ func program() *cli.App {
 	}
 }
 
-const description = `Put the binary into the runtime's plugin directory (/opt/cni/bin), and only then append an entry to the
-plugins of the node's network configuration list (/etc/cni/net.d), after the plugin that makes the
-pod's interface:
+const description = `"kube2iam-cni install" puts the binary into the runtime's plugin directory (/opt/cni/bin), and only then
+appends an entry to the plugins of the node's network configuration list (/etc/cni/net.d), after the
+plugin that makes the pod's interface:
 
 {
   "cniVersion": "1.0.0",

@@ -206,20 +206,23 @@ func TestProgramIsReplacedByAnotherAndSweptWhereOneDied(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer running.Close()
-	for what, damage := range map[string]func() error{
-		"an older one":   func() error { return nil },
-		"the same size":  func() error { return os.WriteFile(path, bytes.Repeat([]byte("x"), len(program)), 0o755) },
-		"not executable": func() error { return os.Chmod(path, 0o644) },
-		"gone":           func() error { return os.Remove(path) },
+	for _, c := range []struct {
+		what   string
+		damage func() error
+	}{
+		{"an older one", func() error { return nil }},
+		{"the same size", func() error { return os.WriteFile(path, bytes.Repeat([]byte("x"), len(program)), 0o755) }},
+		{"not executable", func() error { return os.Chmod(path, 0o644) }},
+		{"gone", func() error { return os.Remove(path) }},
 	} {
-		if err := damage(); err != nil {
+		if err := c.damage(); err != nil {
 			t.Fatal(err)
 		}
 		if did, err := h.Install(); err != nil || len(did) == 0 {
-			t.Fatalf("%s: %q, %v", what, did, err)
+			t.Fatalf("%s: %q, %v", c.what, did, err)
 		}
 		if text, err := os.ReadFile(path); err != nil || string(text) != program {
-			t.Errorf("%s: %q, %v", what, text, err)
+			t.Errorf("%s: %q, %v", c.what, text, err)
 		}
 	}
 	if _, err := os.Stat(old); !errors.Is(err, fs.ErrNotExist) {

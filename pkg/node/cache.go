@@ -107,6 +107,19 @@ func (c Cache) Attachments(records []*attachment.Record) ([]Request, error) {
 	return requests, errors.Join(errs...)
 }
 
+// Through is how many of the cached attachments have the plugin in their chain, as the runtime had it then: some call its DEL, however the
+// configuration is now.
+func (c Cache) Through() (int, error) {
+	entries, err := c.entries()
+	through := 0
+	for _, e := range entries {
+		if e.chained {
+			through++
+		}
+	}
+	return through, err
+}
+
 // place is an interface of a network namespace.
 type place struct{ netns, ifName string }
 

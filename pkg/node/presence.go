@@ -1,0 +1,107 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+)
+
+// The agent's locks in the state directory. The kernel lets go of them with the process, however that ends.
+const (
+	agentLock = "agent.lock"  // held, together with other agents, by one that runs
+	readyLock = "agent.ready" // held by one that has done its job
+)
+
+// ErrAgent is the error of a node that an agent runs on.
+var ErrAgent = errors.New("the agent runs on this node and would put everything back: stop it first (delete its DaemonSet, or stop its unit)")
+
+// Present is an agent that runs, as others see it. Its methods may be called by any goroutine.
+type Present struct {
+	dir string
+	end func()
+
+	mu    sync.Mutex
+	ready func() // lets go of the lock; nil while not ready
+}
+
+// Presence says in the state directory that an agent runs, until End. The error wraps attachment.ErrLocked while an uninstall is under
+// way.
+func Presence(ctx context.Context, stateDir string) (*Present, error) {
+	if err := os.MkdirAll(stateDir, 0o755); err != nil {
+		return nil, err
+	}
+	end, err := attachment.LockShared(ctx, filepath.Join(stateDir, agentLock))
+	if err != nil {
+		return nil, fmt.Errorf("an uninstall is under way: %w", err)
+	}
+	return &Present{dir: stateDir, end: end}, nil
+}
+
+// SetReady says whether it has done its job.
+func (p *Present) SetReady(ready bool, log *slog.Logger) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case ready && p.ready == nil:
+		// Shared, as an agent may start before its predecessor has ended.
+		unlock, err := attachment.LockShared(context.Background(), filepath.Join(p.dir, readyLock))
+		if err != nil {
+			log.Warn("nobody can be told that the agent is ready", "error", err)
+			return
+		}
+		p.ready = unlock
+	case !ready && p.ready != nil:
+		p.ready()
+		p.ready = nil
+	}
+}
+
+// End takes back what Presence and SetReady said.
+func (p *Present) End() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ready != nil {
+		p.ready()
+		p.ready = nil
+	}
+	p.end()
+}
+
+// IsReady tells whether an agent has said that it is, and runs.
+func IsReady(stateDir string) (bool, error) {
+	f, err := os.Open(filepath.Join(stateDir, readyLock))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return true, nil
+	default:
+		return false, err
+	}
+}
+
+// Absence keeps agents from starting until end is called. The error is ErrAgent where one runs.
+func Absence(ctx context.Context, stateDir string) (end func(), err error) {
+	if _, err := os.Stat(stateDir); errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil // nothing was ever attached here, and no agent has run
+	}
+	end, err = attachment.Lock(ctx, filepath.Join(stateDir, agentLock))
+	if errors.Is(err, attachment.ErrLocked) {
+		return nil, ErrAgent
+	}
+	return end, err
+}

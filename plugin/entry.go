@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
+)
+
+// entryFlags say what the plugin's entry in the network configuration says.
+func entryFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "proxy-ip", Value: "auto", Usage: `the entry's "proxyIP"`},
+		&cli.UintFlag{Name: "proxy-port", Value: 8181, Usage: `the entry's "proxyPort"`},
+		&cli.StringFlag{Name: "metadata-ip", Value: "169.254.169.254", Usage: `the entry's "metadataIP"`},
+		&cli.StringFlag{Name: "state-dir", Value: netconf.DefaultStateDir, Usage: `the entry's "stateDir"`},
+		&cli.StringFlag{Name: "backend", Value: string(netconf.Auto), Usage: `the entry's "backend"`},
+		&cli.BoolFlag{Name: "guard", Value: true, Usage: `the entry's "guard"; --guard=false for none`},
+		&cli.StringFlag{Name: "mark", Value: fmt.Sprintf("%#x", netconf.DefaultMark), Usage: `the entry's "mark"`},
+		&cli.StringFlag{Name: "path", Value: string(netconf.AutoPath), Usage: `the entry's "path"`},
+	}
+}
+
+// nodeFlags say where things are on the node.
+func nodeFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "cni-conf-dir", Value: "/etc/cni/net.d", Usage: "where the network configurations are; pods are adopted of those that the plugin is chained in"},
+		&cli.StringFlag{Name: "cni-cache-dir", Value: "/var/lib/cni", Usage: "where the container runtime keeps what it attached"},
+		&cli.StringFlag{Name: "host-root", Usage: "the host's root directory, where it is not /; all other paths are below it"},
+	}
+}
+
+// installFlags say where the program is to be.
+func installFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "cni-bin-dir", Value: "/opt/cni/bin", Usage: "where the container runtime finds the plugins' programs"},
+	}
+}
+
+// entry is the plugin's entry in a network configuration, by the flags.
+func entry(c *cli.Context) map[string]any {
+	return map[string]any{
+		"type": name, "proxyIP": c.String("proxy-ip"), "proxyPort": c.Uint("proxy-port"), "metadataIP": c.String("metadata-ip"),
+		"stateDir": c.String("state-dir"), "backend": c.String("backend"), "guard": c.Bool("guard"), "mark": c.String("mark"), "path": c.String("path"),
+	}
+}
+
+// entryText is the entry as it is written: what is not the default.
+func entryText(c *cli.Context) ([]byte, error) {
+	text := fmt.Appendf(nil, `{"type": %q`, name)
+	all := entry(c)
+	for _, key := range []struct{ flag, key string }{
+		{"proxy-ip", "proxyIP"}, {"proxy-port", "proxyPort"}, {"metadata-ip", "metadataIP"}, {"state-dir", "stateDir"},
+		{"backend", "backend"}, {"guard", "guard"}, {"mark", "mark"}, {"path", "path"},
+	} {
+		if !c.IsSet(key.flag) {
+			continue
+		}
+		value, err := json.Marshal(all[key.key])
+		if err != nil {
+			return nil, err
+		}
+		text = fmt.Appendf(text, `, %q: %s`, key.key, value)
+	}
+	return append(text, '}'), nil
+}
+
+// agentConf reads the flags that say what the plugin's entry says, by the same rules.
+func agentConf(c *cli.Context) (*netconf.Config, error) {
+	all := entry(c)
+	all["cniVersion"], all["name"] = "1.1.0", "agent"
+	data, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
+	}
+	conf, err := netconf.Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Command.Name, err)
+	}
+	return conf, nil
+}
+
+// enter makes a host's root directory this process's: the node's iptables finds its libraries, and every path is what the plugin
+// knows it by.
+func enter(root string) error {
+	if root == "" {
+		return nil
+	}
+	if err := errors.Join(syscall.Chroot(root), os.Chdir("/")); err != nil {
+		return fmt.Errorf("--host-root %s: %w", root, err)
+	}
+	return nil
+}

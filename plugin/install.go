@@ -1,0 +1,77 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
+)
+
+// installCommand puts the plugin in place once: `kube2iam-cni install`.
+func installCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:  "install",
+		Usage: "put the program and its entry in place on this node, once",
+		Description: `It copies this program into the runtime's plugin directory, and then appends the entry to the plugins of the
+network configuration that the runtime uses: the first of the directory that makes sense. From the next pod on
+the plugin is called.
+
+The agent does the same with --install, and again whenever the primary CNI writes its configuration anew.`,
+		Flags: slices.Concat(entryFlags(), nodeFlags(), installFlags()),
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return fmt.Errorf("install: unexpected argument %q", c.Args().First())
+			}
+			if _, err := agentConf(c); err != nil {
+				return err
+			}
+			install, program, err := installer(c, slog.New(slog.NewTextHandler(stderr, nil)))
+			if err != nil {
+				return err
+			}
+			defer program.Close()
+			if err := enter(c.String("host-root")); err != nil {
+				return err
+			}
+			did, err := install.Install()
+			for _, line := range did {
+				fmt.Fprintln(stdout, line)
+			}
+			if errors.Is(err, conflist.ErrNoNetwork) {
+				return fmt.Errorf("install: %w: the primary CNI has to be installed first", err)
+			}
+			if err == nil && len(did) == 0 {
+				fmt.Fprintln(stdout, "nothing to do")
+			}
+			return err
+		},
+	}
+}
+
+// installer is by the flags, of this very program, which is opened: inside a host's root directory its path may be another's.
+func installer(c *cli.Context, log *slog.Logger) (*conflist.Installer, *os.File, error) {
+	text, err := entryText(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	program, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := program.Stat()
+	if err != nil {
+		program.Close()
+		return nil, nil, err
+	}
+	interval := c.Duration("interval")
+	return &conflist.Installer{
+		ConfDir: c.String("cni-conf-dir"), BinDir: c.String("cni-bin-dir"), Entry: text, Interval: interval, Log: log,
+		Binary: conflist.Binary{Name: name, Source: program, Size: info.Size()},
+	}, program, nil
+}
