@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -94,11 +95,16 @@ func IsReady(stateDir string) (bool, error) {
 	}
 }
 
+// absence is how long an agent that is just ending is waited for.
+const absence = 500 * time.Millisecond
+
 // Absence keeps agents from starting until end is called. The error is ErrAgent where one runs.
 func Absence(ctx context.Context, stateDir string) (end func(), err error) {
 	if _, err := os.Stat(stateDir); errors.Is(err, fs.ErrNotExist) {
 		return func() {}, nil // nothing was ever attached here, and no agent has run
 	}
+	ctx, cancel := context.WithTimeout(ctx, absence)
+	defer cancel()
 	end, err = attachment.Lock(ctx, filepath.Join(stateDir, agentLock))
 	if errors.Is(err, attachment.ErrLocked) {
 		return nil, ErrAgent

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+)
+
+// installed is a node with the directories of a container runtime.
+type installed struct {
+	*testNode
+	conf, bin, cache string
+	env              []string
+}
+
+const primary = `{
+  "cniVersion": "1.0.0",
+  "name": "pods",
+  "plugins": [
+    { "type": "ptp", "ipam": {"type": "host-local"} }
+  ]
+}
+`
+
+func newInstalled(t *testing.T, backend string) *installed {
+	n := &installed{testNode: newNode(t, "routed", backend)}
+	root := t.TempDir()
+	n.conf, n.bin, n.cache = filepath.Join(root, "net.d"), filepath.Join(root, "bin"), filepath.Join(root, "cni")
+	for _, dir := range []string{n.conf, n.bin, filepath.Join(n.cache, "results")} {
+		n.must(os.MkdirAll(dir, 0o755))
+	}
+	n.must(os.WriteFile(filepath.Join(n.conf, "10-pods.conflist"), []byte(primary), 0o644))
+	n.env = []string{"PATH=" + n.commands, "XTABLES_LOCKFILE=" + os.Getenv("XTABLES_LOCKFILE")}
+	return n
+}
+
+// command runs one of the program's own.
+func (n *installed) command(args ...string) outcome {
+	n.Helper()
+	args = append(args, "--state-dir", n.stateDir, "--backend", n.backend, "--cni-conf-dir", n.conf, "--cni-bin-dir", n.bin, "--cni-cache-dir", n.cache)
+	return binary(n.T, nil, n.env, args...)
+}
+
+// cached is an attachment that the runtime remembers as one through a chain.
+func (n *installed) cached(chain string) {
+	n.Helper()
+	entry, err := json.Marshal(map[string]any{
+		"kind": "cniCacheV1", "containerId": "c1", "ifName": "eth0", "networkName": "pods", "config": []byte(chain),
+		"cniArgs": [][2]string{{"K8S_POD_NAMESPACE", "team"}, {"K8S_POD_NAME", "c1"}, {"K8S_POD_UID", "uid-c1"}},
+		"result":  map[string]any{"cniVersion": "1.0.0", "ips": []any{map[string]string{"address": pod4 + "/24"}}},
+	})
+	n.must(err)
+	n.must(os.WriteFile(filepath.Join(n.cache, "results", "pods-c1-eth0"), entry, 0o600))
+}
+
+func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
+	for _, backend := range []string{"iptables-nft", "iptables-legacy", "nftables"} {
+		t.Run(backend, func(t *testing.T) {
+			n := newInstalled(t, backend)
+			// What a node has in any case, and more that is not ours.
+			for _, command := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+				for _, rule := range []string{"-t nat -A PREROUTING -p tcp --dport 81 -j ACCEPT", "-t filter -A FORWARD -p tcp --dport 81 -j ACCEPT", "-t mangle -A POSTROUTING -p tcp --dport 81 -j ACCEPT"} {
+					n.run(command + " " + rule)
+				}
+			}
+			before := n.rules()
+			if got := n.command("install"); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin) || !strings.Contains(got.Stdout, "entry in "+n.conf) {
+				t.Fatalf("install: %+v", got)
+			}
+			if got := n.command("install"); got != (outcome{0, "nothing to do\n", ""}) {
+				t.Errorf("install again: %+v", got)
+			}
+			text, err := os.ReadFile(filepath.Join(n.conf, "10-pods.conflist"))
+			n.must(err)
+			var list struct{ Plugins []map[string]any }
+			n.must(json.Unmarshal(text, &list))
+			want := map[string]any{"type": "kube2iam-cni", "stateDir": n.stateDir, "backend": backend}
+			if diff := cmp.Diff(want, list.Plugins[len(list.Plugins)-1]); diff != "" {
+				t.Errorf("the entry: %s", diff)
+			}
+			self, err := os.ReadFile("/proc/self/exe")
+			n.must(err)
+			if program, err := os.ReadFile(filepath.Join(n.bin, name)); err != nil || !bytes.Equal(program, self) {
+				t.Errorf("the program is another: %v", err)
+			}
+			n.must(n.add(n.args("c1", n.pod, pod4)))
+			if len(n.ours()) != 1 {
+				t.Fatalf("after ADD: %v", n.ours())
+			}
+
+			agent, err := node.Presence(t.Context(), n.stateDir)
+			n.must(err)
+			during := n.rules()
+			if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "delete its DaemonSet") || n.rules() != during {
+				t.Errorf("uninstall while the agent runs: %+v", got)
+			}
+			agent.End()
+
+			n.cached(string(text))
+			if got := n.command("uninstall"); got.Code != 0 || !strings.Contains(got.Stdout, "of 1 attachments removed") || !strings.Contains(got.Stdout, "1 pods were attached through it") {
+				t.Errorf("uninstall: %+v", got)
+			}
+			if diff := cmp.Diff(before, n.rules()); diff != "" {
+				t.Errorf("rules (-before +after):\n%s", diff)
+			}
+			if now, err := os.ReadFile(filepath.Join(n.conf, "10-pods.conflist")); err != nil || string(now) != primary {
+				t.Errorf("the configuration is %s, %v", now, err)
+			}
+			if _, err := os.Stat(n.stateDir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the state directory: %v", err)
+			}
+			// The program that was left is there for the DEL of a runtime that goes by what it remembers.
+			args := n.args("c1", n.pod, pod4)
+			if got := binary(t, args.StdinData, append(n.env, "CNI_COMMAND=DEL", "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS="+args.Netns, "CNI_ARGS="+args.Args)); got != (outcome{}) {
+				t.Errorf("DEL: %+v", got)
+			}
+			if diff := cmp.Diff(before, n.rules()); diff != "" {
+				t.Errorf("rules after the DEL (-before +after):\n%s", diff)
+			}
+			n.must(os.Remove(filepath.Join(n.cache, "results", "pods-c1-eth0")))
+			if got := n.command("uninstall"); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin+"/"+name+" removed") {
+				t.Errorf("uninstall again: %+v", got)
+			}
+			if left, err := os.ReadDir(n.bin); err != nil || len(left) > 0 {
+				t.Errorf("left in the program directory: %v, %v", left, err)
+			}
+			if got := n.command("uninstall"); got != (outcome{0, "rules and state of 0 attachments removed\n", ""}) {
+				t.Errorf("uninstall of nothing: %+v", got)
+			}
+		})
+	}
+}
+
+func TestInstallSaysWhatKeepsItFromIt(t *testing.T) {
+	n := newInstalled(t, "auto")
+	n.must(os.Remove(filepath.Join(n.conf, "10-pods.conflist")))
+	if got := n.command("install"); got.Code != 1 || !strings.Contains(got.Stderr, "the primary CNI has to be installed first") {
+		t.Errorf("without a network: %+v", got)
+	}
+	if got := n.command("install", "--proxy-port", "0"); got.Code != 1 || !strings.Contains(got.Stderr, "proxyPort") {
+		t.Errorf("an entry that the plugin would refuse: %+v", got)
+	}
+	if got := n.command("install", "--host-root", "/nowhere"); got.Code != 1 || !strings.Contains(got.Stderr, "--host-root /nowhere") {
+		t.Errorf("no host: %+v", got)
+	}
+	n.must(os.RemoveAll(n.bin))
+	if got := n.command("install"); got.Code != 1 || !strings.Contains(got.Stderr, "the plugin's program") {
+		t.Errorf("without a program directory: %+v", got)
+	}
+}
