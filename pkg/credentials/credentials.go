@@ -83,10 +83,9 @@ func newDocument(c *Credentials) *Document {
 		c.Obtained.UTC().Format(timeFormat),
 		quote(c.AccessKeyID), quote(string(c.SecretAccessKey)), quote(string(c.SessionToken)),
 		c.Expiration.UTC().Format(timeFormat))
-	return &Document{
-		body:          body,
-		contentLength: []string{strconv.Itoa(len(body))},
-		lastModified:  []string{c.Obtained.UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT")},
-		expiration:    c.Expiration,
-	}
+	return documentOf(body, c.Obtained.UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT"), c.Expiration)
+}
+
+func documentOf(body []byte, lastModified string, expiration time.Time) *Document {
+	return &Document{body: body, contentLength: []string{strconv.Itoa(len(body))}, lastModified: []string{lastModified}, expiration: expiration}
 }
