@@ -112,7 +112,7 @@ func flags() []cli.Flag {
 		str(catMetadata, "imds-v2", "optional", "optional, or required: requests without a session token are refused"),
 		str(catMetadata, "app-port", "8181", "port that the pods' metadata requests are redirected to"),
 		str(catMetadata, "metrics-port", "8182", "port of /healthz and /metrics; never the app port, which serves pods only"),
-		str(catMetadata, "state-dir", "/run/kube2iam-cni", "where the plugin keeps its records: `DIR`, as in its stateDir"),
+		str(catMetadata, "state-dir", defaultStateDir, "where the plugin keeps its records: `DIR`, as in its stateDir"),
 
 		boolean(catNode, "iptables", "add one rule for the whole node (also requires --host-ip); needless where the plugin is chained"),
 		str(catNode, "host-ip", "", "address of this node, for that rule", "HOST_IP"),
@@ -267,3 +267,6 @@ func parse(c *cli.Context) (*options, error) {
 	o.rules.Node = o.node
 	return o, errors.Join(errs...)
 }
+
+// defaultStateDir is the plugin's (netconf.DefaultStateDir), which this program does not link.
+const defaultStateDir = "/run/kube2iam-cni"

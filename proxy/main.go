@@ -42,6 +42,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		Description:     description,
 		Version:         version,
 		Flags:           flags(),
+		Commands:        []*cli.Command{readyCommand(stdout)},
 		HideHelpCommand: true,
 		// A regular expression may hold a comma.
 		DisableSliceFlagSeparator: true,

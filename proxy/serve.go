@@ -61,31 +61,35 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	app, err := net.Listen("tcp", net.JoinHostPort("", port(o.appPort)))
-	if err != nil {
+	takeover := newTakeover(o, parts, log)
+	defer takeover.end()
+	if err := takeover.begin(ctx); err != nil {
 		return err
 	}
-	defer app.Close()
-	admin, err := net.Listen("tcp", net.JoinHostPort("", port(o.metricsPort)))
-	if err != nil {
-		return err
-	}
-	defer admin.Close()
 
 	handler := imds.NewHandler(imds.Config{
 		Caller:   func(source netip.Addr, now time.Time) imds.Caller { return parts.broker.Caller(source, now) },
 		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream,
 		Deny: o.metadataDeny, RequireTokens: o.requireTokens, Refused: parts.metrics.Refused, Log: log,
 	})
-	redirected := imds.NewListener(app, destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
 	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "sts", sts.Endpoint())
 
 	err = live(ctx, parts, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return reportState(ctx, parts, records, o, log) })
 		g.Go(func() error { return keepSmall(ctx) })
-		g.Go(func() error { return serveHTTP(ctx, podServer(handler, log), redirected) })
-		g.Go(func() error { return serveHTTP(ctx, adminServer(parts, o, log), admin) })
+		g.Go(func() error {
+			sockets, err := takeover.sockets(ctx)
+			if err != nil || sockets == nil {
+				return err
+			}
+			app := imds.NewListener(sockets[0], destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
+			g.Go(func() error {
+				return serveHTTP(ctx, podServer(takeover.draining(handler), log), app, takeover.drained(app))
+			})
+			g.Go(func() error { return serveHTTP(ctx, adminServer(parts, o, log), sockets[1], nil) })
+			return takeover.serve(ctx, sockets)
+		})
 		return g.Wait()
 	})
 	log.Info("stopped", "error", err)
@@ -202,11 +206,14 @@ func podServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// serveHTTP serves until ctx ends, then lets requests finish for a moment.
-func serveHTTP(ctx context.Context, s *http.Server, l net.Listener) error {
+// serveHTTP serves until ctx ends, then lets requests finish for a moment; after drain, if there is one, which may wait for more.
+func serveHTTP(ctx context.Context, s *http.Server, l net.Listener, drain func()) error {
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
+		if drain != nil {
+			drain()
+		}
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		if s.Shutdown(grace) != nil {

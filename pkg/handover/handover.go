@@ -63,6 +63,22 @@ func Find(ctx context.Context, path string) (*Predecessor, error) {
 // Close lets go of the predecessor.
 func (p *Predecessor) Close() error { return p.conn.Close() }
 
+// Gone tells whether the predecessor has ended. It says nothing that it is not asked for.
+func (p *Predecessor) Gone() bool {
+	raw, err := p.conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := true
+	if err := raw.Control(func(fd uintptr) {
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		gone = n <= 0 && !errors.Is(err, unix.EAGAIN)
+	}); err != nil {
+		return true
+	}
+	return gone
+}
+
 // ask sends a request, and bounds its answer.
 func (p *Predecessor) ask(request byte) error {
 	if err := p.conn.SetDeadline(time.Now().Add(patience)); err != nil {

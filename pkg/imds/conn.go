@@ -89,6 +89,12 @@ func (o *open) remove(c *conn) {
 	delete(o.conns, c)
 }
 
+func (o *open) len() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.conns)
+}
+
 // close closes what is late, and comes again as long as there are connections.
 func (o *open) close() {
 	for _, c := range o.late(time.Now()) {

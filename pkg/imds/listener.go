@@ -75,6 +75,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
+// Len is how many connections are open.
+func (l *Listener) Len() int { return l.open.len() }
+
 // unread is how long an answer may lie unread or unacknowledged before the kernel ends the connection.
 const unread = 30 * time.Second
 
