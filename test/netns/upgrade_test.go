@@ -1,0 +1,168 @@
+package netns
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// asker asks for a pod's credentials again and again as an SDK does, with one try of one second each, and never again where one
+// fails.
+type asker struct {
+	pod  *testbed.Sandbox
+	keep bool // whether a connection is used for more than one request
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+// ask makes one request. A connection that the server said it would close is not used again.
+func (c *asker) ask(role string) error {
+	if c.conn == nil {
+		var err error
+		if c.conn, err = c.pod.Netns.Dial("tcp", testbed.MetadataAddr); err != nil {
+			return fmt.Errorf("dial: %w", err)
+		}
+		c.in = bufio.NewReader(c.conn)
+	}
+	c.conn.SetDeadline(time.Now().Add(time.Second))
+	closing := ""
+	if !c.keep {
+		closing = "Connection: close\r\n"
+	}
+	if _, err := io.WriteString(c.conn, "GET "+credentials+role+" HTTP/1.1\r\nHost: x\r\n"+closing+"\r\n"); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		return err
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK || !strings.Contains(string(body), `"Success"`) {
+		return fmt.Errorf("answered %d %q, %w", res.StatusCode, body, err)
+	}
+	if res.Close || !c.keep {
+		c.conn.Close()
+		c.conn = nil
+	}
+	return nil
+}
+
+// successor starts another proxy and waits until it has taken over.
+func (n *node) successor(flags ...string) *testbed.Process {
+	n.t.Helper()
+	p, err := n.LaunchProxy(flags...)
+	n.must(err)
+	n.t.Cleanup(func() {
+		if n.t.Failed() {
+			n.t.Logf("a successor's log:\n%s", p.Log())
+		}
+	})
+	n.eventually(func() bool {
+		if err := p.Ended(); err != nil {
+			n.t.Fatal(err)
+		}
+		return strings.Contains(p.Log(), "took over from the proxy")
+	})
+	return p
+}
+
+// TestUpgradesLoseNoRequest has proxies take each other's place under load. STS is away from the second on.
+func TestUpgradesLoseNoRequest(t *testing.T) {
+	onThese(t, []setup{bridged, routedLegacy}, func(t *testing.T, n *node) {
+		now := n.proxy(impatient...)
+		pods := []*testbed.Sandbox{n.run("a", "app"), n.run("b", "other")}
+		for i, role := range []string{"app", "other"} {
+			n.wantOwn(pods[i], role)
+		}
+		rules, calls := n.rules(), len(n.STS.Calls())
+		stop := make(chan struct{})
+		var clients sync.WaitGroup
+		var asked, failed atomic.Int64
+		for i, pod := range pods {
+			role := []string{"app", "other"}[i]
+			for _, keep := range []bool{true, false} {
+				clients.Go(func() {
+					c := &asker{pod: pod, keep: keep}
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						if err := c.ask(role); err != nil {
+							failed.Add(1)
+							t.Errorf("%s, keeping its connections %v, request %d: %v", pod.Name, keep, asked.Load(), err)
+							return
+						}
+						asked.Add(1)
+					}
+				})
+			}
+		}
+		n.STS.Down()
+		for range 5 {
+			next := n.successor(impatient...)
+			for before := asked.Load(); asked.Load() < before+500 && failed.Load() == 0; {
+				time.Sleep(time.Millisecond)
+			}
+			n.must(now.Stop())
+			for before := asked.Load(); asked.Load() < before+500 && failed.Load() == 0; {
+				time.Sleep(time.Millisecond)
+			}
+			now = next
+		}
+		close(stop)
+		clients.Wait()
+		t.Logf("%d requests, %d failed", asked.Load(), failed.Load())
+		if after := n.rules(); after != rules {
+			t.Errorf("the rules changed:\n%s\nwas:\n%s", after, rules)
+		}
+		if more := len(n.STS.Calls()) - calls; more != 0 {
+			t.Errorf("STS was asked %d times for what the first proxy had", more)
+		}
+	})
+}
+
+// TestProxyGoesOnWhenItsSuccessorDies kills the successor, once before and once after it has taken over.
+func TestProxyGoesOnWhenItsSuccessorDies(t *testing.T) {
+	onThese(t, []setup{bridged}, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		pod := n.run("a", "app")
+		n.wantOwn(pod, "app")
+		early, err := n.LaunchProxy(impatient...)
+		n.must(err)
+		early.Kill()
+		n.wantOwn(pod, "app")
+		n.successor(impatient...).Kill()
+		n.wantOwn(pod, "app")
+		n.successor(impatient...)
+		n.wantOwn(pod, "app")
+	})
+}
+
+// TestSuccessorServesWhenItsPredecessorIsKilled has nobody hand anything over.
+func TestSuccessorServesWhenItsPredecessorIsKilled(t *testing.T) {
+	onThese(t, []setup{bridged}, func(t *testing.T, n *node) {
+		old := n.proxy(impatient...)
+		pod := n.run("a", "app")
+		n.wantOwn(pod, "app")
+		n.KubeAPI.Down() // so that the successor is not ready yet
+		next, err := n.LaunchProxy(impatient...)
+		n.must(err)
+		n.eventually(func() bool { return strings.Contains(next.Log(), "another proxy serves; taking over") })
+		n.wantOwn(pod, "app")
+		old.Kill()
+		n.must(n.KubeAPI.Up())
+		n.eventually(func() bool { return n.Healthy(t.Context()) == nil })
+		n.wantOwn(pod, "app")
+	})
+}
