@@ -9,10 +9,11 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // Clear removes every rule, chain and table of ours from the node, in all forms and families, and the guard with them: what the
-// rulesets were before the first Add. Other people's rules, and tables that an iptables command made for ours, stay. What is hidden
+// rulesets were before the first Add. Other people's rules, and empty tables that an iptables command made for ours, stay. What is hidden
 // from an iptables command (hiddenTable) is looked for by the services. It goes on after an error and returns all of them; what is gone
 // already is none.
 func (n *Node) Clear(ctx context.Context, services []netip.AddrPort) error {
@@ -50,6 +51,7 @@ func (t *IPTables) clear(ctx context.Context, family netip.Addr, services []neti
 		return err
 	}
 	changes := new(script)
+	left := make(map[[2]string]bool) // tables and chains of iptables' own that a rule of ours goes from
 	var errs []error
 	for _, table := range tables {
 		for _, place := range ourPlaces {
@@ -60,6 +62,7 @@ func (t *IPTables) clear(ctx context.Context, family netip.Addr, services []neti
 			for _, words := range s.rules[place] {
 				if commentOf(words) == Comment {
 					changes.add("-D", rule{table: table, chain: chain, spec: words})
+					left[[2]string{table, chain}] = true
 				}
 			}
 		}
@@ -72,8 +75,9 @@ func (t *IPTables) clear(ctx context.Context, family netip.Addr, services []neti
 			}
 			for _, r := range baseRules(metadata, true, true) {
 				if r.table == table {
-					_, err := deleteRule(ipt, r)
+					was, err := deleteRule(ipt, r)
 					errs = append(errs, err)
+					left[[2]string{r.table, r.chain}] = was
 				}
 			}
 		}
@@ -93,7 +97,37 @@ func (t *IPTables) clear(ctx context.Context, family netip.Addr, services []neti
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%s: %w", t.form, err)
 	}
-	return t.restore(ctx, family.Is6(), changes)
+	if err := t.restore(ctx, family.Is6(), changes); err != nil || t.form != NFT {
+		return err
+	}
+	return t.ports.dropEmpty(familyOf(family).table, left)
+}
+
+// dropEmpty deletes those of the chains that hold nothing and let everything pass: iptables-nft makes them for a first rule, does not take
+// them away with the last, and makes them again for whoever comes next.
+func (k *nft) dropEmpty(family nftables.TableFamily, those map[[2]string]bool) error {
+	conn, err := k.open()
+	if err != nil {
+		return err
+	}
+	chains, err := conn.ListChainsOfTableFamily(family)
+	if err != nil {
+		return supported(err)
+	}
+	for _, c := range chains {
+		if !those[[2]string{c.Table.Name, c.Name}] || c.Hooknum == nil || c.Policy != nil && *c.Policy != nftables.ChainPolicyAccept {
+			continue
+		}
+		if rules, err := conn.GetRules(c.Table, c); err != nil || len(rules) > 0 {
+			continue
+		}
+		conn.DelChain(c)
+		// Busy is one that somebody has put a rule into since.
+		if err := conn.Flush(); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return nil
 }
 
 // clear deletes our tables, and those of probes that died.

@@ -75,3 +75,24 @@ func TestClearOfANodeThatHasNothingMakesNothing(t *testing.T) {
 		t.Errorf("made legacy tables %q, nftables %q", legacy, nft)
 	}
 }
+
+// TestClearTakesAwayTheChainsThatIPTablesMadeForOurRules is a node whose own rules are in other chains, as kube-proxy's with nftables.
+func TestClearTakesAwayTheChainsThatIPTablesMadeForOurRules(t *testing.T) {
+	n := newNamespace(t, both...)
+	for _, command := range []string{"iptables-nft", "ip6tables-nft"} {
+		n.run(command + " -t mangle -N KUBE-IPTABLES-HINT")
+		n.run(command + " -t nat -A POSTROUTING -j ACCEPT")
+		n.run(command + " -t filter -P FORWARD DROP")
+	}
+	before := n.run("nft list ruleset")
+	for _, a := range []Attachment{routed("c1@eth0", "veth0", "10.1.0.5", "fd00:1::5")} {
+		n.must(n.iptables(NFT).Add(n.Context(), baseDual, a))
+	}
+	if during := n.run("nft list ruleset"); !strings.Contains(during, "chain PREROUTING") || !strings.Contains(during, "postrouting priority mangle") {
+		t.Fatalf("no chain was made:\n%s", during)
+	}
+	n.must(n.Clear(n.Context(), []netip.AddrPort{metadata4, metadata6}))
+	if after := n.run("nft list ruleset"); after != before {
+		t.Errorf("rules:\n%s", diff(before, after))
+	}
+}
