@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,13 +27,14 @@ func TestCluster(t *testing.T) {
 	n := startNode(t)
 	c := startCloud(t, n)
 	startUnprotected(t, n, c)
-	installPlugin(t, n)
-	startProxy(t, n)
+	n.bare = n.ruleset(t)
+	install(t, n)
 	c.metadata.Reset()
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, *node, *cloud)
 	}{
+		{"a pod that came before is adopted", testAdopted},
 		{"the plugin is chained", testChained},
 		{"the node's own key lists no bucket", testNodeKey},
 		{"programs in a pod list a bucket", testListBucket},
@@ -40,6 +42,10 @@ func TestCluster(t *testing.T) {
 		{"aws s3 ls in a pod's network", testAWSCommand},
 		{"a pod whose role cannot be had has an event", testEvents},
 		{"the first request of each of a hundred pods succeeds", testHundredPods},
+		{"the primary CNI does what it likes with its configuration", testPrimary},
+		{"ten upgrades lose no request", testUpgrades},
+		{"a proxy that is killed is back", testCrash},
+		{"uninstalled, the node is what it was", testUninstall},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.run(t, n, c)
@@ -75,11 +81,8 @@ func testChained(t *testing.T, n *node, _ *cloud) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(records) != 1 {
-		t.Fatalf("%d records with one pod since the plugin is chained", len(records))
-	}
-	if pod := records[0].Pod; pod.Namespace != "default" || pod.Name != "idle" {
-		t.Errorf("the record is of pod %s/%s, want default/idle", pod.Namespace, pod.Name)
+	if !slices.ContainsFunc(records, func(r *attachment.Record) bool { return r.Pod.Namespace == "default" && r.Pod.Name == "idle" }) {
+		t.Errorf("of the new pod there is no record among %d", len(records))
 	}
 
 	ip := n.must(t, "kubectl", "get", "pod", unprotected, "--output=jsonpath={.status.podIP}")

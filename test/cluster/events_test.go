@@ -11,12 +11,16 @@ import (
 
 // testEvents has two pods whose roles cannot be had: the proxy, with its ServiceAccount's rights, says so on them.
 func testEvents(t *testing.T, n *node, _ *cloud) {
-	n.must(t, "kubectl", "apply", "--filename="+testdata(t, "wrong.yaml"))
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context()) // which is cancelled by now
 		if _, err := n.output(ctx, nil, "kubectl", "delete", "--filename="+testdata(t, "wrong.yaml")); err != nil {
 			t.Error(err)
 		}
+	})
+	// The ServiceAccount of a new namespace is made by whoever comes first, the controller or this.
+	await(t, podLimit, "the pods created", func(ctx context.Context) error {
+		_, err := n.output(ctx, nil, "kubectl", "apply", "--filename="+testdata(t, "wrong.yaml"))
+		return err
 	})
 	for pod, reason := range map[string]string{"default/malformed": "IAMRoleInvalid", "strict/forbidden": "IAMRoleForbidden"} {
 		namespace, name, _ := strings.Cut(pod, "/")

@@ -3,89 +3,318 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 )
 
 const (
-	stateDir    = "/run/kube2iam-cni"
-	proxyPort   = "8181"
-	pluginFile  = "/opt/cni/bin/kube2iam-cni"
-	conflist    = "/etc/cni/net.d/10-pods.conflist"
-	baseRoleARN = "arn:aws:iam::123456789012:role/"
+	stateDir   = "/run/kube2iam-cni"
+	proxyPort  = "8181"
+	pluginType = "kube2iam-cni"
+	pluginFile = "/opt/cni/bin/" + pluginType
+	confDir    = "/etc/cni/net.d"
+	podsConfig = confDir + "/10-pods.conflist"
 )
 
-// chainedEntry is what an administrator adds to the network's plugins.
-const chainedEntry = `{
-  "type": "kube2iam-cni",
-  "proxyIP": "auto",
-  "proxyPort": ` + proxyPort + `,
-  "stateDir": "` + stateDir + `",
-  "backend": "auto",
-  "guard": true
-}`
+// daemonSets are ours, in the order in which the manifests have them.
+var daemonSets = []string{"kube2iam-cni-agent", "kube2iam-proxy"}
 
-// installPlugin puts the plugin in place on the running node: the binary first, so that no pod finds its entry without it.
-func installPlugin(t *testing.T, n *node) {
+// install applies what operators apply, on a node that runs pods.
+func install(t *testing.T, n *node) {
 	t.Helper()
-	n.must(t, "cp", filepath.Join(n.state, "bin", "kube2iam-cni"), pluginFile)
-	text, err := os.ReadFile(n.path(conflist))
-	if err != nil {
-		t.Fatal(err)
+	n.must(t, "kubectl", "annotate", "namespace", "default", `iam.amazonaws.com/allowed-roles=["*"]`)
+	began := time.Now()
+	n.must(t, "kubectl", "apply", "--kustomize="+testdata(t, "overlay"))
+	n.rolledOut(t)
+	t.Logf("installed in %s", time.Since(began).Round(100*time.Millisecond))
+}
+
+// rolledOut waits until both DaemonSets run as they were last applied.
+func (n *node) rolledOut(t *testing.T) {
+	t.Helper()
+	for _, name := range daemonSets {
+		n.must(t, "kubectl", "rollout", "status", "daemonset/"+name, "--namespace=kube-system", "--timeout=110s")
 	}
-	var network map[string]any
-	if err := json.Unmarshal(text, &network); err != nil {
-		t.Fatal(err)
+}
+
+// testAdopted has the pod that got the node's credentials before ask again.
+func testAdopted(t *testing.T, n *node, _ *cloud) {
+	await(t, podLimit, "the pod that came before has its own role", func(ctx context.Context) error {
+		role, err := n.ask(ctx, t, unprotected, rolesPath)
+		if err == nil && role != "team-a" {
+			err = fmt.Errorf("it has %q", role)
+		}
+		return err
+	})
+}
+
+// ruleset is all of the node's rules, of every kind and each with its table and chain, without counters, and without what the primary CNI and
+// kube-proxy have for a pod or a service.
+func (n *node) ruleset(t *testing.T) string {
+	t.Helper()
+	var all []string
+	table, chain := "", ""
+	for line := range strings.Lines(n.must(t, "nft", "list", "ruleset")) {
+		line = counters.ReplaceAllString(strings.TrimSpace(line), "")
+		switch {
+		case strings.HasPrefix(line, "table "):
+			table, chain = line, ""
+		case strings.HasPrefix(line, "chain "), strings.HasPrefix(line, "set "), strings.HasPrefix(line, "map "):
+			chain = line
+		}
+		if line != "" && line != "}" && !strings.HasPrefix(line, "#") && !strings.Contains(table, "kube-proxy") && !strings.Contains(chain+line, "CNI-") {
+			all = append(all, table+" "+chain+" "+line)
+		}
 	}
-	plugins, ok := network["plugins"].([]any)
-	if !ok {
-		t.Fatalf("%s has no plugins: %s", conflist, text)
-	}
-	network["plugins"] = append(plugins, json.RawMessage(chainedEntry))
-	text, err = json.MarshalIndent(network, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// containerd loads a network again when its file is renamed into place.
-	partial := n.path(conflist + ".tmp")
-	if err := os.WriteFile(partial, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(partial, n.path(conflist)); err != nil {
+	slices.Sort(all)
+	return strings.Join(append(all, n.must(t, "iptables-legacy-save"), n.must(t, "ip6tables-legacy-save")), "\n")
+}
+
+var counters = regexp.MustCompile(`counter packets \d+ bytes \d+ ?`)
+
+// configuration is a network configuration as the runtime reads it at this moment.
+func (n *node) configuration(path string) (string, error) {
+	text, err := os.ReadFile(n.path(path))
+	return string(text), err
+}
+
+// chained waits until a file is a whole network configuration that our plugin is chained in, behind another.
+func (n *node) chained(t *testing.T, path string, others ...string) {
+	t.Helper()
+	await(t, 30*time.Second, "the plugin chained in "+path, func(context.Context) error {
+		text, err := n.configuration(path)
+		if err != nil {
+			return err
+		}
+		var list struct{ Plugins []struct{ Type string } }
+		if err := json.Unmarshal([]byte(text), &list); err != nil {
+			return err
+		}
+		var types []string
+		for _, p := range list.Plugins {
+			types = append(types, p.Type)
+		}
+		if !slices.Equal(types, append(slices.Clone(others), pluginType)) {
+			return fmt.Errorf("its plugins are %q", types)
+		}
+		return nil
+	})
+}
+
+// write puts a network configuration in place as a primary CNI does.
+func (n *node) write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := errors.Join(os.WriteFile(n.path(path)+".tmp", []byte(text), 0o644), os.Rename(n.path(path)+".tmp", n.path(path))); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// startProxy runs the proxy on the node with the rights of its ServiceAccount in the cluster, and the node user's in the cloud.
-func startProxy(t *testing.T, n *node) {
-	t.Helper()
-	n.must(t, "kubectl", "apply", "--filename="+manifest(t, "access.yaml"))
-	n.must(t, "kubectl", "annotate", "namespace", "default", `iam.amazonaws.com/allowed-roles=["*"]`)
-	token := n.must(t, "kubectl", "create", "token", "kube2iam-proxy", "--namespace=kube-system", "--duration=1h")
-	kubeconfig := filepath.Join(n.state, "pki", "kube2iam-proxy.kubeconfig")
-	if err := os.WriteFile(kubeconfig, fmt.Appendf(nil, `apiVersion: v1
-kind: Config
-clusters: [{name: test, cluster: {server: "https://%s:6443", certificate-authority: %s/pki/ca.crt}}]
-users: [{name: proxy, user: {token: %q}}]
-contexts: [{name: test, context: {cluster: test, user: proxy}}]
-current-context: test
-`, nodeIP, n.state, strings.TrimSpace(token)), 0o600); err != nil {
+// testPrimary is a primary CNI that writes its configuration anew, removes it, makes a list of a lone plugin's, and brings another; all the
+// while somebody reads what a runtime would take.
+func testPrimary(t *testing.T, n *node, _ *cloud) {
+	text, err := n.configuration(podsConfig)
+	if err != nil {
 		t.Fatal(err)
 	}
-	n.daemon(t, "kube2iam-proxy", "env", "--ignore-environment",
-		"AWS_ACCESS_KEY_ID="+nodeUser.id, "AWS_SECRET_ACCESS_KEY="+nodeUser.secret, "AWS_REGION="+region,
-		filepath.Join(n.state, "bin", "kube2iam-proxy"),
-		"--kubeconfig", kubeconfig, "--node", nodeName, "--state-dir", stateDir, "--base-role-arn", baseRoleARN,
-		"--sts-endpoint", cloudURL, "--metadata-addr", metadataIP, "--app-port", proxyPort, "--metrics-port", "8182",
-		"--log-level", "debug", "--namespace-restrictions")
-	client := n.network().client()
-	await(t, 30*time.Second, "proxy ready", func(ctx context.Context) error {
-		return ok(ctx, client, "http://"+nodeIP+":8182/healthz")
+	n.chained(t, podsConfig, "bridge", "portmap")
+	original, err := os.ReadFile(filepath.Join(n.scripts, "pods.conflist"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			got, err := n.configuration(podsConfig)
+			if err != nil || !json.Valid([]byte(got)) {
+				t.Errorf("for a moment a runtime read %q, %v", got, err)
+				return
+			}
+		}
 	})
+	for range 10 {
+		n.write(t, podsConfig, string(original))
+		n.chained(t, podsConfig, "bridge", "portmap")
+	}
+	// Another network that comes first, and a broken one before it.
+	n.write(t, confDir+"/04-broken.conflist", `{"name": "broken", "plugins": [`)
+	n.write(t, confDir+"/05-first.conflist", strings.Replace(string(original), `"name": "pods"`, `"name": "first"`, 1))
+	n.chained(t, confDir+"/05-first.conflist", "bridge", "portmap")
+	for _, name := range []string{"/04-broken.conflist", "/05-first.conflist"} {
+		if err := os.Remove(n.path(confDir + name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.chained(t, podsConfig, "bridge", "portmap")
+	close(stop)
+	watcher.Wait()
+
+	// It goes, and comes back as a lone plugin's, and that as a list again.
+	if err := os.Remove(n.path(podsConfig)); err != nil {
+		t.Fatal(err)
+	}
+	n.write(t, confDir+"/10-pods.conf", `{"cniVersion": "1.0.0", "name": "pods", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
+		"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}`)
+	n.chained(t, podsConfig, "bridge")
+	if err := os.Remove(n.path(confDir + "/10-pods.conf.kube2iam-cni")); err != nil {
+		t.Errorf("what was put aside: %v", err)
+	}
+	n.write(t, podsConfig, string(original))
+	n.chained(t, podsConfig, "bridge", "portmap")
+	if got, err := n.configuration(podsConfig); err != nil || got != text {
+		t.Errorf("chained again it is another:\n%s", cmp.Diff(text, got))
+	}
+
+	// A directory that may not be written to: said, and healed once it may.
+	const writable = "/run/net.d"
+	n.must(t, "mkdir", writable)
+	n.must(t, "mount", "--bind", confDir, writable)
+	n.must(t, "mount", "--bind", confDir, confDir)
+	n.readOnly(t, "kube2iam-cni", "/host"+confDir)
+	n.write(t, writable+"/10-pods.conflist", string(original))
+	await(t, 30*time.Second, "it is said that nothing can be written", func(ctx context.Context) error {
+		said, err := n.output(ctx, nil, "kubectl", "logs", "--namespace=kube-system", "--selector=app.kubernetes.io/name=kube2iam-cni-agent", "--tail=5")
+		if err == nil && !strings.Contains(said, "read-only file system") {
+			err = errors.New(said)
+		}
+		return err
+	})
+	n.must(t, "umount", confDir)
+	n.must(t, "umount", writable)
+	n.chained(t, podsConfig, "bridge", "portmap")
+
+	n.createPod(t, "idle")
+	n.awaitPhase(t, "idle", "Running")
+	if role, err := n.ask(t.Context(), t, "idle", rolesPath); err != nil || role != "team-b" {
+		t.Errorf("a pod after all that has the role %q, %v", role, err)
+	}
+}
+
+// readOnly makes a mount read-only to the processes of a program, in the mount namespace of whose container it is.
+func (n *node) readOnly(t *testing.T, program, mount string) {
+	t.Helper()
+	for _, pid := range strings.Fields(n.must(t, "pgrep", "-x", program)) {
+		failed := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and ends with the goroutine: it is somewhere else from now on
+			failed <- func() error {
+				namespace, err := os.Open(n.path("/proc/" + pid + "/ns/mnt"))
+				if err != nil {
+					return err
+				}
+				defer namespace.Close()
+				if err := unix.Unshare(unix.CLONE_FS); err != nil {
+					return err
+				}
+				if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS); err != nil {
+					return err
+				}
+				return unix.Mount("", mount, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+			}()
+		}()
+		if err := <-failed; err != nil {
+			t.Fatalf("make %s read-only to %s: %v", mount, program, err)
+		}
+	}
+}
+
+const uninstallName = "kube2iam-cni-uninstall-" + nodeName
+
+// uninstallJob is the manifest's, for this node and with the suite's image.
+func uninstallJob(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../conf/uninstall/job.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ = bytes.Cut(text, []byte("apiVersion")) // the comment has the words, too
+	return strings.NewReplacer("NODE", nodeName, "image: kube2iam-cni:unset", "image: localhost/kube2iam-cni:suite\n          imagePullPolicy: Never").Replace("apiVersion" + string(text))
+}
+
+// testUninstall takes everything away by the manifests' opposite: the DaemonSets first, then the Job.
+func testUninstall(t *testing.T, n *node, c *cloud) {
+	n.createPod(t, "idle")
+	n.awaitPhase(t, "idle", "Running")
+	n.must(t, "kubectl", "delete", "--kustomize="+testdata(t, "overlay"), "--wait")
+	await(t, podLimit, "the agent gone", func(ctx context.Context) error {
+		left, err := n.output(ctx, nil, "kubectl", "get", "pods", "--namespace=kube-system", "--output=name")
+		if err == nil && left != "" {
+			err = fmt.Errorf("there are %s", left)
+		}
+		return err
+	})
+	if role, err := n.ask(t.Context(), t, "idle", rolesPath); err == nil {
+		t.Errorf("with the proxy and the agent gone the pod was answered %q", role)
+	}
+	job := uninstallJob(t)
+	if _, err := n.output(t.Context(), strings.NewReader(job), "kubectl", "apply", "--filename=-"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, podLimit, "the uninstall done", func(ctx context.Context) error {
+		done, err := n.output(ctx, nil, "kubectl", "get", "job", uninstallName, "--namespace=kube-system", "--output=jsonpath={.status.succeeded}")
+		if err == nil && done != "1" {
+			logs, _ := n.output(ctx, nil, "kubectl", "logs", "--namespace=kube-system", "job/"+uninstallName)
+			err = fmt.Errorf("succeeded %q: %s", done, logs)
+		}
+		return err
+	})
+	t.Log(n.must(t, "kubectl", "logs", "--namespace=kube-system", "job/"+uninstallName))
+	n.must(t, "kubectl", "delete", "job", uninstallName, "--namespace=kube-system")
+
+	if diff := cmp.Diff(n.bare, n.ruleset(t)); diff != "" {
+		t.Errorf("rules (-before install +after uninstall):\n%s", diff)
+	}
+	original, err := os.ReadFile(filepath.Join(n.scripts, "pods.conflist"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.configuration(podsConfig); err != nil || got != string(original) {
+		t.Errorf("the network configuration: %v\n%s", err, cmp.Diff(string(original), got))
+	}
+	if networks, err := conflist.Chained(n.path(confDir), pluginType); err != nil || len(networks) > 0 {
+		t.Errorf("chained in %q, %v", networks, err)
+	}
+	if _, err := os.Stat(n.path(stateDir)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the state directory: %v", err)
+	}
+
+	// The pods that were there terminate, and their addresses are given back; another comes and goes.
+	n.must(t, "kubectl", "delete", "pod", "idle", unprotected, "--ignore-not-found")
+	c.metadata.Reset()
+	n.createPod(t, "idle")
+	n.awaitPhase(t, "idle", "Running")
+	if _, err := n.ask(t.Context(), t, "idle", rolesPath); err != nil {
+		t.Errorf("the real metadata service: %v", err)
+	}
+	n.must(t, "kubectl", "delete", "pod", "idle", "--wait")
+	if networks, err := conflist.Chained(n.path(confDir), pluginType); err != nil || len(networks) > 0 {
+		t.Errorf("chained again in %q, %v", networks, err)
+	}
+	if left, err := os.ReadDir(n.path("/var/lib/cni/networks/pods")); err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), "10.") }) {
+		t.Errorf("addresses that were not given back: %v, %v", left, err)
+	}
+	c.metadata.Reset() // what the pod asked, it was let
 }

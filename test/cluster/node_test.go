@@ -28,6 +28,7 @@ type node struct {
 	scripts string // their directory
 	state   string // what the run writes: binaries, keys, logs
 	pid     string // the node's first process, as the machine numbers it
+	bare    string // all rules, before anything of ours was there
 }
 
 // startNode starts the node that scripts/test-cluster.sh has built. The script stops it, however the test ends.
@@ -121,6 +122,13 @@ func (n *node) log(name string) string { return filepath.Join(n.state, "log", na
 
 // tellLogs prints the end of every daemon's log: after a failure the node and its logs are gone.
 func (n *node) tellLogs(t *testing.T) {
+	for _, args := range [][]string{
+		{"get", "pods", "--all-namespaces", "--output=wide"}, {"describe", "pods", "--namespace=kube-system"},
+		{"logs", "--namespace=kube-system", "--selector=app.kubernetes.io/name in (kube2iam-cni-agent, kube2iam-proxy)", "--tail=40", "--prefix"},
+	} {
+		out, err := n.output(context.WithoutCancel(t.Context()), nil, append([]string{"kubectl"}, args...)...)
+		t.Logf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
 	files, err := filepath.Glob(n.log("*"))
 	if err != nil {
 		t.Error(err)

@@ -26,19 +26,13 @@ func testdata(t *testing.T, name string) string {
 	return path
 }
 
-// manifest is the path of one of the manifests that operators apply.
-func manifest(t *testing.T, name string) string {
-	t.Helper()
-	return testdata(t, filepath.Join("../../../conf/kustomize", name))
-}
-
 // createPod creates the pod of a manifest, testdata/<name>.yaml, and deletes it when the test is over.
 func (n *node) createPod(t *testing.T, name string) {
 	t.Helper()
 	n.must(t, "kubectl", "apply", "--filename="+testdata(t, name+".yaml"))
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context()) // which is cancelled by now
-		if _, err := n.output(ctx, nil, "kubectl", "delete", "pod", name); err != nil {
+		if _, err := n.output(ctx, nil, "kubectl", "delete", "pod", name, "--ignore-not-found"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -1,60 +1,16 @@
 package netns
 
 import (
-	"bufio"
-	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/kube2iam-cni/kube2iam-cni/test/asker"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
-
-// asker asks for a pod's credentials again and again as an SDK does, with one try of one second each, and never again where one
-// fails.
-type asker struct {
-	pod  *testbed.Sandbox
-	keep bool // whether a connection is used for more than one request
-	conn net.Conn
-	in   *bufio.Reader
-}
-
-// ask makes one request. A connection that the server said it would close is not used again.
-func (c *asker) ask(role string) error {
-	if c.conn == nil {
-		var err error
-		if c.conn, err = c.pod.Netns.Dial("tcp", testbed.MetadataAddr); err != nil {
-			return fmt.Errorf("dial: %w", err)
-		}
-		c.in = bufio.NewReader(c.conn)
-	}
-	c.conn.SetDeadline(time.Now().Add(time.Second))
-	closing := ""
-	if !c.keep {
-		closing = "Connection: close\r\n"
-	}
-	if _, err := io.WriteString(c.conn, "GET "+credentials+role+" HTTP/1.1\r\nHost: x\r\n"+closing+"\r\n"); err != nil {
-		return err
-	}
-	res, err := http.ReadResponse(c.in, nil)
-	if err != nil {
-		return err
-	}
-	body, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK || !strings.Contains(string(body), `"Success"`) {
-		return fmt.Errorf("answered %d %q, %w", res.StatusCode, body, err)
-	}
-	if res.Close || !c.keep {
-		c.conn.Close()
-		c.conn = nil
-	}
-	return nil
-}
 
 // successor starts another proxy and waits until it has taken over.
 func (n *node) successor(flags ...string) *testbed.Process {
@@ -91,16 +47,17 @@ func TestUpgradesLoseNoRequest(t *testing.T) {
 			role := []string{"app", "other"}[i]
 			for _, keep := range []bool{true, false} {
 				clients.Go(func() {
-					c := &asker{pod: pod, keep: keep}
+					c := &asker.Asker{Keep: keep, Dial: func() (net.Conn, error) { return pod.Netns.Dial("tcp", testbed.MetadataAddr) }}
+					defer c.Close()
 					for {
 						select {
 						case <-stop:
 							return
 						default:
 						}
-						if err := c.ask(role); err != nil {
+						if body, err := c.Get(credentials + role); err != nil || !strings.Contains(body, `"Success"`) {
 							failed.Add(1)
-							t.Errorf("%s, keeping its connections %v, request %d: %v", pod.Name, keep, asked.Load(), err)
+							t.Errorf("%s, keeping its connections %v, request %d: %q, %v", pod.Name, keep, asked.Load(), body, err)
 							return
 						}
 						asked.Add(1)

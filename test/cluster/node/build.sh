@@ -75,3 +75,4 @@ go build -C s3lister -trimpath -ldflags "-s -w" -o "$BIN/s3lister" .
 for name in pause firstrequest s3lister; do
   image "$name"
 done
+"$SCRIPTS/product-images.sh"

@@ -1,0 +1,117 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/asker"
+)
+
+const (
+	rolesPath = "/latest/meta-data/iam/security-credentials/"
+	upgrades  = 10
+	// enough is how many requests the upgrades are to see.
+	enough = 20000
+)
+
+// asker asks from a pod's network.
+func (n *node) asker(t *testing.T, pod string, keep bool) *asker.Asker {
+	t.Helper()
+	from := network(n.path(n.podNetwork(t, pod)))
+	return &asker.Asker{Keep: keep, Dial: func() (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		return from.dial(ctx, "tcp", metadataIP+":80")
+	}}
+}
+
+// ask makes one request from a pod's network.
+func (n *node) ask(_ context.Context, t *testing.T, pod, path string) (string, error) {
+	t.Helper()
+	a := n.asker(t, pod, false)
+	defer a.Close()
+	return a.Get(path)
+}
+
+// testUpgrades rolls both DaemonSets again and again, under load.
+func testUpgrades(t *testing.T, n *node, c *cloud) {
+	n.createPod(t, "idle")
+	n.awaitPhase(t, "idle", "Running")
+	before := n.rules(t)
+	c.metadata.Reset()
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	var asked, failed atomic.Int64
+	for _, keep := range []bool{true, true, false, false} {
+		a := n.asker(t, "idle", keep)
+		clients.Go(func() {
+			defer a.Close()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(2 * time.Millisecond): // the rest of the machine has to do something, too
+				}
+				asked.Add(1)
+				if body, err := a.Get(rolesPath + "team-b"); err != nil || !strings.Contains(body, `"Success"`) {
+					failed.Add(1)
+					t.Errorf("request %d, keeping connections %v: %q, %v", asked.Load(), keep, body, err)
+					a.Close()
+				}
+			}
+		})
+	}
+	began := time.Now()
+	for range upgrades {
+		n.must(t, "kubectl", "rollout", "restart", "daemonset", "--namespace=kube-system")
+		n.rolledOut(t)
+		if diff := cmp.Diff(before, n.rules(t)); diff != "" {
+			t.Errorf("the rules changed:\n%s", diff)
+		}
+	}
+	took := time.Since(began)
+	for asked.Load() < enough && failed.Load() == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	close(stop)
+	clients.Wait()
+	t.Logf("%d upgrades in %s: %d requests, %d failed", upgrades, took.Round(time.Second), asked.Load(), failed.Load())
+	fmt.Printf("figure upgrade_failed_requests %d requests\n", failed.Load())
+}
+
+// testCrash kills the proxy's process, as the kernel does when memory is short.
+func testCrash(t *testing.T, n *node, _ *cloud) {
+	n.createPod(t, "idle")
+	n.awaitPhase(t, "idle", "Running")
+	a := n.asker(t, "idle", false)
+	if _, err := a.Get(rolesPath); err != nil {
+		t.Fatal(err)
+	}
+	killed := exec.CommandContext(t.Context(), "nsenter", "--target="+n.pid, "--pid", "--mount", "pkill", "-KILL", "-x", "kube2iam-proxy")
+	if out, err := killed.CombinedOutput(); err != nil {
+		t.Fatalf("kill the proxy: %v: %s", err, out)
+	}
+	began := time.Now()
+	await(t, podLimit, "served again", func(context.Context) error {
+		_, err := a.Get(rolesPath)
+		if err != nil {
+			a.Close()
+		}
+		return err
+	})
+	gap := time.Since(began)
+	t.Logf("served again %s after the proxy was killed", gap.Round(time.Millisecond))
+	fmt.Printf("figure proxy_crash_gap_ms %d ms\n", gap.Milliseconds())
+	n.rolledOut(t)
+}
