@@ -35,6 +35,7 @@ func TestCluster(t *testing.T) {
 		run  func(*testing.T, *node, *cloud)
 	}{
 		{"a pod that came before is adopted", testAdopted},
+		{"helm and kustomize make the same, and the API server takes it", testManifests},
 		{"the plugin is chained", testChained},
 		{"the node's own key lists no bucket", testNodeKey},
 		{"programs in a pod list a bucket", testListBucket},

@@ -42,6 +42,10 @@ minio() {
   GOBIN=$1 go install -trimpath -ldflags "-s -w" "github.com/minio/minio@$MINIO_VERSION"
 }
 
+helm() {
+  GOBIN=$1 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$HELM_VERSION"
+}
+
 # image BINARY: an image that holds the one static binary.
 image() {
   local root
@@ -60,6 +64,9 @@ for name in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet k
 done
 cached minio "$MINIO_VERSION" minio
 ln -sfn "$dir/minio" "$BIN/minio"
+
+cached helm "$HELM_VERSION" helm
+ln -sfn "$dir/helm" "$BIN/helm"
 
 echo "the CNI plugins, Amazon's metadata mock, kube2iam-cni and kube2iam-proxy: building"
 directories=$("$SUITE/../../scripts/build-test-tools.sh" | tail -n 1)

@@ -33,9 +33,9 @@ if ! build inspect --type image "$base" >/dev/null 2>&1; then
   trap - EXIT
 fi
 
-# image DOCKERFILE NAME ARCH: what it prints last is the image's identity.
+# image DOCKERFILE NAME ARCH [OPTION...]: what it prints is the image's identity.
 image() {
-  build build --isolation chroot --pull-never --timestamp 0 --file "$repository/$1" --tag "$2" \
+  build build "${@:4}" --isolation chroot --pull-never --timestamp 0 --file "$repository/$1" --tag "$2" \
     --volume "$(go env GOMODCACHE):/go/pkg/mod" --volume "$(go env GOCACHE):/root/.cache/go-build" \
     --build-arg GO_IMAGE="$base" --build-arg BUILDPLATFORM=linux/amd64 --build-arg TARGETARCH="$3" --build-arg GOPROXY=off --build-arg GOFLAGS=-mod=mod \
     --build-arg VERSION=suite --build-arg COMMIT="$(git -C "$repository" rev-parse HEAD)" --build-arg DATE=1970-01-01T00:00:00Z \
@@ -49,6 +49,10 @@ for name in plugin proxy; do
   [[ $name = plugin ]] || tag=localhost/kube2iam-proxy:suite
   began=$SECONDS
   id=$(image "Dockerfile.$name" "$tag" "$(go env GOARCH)")
+  # The same bytes twice: with the same version and commit nothing depends on when or where it is built.
+  again=$(image "Dockerfile.$name" "$tag-again" "$(go env GOARCH)" --no-cache)
+  [[ $id = "$again" ]] || { echo "$tag: built again it is another image: $again, not $id" >&2; exit 1; }
+  image "Dockerfile.$name" "$tag-arm64" arm64 --arch arm64 >/dev/null
   rm -f "$IMAGES/$name.tar"
   build push -q "$tag" "docker-archive:$IMAGES/$name.tar:$tag"
   echo "$tag: $id, $(stat -c %s "$IMAGES/$name.tar") bytes, $((SECONDS - began)) s"

@@ -2,6 +2,7 @@
 # What every script of the node reads first: versions, addresses and places. It does nothing.
 
 KUBERNETES_VERSION=v1.37.2
+HELM_VERSION=v3.22.0
 MINIO_VERSION=v0.0.0-20260212201848-7aac2a2c5b7c
 
 # The node, on a veth whose other end is the network "outside": what lies beyond the node has no way further.
