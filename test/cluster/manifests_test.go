@@ -57,7 +57,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	if out, err := n.helm(append([]string{"lint", "--strict", chart}, given...)...); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	rendered, err := n.helm(append([]string{"template", "kube2iam-cni", chart, "--namespace=kube-system"}, given...)...)
+	rendered, err := n.helm(append([]string{"template", "kube2iam-cni", chart, "--namespace=kube-system", "--kube-version=1.37.2"}, given...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 		variants[filepath.Base(preset)] = []string{"--values=" + preset}
 	}
 	for name, values := range variants {
-		rendered, err := n.helm(append(append([]string{"template", "kube2iam-cni", chart, "--namespace=kube-system"}, given...), values...)...)
+		rendered, err := n.helm(append(append([]string{"template", "kube2iam-cni", chart, "--namespace=kube-system", "--kube-version=1.37.2"}, given...), values...)...)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -110,7 +110,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 		nil, {"--set=plugin.image=x"}, append(given[:2:2], "--set=baseRoleARN=my-role"), append(given[:3:3], "--set=entry.backend=ipvs"), append(given[:3:3], "--set=entry.proxyport=1"),
 		append(given[:3:3], "--set=proxy.metricsPort=0"), append(given[:3:3], "--set=places.programs=opt"), append(given[:3:3], "--set=proxi.image=x"),
 	} {
-		if out, err := n.helm(append([]string{"template", "kube2iam-cni", chart}, wrong...)...); err == nil || !strings.Contains(err.Error(), "values don't meet the specifications") {
+		if out, err := n.helm(append([]string{"template", "kube2iam-cni", chart, "--kube-version=1.37.2"}, wrong...)...); err == nil || !strings.Contains(err.Error(), "values don't meet the specifications") {
 			t.Errorf("%q was taken: %v\n%s", wrong, err, bytes.TrimSpace([]byte(out)))
 		}
 	}
