@@ -20,7 +20,7 @@ cleanup() {
 
 need_root
 need_go
-packages=(iptables nftables iproute2 openssl awscli util-linux kmod procps buildah busybox-static ca-certificates)
+packages=(iptables nftables iproute2 openssl util-linux kmod procps buildah busybox-static ca-certificates debootstrap)
 # Docker's own package has these two as well, and would have to go for Debian's.
 command -v containerd >/dev/null || packages+=(containerd)
 command -v runc >/dev/null || packages+=(runc)

@@ -38,7 +38,7 @@ func testHundredPods(t *testing.T, n *node, _ *cloud) {
 	vended := make(map[string]string) // the pod that has an access key
 	var took []int
 	for number := range hundred / batch {
-		pods := n.createBatch(t, number)
+		pods := n.createBatch(t, number, batch)
 		got := n.outcomes(t, fmt.Sprintf("batch=%d", number), len(pods))
 		for _, pod := range pods {
 			first := got[pod.Name]
@@ -85,12 +85,12 @@ func testHundredPods(t *testing.T, n *node, _ *cloud) {
 }
 
 // createBatch creates the pods of one batch with one call of kubectl. Ten roles take turns.
-func (n *node) createBatch(t *testing.T, number int) []numbered {
+func (n *node) createBatch(t *testing.T, number, batch int) []numbered {
 	t.Helper()
 	var pods []numbered
 	for i := range batch {
 		name := fmt.Sprintf("first-request-%d-%d", number, i)
-		pods = append(pods, numbered{Name: name, Role: fmt.Sprintf("team-%d", i), Batch: number})
+		pods = append(pods, numbered{Name: name, Role: fmt.Sprintf("team-%d", i%10), Batch: number})
 	}
 	text, err := os.ReadFile("testdata/first-request.yaml.tmpl")
 	if err != nil {

@@ -46,6 +46,16 @@ helm() {
   GOBIN=$1 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$HELM_VERSION"
 }
 
+# An image that holds Debian's awscli and what it needs, and nothing of ours.
+awscli() {
+  local mirror
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -n 1)
+  debootstrap --variant=minbase --include=awscli,python3-cffi-backend "$SUITE_OF_DEBIAN" "$1/root" "$mirror" >"$1/debootstrap.log" 2>&1 || { tail -n 20 "$1/debootstrap.log" >&2; return 1; }
+  rm -rf "$1"/root/{var/cache/apt,var/lib/apt/lists,usr/share/doc,usr/share/man,usr/share/locale,dev,proc,sys}
+  "$SCRIPTS/image.sh" localhost/awscli:1 "$1/root" usr/bin/aws "$1/awscli.tar"
+  rm -rf "$1/root"
+}
+
 # image BINARY: an image that holds the one static binary.
 image() {
   local root
@@ -67,6 +77,10 @@ ln -sfn "$dir/minio" "$BIN/minio"
 
 cached helm "$HELM_VERSION" helm
 ln -sfn "$dir/helm" "$BIN/helm"
+
+SUITE_OF_DEBIAN=$(. /etc/os-release && echo "$VERSION_CODENAME")
+cached awscli "$SUITE_OF_DEBIAN" awscli
+ln -sfn "$dir/awscli.tar" "$IMAGES/awscli.tar"
 
 echo "the CNI plugins, Amazon's metadata mock, kube2iam-cni and kube2iam-proxy: building"
 directories=$("$SUITE/../../scripts/build-test-tools.sh" | tail -n 1)

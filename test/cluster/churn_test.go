@@ -1,0 +1,58 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const (
+	churned = 200
+	crowd   = 20 // at a time
+)
+
+// testChurn has pods come and go in batches: each is served at its first request, and nothing of any is left.
+func testChurn(t *testing.T, n *node, _ *cloud) {
+	n.awaitNoRecords(t)
+	before, sockets := n.rules(t), n.sockets(t)
+	began := time.Now()
+	for number := range churned / crowd {
+		pods := n.createBatch(t, 100+number, crowd)
+		got := n.outcomes(t, fmt.Sprintf("batch=%d", 100+number), len(pods))
+		for _, pod := range pods {
+			if first := got[pod.Name]; first.Error != "" || first.Role != pod.Role {
+				t.Errorf("%s: its first request: role %q, want %q: %s", pod.Name, first.Role, pod.Role, first.Error)
+			}
+		}
+		n.must(t, "kubectl", "delete", "pod", fmt.Sprintf("--selector=batch=%d", 100+number), "--wait=false")
+	}
+	n.awaitNoRecords(t)
+	t.Logf("%d pods in %s", churned, time.Since(began).Round(time.Second))
+	await(t, podLimit, "the rules and the sockets of before", func(context.Context) error {
+		if diff := cmp.Diff(before, n.rules(t)); diff != "" {
+			return fmt.Errorf("-before +after:\n%s", diff)
+		}
+		if now := n.sockets(t); now > sockets {
+			return fmt.Errorf("the proxy has %d sockets, and had %d", now, sockets)
+		}
+		return nil
+	})
+}
+
+// sockets is how many the proxy has with pods: connections to its port.
+func (n *node) sockets(t *testing.T) int {
+	t.Helper()
+	count := 0
+	for line := range strings.Lines(n.must(t, "ss", "--no-header", "--tcp", "--numeric", "sport", "=", ":"+proxyPort)) {
+		if strings.TrimSpace(line) != "" {
+			count++
+		}
+	}
+	return count
+}
