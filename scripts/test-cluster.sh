@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the cluster suite: the plugin and the proxy on a real Kubernetes node, with MinIO as STS and S3 (test/cluster/doc.go).
-# Needs root, Debian or Ubuntu, and Go. The first run builds Kubernetes and MinIO, about ten minutes on two cores; a run
-# takes a minute and a half after that. Arguments are passed on to go test: -run TestCluster/hundred.
+# Needs root, Debian or Ubuntu, and Go. The first run builds Kubernetes, MinIO and helm, about twelve minutes on two cores; a run
+# takes about five minutes after that. Arguments are passed on to go test: -run TestCluster/hundred.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh

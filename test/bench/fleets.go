@@ -17,16 +17,18 @@ func fleets(_ context.Context, _ testbed.Tools, progress io.Writer) ([]figure, e
 	fmt.Fprintln(progress, "simulating fleets")
 	fleet := scale.Scenario{Nodes: 5000, Pods: 110, Length: 5 * time.Hour, Quota: 600, Seed: 1}
 	restart, brownout, both := fleet, fleet, fleet
-	restart.RestartAt, restart.RestartTime = time.Hour, time.Hour
+	restart.RestartAt, restart.RestartTime, restart.HandOver = time.Hour, time.Hour, true
 	brownout.BrownoutAt, brownout.BrownoutTime, brownout.Failing = time.Hour, time.Hour, 0.2
-	both.RestartAt, both.RestartTime = restart.RestartAt, restart.RestartTime
+	both.RestartAt, both.RestartTime, both.HandOver = restart.RestartAt, restart.RestartTime, true
 	both.BrownoutAt, both.BrownoutTime, both.Failing = brownout.BrownoutAt, brownout.BrownoutTime, brownout.Failing
+	killed := restart
+	killed.HandOver = false
 	steady := 0
 	for _, n := range scale.Run(fleet).Calls {
 		steady += n
 	}
 	figures := []figure{{"sts_calls_per_hour_per_pod", float64(steady) / fleet.Length.Hours() / float64(fleet.Nodes*fleet.Pods), "calls"}}
-	for name, s := range map[string]scale.Scenario{"restart": restart, "brownout": brownout, "restart_in_brownout": both} {
+	for name, s := range map[string]scale.Scenario{"restart": restart, "brownout": brownout, "killed": killed, "restart_in_brownout": both} {
 		minutes := scale.PerMinute(scale.Run(s).Calls)
 		sum := 0.0
 		for _, m := range minutes {

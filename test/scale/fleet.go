@@ -18,8 +18,10 @@ type Scenario struct {
 	Length time.Duration
 	// Quota is how many calls a second STS takes; the rest is throttled. Zero for no limit.
 	Quota int
-	// RestartAt is when the proxies begin to be restarted, each of which forgets its credentials, one after the other for RestartTime.
+	// RestartAt is when the proxies begin to be restarted, one after the other for RestartTime. Each forgets its credentials, but where it
+	// hands them over to its successor.
 	RestartAt, RestartTime time.Duration
+	HandOver               bool
 	// BrownoutAt is when STS begins to fail a part of the calls, Failing, for BrownoutTime.
 	BrownoutAt, BrownoutTime time.Duration
 	Failing                  float64
@@ -45,6 +47,7 @@ const (
 type pod struct {
 	expires  time.Time
 	errUntil time.Time
+	renewAt  time.Time // when its next renewal is planned
 	failures int
 	// renewal counts what is planned, so that what was planned before a restart does not happen.
 	renewal uint32
@@ -129,13 +132,16 @@ func (f *fleet) newPace() *credentials.Pace {
 
 // plan puts an event into the agenda, in this second at the earliest.
 func (f *fleet) plan(at time.Time, e event) {
+	if e.kind == renew {
+		f.pods[e.pod].renewAt = at
+	}
 	if second := max(f.second, int(at.Sub(f.start)/time.Second)); second < len(f.agenda) {
 		e.renewal = f.pods[e.pod].renewal
 		f.agenda[second] = append(f.agenda[second], e)
 	}
 }
 
-// restart has those nodes forget everything whose turn it is.
+// restart has those nodes forget everything whose turn it is, or all but valid credentials and when they are to be renewed.
 func (f *fleet) restart() {
 	if f.RestartTime == 0 {
 		return
@@ -147,8 +153,14 @@ func (f *fleet) restart() {
 	for node := turn(f.second - 1); node < turn(f.second); node++ {
 		f.paces[node] = f.newPace()
 		for i := node * f.Pods; i < (node+1)*f.Pods; i++ {
-			f.pods[i] = pod{renewal: f.pods[i].renewal + 1}
-			f.plan(f.now(), event{pod: int32(i), kind: renew})
+			old := f.pods[i]
+			f.pods[i] = pod{renewal: old.renewal + 1}
+			due := f.now()
+			if f.HandOver && old.expires.After(due) {
+				f.pods[i].expires = old.expires
+				due = old.renewAt
+			}
+			f.plan(due, event{pod: int32(i), kind: renew})
 		}
 	}
 }

@@ -59,6 +59,14 @@ func TestRestartedNodesAskForEachPodOnce(t *testing.T) {
 	}
 }
 
+func TestNodesThatHandOverAskForNothingMore(t *testing.T) {
+	r := Run(small(func(s *Scenario) { s.RestartAt, s.RestartTime, s.HandOver = 30*time.Minute, 10*time.Minute, true }))
+	steady := Run(small(nil))
+	if calls, before := sum(r.Calls), sum(steady.Calls); calls > before*101/100 || calls < before*99/100 || sum(r.Refused) != 0 {
+		t.Errorf("%d calls, and %d without the restart; %d refused", calls, before, sum(r.Refused))
+	}
+}
+
 // TestFleetComesBackFromAnOutage holds that all have credentials again in the end, and that what is more than the quota does not keep
 // them from it.
 func TestFleetComesBackFromAnOutage(t *testing.T) {

@@ -25,9 +25,11 @@ const (
 // scenarios all last five hours. What happens begins after an hour.
 var scenarios = []scale.Scenario{
 	{Name: "steady"},
-	{Name: "rolling restart in one hour", RestartAt: time.Hour, RestartTime: time.Hour},
+	{Name: "rolling restart in one hour", RestartAt: time.Hour, RestartTime: time.Hour, HandOver: true},
 	{Name: "one hour in which STS fails one call in five", BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
-	{Name: "both at once", RestartAt: time.Hour, RestartTime: time.Hour, BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
+	{Name: "both at once", RestartAt: time.Hour, RestartTime: time.Hour, HandOver: true, BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
+	{Name: "every proxy killed in one hour", RestartAt: time.Hour, RestartTime: time.Hour},
+	{Name: "that, and STS fails one call in five", RestartAt: time.Hour, RestartTime: time.Hour, BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
 	{Name: "one hour in which STS fails half of the calls", BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.5},
 	{Name: "one hour without STS", BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 1},
 }
