@@ -27,6 +27,7 @@ func TestCluster(t *testing.T) {
 	n := startNode(t)
 	c := startCloud(t, n)
 	startUnprotected(t, n, c)
+	n.without = n.sandboxTime(t)
 	n.bare = n.ruleset(t)
 	install(t, n)
 	c.metadata.Reset()
@@ -37,6 +38,7 @@ func TestCluster(t *testing.T) {
 		{"a pod that came before is adopted", testAdopted},
 		{"helm and kustomize make the same, and the API server takes it", testManifests},
 		{"the plugin is chained", testChained},
+		{"a pod starts about as fast", testStart},
 		{"the node's own key lists no bucket", testNodeKey},
 		{"programs in a pod list a bucket", testListBucket},
 		{"without the annotation they have no credentials", testNoRole},

@@ -13,6 +13,9 @@
 // session policy where there is one. That the right role is asked for is shown where STS is a stand-in that records it
 // (test/netns); here, the role's name is what the metadata protocol tells the pod.
 //
+// What is installed there is what operators install: the images by this repository's Dockerfiles, built by buildah, and conf/kustomize. Lines
+// that begin with "figure" are figures, as `make bench` has them.
+//
 // The suite needs root and is not part of an ordinary `go test ./...`: scripts/test-cluster.sh builds what it needs and runs it
 // with the build tag "cluster".
 package cluster

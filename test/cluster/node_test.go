@@ -25,10 +25,11 @@ const (
 
 // node is the real node; the scripts under node/ are what it is made of.
 type node struct {
-	scripts string // their directory
-	state   string // what the run writes: binaries, keys, logs
-	pid     string // the node's first process, as the machine numbers it
-	bare    string // all rules, before anything of ours was there
+	scripts string        // their directory
+	state   string        // what the run writes: binaries, keys, logs
+	pid     string        // the node's first process, as the machine numbers it
+	bare    string        // all rules, before anything of ours was there
+	without time.Duration // what a pod's sandbox took then
 }
 
 // startNode starts the node that scripts/test-cluster.sh has built. The script stops it, however the test ends.
