@@ -15,8 +15,8 @@ const (
 	restingPercent, busyPercent = 25, 300
 	// busyRate, in bytes allocated a second, is that of some thousand requests.
 	busyRate = 4 << 20
-	// Below restingRate nobody asks for much, and after worthReturning bytes a collection, some milliseconds, is worth its while.
-	restingRate, worthReturning = 64 << 10, 512 << 10
+	// Below restingRate nobody asks for much, and a collection, some milliseconds, is worth its while once a minute.
+	restingRate, returnEvery = 64 << 10, time.Minute
 	// memoryCheck is how often that is looked at.
 	memoryCheck = 5 * time.Second
 )
@@ -31,7 +31,7 @@ func keepSmall(ctx context.Context) error {
 	tick := time.NewTicker(memoryCheck)
 	defer tick.Stop()
 	busy, before := false, allocated()
-	returned := before // what had been allocated when memory was given back
+	var returned time.Time // when memory was given back
 	for {
 		select {
 		case <-ctx.Done():
@@ -46,9 +46,9 @@ func keepSmall(ctx context.Context) error {
 		case !busy && rate > busyRate:
 			busy = true
 			debug.SetGCPercent(busyPercent)
-		case !busy && rate < restingRate && now-returned > worthReturning:
+		case !busy && rate < restingRate && time.Since(returned) >= returnEvery:
 			debug.FreeOSMemory()
-			returned = allocated()
+			returned = time.Now()
 		}
 		before = now
 	}
