@@ -165,13 +165,17 @@ func (i *Installer) Run(ctx context.Context) error {
 		defer watcher.Close()
 	}
 	for {
+		unwatched := false
 		if err == nil {
 			// Again each time: a directory that was not there, or is another one by now, is not watched yet.
 			for _, dir := range []string{i.ConfDir, i.BinDir} {
-				watcher.Add(dir)
+				unwatched = watcher.Add(dir) != nil || unwatched
 			}
 		}
 		next := i.look()
+		if unwatched { // it may be there by now, and looked at, and nobody would tell of the next change
+			next = min(next, time.Second)
+		}
 		timer := time.NewTimer(next)
 		for waiting := true; waiting; {
 			select {
