@@ -44,16 +44,21 @@ func (t *takeover) begin(ctx context.Context) (err error) {
 	if t.from == nil {
 		return nil
 	}
+	t.log.Info("another proxy serves; taking over as soon as the pods are known and their credentials there", "credentials", t.credentials())
+	return nil
+}
+
+// credentials takes over those that the predecessor has, and tells how many.
+func (t *takeover) credentials() int {
 	state, err := t.from.State()
-	credentials := 0
+	taken := 0
 	if err == nil {
-		credentials, err = t.parts.cache.Import(state)
+		taken, err = t.parts.cache.Import(state)
 	}
 	if err != nil {
 		t.log.Warn("the credentials of the proxy that serves already are not taken over", "error", err)
 	}
-	t.log.Info("another proxy serves; taking over as soon as the pods are known and their credentials there", "credentials", credentials)
-	return nil
+	return taken
 }
 
 // end lets go of a predecessor, which goes on if it still runs.
@@ -79,6 +84,8 @@ func (t *takeover) sockets(ctx context.Context) ([]*handover.Listener, error) {
 			if !t.ready(ctx) {
 				return nil, nil
 			}
+			// Once more: what nobody held was forgotten if the pods were long in coming, and the predecessor has renewed some since.
+			t.credentials()
 			sockets, err := t.from.Sockets()
 			if err == nil && len(sockets) != 2 {
 				err = errors.New("it has other sockets")

@@ -66,6 +66,8 @@ type flight struct {
 	done   chan struct{}
 	urgent chan struct{} // closed when somebody waits: the flight does not queue for a slot then
 	hurry  sync.Once
+	left   chan struct{} // closed when everybody left while it queued and nobody ever asked: it does not ask STS then
+	queued bool          // guarded by the cache's mutex
 }
 
 // Config is the cache's dependencies and settings.
@@ -256,8 +258,13 @@ func (c *Cache) release(holder string) {
 		return
 	}
 	c.pace.LetGo(time.Now(), a.Duration)
-	if e.flight == nil {
+	switch f := e.flight; {
+	case f == nil:
 		delete(c.entries, a)
+	case f.queued && e.asked.IsZero():
+		// A pod that changes its mind again and again would have the others wait behind calls for nobody.
+		delete(c.entries, a)
+		close(f.left)
 	}
 }
 
@@ -266,7 +273,7 @@ func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
 	if e.flight != nil || c.closed {
 		return e.flight
 	}
-	f := &flight{done: make(chan struct{}), urgent: make(chan struct{})}
+	f := &flight{done: make(chan struct{}), urgent: make(chan struct{}), left: make(chan struct{}), queued: true}
 	e.flight = f
 	c.flying.Go(func() { c.fly(a, e, f) })
 	return f
@@ -276,6 +283,9 @@ func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
 	defer close(f.done)
 	release := c.admit(f)
 	defer release()
+	if !c.takeOff(f) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(c.life, flightTime)
 	defer cancel()
 	start := time.Now()
@@ -292,6 +302,19 @@ func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
 	}
 }
 
+// takeOff ends a flight's queueing, and tells whether anybody still wants it.
+func (c *Cache) takeOff(f *flight) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f.queued = false
+	select {
+	case <-f.left:
+		return false
+	default:
+		return true
+	}
+}
+
 // admit waits until a flight may start: one that nobody waits for has a slot among the few of its kind, and each has its token. What
 // it returns is to be called at its end.
 func (c *Cache) admit(f *flight) (release func()) {
@@ -300,12 +323,14 @@ func (c *Cache) admit(f *flight) (release func()) {
 	case c.slots <- struct{}{}:
 		release = func() { <-c.slots }
 	case <-f.urgent:
+	case <-f.left:
+		return release
 	case <-c.life.Done():
 	}
 	select {
 	case <-f.urgent:
 	default:
-		if c.queue(false, f.urgent) {
+		if c.queue(false, f) {
 			return release
 		}
 	}
@@ -313,8 +338,13 @@ func (c *Cache) admit(f *flight) (release func()) {
 	return release
 }
 
-// queue waits for a token of its kind. It is false where instead was closed before, and the token is another's.
-func (c *Cache) queue(waiting bool, instead <-chan struct{}) bool {
+// queue waits for a token of its kind. It is false where the flight became urgent before, and the token is another's; it gives its token back where nobody wants the
+// flight any more, too.
+func (c *Cache) queue(waiting bool, f *flight) bool {
+	var urgent, left <-chan struct{}
+	if f != nil {
+		urgent, left = f.urgent, f.left
+	}
 	ticket := c.pace.Take(time.Now(), waiting)
 	for {
 		wait := ticket.Wait(time.Now())
@@ -324,10 +354,14 @@ func (c *Cache) queue(waiting bool, instead <-chan struct{}) bool {
 		// How fast the queue moves changes.
 		timer := time.NewTimer(min(wait, time.Second))
 		select {
-		case <-instead:
+		case <-urgent:
 			timer.Stop()
 			ticket.GiveBack()
 			return false
+		case <-left:
+			timer.Stop()
+			ticket.GiveBack()
+			return true // to where it is found out
 		case <-c.life.Done():
 			timer.Stop()
 			return true

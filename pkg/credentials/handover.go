@@ -33,7 +33,7 @@ func (c *Cache) Export() ([]byte, error) {
 }
 
 // Import takes over what another proxy's Export says, and tells how many credentials those are. They are renewed when the other
-// would have renewed them; those that no pod holds are forgotten soon. What the cache has already stays.
+// would have renewed them; those that no pod holds are forgotten soon. The newest stay.
 func (c *Cache) Import(exported []byte) (int, error) {
 	var all []handed
 	if err := json.Unmarshal(exported, &all); err != nil {
@@ -49,7 +49,7 @@ func (c *Cache) Import(exported []byte) (int, error) {
 			continue
 		}
 		e := c.entry(h.Assumption)
-		if e.document != nil {
+		if e.document != nil && !h.Expiration.After(e.document.expiration) {
 			continue
 		}
 		e.document, e.low = documentOf(h.Document, h.LastModified, h.Expiration), scaled(safe, lifetime)

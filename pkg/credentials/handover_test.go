@@ -104,3 +104,55 @@ func TestImportTakesNothingThatIsWrong(t *testing.T) {
 		}
 	})
 }
+
+// TestSuccessorTakesOverLate has the pods become known minutes after the first import, while STS is away.
+func TestSuccessorTakesOverLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old := running(t, new(fakeSTS), Config{})
+		a := assumption("a")
+		old.Hold("pod", a)
+		synctest.Wait()
+		exported, err := old.Export()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := running(t, &fakeSTS{err: &Error{Kind: Unavailable}}, Config{})
+		if _, err := c.Import(exported); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * unheld)
+		c.Hold("pod", a)
+		synctest.Wait()
+		if n, err := c.Import(exported); err != nil || n != 1 {
+			t.Errorf("imported %d, %v", n, err)
+		}
+		if d := mustGet(t, c, a); string(d.Body()) != string(mustGet(t, old, a).Body()) {
+			t.Error("it is another document")
+		}
+	})
+}
+
+// TestPodThatChangesItsMindHasNobodyAskSTS holds one assumption after the other, faster than STS answers.
+func TestPodThatChangesItsMindHasNobodyAskSTS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: time.Second}
+		c := running(t, sts, Config{})
+		for i := range 1000 {
+			c.Hold("pod", assumption(fmt.Sprint("role-", i)))
+		}
+		c.Hold("neighbour", assumption("other"))
+		time.Sleep(3 * time.Second)
+		if !has(c, assumption("other")) {
+			t.Error("the neighbour waits behind calls for nobody")
+		}
+		if n := sts.count(); n > 2*background+2 {
+			t.Errorf("STS was asked %d times for two pods", n)
+		}
+		c.mu.Lock()
+		entries := len(c.entries)
+		c.mu.Unlock()
+		if entries > 2 {
+			t.Errorf("%d entries for two pods", entries)
+		}
+	})
+}
