@@ -268,12 +268,14 @@ func (r *Resolver) askDuplicates(ctx context.Context, s Source, why error) (*Pod
 	if !r.c.AskDuplicates {
 		return nil, why
 	}
-	list, err := r.c.API.ListPods(ctx, metav1.ListOptions{
-		FieldSelector: fields.SelectorFromSet(fields.Set{"spec.nodeName": r.c.Node, "status.podIP": s.IP.String()}).String(),
-		Limit:         32,
-	})
+	// All of the node's: status.podIP would be the first address of a pod only, and what is left out of a list would pass for one that
+	// nobody else reports.
+	list, err := r.c.API.ListPods(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", r.c.Node).String()})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if list.Continue != "" {
+		return nil, why
 	}
 	var reporting []*Pod
 	for i := range list.Items {

@@ -219,6 +219,20 @@ func TestDuplicatesAreAskedForWhereTheFlagSaysSo(t *testing.T) {
 	}
 }
 
+// TestDuplicatesAreAskedForByEachAddress has a record whose DEL never came, and another pod that reports the address as its second.
+func TestDuplicatesAreAskedForByEachAddress(t *testing.T) {
+	second := netip.MustParseAddr("fd00::1")
+	for _, ip := range []netip.Addr{ipA, second} {
+		b := newBed(t, func(c *ResolverConfig) {
+			c.AskDuplicates, c.MaxElapsed, c.MaxInterval = true, 50*time.Millisecond, 10*time.Millisecond
+		})
+		former := b.pending("former")
+		b.running("present", ipA.String(), second.String())
+		b.record(ip, "c1", of(former))
+		b.refused(ip, ErrAmbiguous)
+	}
+}
+
 func TestUnreadableRecordIsNoReasonToBelieveTheStatus(t *testing.T) {
 	root := t.TempDir()
 	b := newBed(t, func(c *ResolverConfig) { c.Records = attachment.NewIndex(attachment.In(root)) })
