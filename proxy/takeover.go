@@ -24,8 +24,7 @@ type takeover struct {
 	path  string
 
 	from   *handover.Predecessor // nil where nobody served
-	server *handover.Server
-	handed atomic.Bool // whether another proxy has taken over
+	handed atomic.Bool           // whether another proxy has taken over
 }
 
 // handoverSocket is the unix socket, by the state directory.
@@ -194,10 +193,10 @@ func (t *takeover) serve(ctx context.Context, sockets []*handover.Listener) erro
 			t.log.Info("took over from the proxy that served before")
 		}
 	}
-	t.server = &handover.Server{
+	server := &handover.Server{
 		Path: t.path, Sockets: sockets, State: t.parts.cache.Export, Handed: t.handed.Store, Log: t.log,
 	}
-	if err := t.server.Run(ctx); err != nil {
+	if err := server.Run(ctx); err != nil {
 		t.log.Warn("no other proxy can take over: an upgrade closes the port for a moment", "error", err)
 		<-ctx.Done()
 	}

@@ -1,7 +1,6 @@
 package conflist
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,7 +72,7 @@ func unchain(path, plugin string) (string, error) {
 		return conf + " put back", errors.Join(os.Remove(path), syncDir(filepath.Dir(path)))
 	}
 	text, err := list.without(plugin)
-	if err != nil || bytes.Equal(text, f.text) {
+	if err != nil {
 		return "", err
 	}
 	if err := replace(f, text); err != nil {
