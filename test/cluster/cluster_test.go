@@ -85,8 +85,13 @@ func testChained(t *testing.T, n *node, _ *cloud) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.ContainsFunc(records, func(r *attachment.Record) bool { return r.Pod.Namespace == "default" && r.Pod.Name == "idle" }) {
-		t.Errorf("of the new pod there is no record among %d", len(records))
+	var pods []string
+	for _, r := range records {
+		pods = append(pods, r.Pod.Namespace+"/"+r.Pod.Name)
+	}
+	slices.Sort(pods)
+	if diff := cmp.Diff([]string{"default/" + unprotected, "default/idle"}, pods); diff != "" {
+		t.Errorf("pods on record, the one that came before and the new one (-want +got):\n%s", diff)
 	}
 
 	ip := n.must(t, "kubectl", "get", "pod", unprotected, "--output=jsonpath={.status.podIP}")
