@@ -132,13 +132,11 @@ func (k *nft) dropEmpty(family nftables.TableFamily, those map[[2]string]bool) e
 
 // clear deletes our tables, and those of probes that died.
 func (k *nft) clear() error {
-	if k.lock != nil {
-		unlock, err := k.lock(context.Background())
-		if err != nil {
-			return err
-		}
-		defer unlock()
+	unlock, err := k.alone()
+	if err != nil {
+		return err
 	}
+	defer unlock()
 	if _, err := k.endProbes(false); err != nil {
 		return err
 	}

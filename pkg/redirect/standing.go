@@ -220,13 +220,11 @@ func (s *standing) change(wanted []element, replaced func(id string) bool) (gone
 
 // transact reads what stands and changes it, again where the change of somebody who takes no lock came in between.
 func (k *nft) transact(wanted []table, change func(*standing) error) (err error) {
-	if k.lock != nil {
-		unlock, err := k.lock(context.Background())
-		if err != nil {
-			return err
-		}
-		defer unlock()
+	unlock, err := k.alone()
+	if err != nil {
+		return err
 	}
+	defer unlock()
 	for range 5 {
 		var s *standing
 		if s, err = k.read(wanted); err != nil {
@@ -237,4 +235,12 @@ func (k *nft) transact(wanted []table, change func(*standing) error) (err error)
 		}
 	}
 	return err
+}
+
+// alone keeps others who take the node's lock from changing anything until unlock is called.
+func (k *nft) alone() (unlock func(), err error) {
+	if k.lock == nil {
+		return func() {}, nil
+	}
+	return k.lock(context.Background())
 }
