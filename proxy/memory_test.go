@@ -32,13 +32,15 @@ func TestRestingProxyCollectsEarlyAndABusyOneLate(t *testing.T) {
 			}
 		}
 		wants("at the start", restingPercent)
-		for range 2 {
-			garbage = make([]byte, 2*busyRate*int(memoryCheck.Seconds()))
+		// The other look at the same time as a sleep ends: it has to have its look before more is made.
+		makes := func(n int) {
+			garbage = make([]byte, n*int(memoryCheck.Seconds()))
 			time.Sleep(memoryCheck)
+			synctest.Wait()
 		}
+		makes(2 * busyRate)
 		wants("busy", busyPercent)
-		garbage = make([]byte, busyRate*3/4*int(memoryCheck.Seconds()))
-		time.Sleep(memoryCheck)
+		makes(busyRate * 3 / 4)
 		wants("less so", busyPercent)
 		time.Sleep(2 * memoryCheck)
 		wants("at rest again", restingPercent)
