@@ -29,6 +29,7 @@ type Credentials interface {
 	Get(ctx context.Context, a roles.Assumption) (*credentials.Document, error)
 	Hold(holder string, a roles.Assumption)
 	Release(holder string)
+	Forget(holder string)
 }
 
 // Namespaces tells the annotations of a namespace, as pods.Namespaces does.
@@ -233,7 +234,7 @@ func (b *Broker) gone(pod *pods.Pod) {
 	b.mu.Lock()
 	delete(b.decisions, pod.UID)
 	b.mu.Unlock()
-	b.credentials.Release(string(pod.UID))
+	b.credentials.Forget(string(pod.UID))
 }
 
 // NamespaceChanged decides anew for the pods of a namespace whose annotations changed.

@@ -54,6 +54,7 @@ func (n *node) Source(ip netip.Addr) pods.Source {
 func (n *node) Resolve(context.Context, pods.Source) (*pods.Pod, error) { return n.pod, n.podErr }
 func (n *node) Hold(uid string, a roles.Assumption)                     { n.holds[uid] = a.RoleName() }
 func (n *node) Release(uid string)                                      { delete(n.holds, uid) }
+func (n *node) Forget(uid string)                                       { delete(n.holds, uid) }
 func (n *node) Get(_ context.Context, a roles.Assumption) (*credentials.Document, error) {
 	n.asked = append(n.asked, a)
 	if n.meanwhile != nil {

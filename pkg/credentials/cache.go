@@ -38,14 +38,22 @@ type Cache struct {
 
 	life   context.Context // that of every flight
 	end    context.CancelFunc
-	slots  chan struct{}  // bounds the flights that nobody waits for
+	ahead  chan struct{}  // bounds the flights that nobody waits for yet
+	renew  chan struct{}  // and those of them that renew what is there, which must not stand behind many pods that come
 	wake   chan struct{}  // tells Run that the next deadline may have changed
 	flying sync.WaitGroup // the flights
 
 	mu      sync.Mutex
 	closed  bool
 	entries map[roles.Assumption]*entry
-	holds   map[string]roles.Assumption // by holder
+	holds   map[string]*hold // by holder
+}
+
+// hold is what a holder holds.
+type hold struct {
+	holding    bool
+	assumption roles.Assumption
+	next       time.Time // until when what it changes to is not fetched ahead
 }
 
 // entry is what is known of one assumption. The cache's mutex guards it.
@@ -58,7 +66,7 @@ type entry struct {
 	failures int           // in a row
 	flight   *flight       // nil while none is in the air
 	holders  int
-	asked    time.Time // when it was last asked for
+	keep     time.Time // until when it stays where nobody holds it; zero where nobody ever asked
 }
 
 // Config is the cache's dependencies and settings.
@@ -72,8 +80,11 @@ type Config struct {
 }
 
 const (
-	// unheld is how long credentials that no pod holds are kept after they were last asked for.
-	unheld = time.Minute
+	// unheld is how long credentials that no pod holds are kept after they were last asked for, and imported how long those of
+	// another proxy are: the pods may be long in coming.
+	unheld, imported = time.Minute, 10 * time.Minute
+	// changeEvery is how often a holder's changes are fetched ahead. What it asks for in between is fetched for it all the same.
+	changeEvery = 30 * time.Second
 	// maxEntries bounds the cache. A node has at most a few hundred pods.
 	maxEntries = 4096
 )
@@ -90,8 +101,8 @@ func New(sts Assumer, c Config) *Cache {
 	return &Cache{
 		sts: sts, log: c.Log, observer: c.Observer, failure: c.Failed, schedule: c.Schedule, pace: NewPace(time.Now()),
 		life: life, end: end,
-		slots: make(chan struct{}, background), wake: make(chan struct{}, 1),
-		entries: make(map[roles.Assumption]*entry), holds: make(map[string]roles.Assumption),
+		ahead: make(chan struct{}, background), renew: make(chan struct{}, background), wake: make(chan struct{}, 1),
+		entries: make(map[roles.Assumption]*entry), holds: make(map[string]*hold),
 	}
 }
 
@@ -110,7 +121,12 @@ func (c *Cache) Get(ctx context.Context, a roles.Assumption) (*Document, error) 
 	now := time.Now()
 	c.mu.Lock()
 	e := c.entry(a)
-	e.asked = now
+	if e == nil {
+		c.mu.Unlock()
+		c.observer.Asked(false)
+		return nil, &Error{Kind: Throttled, Code: "TooManyAssumptions", Message: "more is asked for than this proxy keeps"}
+	}
+	e.keep = now.Add(unheld)
 	if e.document != nil && e.document.expiration.Sub(now) >= e.low {
 		d := e.document
 		c.mu.Unlock()
@@ -164,12 +180,12 @@ func (e *entry) answer(now time.Time) (*Document, error) {
 	return nil, &Error{Kind: Unavailable, Code: "Expired", Message: "the credentials ended and STS has not answered"}
 }
 
-// entry is that of the assumption, made where there is none. The mutex is held.
+// entry is that of the assumption, made where there is none; nil where there is no room for what nobody holds. The mutex is held.
 func (c *Cache) entry(a roles.Assumption) *entry {
 	e := c.entries[a]
 	if e == nil {
-		if len(c.entries) >= maxEntries {
-			c.evict()
+		if len(c.entries) >= maxEntries && !c.evict() {
+			return nil
 		}
 		e = new(entry)
 		c.entries[a] = e
@@ -177,70 +193,115 @@ func (c *Cache) entry(a roles.Assumption) *entry {
 	return e
 }
 
-// evict makes room by dropping the entry that nobody holds and that was asked for longest ago. The mutex is held.
-func (c *Cache) evict() {
+// evict makes room by dropping the entry that nobody holds and that was asked for longest ago. It is false where there is none. The mutex
+// is held.
+func (c *Cache) evict() bool {
 	var oldest roles.Assumption
 	var found *entry
 	for a, e := range c.entries {
-		if e.holders == 0 && e.flight == nil && (found == nil || e.asked.Before(found.asked)) {
+		if e.holders == 0 && e.flight == nil && (found == nil || e.keep.Before(found.keep)) {
 			oldest, found = a, e
 		}
 	}
-	if found != nil {
-		delete(c.entries, oldest)
-	}
+	delete(c.entries, oldest)
+	return found != nil
 }
 
 // Hold says that the holder, a pod's UID, uses the assumption from now on, in place of any other: it is fetched now and
-// renewed until the holder lets go. Saying it again changes nothing.
+// renewed until the holder lets go. Saying it again changes nothing. A holder that changes often is not fetched for each time.
 func (c *Cache) Hold(holder string, a roles.Assumption) {
+	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if old, ok := c.holds[holder]; ok {
-		if old == a {
-			return
-		}
-		c.release(holder)
+	h := c.holds[holder]
+	fresh := h == nil
+	if fresh {
+		h = new(hold)
+		c.holds[holder] = h
 	}
-	c.holds[holder] = a
-	e := c.entry(a)
+	if h.holding && h.assumption == a {
+		return
+	}
+	c.release(h)
+	e := c.entries[a]
+	if e == nil {
+		// There is always room for what pods hold: of those there are no more than the node has.
+		e = new(entry)
+		c.entries[a] = e
+	}
+	h.holding, h.assumption = true, a
 	if e.holders++; e.holders == 1 {
-		c.pace.Hold(time.Now(), a.Duration)
+		c.pace.Hold(now, a.Duration)
+		if fresh {
+			c.pace.Bring(now)
+		}
 	}
-	switch {
-	case e.document == nil && (e.err == nil || !time.Now().Before(e.errUntil)):
-		c.launch(a, e)
-	case e.document == nil && e.renewAt.IsZero():
-		// A failure that nobody held the assumption through has no next try of its own yet.
-		e.renewAt = e.errUntil
+	if e.document == nil {
+		c.fetch(h, a, e, now)
 	}
 	c.stir()
 }
 
-// Release says that the holder is gone. Credentials that nobody else holds go with it.
+// fetch launches a flight for what a holder holds newly, or plans one. The mutex is held.
+func (c *Cache) fetch(h *hold, a roles.Assumption, e *entry, now time.Time) {
+	switch {
+	case e.err != nil && now.Before(e.errUntil):
+		if e.renewAt.IsZero() {
+			// A failure that nobody held the assumption through has no next try of its own yet.
+			e.renewAt = e.errUntil
+		}
+	case now.Before(h.next):
+		if e.renewAt.IsZero() || e.renewAt.After(h.next) {
+			e.renewAt = h.next
+		}
+	default:
+		// Two changes at once are somebody's mistake and its correction.
+		h.next = later(h.next, now.Add(-changeEvery)).Add(changeEvery)
+		c.launch(a, e)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// Release says that the holder, which is still there, holds nothing any more. Credentials that nobody else holds go with it.
 func (c *Cache) Release(holder string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.release(holder)
+	if h := c.holds[holder]; h != nil {
+		c.release(h)
+	}
 }
 
-// Holders is how many hold credentials.
+// Forget says that the holder is gone.
+func (c *Cache) Forget(holder string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h := c.holds[holder]; h != nil {
+		c.release(h)
+		delete(c.holds, holder)
+	}
+}
+
+// Holders is how many are known to hold credentials, or to have held some.
 func (c *Cache) Holders() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.holds)
 }
 
-func (c *Cache) release(holder string) {
-	a, ok := c.holds[holder]
-	if !ok {
+// release has a holder hold nothing. The mutex is held.
+func (c *Cache) release(h *hold) {
+	if !h.holding {
 		return
 	}
-	delete(c.holds, holder)
+	a := h.assumption
+	h.holding, h.assumption = false, roles.Assumption{}
 	e := c.entries[a]
-	if e == nil {
-		return
-	}
 	if e.holders--; e.holders > 0 {
 		return
 	}
@@ -248,7 +309,7 @@ func (c *Cache) release(holder string) {
 	switch f := e.flight; {
 	case f == nil:
 		delete(c.entries, a)
-	case f.queued && e.asked.IsZero():
+	case f.queued && e.keep.IsZero():
 		// A pod that changes its mind again and again would have the others wait behind calls for nobody.
 		delete(c.entries, a)
 		close(f.left)
@@ -262,25 +323,39 @@ func (c *Cache) settle(a roles.Assumption, e *entry, creds *Credentials, failure
 	e.flight = nil
 	if failure != nil {
 		c.failed(a, e, failure, now)
-		for holder, held := range c.holds {
-			if held == a {
-				concerned = append(concerned, holder)
-			}
-		}
+		concerned = c.concerned(a, e, failure, now)
 	} else {
 		c.landed(a, e, creds, now)
 	}
-	if e.holders == 0 && c.entries[a] == e && e.asked.IsZero() {
+	if e.holders == 0 && c.entries[a] == e && e.keep.IsZero() {
 		delete(c.entries, a) // everybody left while it flew, and nobody ever asked
 	}
 	c.stir()
 	return concerned
 }
 
+// concerned is who holds the assumption and is to hear of the failure. That STS is asked too often concerns nobody whose credentials
+// are valid: what was to renew them is tried again. The mutex is held.
+func (c *Cache) concerned(a roles.Assumption, e *entry, failure *Error, now time.Time) (holders []string) {
+	if failure.Kind == Throttled && e.document != nil && e.document.expiration.After(now) {
+		return nil
+	}
+	for holder, h := range c.holds {
+		if h.holding && h.assumption == a {
+			holders = append(holders, holder)
+		}
+	}
+	return holders
+}
+
 func (c *Cache) landed(a roles.Assumption, e *entry, creds *Credentials, now time.Time) {
 	e.err, e.errUntil, e.failures = nil, time.Time{}, 0
 	lifetime := creds.Expiration.Sub(now)
-	e.renewAt = c.schedule.Renewal(creds.Expiration, lifetime)
+	left := time.Duration(-1)
+	if e.document != nil {
+		left = e.document.expiration.Sub(now)
+	}
+	e.renewAt = c.schedule.Renewal(creds.Expiration, lifetime, left)
 	// The newest credentials win: what STS made earlier never takes the place of what it made later.
 	if e.document == nil || creds.Expiration.After(e.document.expiration) {
 		e.document, e.low = newDocument(creds), scaled(safe, lifetime)

@@ -169,33 +169,141 @@ func TestIMDS23HeldCredentialsNeverRunShort(t *testing.T) {
 	})
 }
 
+// TestOutageOf29MinutesRefusesNobody has the outage begin at any time, and with it at the worst: when all have just begun to be renewed, or
+// are just about to be.
 func TestOutageOf29MinutesRefusesNobody(t *testing.T) {
+	for _, after := range []time.Duration{time.Second, 2 * time.Minute, 10 * time.Minute, 25 * time.Minute, 29*time.Minute + 59*time.Second, 30*time.Minute + time.Second, 200 * time.Minute} {
+		t.Run(after.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sts := new(fakeSTS)
+				c := running(t, sts, Config{})
+				for i := range 200 {
+					c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+				}
+				time.Sleep(after)
+				before := sts.count()
+				sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Unavailable, Code: "RequestError"}; s.latency = 5 * time.Second })
+				least := time.Hour
+				for outage := time.Now(); time.Since(outage) < 29*time.Minute; {
+					for i := range 200 {
+						d, err := c.Get(t.Context(), assumption(fmt.Sprint(i)))
+						if err != nil {
+							t.Fatal(err)
+						}
+						left := time.Until(d.Expiration())
+						if least = min(least, left); left <= 0 {
+							t.Fatal("expired credentials")
+						}
+					}
+					time.Sleep(10 * time.Second)
+				}
+				if after >= 25*time.Minute && (least > 15*time.Minute || sts.count() < before+200) {
+					t.Errorf("%v were left at least, and STS was asked %d times: was it an outage?", least, sts.count()-before)
+				}
+				sts.set(func(s *fakeSTS) { s.err, s.latency = nil, 0 })
+				time.Sleep(3 * time.Minute)
+				for i := range 200 {
+					if left := time.Until(mustGet(t, c, assumption(fmt.Sprint(i))).Expiration()); left < 1500*time.Second {
+						t.Fatalf("three minutes after the outage: %v left", left)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestNewestCredentialsWin has STS give less to a renewal than is left.
+func TestNewestCredentialsWin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sts := &fakeSTS{}
+		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
-		for i := range 200 {
-			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
-		}
-		time.Sleep(30*time.Minute + 1*time.Second) // as late as renewal can be, all but
-		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Unavailable, Code: "RequestError"}; s.latency = 5 * time.Second })
-		for range 29 {
-			for i := range 200 {
-				d, err := c.Get(t.Context(), assumption(fmt.Sprint(i)))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !d.Expiration().After(time.Now()) {
-					t.Fatal("expired credentials")
-				}
-			}
+		a := assumption("a")
+		c.Hold("pod", a)
+		synctest.Wait()
+		first := mustGet(t, c, a)
+		sts.set(func(s *fakeSTS) { s.lifetime = 15 * time.Minute })
+		for sts.count() == 1 {
 			time.Sleep(time.Minute)
 		}
-		sts.set(func(s *fakeSTS) { s.err, s.latency = nil, 0 })
-		time.Sleep(3 * time.Minute)
-		for i := range 200 {
-			if left := time.Until(mustGet(t, c, assumption(fmt.Sprint(i))).Expiration()); left < 1500*time.Second {
-				t.Fatalf("three minutes after the outage: %v left", left)
+		if left := time.Until(first.Expiration()); left > 15*time.Minute && mustGet(t, c, a) != first {
+			t.Errorf("what ends sooner took the place of what has %v left", left)
+		}
+		time.Sleep(time.Until(first.Expiration()) - 10*time.Minute)
+		if mustGet(t, c, a) == first {
+			t.Error("what ends sooner stays")
+		}
+	})
+}
+
+// TestValidCredentialsAreWorthMoreThanNewOnes has credentials run short that nobody renewed, and STS be slow.
+func TestValidCredentialsAreWorthMoreThanNewOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(fakeSTS)
+		c := running(t, sts, Config{})
+		a := assumption("a")
+		c.Hold("pod", a)
+		synctest.Wait()
+		first := mustGet(t, c, a)
+		sts.set(func(s *fakeSTS) { s.latency = 10 * time.Second; s.err = errors.New("down") })
+		time.Sleep(50 * time.Minute)
+		for range 100 {
+			start := time.Now()
+			if mustGet(t, c, a) != first {
+				t.Fatal("others")
 			}
+			if waited := time.Since(start); waited > 200*time.Millisecond {
+				t.Fatalf("a pod that could be served waited %v", waited)
+			}
+			time.Sleep(time.Second)
+		}
+		sts.set(func(s *fakeSTS) { s.latency, s.err = 100*time.Millisecond, nil })
+		time.Sleep(time.Minute)
+		if mustGet(t, c, a) == first {
+			t.Error("not renewed")
+		}
+	})
+}
+
+func TestNoCallIsWaitedForForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, &fakeSTS{latency: time.Hour}, Config{})
+		start := time.Now()
+		if _, err := c.Get(t.Context(), assumption("a")); err == nil || time.Since(start) != flightTime {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	})
+}
+
+// TestCacheIsBounded asks for more than it keeps.
+func TestCacheIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(fakeSTS)
+		c := running(t, sts, Config{})
+		c.Hold("pod", assumption("held"))
+		mustGet(t, c, assumption("held"))
+		c.mu.Lock()
+		for i := range maxEntries - 1 {
+			e := &entry{keep: time.Now().Add(time.Duration(i+1) * time.Millisecond)}
+			e.document = c.entries[assumption("held")].document
+			c.entries[assumption(fmt.Sprint(i))] = e
+		}
+		c.mu.Unlock()
+		mustGet(t, c, assumption("one more"))
+		if has(c, assumption("0")) || !has(c, assumption("1")) || !has(c, assumption("held")) || !has(c, assumption("one more")) {
+			t.Error("another than the one asked for longest ago made room")
+		}
+		c.mu.Lock()
+		for a := range c.entries {
+			c.entries[a].holders++
+		}
+		n := len(c.entries)
+		c.mu.Unlock()
+		if _, err := c.Get(t.Context(), assumption("two more")); err == nil || asError(err).Kind != Throttled {
+			t.Errorf("%v where all is held", err)
+		}
+		c.Hold("another pod", assumption("three more"))
+		if n != maxEntries || len(c.entries) != n+1 {
+			t.Errorf("%d entries, then %d", n, len(c.entries))
 		}
 	})
 }
@@ -218,22 +326,32 @@ func TestExpiredCredentialsAreNeverServed(t *testing.T) {
 	})
 }
 
+// TestErrorsAreRememberedBriefly is how long each kind of error answers in place of a call, at least and at most.
 func TestErrorsAreRememberedBriefly(t *testing.T) {
-	for kind, bound := range map[Kind]time.Duration{Malformed: 5 * time.Minute, Denied: 30 * time.Second, Throttled: 2 * time.Second, Unavailable: 500 * time.Millisecond} {
+	for kind, bound := range map[Kind][2]time.Duration{
+		Malformed: {5 * time.Minute, 5 * time.Minute}, Denied: {30 * time.Second, 30 * time.Second},
+		Throttled: {time.Second, 2 * time.Second}, Unavailable: {250 * time.Millisecond, 500 * time.Millisecond},
+	} {
 		t.Run(kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				sts := &fakeSTS{err: &Error{Kind: kind, Code: "x"}}
 				c := running(t, sts, Config{})
-				for range 50 {
+				ask := func() {
+					t.Helper()
 					if _, err := c.Get(t.Context(), assumption("a")); err == nil {
 						t.Fatal("credentials")
 					}
 				}
+				for range 50 {
+					ask()
+				}
+				time.Sleep(bound[0] - time.Millisecond)
+				ask()
 				if n := sts.count(); n != 1 {
 					t.Errorf("%d calls while the error is remembered, want 1", n)
 				}
 				sts.set(func(s *fakeSTS) { s.err = nil })
-				time.Sleep(bound + time.Millisecond)
+				time.Sleep(bound[1] - bound[0] + 2*time.Millisecond)
 				mustGet(t, c, assumption("a"))
 			})
 		})
@@ -326,7 +444,7 @@ func TestChurnLeavesNothing(t *testing.T) {
 				c.Get(ctx, a)
 				cancel()
 			}
-			c.Release(uid)
+			c.Forget(uid)
 		}
 		time.Sleep(3 * time.Minute)
 		c.mu.Lock()

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// background is how many flights may be in the air that nobody waits for.
+	// background is how many flights may be in the air that nobody waits for, of those that renew credentials and of the others each.
 	background = 8
 	// flightTime bounds one flight.
 	flightTime = 15 * time.Second
@@ -22,6 +22,7 @@ type flight struct {
 	hurry  sync.Once
 	left   chan struct{} // closed when everybody left while it queued and nobody ever asked: it does not ask STS then
 	queued bool          // guarded by the cache's mutex
+	slots  chan struct{} // those of its kind
 }
 
 // launch is the flight in the air or a new one; nil once the cache is closed. The mutex is held.
@@ -29,7 +30,10 @@ func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
 	if e.flight != nil || c.closed {
 		return e.flight
 	}
-	f := &flight{done: make(chan struct{}), urgent: make(chan struct{}), left: make(chan struct{}), queued: true}
+	f := &flight{done: make(chan struct{}), urgent: make(chan struct{}), left: make(chan struct{}), queued: true, slots: c.ahead}
+	if e.document != nil {
+		f.slots = c.renew
+	}
 	e.flight = f
 	c.flying.Go(func() { c.fly(a, e, f) })
 	return f
@@ -37,9 +41,10 @@ func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
 
 func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
 	defer close(f.done)
-	release := c.admit(f)
+	ticket, release := c.admit(f)
 	defer release()
 	if !c.takeOff(f) {
+		ticket.GiveBack()
 		return
 	}
 	ctx, cancel := context.WithTimeout(c.life, flightTime)
@@ -71,57 +76,44 @@ func (c *Cache) takeOff(f *flight) bool {
 	}
 }
 
-// admit waits until a flight may start: one that nobody waits for has a slot among the few of its kind, and each has its token. What
-// it returns is to be called at its end.
-func (c *Cache) admit(f *flight) (release func()) {
-	release = func() {}
+// admit waits until a flight may start, or is no longer wanted: one that nobody waits for has a slot among the few of its kind, and each
+// has its token. What it returns is to be called at its end.
+func (c *Cache) admit(f *flight) (t Ticket, release func()) {
 	select {
-	case c.slots <- struct{}{}:
-		release = func() { <-c.slots }
+	case f.slots <- struct{}{}:
+		if t, ok := c.queue(false, f.urgent, f.left); ok {
+			return t, func() { <-f.slots }
+		}
+		<-f.slots
 	case <-f.urgent:
 	case <-f.left:
-		return release
 	case <-c.life.Done():
 	}
-	select {
-	case <-f.urgent:
-	default:
-		if c.queue(false, f) {
-			return release
-		}
-	}
-	c.queue(true, nil)
-	return release
+	t, _ = c.queue(true, nil, f.left)
+	return t, func() {}
 }
 
-// queue waits for a token of its kind. It is false where the flight became urgent before, and the token is another's. It gives its token
-// back, too, where nobody wants the flight any more.
-func (c *Cache) queue(waiting bool, f *flight) bool {
-	var urgent, left <-chan struct{}
-	if f != nil {
-		urgent, left = f.urgent, f.left
-	}
-	ticket := c.pace.Take(time.Now(), waiting)
+// queue waits for a token of its kind. It is false where the flight became urgent before: then the token is another's. It does not wait
+// for one that is no longer wanted.
+func (c *Cache) queue(waiting bool, urgent, left <-chan struct{}) (t Ticket, ok bool) {
+	t = c.pace.Take(time.Now(), waiting)
 	for {
-		wait := ticket.Wait(time.Now())
+		wait := t.Wait(time.Now())
 		if wait <= 0 {
-			return true
+			return t, true
 		}
-		// How fast the queue moves changes.
-		timer := time.NewTimer(min(wait, time.Second))
+		timer := time.NewTimer(min(wait, time.Second)) // how fast the queue moves changes
 		select {
-		case <-urgent:
-			timer.Stop()
-			ticket.GiveBack()
-			return false
-		case <-left:
-			timer.Stop()
-			ticket.GiveBack()
-			return true // to where it is found out
-		case <-c.life.Done():
-			timer.Stop()
-			return true
 		case <-timer.C:
+			continue
+		case <-urgent:
+			t.GiveBack()
+		case <-left:
+			ok = true
+		case <-c.life.Done():
+			ok = true
 		}
+		timer.Stop()
+		return t, ok
 	}
 }

@@ -45,15 +45,18 @@ func (c *Cache) Import(exported []byte) (int, error) {
 	taken := 0
 	for _, h := range all {
 		lifetime := h.Assumption.Duration
-		if lifetime <= 0 || !h.Expiration.After(now) || h.Expiration.Sub(now) > lifetime+time.Minute || !json.Valid(h.Document) || len(c.entries) >= maxEntries {
+		if lifetime <= 0 || !h.Expiration.After(now) || h.Expiration.Sub(now) > lifetime+time.Minute || !json.Valid(h.Document) {
 			continue
 		}
 		e := c.entry(h.Assumption)
+		if e == nil {
+			continue
+		}
 		if e.document != nil && !h.Expiration.After(e.document.expiration) {
 			continue
 		}
 		e.document, e.low = documentOf(h.Document, h.LastModified, h.Expiration), scaled(safe, lifetime)
-		e.asked, e.renewAt = now, h.RenewAt
+		e.keep, e.renewAt = now.Add(imported), h.RenewAt
 		if latest := h.Expiration.Add(-e.low); e.renewAt.IsZero() || e.renewAt.After(latest) {
 			e.renewAt = latest
 		}

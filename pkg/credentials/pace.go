@@ -10,8 +10,8 @@ import (
 // must not keep STS down. (AssumeRole: 600 calls a second for an account and region, AWS STS quotas.)
 //
 // There are two buckets of tokens. Renewals and prefetches take from one that is filled with paceFactor times what the node's
-// pods need in a steady state, and in which each newly held assumption brings the token for its first call with it. Pods
-// that wait take from another, so they never stand behind those who do not.
+// pods need in a steady state, and to which each new holder brings the token for its first call. Pods that wait take from
+// another, so they never stand behind those who do not.
 //
 // Both are filled more slowly after STS throttled, and the one of those who wait after it failed, too; and faster again as time goes
 // by without that. A failure does not slow renewals down, which are few: where STS fails half of the calls, they must be twice as many.
@@ -57,6 +57,14 @@ func (p *Pace) Hold(now time.Time, session time.Duration) {
 	defer p.mu.Unlock()
 	p.held++
 	p.need += 1 / between(session).Seconds()
+	p.fill(now)
+}
+
+// Bring adds the token for the first call of a holder that was not there before. A holder that holds one assumption after the other
+// brings no more than this one: its changes would pass what keeps STS from being asked too often.
+func (p *Pace) Bring(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.fill(now)
 	p.background.made++
 }

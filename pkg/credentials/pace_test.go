@@ -44,8 +44,9 @@ func TestPaceFollowsWhatPodsNeed(t *testing.T) {
 			p := NewPace(epoch)
 			for range tt.pods {
 				p.Hold(epoch, tt.session)
+				p.Bring(epoch)
 			}
-			// Each assumption brings the token for its first call.
+			// Each pod brings the token for its first call.
 			if n := calls(p, epoch, time.Millisecond, false); n != tt.pods+spare {
 				t.Errorf("%d calls at once for %d pods", n, tt.pods)
 			}
@@ -71,6 +72,47 @@ func TestWaitingPodsHaveTheirOwnTokens(t *testing.T) {
 	if wait := p.Take(epoch, true).Wait(epoch); wait <= 0 || wait > 150*time.Millisecond {
 		t.Errorf("one too many waits %v", wait)
 	}
+}
+
+func TestTokenThatIsGivenBackIsTheNextOnes(t *testing.T) {
+	p := NewPace(epoch)
+	for range spare {
+		p.Take(epoch, false)
+	}
+	first, second := p.Take(epoch, false), p.Take(epoch, false)
+	one, two := first.Wait(epoch), second.Wait(epoch)
+	if one <= 0 || two <= one {
+		t.Fatalf("they wait %v and %v", one, two)
+	}
+	first.GiveBack()
+	if wait := second.Wait(epoch); wait != one {
+		t.Errorf("who is next waits %v and not %v", wait, one)
+	}
+}
+
+// TestWhoWaitsStandsBehindNoPrefetch has all tokens of the others be taken.
+func TestWhoWaitsStandsBehindNoPrefetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		for range 1000 {
+			c.pace.Take(time.Now(), false)
+		}
+		c.Hold("pod", assumption("a"))
+		time.Sleep(10 * time.Second)
+		if has(c, assumption("a")) {
+			t.Fatal("there were tokens left")
+		}
+		start := time.Now()
+		mustGet(t, c, assumption("a"))
+		mustGet(t, c, assumption("b"))
+		if waited := time.Since(start); waited > 0 {
+			t.Errorf("it waited %v", waited)
+		}
+		// What it took from the others' queue while it was only held, it has given back.
+		if open := c.pace.background.taken - c.pace.background.made; open > 1000-spare {
+			t.Errorf("%v tokens are owed", open)
+		}
+	})
 }
 
 func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
@@ -166,6 +208,33 @@ func TestThrottledNodeServesWaitingPodsFirst(t *testing.T) {
 			if !has(c, assumption(fmt.Sprint(i))) {
 				t.Fatal("twenty minutes later not all are fetched")
 			}
+		}
+	})
+}
+
+// TestThrottlingConcernsNobodyWhoHasCredentials has renewals be throttled, and then a pod without credentials.
+func TestThrottlingConcernsNobodyWhoHasCredentials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := map[string]int{}
+		sts := new(fakeSTS)
+		c := running(t, sts, Config{Failed: func(holder string, _ roles.Assumption, err *Error) { told[holder+" "+err.Kind.String()]++ }})
+		c.Hold("old", assumption("old"))
+		synctest.Wait()
+		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Throttled, Code: "Throttling"} })
+		c.Hold("new", assumption("new"))
+		time.Sleep(50 * time.Minute)
+		if sts.count() < 3 || told["new throttled"] == 0 || len(told) != 1 {
+			t.Errorf("told %v", told)
+		}
+		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Denied, Code: "AccessDenied"} })
+		time.Sleep(5 * time.Minute)
+		if told["old denied"] == 0 {
+			t.Errorf("of a denial told %v", told)
+		}
+		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Throttled, Code: "Throttling"} })
+		time.Sleep(time.Hour)
+		if told["old throttled"] == 0 {
+			t.Errorf("after its end told %v", told)
 		}
 	})
 }

@@ -35,10 +35,19 @@ func (s Schedule) chance(n time.Duration) time.Duration {
 // jitter spreads a delay over its upper half, so that what failed together does not come back together.
 func (s Schedule) jitter(d time.Duration) time.Duration { return d/2 + s.chance(d/2+1) }
 
-// Renewal is when credentials are renewed that end then and last so long in all. It is the lifetime that STS gave that
-// counts, not the one that it was asked for.
-func (s Schedule) Renewal(end time.Time, lifetime time.Duration) time.Time {
-	return end.Add(-scaled(renewLeast+s.chance(renewSpread), lifetime))
+// Renewal is when credentials are renewed that end then and last so long in all, where those that they replace had so much left: less
+// than nothing where there were none. It is the lifetime that STS gave that counts, not the one that it was asked for.
+//
+// What comes where nothing was, or nothing that lasted, is renewed at any time until then, for once: a fleet that fetched in one moment,
+// because all of it started or STS came back, would else renew in one moment for many hours. This way it is at once as it
+// will be in the end.
+func (s Schedule) Renewal(end time.Time, lifetime, left time.Duration) time.Time {
+	due := end.Add(-scaled(renewLeast+s.chance(renewSpread), lifetime))
+	// A minute later at the earliest: many pods do not last longer.
+	if first := end.Add(scaled(time.Minute, lifetime) - lifetime); left < scaled(safe, lifetime) && due.After(first) {
+		return first.Add(s.chance(due.Sub(first)))
+	}
+	return due
 }
 
 // scaled is d for a session of an hour or more, and the same part of a shorter one.
@@ -110,7 +119,7 @@ func (c *Cache) sweep(now time.Time) time.Time {
 		switch {
 		case e.flight != nil:
 		case e.holders == 0:
-			if now.Sub(e.asked) >= unheld && !now.Before(e.errUntil) {
+			if !now.Before(e.keep) && !now.Before(e.errUntil) {
 				delete(c.entries, a)
 			}
 		case e.renewAt.IsZero():

@@ -21,6 +21,8 @@ func fleets(_ context.Context, _ testbed.Tools, progress io.Writer) ([]figure, e
 	brownout.BrownoutAt, brownout.BrownoutTime, brownout.Failing = time.Hour, time.Hour, 0.2
 	both.RestartAt, both.RestartTime, both.HandOver = restart.RestartAt, restart.RestartTime, true
 	both.BrownoutAt, both.BrownoutTime, both.Failing = brownout.BrownoutAt, brownout.BrownoutTime, brownout.Failing
+	together := fleet
+	together.Together = true
 	killed := restart
 	killed.HandOver = false
 	steady := 0
@@ -28,7 +30,7 @@ func fleets(_ context.Context, _ testbed.Tools, progress io.Writer) ([]figure, e
 		steady += n
 	}
 	figures := []figure{{"sts_calls_per_hour_per_pod", float64(steady) / fleet.Length.Hours() / float64(fleet.Nodes*fleet.Pods), "calls"}}
-	for name, s := range map[string]scale.Scenario{"restart": restart, "brownout": brownout, "killed": killed, "restart_in_brownout": both} {
+	for name, s := range map[string]scale.Scenario{"restart": restart, "brownout": brownout, "killed": killed, "together": together, "restart_in_brownout": both} {
 		minutes := scale.PerMinute(scale.Run(s).Calls)
 		sum := 0.0
 		for _, m := range minutes {

@@ -14,6 +14,9 @@ type Scenario struct {
 	Name string
 	// Nodes have Pods each, of which each has a session of its own, of an hour.
 	Nodes, Pods int
+	// Together is that all of them get their first credentials in the first minute, which is not looked at, rather than that they have
+	// run for long.
+	Together bool
 	// Length is how long it is looked at.
 	Length time.Duration
 	// Quota is how many calls a second STS takes; the rest is throttled. Zero for no limit.
@@ -96,14 +99,20 @@ func Run(s Scenario) Result {
 	for node := range f.paces {
 		f.paces[node] = f.newPace()
 	}
-	// A fleet that has run for long: each pod is somewhere between two renewals.
 	for i := range f.pods {
-		p := &f.pods[i]
-		p.expires = f.start.Add(session)
-		due := f.schedule.Renewal(p.expires, session)
-		ago := time.Duration(chance.Int64N(int64(due.Sub(f.start))))
-		p.expires = p.expires.Add(-ago)
-		f.plan(due.Add(-ago), event{pod: int32(i), kind: renew})
+		got := f.start
+		if s.Together {
+			got = got.Add(time.Duration(chance.Int64N(int64(time.Minute))))
+		}
+		due := f.schedule.Renewal(got.Add(session), session, -1)
+		if !s.Together {
+			// Each pod is somewhere between two renewals.
+			due = f.schedule.Renewal(got.Add(session), session, session)
+			ago := time.Duration(chance.Int64N(int64(due.Sub(got))))
+			got, due = got.Add(-ago), due.Add(-ago)
+		}
+		f.pods[i].expires = got.Add(session)
+		f.plan(due, event{pod: int32(i), kind: renew})
 	}
 	for f.second = range seconds {
 		f.left = min(f.left+float64(s.Quota), float64(s.Quota))
@@ -126,6 +135,7 @@ func (f *fleet) newPace() *credentials.Pace {
 	p := credentials.NewPace(f.now())
 	for range f.Pods {
 		p.Hold(f.now(), session)
+		p.Bring(f.now())
 	}
 	return p
 }
@@ -198,8 +208,9 @@ func (f *fleet) call(e event, p *pod, pace *credentials.Pace, now time.Time) {
 	failure := f.answer()
 	pace.Told(now, failure)
 	if failure == nil {
+		left := p.expires.Sub(now)
 		p.expires, p.failures = now.Add(session), 0
-		f.plan(f.schedule.Renewal(p.expires, session), event{pod: e.pod, kind: renew})
+		f.plan(f.schedule.Renewal(p.expires, session, left), event{pod: e.pod, kind: renew})
 		return
 	}
 	p.failures++

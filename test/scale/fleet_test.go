@@ -1,6 +1,7 @@
 package scale
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -39,6 +40,45 @@ func TestSteadyFleetAsksEachHourTwiceAndABit(t *testing.T) {
 	hourly := float64(sum(r.Calls)) / 3 / (50 * 110)
 	if hourly < 2 || hourly > 2.4 || sum(r.Refused) != 0 {
 		t.Errorf("%.2f calls an hour for a pod, %d refused", hourly, sum(r.Refused))
+	}
+}
+
+// peak is the busiest minute in proportion to the mean.
+func peak(calls []int) float64 {
+	minutes := PerMinute(calls)
+	return slices.Max(minutes) * float64(len(calls)) / float64(sum(calls))
+}
+
+// TestNothingMakesAFleetAskAtOnce is the bound of the issue of scale: the busiest minute has less than half as much again as the mean.
+func TestNothingMakesAFleetAskAtOnce(t *testing.T) {
+	restart := func(s *Scenario) { s.RestartAt, s.RestartTime, s.HandOver = time.Hour, time.Hour, true }
+	brownout := func(s *Scenario) { s.BrownoutAt, s.BrownoutTime, s.Failing = time.Hour, time.Hour, 0.2 }
+	for name, change := range map[string]func(*Scenario){
+		"steady":           func(*Scenario) {},
+		"started together": func(s *Scenario) { s.Together = true },
+		"restarted":        restart,
+		"brown-out":        brownout,
+		"both":             func(s *Scenario) { restart(s); brownout(s) },
+		"killed":           func(s *Scenario) { restart(s); s.HandOver = false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := small(change)
+			s.Nodes = 500 // whose restarts one by one are no peaks
+			s.Length = 5 * time.Hour
+			if p := peak(Run(s).Calls); p > 1.5 {
+				t.Errorf("the peak is %.2f times the mean", p)
+			}
+		})
+	}
+}
+
+// TestOutageLeavesNoEcho looks at a fleet from an hour after STS came back.
+func TestOutageLeavesNoEcho(t *testing.T) {
+	s := small(func(s *Scenario) { s.BrownoutAt, s.BrownoutTime, s.Failing = 30*time.Minute, time.Hour, 1 })
+	s.Length = 6 * time.Hour
+	r := Run(s)
+	if p := peak(r.Calls[int(150*time.Minute/time.Second):]); p > 1.5 {
+		t.Errorf("the peak is %.2f times the mean", p)
 	}
 }
 

@@ -25,6 +25,7 @@ const (
 // scenarios all last five hours. What happens begins after an hour.
 var scenarios = []scale.Scenario{
 	{Name: "steady"},
+	{Name: "steady, where all pods started in one minute", Together: true},
 	{Name: "rolling restart in one hour", RestartAt: time.Hour, RestartTime: time.Hour, HandOver: true},
 	{Name: "one hour in which STS fails one call in five", BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
 	{Name: "both at once", RestartAt: time.Hour, RestartTime: time.Hour, HandOver: true, BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
