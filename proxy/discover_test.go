@@ -70,3 +70,68 @@ func TestDiscoveryTakesNothingThatMakesNoSense(t *testing.T) {
 		})
 	}
 }
+
+func TestRegionIsAskedForUntilItIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const path = "/latest/meta-data/placement/region"
+		node := &instance{up: time.Now().Add(5 * time.Minute), texts: map[string]string{path: "us-gov-west-1\n"}}
+		ask := region(node, slog.New(slog.DiscardHandler))
+		if name, err := ask(t.Context()); err != nil || name != "us-gov-west-1" || node.asked > 20 {
+			t.Errorf("%q, %v, asked %d times", name, err, node.asked)
+		}
+		for _, wrong := range []string{"", "<html>", "evil.example/", "us-east-1.evil", "US-EAST-1", "us-east"} {
+			node.texts[path] = wrong
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			if name, err := ask(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%q is taken for %q, %v", wrong, name, err)
+			}
+			cancel()
+		}
+	})
+}
+
+func TestPartitionIsThatOfTheRoles(t *testing.T) {
+	for want, o := range map[string]*options{
+		"":           {rules: roles.Rules{DefaultRole: "name"}},
+		"aws-cn":     {rules: roles.Rules{BaseARN: "arn:aws-cn:iam::123456789012:role/"}},
+		"aws-us-gov": {rules: roles.Rules{DefaultRole: "arn:aws-us-gov:iam::123456789012:role/x"}},
+		"aws":        {throughRole: "arn:aws:iam::123456789012:role/x"},
+	} {
+		if got := partition(o); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// TestEndIsNoFailure has the process be told to end while it waits for the node's metadata service.
+func TestEndIsNoFailure(t *testing.T) {
+	for name, o := range map[string]*options{
+		"discovery": {discoverBaseARN: true, metadataAddr: "127.0.0.1:1"},
+		"region":    {regionalSTS: true, metadataAddr: "127.0.0.1:1", apiServer: "http://127.0.0.1:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, key := range []string{"AWS_REGION", "AWS_DEFAULT_REGION"} {
+				t.Setenv(key, "")
+			}
+			t.Setenv("HOME", t.TempDir())
+			ctx, end := context.WithCancel(t.Context())
+			defer end()
+			var log onWrite = func(line string) {
+				if strings.Contains(line, "trying again") {
+					end()
+				}
+			}
+			if err := serve(ctx, o, slog.New(slog.NewTextHandler(log, nil))); err != nil || ctx.Err() == nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// onWrite is called with what is written.
+type onWrite func(string)
+
+func (f onWrite) Write(p []byte) (int, error) {
+	f(string(p))
+	return len(p), nil
+}

@@ -33,7 +33,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 		return &usageError{fmt.Errorf("--metadata-addr: %w", err)}
 	}
 	if err := discover(ctx, o, upstream, log); err != nil {
-		return err
+		return ended(ctx, err)
 	}
 	client, err := kubernetesClient(o)
 	if err != nil {
@@ -45,10 +45,10 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	}
 	sts, err := credentials.NewSTS(ctx, credentials.STSConfig{
 		Regional: o.regionalSTS, FIPS: o.fipsSTS, Endpoint: o.stsEndpoint, Through: o.throughRole, Session: roles.SessionName("kube2iam", o.node),
-		MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,
+		Partition: partition(o), Region: region(upstream, log), MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,
 	})
 	if err != nil {
-		return err
+		return ended(ctx, err)
 	}
 	if o.iptables {
 		if err := addNodeRule(o, log); err != nil {
@@ -93,6 +93,14 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 		return g.Wait()
 	})
 	log.Info("stopped", "error", err)
+	return err
+}
+
+// ended is no error where what failed did so because the process is told to end.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
 	return err
 }
 

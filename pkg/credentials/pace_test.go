@@ -2,6 +2,7 @@ package credentials
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -215,9 +216,14 @@ func TestThrottledNodeServesWaitingPodsFirst(t *testing.T) {
 // TestThrottlingConcernsNobodyWhoHasCredentials has renewals be throttled, and then a pod without credentials.
 func TestThrottlingConcernsNobodyWhoHasCredentials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		told := map[string]int{}
 		sts := new(fakeSTS)
-		c := running(t, sts, Config{Failed: func(holder string, _ roles.Assumption, err *Error) { told[holder+" "+err.Kind.String()]++ }})
+		c := running(t, sts, Config{Failed: func(holder string, _ roles.Assumption, err *Error) {
+			mu.Lock()
+			defer mu.Unlock()
+			told[holder+" "+err.Kind.String()]++
+		}})
 		c.Hold("old", assumption("old"))
 		synctest.Wait()
 		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Throttled, Code: "Throttling"} })

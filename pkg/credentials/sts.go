@@ -1,6 +1,7 @@
 package credentials
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,14 +9,14 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go/aws"
 	"github.com/aws/aws-sdk-go/aws/awserr"
+	sdkclient "github.com/aws/aws-sdk-go/aws/client"
 	sdk "github.com/aws/aws-sdk-go/aws/credentials"
 	"github.com/aws/aws-sdk-go/aws/credentials/stscreds"
-	"github.com/aws/aws-sdk-go/aws/ec2metadata"
 	"github.com/aws/aws-sdk-go/aws/endpoints"
 	"github.com/aws/aws-sdk-go/aws/request"
 	"github.com/aws/aws-sdk-go/aws/session"
@@ -32,7 +33,12 @@ type STSConfig struct {
 	FIPS bool
 	// Endpoint, a URL, overrides all of these; empty for none.
 	Endpoint string
-	// MetadataURL is the metadata service that the node's own credentials and region come from; empty for the SDK's default.
+	// Partition is that of the roles, "aws-cn" for one; empty where it is not known.
+	Partition string
+	// Region asks for the node's region. It is called where neither the environment nor the shared configuration names one, and the
+	// endpoint depends on it.
+	Region func(context.Context) (string, error)
+	// MetadataURL is the metadata service that the node's own credentials come from; empty for the SDK's default.
 	MetadataURL string
 	// Through is the ARN of a role that the node assumes first, to assume the pods' roles by it; empty for none.
 	Through string
@@ -46,17 +52,14 @@ type STSConfig struct {
 // container, and the instance's role. It is the one place that uses aws-sdk-go.
 type STS struct {
 	client *sts.STS
-	node   []*sdk.Credentials // what to get anew where STS calls them expired, in this order
+	mu     sync.Mutex         // one flight at a time has the node's credentials fetched anew
+	node   []*sdk.Credentials // these, in this order
 }
 
-// NewSTS makes the client. It asks the node's metadata service for the region where it is needed and nothing else names it;
-// ctx bounds that.
+// NewSTS makes the client. ctx bounds how long c.Region may take.
 func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
-	cfg := aws.NewConfig().
-		WithHTTPClient(&http.Client{Transport: transport(c.MetadataURL), Timeout: 10 * time.Second}).
-		// One try more than the first: the cache has its own pace, and a pod waits.
-		WithMaxRetries(1).
-		WithSTSRegionalEndpoint(endpoints.LegacySTSEndpoint)
+	cfg := request.WithRetryer(aws.NewConfig(), retryer{sdkclient.DefaultRetryer{NumMaxRetries: 1}}).
+		WithHTTPClient(&http.Client{Transport: transport(c.MetadataURL), Timeout: 10 * time.Second})
 	if c.Regional {
 		cfg.WithSTSRegionalEndpoint(endpoints.RegionalSTSEndpoint)
 	}
@@ -75,13 +78,9 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 		return nil, fmt.Errorf("aws session: %w", err)
 	}
 	if aws.StringValue(sess.Config.Region) == "" {
-		region := "us-east-1" // what the global endpoint is signed for
-		if (c.Regional || c.FIPS) && c.Endpoint == "" {
-			// The session's endpoint is that of STS; the metadata client must have its own.
-			meta := ec2metadata.New(sess, metadataConfig(c.MetadataURL))
-			if region, err = meta.RegionWithContext(ctx); err != nil {
-				return nil, fmt.Errorf("the region of the regional STS endpoint: %w", err)
-			}
+		region, err := c.region(ctx, sess.Config)
+		if err != nil {
+			return nil, fmt.Errorf("the region of the STS endpoint: %w", err)
 		}
 		sess.Config.Region = aws.String(region)
 	}
@@ -123,11 +122,41 @@ func (t *through) RetrieveWithContext(ctx sdk.Context) (sdk.Value, error) {
 	return v, err
 }
 
-func metadataConfig(url string) *aws.Config {
-	if url == "" {
-		return aws.NewConfig().WithEndpoint("http://169.254.169.254/latest")
+// globalRegions are what the one endpoint of a partition is signed for, or its first region where it has none for all.
+// https://docs.aws.amazon.com/general/latest/gr/sts.html
+var globalRegions = map[string]string{"aws": "us-east-1", "aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
+
+// regionPatience is how long the region is waited for that only tells which partition this is.
+const regionPatience = 10 * time.Second
+
+// region is that of the endpoint, where nothing names it.
+func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) {
+	// The environment and the shared configuration have their say in these, too.
+	regional := cfg.STSRegionalEndpoint == endpoints.RegionalSTSEndpoint || cfg.UseFIPSEndpoint == endpoints.FIPSEndpointStateEnabled
+	region := cmp.Or(globalRegions[c.Partition], globalRegions["aws"])
+	switch {
+	case c.Endpoint != "", c.Region == nil:
+		return region, nil
+	case regional:
+		return c.Region(ctx)
+	case c.Partition != "":
+		return region, nil
 	}
-	return aws.NewConfig().WithEndpoint(strings.TrimSuffix(url, "/") + "/latest")
+	ctx, cancel := context.WithTimeout(ctx, regionPatience)
+	defer cancel()
+	if of, err := c.Region(ctx); err == nil {
+		return of, nil
+	}
+	return region, nil
+}
+
+// retryer tries once more what may pass at once, since a pod waits: a connection that broke, a server's hiccup. It leaves throttling
+// alone, which the cache's own pace has to hear of, and expired credentials, which every call that runs would have fetched anew.
+type retryer struct{ sdkclient.DefaultRetryer }
+
+// ShouldRetry implements request.Retryer.
+func (r retryer) ShouldRetry(req *request.Request) bool {
+	return !throttles(req.Error) && !request.IsErrorExpiredCreds(req.Error) && r.DefaultRetryer.ShouldRetry(req)
 }
 
 // transport is net/http's own with the pool sized for one host that many flights use at once. The SDK asks the metadata
@@ -162,14 +191,42 @@ func (s *STS) Endpoint() string { return s.client.Endpoint }
 // AssumeRole makes one call, with the SDK's retry of what may pass at once. Node credentials that STS calls expired are
 // renewed and the call made once more. The error is an *Error.
 func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
+	by, err := s.keys(ctx)
+	if err != nil {
+		return nil, classify(err)
+	}
 	creds, err := s.assumeRole(ctx, a)
 	if e, ok := errors.AsType[*Error](err); ok && (e.Code == "ExpiredToken" || e.Code == "ExpiredTokenException") {
-		for _, c := range s.node {
-			c.Expire()
-		}
+		s.expire(ctx, by)
 		creds, err = s.assumeRole(ctx, a)
 	}
 	return creds, err
+}
+
+// keys are the IDs of the keys that a call is signed by now.
+func (s *STS) keys(ctx context.Context) ([]string, error) {
+	ids := make([]string, len(s.node))
+	for i, c := range s.node {
+		v, err := c.GetWithContext(ctx)
+		if err != nil {
+			return nil, err
+		}
+		ids[i] = v.AccessKeyID
+	}
+	return ids, nil
+}
+
+// expire has the node's credentials fetched anew where they still are the ones of these keys: of many flights that STS calls them
+// expired to, the first one does.
+func (s *STS) expire(ctx context.Context, keys []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, err := s.keys(ctx)
+	for i := range now {
+		if err == nil && now[i] == keys[i] {
+			s.node[i].Expire()
+		}
+	}
 }
 
 func (s *STS) assumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
@@ -232,7 +289,7 @@ func classify(err error) *Error {
 		return e
 	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException",
 		"SignatureDoesNotMatch", "IncompleteSignature", "MissingAuthenticationToken", "RequestExpired", "OptInRequired",
-		"NoCredentialProviders", "EC2RoleRequestError", "SharedCredsLoad", "WebIdentityErr":
+		"NoCredentialProviders", "EC2RoleRequestError", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr":
 		e.Kind = NodeCredentials
 		return e
 	case throughCode:
@@ -242,12 +299,17 @@ func classify(err error) *Error {
 		}
 		return e
 	}
-	if request.IsErrorThrottle(err) {
-		e.Kind = Throttled
-		return e
-	}
-	if rf, ok := errors.AsType[awserr.RequestFailure](err); ok && rf.StatusCode() == http.StatusTooManyRequests {
+	if throttles(err) {
 		e.Kind = Throttled
 	}
 	return e
+}
+
+// throttles tells whether an error says that STS is asked too often.
+func throttles(err error) bool {
+	if request.IsErrorThrottle(err) {
+		return true
+	}
+	rf, ok := errors.AsType[awserr.RequestFailure](err)
+	return ok && rf.StatusCode() == http.StatusTooManyRequests
 }

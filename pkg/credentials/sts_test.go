@@ -1,6 +1,7 @@
 package credentials
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,10 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/aws/aws-sdk-go/aws/awserr"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
@@ -27,7 +31,7 @@ const (
 // cloud is a stand-in STS that knows the node by the credentials in its environment.
 func cloud(t *testing.T) *sts.Server {
 	t.Helper()
-	for _, name := range []string{"AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN"} {
+	for _, name := range []string{"AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN", "AWS_STS_REGIONAL_ENDPOINTS", "AWS_USE_FIPS_ENDPOINT", "AWS_CONTAINER_CREDENTIALS_FULL_URI"} {
 		t.Setenv(name, "")
 	}
 	t.Setenv("HOME", t.TempDir())
@@ -131,7 +135,13 @@ func TestErrorsAreToldApart(t *testing.T) {
 		calls   int
 	}{
 		"unknown role":      {func(_ *testing.T, s *sts.Server) { s.DeleteRole(account + "reader") }, Denied, "AccessDenied", 1},
-		"throttled":         {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.Throttled) }, Throttled, "Throttling", 2},
+		"throttled":         {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.Throttled) }, Throttled, "Throttling", 1},
+		"too many requests": {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.Fault{Status: 429, Code: "Whatever"}) }, Throttled, "Whatever", 1},
+		"no container keys": {func(t *testing.T, _ *sts.Server) {
+			t.Setenv("AWS_ACCESS_KEY_ID", "")
+			t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+			t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/")
+		}, NodeCredentials, "NoCredentialProviders", 0},
 		"unavailable":       {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.Unavailable) }, Unavailable, "ServiceUnavailable", 2},
 		"region disabled":   {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.RegionDisabled) }, Denied, "RegionDisabledException", 1},
 		"down":              {func(_ *testing.T, s *sts.Server) { s.Down() }, Unavailable, "RequestError", 0},
@@ -154,6 +164,15 @@ func TestErrorsAreToldApart(t *testing.T) {
 				t.Errorf("a secret in the error: %v", err)
 			}
 		})
+	}
+}
+
+// TestNodesOwnFaultsAreNoPods is the errors of the SDK's own providers, which it reports by themselves once a provider has worked.
+func TestNodesOwnFaultsAreNoPods(t *testing.T) {
+	for _, code := range []string{"EC2RoleRequestError", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr", "ExpiredToken", "RequestExpired"} {
+		if e := classify(awserr.New(code, "no", nil)); e.Kind != NodeCredentials {
+			t.Errorf("%s is %s", code, e.Kind)
+		}
 	}
 }
 
@@ -182,10 +201,6 @@ func metadata(t *testing.T, given *atomic.Int64) *httptest.Server {
 		case "/latest/meta-data/iam/security-credentials/node":
 			n := given.Add(1)
 			fmt.Fprintf(w, `{"Code":"Success","AccessKeyId":"ASIANODE%d","SecretAccessKey":"s","Token":"t","Expiration":"2099-01-01T00:00:00Z"}`, n)
-		case "/latest/meta-data/placement/region":
-			fmt.Fprint(w, "eu-west-3")
-		case "/latest/dynamic/instance-identity/document":
-			fmt.Fprint(w, `{"region":"eu-west-3"}`)
 		default:
 			http.NotFound(w, r)
 		}
@@ -208,6 +223,35 @@ func TestExpiredNodeCredentialsAreRenewedAndTheCallMadeOnceMore(t *testing.T) {
 	if _, err := c.AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
+	if given.Load() != 2 {
+		t.Errorf("the node's credentials were fetched %d times, want 2", given.Load())
+	}
+}
+
+// TestManyCallsWithExpiredCredentialsFetchThemOnce has all calls be under way before the first one hears that its keys have ended.
+func TestManyCallsWithExpiredCredentialsFetchThemOnce(t *testing.T) {
+	s := cloud(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	var given atomic.Int64
+	m := metadata(t, &given)
+	s.PutPrincipal(sts.Principal{AccessKeyID: "ASIANODE1", SecretAccessKey: "s", SessionToken: "t", ARN: nodeName, UserID: "x", Expires: time.Unix(1, 0)})
+	for i := range 40 {
+		s.PutPrincipal(sts.Principal{AccessKeyID: fmt.Sprint("ASIANODE", i+2), SecretAccessKey: "s", SessionToken: "t", ARN: nodeName, UserID: "x"})
+	}
+	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}})
+	s.SetFault(sts.Fault{Latency: 300 * time.Millisecond})
+	c := client(t, STSConfig{Endpoint: s.URL(), MetadataURL: m.URL})
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			a := roles.Assumption{RoleARN: account + "reader", SessionName: fmt.Sprint("ns.pod-", i), Duration: time.Hour}
+			if _, err := c.AssumeRole(t.Context(), a); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 	if given.Load() != 2 {
 		t.Errorf("the node's credentials were fetched %d times, want 2", given.Load())
 	}
@@ -241,7 +285,6 @@ func TestMetadataIsNeverAskedByWayOfAWebProxy(t *testing.T) {
 }
 
 func TestEndpoints(t *testing.T) {
-	var given atomic.Int64
 	for name, tt := range map[string]struct {
 		config STSConfig
 		env    map[string]string
@@ -258,6 +301,12 @@ func TestEndpoints(t *testing.T) {
 		"FIPS":                     {STSConfig{FIPS: true}, map[string]string{"AWS_REGION": "us-east-2"}, "https://sts-fips.us-east-2.amazonaws.com"},
 		"FIPS and regional":        {STSConfig{FIPS: true, Regional: true}, map[string]string{"AWS_REGION": "us-west-2"}, "https://sts-fips.us-west-2.amazonaws.com"},
 		"FIPS by metadata":         {STSConfig{FIPS: true}, nil, "https://sts-fips.eu-west-3.amazonaws.com"},
+		"regional by AWS's own":    {STSConfig{}, map[string]string{"AWS_REGION": "eu-west-1", "AWS_STS_REGIONAL_ENDPOINTS": "regional"}, "https://sts.eu-west-1.amazonaws.com"},
+		"the same, by metadata":    {STSConfig{}, map[string]string{"AWS_STS_REGIONAL_ENDPOINTS": "regional"}, "https://sts.eu-west-3.amazonaws.com"},
+		"FIPS by AWS's own":        {STSConfig{}, map[string]string{"AWS_USE_FIPS_ENDPOINT": "true"}, "https://sts-fips.eu-west-3.amazonaws.com"},
+		"China by its roles":       {STSConfig{Partition: "aws-cn"}, nil, "https://sts.cn-north-1.amazonaws.com.cn"},
+		"GovCloud by its roles":    {STSConfig{Partition: "aws-us-gov"}, nil, "https://sts.us-gov-west-1.amazonaws.com"},
+		"a partition with no name": {STSConfig{Partition: "aws-new"}, nil, "https://sts.amazonaws.com"},
 		"its own":                  {STSConfig{Endpoint: "https://vpce.example"}, nil, "https://vpce.example"},
 		"its own, though regional": {STSConfig{Endpoint: "https://vpce.example", Regional: true}, nil, "https://vpce.example"},
 	} {
@@ -266,12 +315,42 @@ func TestEndpoints(t *testing.T) {
 			for k, v := range tt.env {
 				t.Setenv(k, v)
 			}
-			tt.config.MetadataURL = metadata(t, &given).URL
+			tt.config.Region = func(context.Context) (string, error) { return "eu-west-3", nil }
 			if got := client(t, tt.config).Endpoint(); got != tt.want {
 				t.Errorf("%s, want %s", got, tt.want)
 			}
 		})
 	}
+}
+
+// TestRegionThatNobodyTells is what becomes of a node whose metadata service does not answer.
+func TestRegionThatNobodyTells(t *testing.T) {
+	cloud(t)
+	unknown := func(in string) func(context.Context) (string, error) {
+		return func(ctx context.Context) (string, error) {
+			if in != "" {
+				return in, nil
+			}
+			<-ctx.Done()
+			return "", ctx.Err()
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		s, err := NewSTS(t.Context(), STSConfig{Region: unknown("")})
+		if err != nil || s.Endpoint() != "https://sts.amazonaws.com" || time.Since(start) != regionPatience {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		if s, err = NewSTS(t.Context(), STSConfig{Region: unknown("cn-northwest-1")}); err != nil || s.Endpoint() != "https://sts.cn-northwest-1.amazonaws.com.cn" {
+			t.Errorf("roles of no known partition on a node in China: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		// Which endpoint a regional one is nobody can guess.
+		if _, err = NewSTS(ctx, STSConfig{Regional: true, Region: unknown("")}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("regional: %v", err)
+		}
+	})
 }
 
 func TestSharedFilesAreReadLikeAnySDKReadsThem(t *testing.T) {

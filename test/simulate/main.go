@@ -87,9 +87,11 @@ func back(s scale.Scenario, r scale.Result) string {
 			last = minute
 		}
 	}
-	switch end := int((s.BrownoutAt + s.BrownoutTime) / time.Minute); {
+	switch end := int(max(s.BrownoutAt+s.BrownoutTime, s.RestartAt+s.RestartTime) / time.Minute); {
 	case last < 0:
 		return "-"
+	case last < end:
+		return "at once"
 	case last == len(r.Refused)-1:
 		return "never"
 	default:
