@@ -10,6 +10,11 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 )
 
+// requestPace, in requests a second, and requestBurst bound what a node asks of the API server. A proxy that starts with restrictions lists
+// and watches the namespace of each pod, and pods wait for these: all of them fit into the burst, for more pods than any node has. What
+// requests of pods and their Events may add has bounds of its own.
+const requestPace, requestBurst = 50, 600
+
 // kubernetesClient reads where the API server is: from --api-server, else --kubeconfig, else the pod's service account.
 func kubernetesClient(o *options) (*kube.Client, error) {
 	config, err := kubernetesConfig(o)
@@ -23,7 +28,7 @@ func kubernetesClient(o *options) (*kube.Client, error) {
 		config.TLSClientConfig = rest.TLSClientConfig{Insecure: true, CertData: config.CertData, KeyData: config.KeyData, CertFile: config.CertFile, KeyFile: config.KeyFile}
 	}
 	config.UserAgent = "kube2iam-proxy/" + version
-	config.QPS, config.Burst = 20, 40
+	config.QPS, config.Burst = requestPace, requestBurst
 	return kube.New(config)
 }
 

@@ -155,6 +155,7 @@ func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumptio
 	}
 	d := b.decide(ctx, pod)
 	if d.err != nil {
+		b.tellAgain(pod, d.err)
 		return roles.Assumption{}, nil, refuseRole(pod, d.err)
 	}
 	return d.assumption, pod, nil
@@ -214,13 +215,33 @@ func (b *Broker) changed(pod *pods.Pod) {
 		b.credentials.Release(string(pod.UID))
 		if changed := !known || old.err == nil || old.err.Error() != d.err.Error(); changed && !errors.Is(d.err, roles.ErrNoRole) && !errors.Is(d.err, pods.ErrNotShown) {
 			b.log.Warn("pod gets no role", "pod", pod.String(), "reason", d.err)
-			if reason := eventReason(d.err); reason != "" {
-				b.tell.Refused(pod, reason, d.err.Error())
-			}
 		}
+		b.tellOwner(pod, d.err)
 		return
 	}
 	b.credentials.Hold(string(pod.UID), d.assumption)
+}
+
+// tellOwner is for every time that a mistake is met, which Events bounds: an Event lasts for an hour, and may not have been written.
+func (b *Broker) tellOwner(pod *pods.Pod, err error) {
+	if reason := eventReason(err); reason != "" {
+		b.tell.Refused(pod, reason, err.Error())
+	}
+}
+
+// tellAgain is tellOwner for a request, which does not wait: it is said by another where pods change in this moment, and nothing is said
+// of a pod that is gone meanwhile, which nobody would forget any more.
+func (b *Broker) tellAgain(pod *pods.Pod, err error) {
+	if !b.events.TryLock() {
+		return
+	}
+	defer b.events.Unlock()
+	b.mu.RLock()
+	_, known := b.decisions[pod.UID]
+	b.mu.RUnlock()
+	if known {
+		b.tellOwner(pod, err)
+	}
 }
 
 // PodGone implements pods.Watcher.
@@ -256,6 +277,8 @@ func (b *Broker) NamespaceChanged(namespace string) {
 
 // Failed is told of a call to STS that failed, for each pod that holds what it was for.
 func (b *Broker) Failed(holder string, a roles.Assumption, err *credentials.Error) {
+	b.events.Lock() // as tellAgain has it
+	defer b.events.Unlock()
 	b.mu.RLock()
 	d, ok := b.decisions[types.UID(holder)]
 	b.mu.RUnlock()

@@ -339,7 +339,22 @@ func TestOwnersAreToldWhatIsWrong(t *testing.T) {
 	b.PodChanged(pod("a", "not a role"))
 	tells("malformed", `ns/pod-a IAMRoleInvalid: iam.amazonaws.com/role: "arn:aws:iam::123456789012:role/not a role" is not the ARN`)
 	b.PodChanged(pod("a", "not a role"))
-	tells("malformed as before")
+	tells("malformed as before", "ns/pod-a IAMRoleInvalid")
+	n.pod = pod("a", "not a role")
+	for range 2 {
+		if _, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err == nil {
+			t.Error("a role")
+		}
+	}
+	tells("and asked for", "ns/pod-a IAMRoleInvalid", "ns/pod-a IAMRoleInvalid")
+	if lines := strings.Count(n.log.String(), "pod gets no role"); lines != 1 {
+		t.Errorf("%d lines in the log", lines)
+	}
+	n.pod = pod("stranger", "not a role")
+	if _, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err == nil {
+		t.Error("a role")
+	}
+	tells("a pod that is not known any more")
 	b.PodChanged(pod("a", "admin"))
 	tells("forbidden", "ns/pod-a IAMRoleForbidden: namespace ns: role "+base+"admin: the namespace does not allow the role")
 	b.PodChanged(pod("a", "reader"))

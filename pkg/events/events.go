@@ -27,8 +27,8 @@ type API interface {
 }
 
 // Events writes Events to the API server, one at a time and in the background. What is said again is counted up in the Event that said
-// it before, at most once in a while, and of one pod a few Events are written in a while. What there is no room for is lost: it is said
-// again by what is still wrong.
+// it before, at most once in a while, and of one pod, and of a node, a few Events are written in a while. What there is no room for is lost, and
+// said again by what is still wrong: the pod asks again, STS refuses again, every pod is looked at again now and then.
 //
 // It is a Watcher, by which it learns which pods to forget. (client-go's recorder does as much, and links what merges patches of
 // every kind of object: two megabytes.)
@@ -36,10 +36,17 @@ type Events struct {
 	api   API
 	node  string
 	log   *slog.Logger
-	queue chan *corev1.Event
+	queue chan queued
 
-	mu   sync.Mutex
-	pods map[types.UID]*told
+	mu    sync.Mutex
+	limit *rate.Limiter // of this node
+	pods  map[types.UID]*told
+}
+
+// queued is an Event to be written, and what it says.
+type queued struct {
+	event *corev1.Event
+	what  saying
 }
 
 // told is what was said of one pod.
@@ -58,8 +65,12 @@ type said struct {
 const (
 	// pause is how long the same is not said again.
 	pause = 10 * time.Minute
-	// burst is how many Events there are of one pod at once, and every how often there is one more.
-	burst, every = 5, 5 * time.Minute
+	// again is the same for what could not be written.
+	again = time.Minute
+	// burst is how many Events there are of one pod at once, and every how often there is one more; nodeBurst and nodeEvery are those of
+	// all pods of a node together: what is wrong with STS is wrong for all of them, on every node.
+	burst, every         = 5, 5 * time.Minute
+	nodeBurst, nodeEvery = 50, 2 * time.Second
 	// component is who says it.
 	component = "kube2iam-cni"
 	// maxMessage is the longest that the API server takes.
@@ -73,7 +84,10 @@ const (
 
 // New is a writer that begins with Run; what is told before waits.
 func New(api API, node string, log *slog.Logger) *Events {
-	return &Events{api: api, node: node, log: log, queue: make(chan *corev1.Event, maxQueue), pods: make(map[types.UID]*told)}
+	return &Events{
+		api: api, node: node, log: log, queue: make(chan queued, maxQueue),
+		limit: rate.NewLimiter(rate.Every(nodeEvery), nodeBurst), pods: make(map[types.UID]*told),
+	}
 }
 
 // Run writes until ctx ends.
@@ -82,8 +96,10 @@ func (e *Events) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case event := <-e.queue:
+		case q := <-e.queue:
+			event := q.event
 			if err := e.write(ctx, event); err != nil && ctx.Err() == nil {
+				e.lost(q)
 				e.log.Warn("an event could not be written", "pod", event.Namespace+"/"+event.InvolvedObject.Name, "reason", event.Reason, "error", err)
 			}
 		}
@@ -113,13 +129,25 @@ func (e *Events) Refused(p *pods.Pod, reason, message string) {
 	if len(message) > maxMessage {
 		message = strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
 	}
-	event := e.due(p, saying{reason, message}, time.Now())
+	what := saying{reason, message}
+	event := e.due(p, what, time.Now())
 	if event == nil {
 		return
 	}
+	q := queued{event, what}
 	select {
-	case e.queue <- event:
+	case e.queue <- q:
 	default:
+		e.lost(q)
+	}
+}
+
+// lost has what was not written be said again soon, if it still is to be.
+func (e *Events) lost(q queued) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if of := e.pods[q.event.InvolvedObject.UID]; of != nil && of.sayings[q.what] != nil {
+		of.sayings[q.what].at = time.Now().Add(again - pause)
 	}
 }
 
@@ -136,9 +164,10 @@ func (e *Events) due(p *pods.Pod, what saying, now time.Time) *corev1.Event {
 		e.pods[p.UID] = of
 	}
 	before := of.sayings[what]
-	if before != nil && now.Sub(before.at) < pause || !of.limit.AllowN(now, 1) {
+	if before != nil && now.Sub(before.at) < pause || e.limit.TokensAt(now) < 1 || !of.limit.AllowN(now, 1) {
 		return nil
 	}
+	e.limit.AllowN(now, 1)
 	var event *corev1.Event
 	if before != nil {
 		event = before.event.DeepCopy()

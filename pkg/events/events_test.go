@@ -3,6 +3,7 @@ package events
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -140,6 +141,72 @@ func TestTheSameIsSaidOnceInAWhileAndCounted(t *testing.T) {
 	})
 }
 
+// TestWhatCouldNotBeWrittenIsSaidAgain has the API server be away, and the queue be full.
+func TestWhatCouldNotBeWrittenIsSaidAgain(t *testing.T) {
+	writing(t, func(s *server, e *Events) {
+		s.err = errors.New("away")
+		tell := func() {
+			e.Refused(somePod("x"), "IAMRoleDenied", "no")
+			synctest.Wait()
+		}
+		tell()
+		tell() // not at once: the API server has enough to do
+		if s.created != 1 {
+			t.Errorf("%d tries", s.created)
+		}
+		s.err = nil
+		clear(s.events)
+		time.Sleep(again)
+		tell()
+		time.Sleep(again)
+		tell()
+		if len(s.events) != 1 || s.created != 2 {
+			t.Errorf("%d events by %d tries", len(s.events), s.created)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // nobody writes
+		for range maxQueue {
+			e.queue <- queued{}
+		}
+		e.Refused(somePod("x"), "IAMRoleDenied", "no")
+		<-e.queue
+		time.Sleep(again)
+		e.Refused(somePod("x"), "IAMRoleDenied", "no")
+		if len(e.queue) != maxQueue {
+			t.Error("it is not said again")
+		}
+		e.PodGone(somePod("x"))
+		e.lost(queued{e.event(somePod("x"), saying{}, time.Now()), saying{}})
+		if len(e.pods) != 0 {
+			t.Error("a pod that is gone came back")
+		}
+	})
+}
+
+// TestManyPodsDoNotFloodTheAPIServer is a node all of whose pods hear the same of STS.
+func TestManyPodsDoNotFloodTheAPIServer(t *testing.T) {
+	writing(t, func(s *server, e *Events) {
+		told := map[string]bool{}
+		for range 600 {
+			for i := range 250 {
+				e.Refused(somePod(fmt.Sprint(i)), "IAMRoleThrottled", "no")
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if n := s.created; n > nodeBurst+int(600*time.Second/nodeEvery) {
+				t.Fatalf("%d events", n)
+			}
+		}
+		for _, event := range s.events {
+			told[event.InvolvedObject.Name] = true
+		}
+		if len(told) != 250 {
+			t.Errorf("%d of 250 pods are told in ten minutes", len(told))
+		}
+	})
+}
+
 func TestEachPodIsToldForItself(t *testing.T) {
 	writing(t, func(s *server, e *Events) {
 		e.Refused(somePod("x"), "IAMRoleDenied", "no")
@@ -171,11 +238,14 @@ func TestOnePodCannotFloodTheAPIServer(t *testing.T) {
 
 // TestAPIServerThatDoesNotAnswerHoldsNobodyUp has more to say than waits for it.
 func TestAPIServerThatDoesNotAnswerHoldsNobodyUp(t *testing.T) {
-	e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // nobody writes
-	for i := range 2 * maxPods {
-		e.Refused(somePod(fmt.Sprint(i)), "IAMRoleDenied", "no")
-	}
-	if len(e.queue) != maxQueue || len(e.pods) > maxPods {
-		t.Errorf("%d wait, of %d pods", len(e.queue), len(e.pods))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // nobody writes
+		for i := range 2 * maxPods {
+			e.Refused(somePod(fmt.Sprint(i)), "IAMRoleDenied", "no")
+			time.Sleep(nodeEvery)
+		}
+		if len(e.queue) != maxQueue || len(e.pods) > maxPods {
+			t.Errorf("%d wait, of %d pods", len(e.queue), len(e.pods))
+		}
+	})
 }

@@ -34,8 +34,9 @@ var (
 
 // Resolver finds the pod behind a source address.
 type Resolver struct {
-	c     ResolverConfig
-	lives *rate.Limiter // bounds what requests can make the API server do
+	c ResolverConfig
+	// These bound what requests can make the API server do: get a pod, and list all of the node's, which costs more.
+	gets, lists *rate.Limiter
 }
 
 // ResolverConfig is what a Resolver depends on.
@@ -57,7 +58,7 @@ type ResolverConfig struct {
 
 // NewResolver is a resolver over records and watch.
 func NewResolver(c ResolverConfig) *Resolver {
-	return &Resolver{c: c, lives: rate.NewLimiter(20, 20)}
+	return &Resolver{c: c, gets: rate.NewLimiter(20, 20), lists: rate.NewLimiter(2, 4)}
 }
 
 // Source is a source address and who holds it by the records of this node, as of one moment.
@@ -240,9 +241,6 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, e
 // worse: what it says of a pod is newer than anything that a watch could still show. why is the lookup's error, and the
 // answer's where asking does not help.
 func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done bool, err error) {
-	if !r.lives.Allow() {
-		return nil, false, why
-	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if errors.Is(why, ErrAmbiguous) {
@@ -250,7 +248,7 @@ func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done
 		return pod, err == nil, err
 	}
 	record := s.record
-	if record == nil {
+	if record == nil || !r.gets.Allow() {
 		return nil, false, why
 	}
 	found, err := r.c.API.GetPod(ctx, record.Pod.Namespace, record.Pod.Name)
@@ -265,7 +263,7 @@ func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done
 }
 
 func (r *Resolver) askDuplicates(ctx context.Context, s Source, why error) (*Pod, error) {
-	if !r.c.AskDuplicates {
+	if !r.c.AskDuplicates || !r.lists.Allow() {
 		return nil, why
 	}
 	// All of the node's: status.podIP would be the first address of a pod only, and what is left out of a list would pass for one that

@@ -33,7 +33,8 @@ func ValidARN(arn string) error {
 
 func validExternalID(id string) error {
 	if len(id) < minExternalID || len(id) > maxExternalID || !externalID.MatchString(id) {
-		return fmt.Errorf("%q is not an external ID: %d to %d of letters, digits and _+=,.@:/-", shorten(id), minExternalID, maxExternalID)
+		// It is a shared secret of a kind: it is not repeated.
+		return fmt.Errorf("it is not an external ID: %d to %d of letters, digits and _+=,.@:/-", minExternalID, maxExternalID)
 	}
 	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"regexp/syntax"
 	"strings"
+	"sync"
 )
 
 // Format is how the patterns of a namespace are written.
@@ -35,12 +37,18 @@ type Restriction struct {
 	Format Format
 	// PermittedKey is empty where kiam's annotation is not read.
 	PermittedKey string
+
+	lists lists
 }
 
-// maxPatterns and maxPattern bound what a namespace can make the proxy compile.
+// These bound what a namespace can make the proxy compile: how many patterns, of how many bytes, and of how many instructions they are in
+// all. A repetition is as many times its operand, so a short pattern may be a program of a hundred megabytes.
 const (
 	maxPatterns = 256
 	maxPattern  = 2048
+	maxProgram  = 20_000
+	// maxKept bounds the instructions of all that is kept compiled.
+	maxKept = 100_000
 )
 
 // Keys are the annotations of a namespace that are read.
@@ -62,61 +70,127 @@ func (r *Restriction) allows(annotations map[string]string, arn, baseARN string)
 		return fmt.Errorf("%w: it has no annotation %s", ErrForbidden, strings.Join(r.Keys(), " or "))
 	}
 	if hasList {
-		var patterns []string
-		if err := json.Unmarshal([]byte(listed), &patterns); err != nil {
-			return fmt.Errorf("%w: its annotation %s is not a JSON array of strings: %q", ErrForbidden, r.Key, shorten(listed))
-		}
-		if err := match(r.Key, patterns, r.Format, arn, baseARN); err != nil {
+		if err := r.list(r.Key, listed, r.Format).allows(arn, baseARN); err != nil {
 			return err
 		}
 	}
 	if hasPermitted {
-		return match(r.PermittedKey, []string{permitted}, Regexp, arn, baseARN)
+		return r.list(r.PermittedKey, permitted, Regexp).allows(arn, baseARN)
 	}
 	return nil
 }
 
-// match is nil where one of the annotation's patterns matches the role.
-func match(key string, patterns []string, format Format, arn, baseARN string) error {
-	if len(patterns) > maxPatterns {
-		return fmt.Errorf("%w: its annotation %s has %d patterns, more than %d", ErrForbidden, key, len(patterns), maxPatterns)
-	}
-	// All are compiled before one is believed: a list with a malformed pattern is not what its author meant.
-	allowed := false
-	for _, p := range patterns {
-		re, err := compile(p, format)
-		if err != nil {
-			return fmt.Errorf("%w: its annotation %s: %w", ErrForbidden, key, err)
-		}
-		role, ok := arn, true
-		if !strings.HasPrefix(strings.TrimPrefix(p, "^"), "arn:") {
-			// It stands under the base ARN, as a role's name would.
-			role, ok = strings.CutPrefix(arn, baseARN)
-		}
-		allowed = allowed || ok && re.MatchString(role)
-	}
-	if !allowed {
-		return fmt.Errorf("%w: no pattern of its annotation %s matches", ErrForbidden, key)
-	}
-	return nil
+// list is the patterns of an annotation.
+type list struct {
+	key      string
+	patterns []pattern
+	err      error // why it allows nothing
+	program  int   // how many instructions it has
 }
 
-// compile anchors the pattern at both ends.
-func compile(pattern string, format Format) (*regexp.Regexp, error) {
-	if pattern == "" || len(pattern) > maxPattern {
-		return nil, fmt.Errorf("the pattern %q does not have 1 to %d bytes", shorten(pattern), maxPattern)
+type pattern struct {
+	*regexp.Regexp
+	whole bool // whether it is of whole ARNs, or of what stands under the base ARN, as a role's name does
+}
+
+// lists keeps annotations compiled: each pod of a namespace is decided by the same ones, and again whenever it changes.
+type lists struct {
+	mu      sync.Mutex
+	known   map[[2]string]*list // by key and text
+	program int                 // the instructions of all
+}
+
+func (r *Restriction) list(key, text string, format Format) *list {
+	r.lists.mu.Lock()
+	defer r.lists.mu.Unlock()
+	id := [2]string{key, text}
+	if l := r.lists.known[id]; l != nil {
+		return l
 	}
-	expr := strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, `.*`)
-	if format == Regexp {
-		// Parsed alone first, so that an unbalanced ")" cannot close the group that anchors it.
-		if _, err := regexp.Compile(pattern); err != nil {
-			return nil, fmt.Errorf("the pattern %q: %w", shorten(pattern), err)
+	patterns, err := []string{text}, error(nil)
+	if key == r.Key {
+		patterns = nil
+		if err = json.Unmarshal([]byte(text), &patterns); err != nil {
+			err = fmt.Errorf("it is not a JSON array of strings: %q", shorten(text))
 		}
-		expr = pattern
 	}
-	re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
+	l := &list{key: key}
+	if err == nil {
+		err = l.compile(patterns, format)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("the pattern %q: %w", shorten(pattern), err)
+		l = &list{key: key, err: fmt.Errorf("%w: its annotation %s: %w", ErrForbidden, key, err)}
 	}
-	return re, nil
+	size := l.program + 1 + len(text)/8
+	if r.lists.program += size; r.lists.known == nil || r.lists.program > maxKept {
+		r.lists.known, r.lists.program = make(map[[2]string]*list), size
+	}
+	r.lists.known[id] = l
+	return l
+}
+
+// compile compiles all patterns before one is believed: a list with a malformed pattern is not what its author meant.
+func (l *list) compile(patterns []string, format Format) error {
+	if len(patterns) > maxPatterns {
+		return fmt.Errorf("it has %d patterns, more than %d", len(patterns), maxPatterns)
+	}
+	for _, p := range patterns {
+		re, size, err := compile(p, format, maxProgram-l.program)
+		if err != nil {
+			return fmt.Errorf("the pattern %q: %w", shorten(p), err)
+		}
+		l.program += size
+		l.patterns = append(l.patterns, pattern{re, strings.HasPrefix(strings.TrimPrefix(p, "^"), "arn:")})
+	}
+	return nil
+}
+
+// allows is nil where one of the patterns matches the role.
+func (l *list) allows(arn, baseARN string) error {
+	if l.err != nil {
+		return l.err
+	}
+	name, under := strings.CutPrefix(arn, baseARN)
+	for _, p := range l.patterns {
+		if p.whole && p.MatchString(arn) || !p.whole && under && p.MatchString(name) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: no pattern of its annotation %s matches", ErrForbidden, l.key)
+}
+
+// compile anchors the pattern at both ends, and tells how many instructions it is; no more than most.
+func compile(text string, format Format, most int) (re *regexp.Regexp, size int, err error) {
+	if text == "" || len(text) > maxPattern {
+		return nil, 0, fmt.Errorf("it does not have 1 to %d bytes", maxPattern)
+	}
+	expr := text
+	if format == Glob {
+		expr = strings.ReplaceAll(regexp.QuoteMeta(text), `\*`, `.*`)
+	}
+	// Parsed alone first, so that an unbalanced ")" cannot close the group that anchors it.
+	parsed, err := syntax.Parse(expr, syntax.Perl)
+	if err != nil {
+		return nil, 0, err
+	}
+	if size = instructions(parsed); size > most {
+		return nil, 0, fmt.Errorf("with it the annotation is too large: more than %d instructions", maxProgram)
+	}
+	re, err = regexp.Compile(`\A(?:` + expr + `)\z`)
+	return re, size, err
+}
+
+// instructions is about how many a regular expression is compiled to, and at most maxProgram+1.
+func instructions(re *syntax.Regexp) int {
+	n := 1 + len(re.Rune)/2 // a class is one with a table
+	if re.Op == syntax.OpLiteral {
+		n = len(re.Rune)
+	}
+	for _, sub := range re.Sub {
+		n = min(n+instructions(sub), maxProgram+1)
+	}
+	if re.Op == syntax.OpRepeat {
+		n *= max(re.Min, re.Max, 1) // Max is -1 for no end
+	}
+	return min(n, maxProgram+1)
 }

@@ -111,7 +111,7 @@ func (r *Rules) session(s Subject, arn string) (Assumption, error) {
 	}
 	a.SessionName = SessionName(s.Namespace, s.Name)
 	if r.Scope == RoleScope {
-		a.SessionName = SessionName("kube2iam", r.Node)
+		a.SessionName = NodeSessionName(r.Node)
 	}
 	annotated(r.SessionNameKey, func(v string) error {
 		a.SessionName = v

@@ -34,6 +34,15 @@ func ParseScope(name string) (Scope, error) {
 // A role session name, as AssumeRole takes it, in bytes.
 const minSessionName, maxSessionName = 2, 64
 
+// nodeSessions stands in the place of the namespace in the names of a node's own sessions.
+const nodeSessions = "kube2iam"
+
+// NodeSessionName is the session name of a node, for what is no single pod's.
+func NodeSessionName(node string) string { return SessionName(nodeSessions, node) }
+
+// cutName is how the names end that SessionName has cut.
+var cutName = regexp.MustCompile(`=[0-9a-f]{16}$`)
+
 // SessionName is the session name of a pod, "<namespace>.<pod>". A namespace holds no dot, so the names of two pods never
 // meet; one that is too long, or outside the alphabet that AssumeRole takes, is cut and cleaned and ends in a hash of
 // the whole.
@@ -64,8 +73,15 @@ func chosenSessionName(name, namespace string) error {
 	if len(name) < minSessionName || len(name) > maxSessionName || !sessionWord.MatchString(name) {
 		return fmt.Errorf("%q is not a session name: %d to %d of letters, digits and _+=,.@-", shorten(name), minSessionName, maxSessionName)
 	}
-	if owner, _, dotted := strings.Cut(name, "."); dotted && owner != namespace {
+	owner, _, dotted := strings.Cut(name, ".")
+	switch {
+	case dotted && owner != namespace:
 		return fmt.Errorf("%q has a dot, and what is before it is not the pod's namespace", name)
+	case dotted && owner == nodeSessions:
+		return fmt.Errorf("%q is like the names of nodes' own sessions", name)
+	case !dotted && cutName.MatchString(name):
+		// That of a pod in a namespace with a long name has lost its dot.
+		return fmt.Errorf("%q ends as names do that were cut", name)
 	}
 	return nil
 }

@@ -74,6 +74,7 @@ func TestSessionThatSTSWouldRefuseIsInvalid(t *testing.T) {
 		"a name with a space":          {nameKey, "a b"},
 		"another pod's name":           {nameKey, "kube-system.admin"},
 		"an empty namespace's":         {nameKey, ".pod"},
+		"another namespace's, cut":     {nameKey, SessionName(strings.Repeat("n", 60), "pod")},
 		"an empty policy":              {policyKey, ""},
 		"no JSON":                      {policyKey, "allow all"},
 		"no object":                    {policyKey, `["Statement"]`},
@@ -91,6 +92,22 @@ func TestSessionThatSTSWouldRefuseIsInvalid(t *testing.T) {
 	}
 	if TagValue("prod-1: a/b=c@d") != nil || TagValue("a*") == nil || TagValue(strings.Repeat("a", 257)) == nil {
 		t.Error("tag values are not held to STS's limits")
+	}
+}
+
+// TestNoPodActsInANodesName is a pod of the one namespace whose names begin as those of nodes do.
+func TestNoPodActsInANodesName(t *testing.T) {
+	s := subject(map[string]string{nameKey: "kube2iam.node-1"})
+	s.Namespace = "kube2iam"
+	if a, err := sessionRules(func(r *Rules) { r.Scope = RoleScope }).Assumption(s); err == nil {
+		t.Errorf("%+v", a)
+	}
+}
+
+func TestExternalIDIsNotRepeated(t *testing.T) {
+	r := sessionRules(func(r *Rules) { r.ExternalIDKey = "id" })
+	if _, err := r.Assumption(subject(map[string]string{"id": "se cret"})); err == nil || strings.Contains(err.Error(), "se cret") {
+		t.Errorf("%v", err)
 	}
 }
 
