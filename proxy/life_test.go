@@ -33,11 +33,14 @@ import (
 
 const roleKey = "iam.amazonaws.com/role"
 
-// countingSTS gives credentials for an hour, and counts.
+// countingSTS gives credentials for an hour, and counts. It denies the role "denied".
 type countingSTS struct{ calls atomic.Int64 }
 
-func (s *countingSTS) AssumeRole(context.Context, roles.Assumption) (*credentials.Credentials, error) {
+func (s *countingSTS) AssumeRole(_ context.Context, a roles.Assumption) (*credentials.Credentials, error) {
 	n := s.calls.Add(1)
+	if a.RoleName() == "denied" {
+		return nil, &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied"}
+	}
 	return &credentials.Credentials{AccessKeyID: fmt.Sprint("ASIA", n), SecretAccessKey: "secret", SessionToken: "token",
 		Obtained: time.Now(), Expiration: time.Now().Add(time.Hour)}, nil
 }
@@ -178,6 +181,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 	p, records, end := lives(t, client, func(o *options) {
 		o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob}
 		o.rules.DefaultRole = "default"
+		o.maxElapsed, o.maxInterval = 100*time.Millisecond, 20*time.Millisecond // the watch is later than the test
 	})
 	ended := sync.OnceFunc(end)
 	defer ended()
@@ -190,6 +194,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 		ip netip.Addr
 	}
 	var alive []pod
+	served, refused := 0, 0
 	address := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i%250 + 1)}) }
 	remove := func(i int) {
 		gone := alive[i]
@@ -210,6 +215,8 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 			created.Annotations[roleKey] = "no role"
 		case 2:
 			created.Annotations[roleKey] = "forbidden"
+		case 3:
+			created.Annotations[roleKey] = "role-denied/denied"
 		}
 		new := pod{api.PutPod(created), address(i)}
 		alive = append(alive, new)
@@ -228,13 +235,23 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		if asks := alive[chance.IntN(len(alive))]; chance.IntN(3) == 0 {
-			soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-			role := strings.TrimPrefix(asks.Annotations[roleKey], "/")
-			p.broker.Caller(asks.ip, time.Now()).Credentials(soon, role)
+			soon, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			switch _, err := p.broker.Caller(asks.ip, time.Now()).Credentials(soon, asks.Annotations[roleKey]); {
+			case err != nil:
+				refused++
+			case !strings.HasPrefix(asks.Annotations[roleKey], "role-"):
+				t.Errorf("credentials for the role %q", asks.Annotations[roleKey])
+			default:
+				served++
+			}
 			cancel()
 		}
 		if chance.IntN(10) == 0 {
-			api.PutNamespace(fmt.Sprint("ns-", chance.IntN(20)), map[string]string{"allowed": fmt.Sprintf(`["role-%d*"]`, chance.IntN(5))})
+			allowed := `["role-*"]`
+			if chance.IntN(3) == 0 {
+				allowed = fmt.Sprintf(`["role-%d*"]`, chance.IntN(5))
+			}
+			api.PutNamespace(fmt.Sprint("ns-", chance.IntN(20)), map[string]string{"allowed": allowed})
 		}
 		for len(alive) > 100 || len(alive) > 0 && chance.IntN(3) == 0 {
 			remove(chance.IntN(len(alive)))
@@ -243,10 +260,15 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 	for len(alive) > 0 {
 		remove(0)
 	}
-	left := func() string {
-		return fmt.Sprintf("%d pods, %d decisions, %d namespaces, %d holders", p.watch.Len(), len(p.broker.Assignments()), p.namespaces.Len(), p.cache.Holders())
+	t.Logf("%d requests were served and %d refused", served, refused)
+	if served < 30 || refused < 30 {
+		t.Errorf("%d requests were served and %d refused: the test shows little", served, refused)
 	}
-	const nothing = "0 pods, 0 decisions, 0 namespaces, 0 holders"
+	left := func() string {
+		return fmt.Sprintf("%d pods, %d decisions, %d namespaces, %d holders, %d told", p.watch.Len(), len(p.broker.Assignments()), p.namespaces.Len(),
+			p.cache.Holders(), p.events.Len())
+	}
+	const nothing = "0 pods, 0 decisions, 0 namespaces, 0 holders, 0 told"
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(30 * time.Second)
@@ -257,5 +279,179 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 			t.Fatalf("left: %s", left())
 		}
 	}
+	// What was asked for last is kept for a minute more.
+	if n := p.cache.Len(); n > served+refused {
+		t.Errorf("%d assumptions are known, of %d that were asked for", n, served+refused)
+	}
 	ended()
+}
+
+// TestRefusalOfSTSIsAnEventOfThePod is the way from STS to the API server, and that nothing is remembered of a pod that is gone.
+func TestRefusalOfSTSIsAnEventOfThePod(t *testing.T) {
+	api, err := kubeapi.Start(kubeapi.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer api.Close()
+	client, err := kube.New(&rest.Config{Host: api.URL(), QPS: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _, end := lives(t, client, nil)
+	defer end()
+	api.PutPod(kubeapi.NewPod("node-1", "ns", "pod", map[string]string{roleKey: "denied"}))
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(30 * time.Second)
+	eventually := func(what string, holds func() bool) {
+		t.Helper()
+		for !holds() {
+			select {
+			case <-tick.C:
+			case <-deadline:
+				t.Fatalf("%s: never", what)
+			}
+		}
+	}
+	eventually("an event", func() bool { return len(api.Events()) > 0 })
+	if e := api.Events()[0]; e.Reason != "IAMRoleDenied" || e.InvolvedObject.Name != "pod" {
+		t.Errorf("%+v", e)
+	}
+	if err := api.DeletePod("ns", "pod"); err != nil {
+		t.Fatal(err)
+	}
+	eventually("forgotten", func() bool { return p.events.Len() == 0 && p.cache.Holders() == 0 })
+}
+
+// TestRequestThatWaitsAtTheEndIsAnswered has the process be told to end while a pod waits for STS.
+func TestRequestThatWaitsAtTheEndIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, Duration: time.Hour}}
+		p, err := assemble(o, faked{fake.NewClientset()}, slowSTS{}, attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		var answer error
+		err = live(ctx, p, func(ctx context.Context) error {
+			a := roles.Assumption{RoleARN: "arn:aws:iam::123456789012:role/a", SessionName: "ns.pod", Duration: time.Hour}
+			_, answer = p.cache.Get(context.Background(), a)
+			return nil
+		})
+		if err != nil || answer != nil || ctx.Err() == nil {
+			t.Errorf("%v, answered %v", err, answer)
+		}
+	})
+}
+
+// slowSTS takes three seconds.
+type slowSTS struct{}
+
+func (slowSTS) AssumeRole(ctx context.Context, a roles.Assumption) (*credentials.Credentials, error) {
+	select {
+	case <-time.After(3 * time.Second):
+		return new(countingSTS).AssumeRole(ctx, a)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// unshown is an API server that shows pods and no namespace, until it is closed.
+type unshown struct {
+	faked
+	shows chan struct{}
+}
+
+func (u unshown) FollowNamespace(ctx context.Context, _ string, tell func(map[string]string, bool)) error {
+	select {
+	case <-u.shows:
+		tell(nil, true)
+	case <-ctx.Done():
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown holds that one which comes later makes it unready no more.
+func TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pod := func(namespace string) *corev1.Pod {
+			return &corev1.Pod{
+				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "pod", UID: types.UID(namespace), Annotations: map[string]string{roleKey: "reader"}},
+				Spec:       corev1.PodSpec{NodeName: "node-1"},
+			}
+		}
+		clients := fake.NewClientset(pod("ns"))
+		client := unshown{faked{clients}, make(chan struct{})}
+		p, _, end := lives(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
+		defer end()
+		<-p.watch.Synced()
+		time.Sleep(time.Second)
+		if p.ready() {
+			t.Error("ready before the namespace is known")
+		}
+		close(client.shows)
+		synctest.Wait()
+		if !p.ready() {
+			t.Error("not ready when all is known")
+		}
+		client.shows = nil
+		if _, err := clients.CoreV1().Pods("late").Create(t.Context(), pod("late"), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if p.watch.Len() != 2 || !p.ready() {
+			t.Errorf("%d pods, ready %v", p.watch.Len(), p.ready())
+		}
+	})
+}
+
+func TestChainedSessionsLastAnHourAtMost(t *testing.T) {
+	for _, tt := range []struct {
+		through         string
+		asked, duration time.Duration
+	}{
+		{"", 12 * time.Hour, 12 * time.Hour}, {"arn", 12 * time.Hour, time.Hour}, {"arn", time.Hour, time.Hour}, {"arn", 15 * time.Minute, 15 * time.Minute},
+	} {
+		o := &options{throughRole: tt.through, rules: roles.Rules{Duration: tt.asked}}
+		var log strings.Builder
+		clampChained(o, slog.New(slog.NewTextHandler(&log, nil)))
+		if o.rules.Duration != tt.duration || (log.Len() > 0) != (tt.duration != tt.asked) {
+			t.Errorf("%+v: %v, logged %q", tt, o.rules.Duration, log.String())
+		}
+	}
+}
+
+// TestNodeThatStartsWithRestrictionsDoesNotWaitForItself has a pod in each of many namespaces, and the client that the proxy makes: at twenty
+// requests a second it would be ready when most of its pods have given up.
+func TestNodeThatStartsWithRestrictionsDoesNotWaitForItself(t *testing.T) {
+	api, err := kubeapi.Start(kubeapi.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer api.Close()
+	const pods = 250
+	for i := range pods {
+		ns := fmt.Sprint("ns-", i)
+		api.PutNamespace(ns, map[string]string{"allowed": `["*"]`})
+		api.PutPod(kubeapi.NewPod("node-1", ns, "pod", map[string]string{roleKey: "reader"}))
+	}
+	client, err := kubernetesClient(&options{apiServer: api.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.CloseIdleConnections()
+	p, _, end := lives(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
+	defer end()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(15 * time.Second)
+	for !p.ready() || p.cache.Holders() < pods {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%d of %d pods hold credentials", p.cache.Holders(), pods)
+		}
+	}
 }

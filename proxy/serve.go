@@ -39,10 +39,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if most := credentials.MaxChained; o.throughRole != "" && o.rules.Duration > most {
-		log.Warn("sessions are shorter than asked for: STS gives chained roles no more", "asked", o.rules.Duration, "duration", most)
-		o.rules.Duration = most
-	}
+	clampChained(o, log)
 	sts, err := credentials.NewSTS(ctx, credentials.STSConfig{
 		Regional: o.regionalSTS, FIPS: o.fipsSTS, Endpoint: o.stsEndpoint, Through: o.throughRole, Session: roles.NodeSessionName(o.node),
 		Partition: partition(o), Region: region(upstream, log), MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,
@@ -94,6 +91,14 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	})
 	log.Info("stopped", "error", err)
 	return err
+}
+
+// clampChained keeps sessions as short as STS has them where a role is assumed by another's credentials, and says so.
+func clampChained(o *options, log *slog.Logger) {
+	if most := credentials.MaxChained; o.throughRole != "" && o.rules.Duration > most {
+		log.Warn("sessions are shorter than asked for: STS gives chained roles no more", "asked", o.rules.Duration, "duration", most)
+		o.rules.Duration = most
+	}
 }
 
 // ended is no error where what failed did so because the process is told to end.

@@ -294,6 +294,13 @@ func (c *Cache) Holders() int {
 	return len(c.holds)
 }
 
+// Len is how many assumptions something is known of.
+func (c *Cache) Len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.entries)
+}
+
 // release has a holder hold nothing. The mutex is held.
 func (c *Cache) release(h *hold) {
 	if !h.holding {

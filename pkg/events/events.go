@@ -198,6 +198,13 @@ func (e *Events) event(p *pods.Pod, what saying, now time.Time) *corev1.Event {
 	}
 }
 
+// Len is how many pods something is remembered of.
+func (e *Events) Len() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.pods)
+}
+
 // PodChanged implements pods.Watcher.
 func (e *Events) PodChanged(*pods.Pod) {}
 

@@ -1,0 +1,211 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+)
+
+// hanging is an API server that answers nothing, and counts what it is asked.
+type hanging struct {
+	gets, lists, follows atomic.Int64
+	waited               atomic.Int64 // the longest that one question waited, in nanoseconds
+	fails                bool         // it answers with an error, at once
+}
+
+func (h *hanging) hang(ctx context.Context) error {
+	if h.fails {
+		return errors.New("no")
+	}
+	start := time.Now()
+	<-ctx.Done()
+	h.waited.Store(max(h.waited.Load(), int64(time.Since(start))))
+	return ctx.Err()
+}
+
+func (h *hanging) ListPods(ctx context.Context, _ metav1.ListOptions) (*corev1.PodList, error) {
+	h.lists.Add(1)
+	return nil, h.hang(ctx)
+}
+
+func (h *hanging) WatchPods(ctx context.Context, _ metav1.ListOptions) (watch.Interface, error) {
+	return nil, h.hang(ctx)
+}
+
+func (h *hanging) GetPod(ctx context.Context, _, _ string) (*corev1.Pod, error) {
+	h.gets.Add(1)
+	return nil, h.hang(ctx)
+}
+
+func (h *hanging) FollowNamespace(ctx context.Context, _ string, _ func(map[string]string, bool)) error {
+	h.follows.Add(1)
+	return h.hang(ctx)
+}
+
+// synced is a watch that has shown these pods, and shows nothing more.
+func synced(t *testing.T, api API, pods ...*Pod) *Watch {
+	t.Helper()
+	w, err := NewWatch(WatchConfig{API: api, Node: thisNode, Keep: func(string) bool { return true }, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(w.synced)
+	for _, p := range pods {
+		w.replace(p.UID, p)
+	}
+	return w
+}
+
+func reporting(uid string, ips ...netip.Addr) *Pod {
+	return &Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: uid, UID: types.UID(uid)}, Node: thisNode, IPs: ips}
+}
+
+// atOnce resolves each address again and again, for ten seconds.
+func atOnce(r *Resolver, ips ...netip.Addr) {
+	var wg sync.WaitGroup
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		for _, ip := range ips {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				r.Resolve(ctx, r.Source(ip))
+			})
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	wg.Wait()
+}
+
+// TestRequestsCannotFloodTheAPIServer has many pods ask at once whose addresses do not become known.
+func TestRequestsCannotFloodTheAPIServer(t *testing.T) {
+	dir := attachment.In(t.TempDir())
+	var ips []netip.Addr
+	for i := range 40 {
+		ip := netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})
+		ips = append(ips, ip)
+		record := &attachment.Record{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Network: "net", IPs: []netip.Addr{ip}, Path: attachment.PathRouted,
+			Pod: attachment.Pod{Namespace: "ns", Name: fmt.Sprint("pod-", i), UID: fmt.Sprint("uid-", i)}}
+		if err := dir.Put(t.Context(), record); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, tt := range map[string]struct {
+		ips         []netip.Addr
+		pods        []*Pod
+		gets, lists [2]int64 // least and most
+	}{
+		"on record, not shown": {ips: ips, gets: [2]int64{100, 20 + 20*13}},
+		"nobody's":             {ips: []netip.Addr{ipA, ipB}},
+		"two pods'":            {ips: []netip.Addr{ipA}, pods: []*Pod{reporting("a", ipA), reporting("b", ipA)}, lists: [2]int64{10, 4 + 2*13}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				api := &hanging{fails: true}
+				r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), Watch: synced(t, api, tt.pods...), API: api, Node: thisNode,
+					MaxElapsed: 2 * time.Second, MaxInterval: 50 * time.Millisecond, AskDuplicates: true})
+				atOnce(r, tt.ips...)
+				if n := api.gets.Load(); n < tt.gets[0] || n > tt.gets[1] {
+					t.Errorf("%d pods were asked for, want %d to %d", n, tt.gets[0], tt.gets[1])
+				}
+				if n := api.lists.Load(); n < tt.lists[0] || n > tt.lists[1] {
+					t.Errorf("%d lists were asked for, want %d to %d", n, tt.lists[0], tt.lists[1])
+				}
+			})
+		})
+	}
+}
+
+// TestAPIServerThatHangsIsAskedAgain has a question hang: its request looks again after a second, when the watch may have shown the pod.
+func TestAPIServerThatHangsIsAskedAgain(t *testing.T) {
+	dir := attachment.In(t.TempDir())
+	record := &attachment.Record{ContainerID: "c", IfName: "eth0", Network: "net", IPs: []netip.Addr{ipA}, Path: attachment.PathRouted, Pod: attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}}
+	if err := dir.Put(t.Context(), record); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		api := new(hanging)
+		w := synced(t, api)
+		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), Watch: w, API: api, Node: thisNode, MaxElapsed: time.Minute, MaxInterval: time.Second})
+		start := time.Now()
+		time.AfterFunc(500*time.Millisecond, func() { w.replace("a", reporting("a")) })
+		if p, err := r.Resolve(t.Context(), r.Source(ipA)); err != nil || p.Name != "a" || time.Since(start) > 1500*time.Millisecond {
+			t.Errorf("%v, %v after %v", p, err, time.Since(start))
+		}
+		if waited := time.Duration(api.waited.Load()); waited != time.Second {
+			t.Errorf("a question waited %v", waited)
+		}
+	})
+}
+
+// TestRecordOfAnotherNameIsNotBelieved has the API call the recorded UID something else.
+func TestRecordOfAnotherNameIsNotBelieved(t *testing.T) {
+	for name, recorded := range map[string]attachment.Pod{
+		"another name":      {Namespace: "ns", Name: "b", UID: "a"},
+		"another namespace": {Namespace: "other", Name: "a", UID: "a"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := attachment.In(t.TempDir())
+			record := &attachment.Record{ContainerID: "c", IfName: "eth0", Network: "net", IPs: []netip.Addr{ipA}, Path: attachment.PathRouted, Pod: recorded}
+			if err := dir.Put(t.Context(), record); err != nil {
+				t.Fatal(err)
+			}
+			r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), Watch: synced(t, new(hanging), reporting("a", ipA)), Node: thisNode})
+			if p, err := r.Resolve(t.Context(), r.Source(ipA)); !errors.Is(err, ErrUnknown) {
+				t.Errorf("%v, %v", p, err)
+			}
+		})
+	}
+}
+
+// TestNamespacesAreAskedForEverLessOften has the API server refuse them.
+func TestNamespacesAreAskedForEverLessOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := &hanging{fails: true}
+		n := NewNamespaces(NamespacesConfig{API: api, Log: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- n.Run(ctx) }()
+		n.PodChanged(in("team", "a"))
+		time.Sleep(10 * time.Minute)
+		if asked := api.follows.Load(); asked < 10 || asked > 60 {
+			t.Errorf("asked %d times in ten minutes", asked)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestNamespaceThatStaysTheSameIsNoChange has the API server tell of changes that concern nobody here.
+func TestNamespaceThatStaysTheSameIsNoChange(t *testing.T) {
+	changes := 0
+	n := NewNamespaces(NamespacesConfig{API: new(hanging), Keys: []string{"allowed"}, Changed: func(string) { changes++ }, Log: slog.New(slog.DiscardHandler)})
+	w := &watchedNamespace{of: n, name: "team", synced: make(chan struct{})}
+	for i, tt := range []struct {
+		annotations map[string]string
+		exists      bool
+		changes     int
+	}{
+		{nil, true, 1}, {map[string]string{"other": "x"}, true, 1}, {map[string]string{"allowed": "[]"}, true, 2},
+		{map[string]string{"allowed": "[]", "other": "y"}, true, 2}, {nil, false, 3}, {nil, false, 3}, {nil, true, 4},
+	} {
+		if w.set(tt.annotations, tt.exists); changes != tt.changes {
+			t.Errorf("%d: %d changes, want %d", i, changes, tt.changes)
+		}
+	}
+}
