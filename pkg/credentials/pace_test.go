@@ -2,6 +2,7 @@ package credentials
 
 import (
 	"fmt"
+	"maps"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -224,23 +225,28 @@ func TestThrottlingConcernsNobodyWhoHasCredentials(t *testing.T) {
 			defer mu.Unlock()
 			told[holder+" "+err.Kind.String()]++
 		}})
+		heard := func() map[string]int {
+			mu.Lock()
+			defer mu.Unlock()
+			return maps.Clone(told)
+		}
 		c.Hold("old", assumption("old"))
 		synctest.Wait()
 		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Throttled, Code: "Throttling"} })
 		c.Hold("new", assumption("new"))
 		time.Sleep(50 * time.Minute)
-		if sts.count() < 3 || told["new throttled"] == 0 || len(told) != 1 {
-			t.Errorf("told %v", told)
+		if h := heard(); sts.count() < 3 || h["new throttled"] == 0 || len(h) != 1 {
+			t.Errorf("told %v", h)
 		}
 		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Denied, Code: "AccessDenied"} })
 		time.Sleep(5 * time.Minute)
-		if told["old denied"] == 0 {
-			t.Errorf("of a denial told %v", told)
+		if h := heard(); h["old denied"] == 0 {
+			t.Errorf("of a denial told %v", h)
 		}
 		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Throttled, Code: "Throttling"} })
 		time.Sleep(time.Hour)
-		if told["old throttled"] == 0 {
-			t.Errorf("after its end told %v", told)
+		if h := heard(); h["old throttled"] == 0 {
+			t.Errorf("after its end told %v", h)
 		}
 	})
 }
