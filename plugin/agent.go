@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -91,14 +92,17 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	look := make(chan struct{}, 1)
 	agent.Changes = look
 	guarded := make(chan struct{})
-	agent.Ready = func() {
+	first := sync.OnceFunc(func() {
 		close(guarded)
-		if install == nil {
-			state.SetReady(true, log)
-		}
 		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 			log.Warn("systemd was not told that the node is guarded", "error", err)
 		}
+	})
+	agent.Ready = func() {
+		if install == nil {
+			state.SetReady(true, log)
+		}
+		first()
 	}
 	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", conf.Backend, "guard", conf.Guard, "install", install != nil)
 	tasks, ctx := errgroup.WithContext(ctx)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -40,6 +41,13 @@ The agent does the same with --install, and again whenever the primary CNI write
 				return err
 			}
 			did, err := install.Install()
+			// What is being written, or makes no sense, is known to be the one or the other soon.
+			for end := time.Now().Add(settling); errors.Is(err, conflist.ErrUnsettled) && time.Now().Before(end); {
+				time.Sleep(100 * time.Millisecond)
+				var more []string
+				more, err = install.Install()
+				did = append(did, more...)
+			}
 			for _, line := range did {
 				fmt.Fprintln(stdout, line)
 			}
@@ -53,6 +61,9 @@ The agent does the same with --install, and again whenever the primary CNI write
 		},
 	}
 }
+
+// settling is how long install waits for a file that is being written.
+const settling = 10 * time.Second
 
 // installer is by the flags, of this very program, which is opened: inside a host's root directory its path may be another's.
 func installer(c *cli.Context, log *slog.Logger) (*conflist.Installer, *os.File, error) {

@@ -140,6 +140,38 @@ func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
 	}
 }
 
+// TestUninstallOfOtherPlacesIsRefused has it be told of a directory that no runtime reads, and of another state directory than the entry's: it
+// would leave the plugin chained, and say that it is done.
+func TestUninstallOfOtherPlacesIsRefused(t *testing.T) {
+	n := newInstalled(t, "auto")
+	if got := n.command("install"); got.Code != 0 {
+		t.Fatalf("install: %+v", got)
+	}
+	state := n.stateDir
+	n.stateDir = filepath.Join(t.TempDir(), "other")
+	if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "the entry's stateDir is "+state) {
+		t.Errorf("another state directory: %+v", got)
+	}
+	conf := n.conf
+	n.stateDir, n.conf = state, filepath.Join(t.TempDir(), "none")
+	if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "is --cni-conf-dir where") {
+		t.Errorf("another configuration directory: %+v", got)
+	}
+	n.conf = conf
+	if got := n.command("uninstall"); got.Code != 0 {
+		t.Errorf("the right ones: %+v", got)
+	}
+}
+
+// TestInstallWaitsForAFileThatIsBeingWritten has it be broken for good, and written just now.
+func TestInstallWaitsForAFileThatIsBeingWritten(t *testing.T) {
+	n := newInstalled(t, "auto")
+	n.must(os.WriteFile(filepath.Join(n.conf, "05-x.conflist"), []byte("{"), 0o644))
+	if got := n.command("install"); got.Code != 0 || !strings.Contains(got.Stdout, "entry in "+n.conf+"/10-pods.conflist") {
+		t.Errorf("install: %+v", got)
+	}
+}
+
 func TestInstallSaysWhatKeepsItFromIt(t *testing.T) {
 	n := newInstalled(t, "auto")
 	n.must(os.Remove(filepath.Join(n.conf, "10-pods.conflist")))

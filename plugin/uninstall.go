@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,10 +14,12 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
@@ -52,6 +56,9 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	if err := enter(c.String("host-root")); err != nil {
 		return err
 	}
+	if err := checkPlaces(c.String("cni-conf-dir"), conf.StateDir); err != nil {
+		return fmt.Errorf("uninstall: %w", err)
+	}
 	end, err := node.Absence(ctx, conf.StateDir)
 	if err != nil {
 		return err
@@ -67,6 +74,20 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	n := node.New(settings(conf), node.Host(), log)
 	defer n.Close()
 	attachments, err := n.Uninstall(ctx)
+	// A runtime may have called the plugin just before the entry went: what its ADD made is found by looking again.
+	for range looks {
+		if err != nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-time.After(time.Second):
+			var more int
+			more, err = n.Uninstall(ctx)
+			attachments += more
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
@@ -84,6 +105,32 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 		return fmt.Errorf("uninstall: %w", err)
 	} else if err == nil {
 		fmt.Fprintln(stdout, "program "+program+" removed")
+	}
+	return nil
+}
+
+// looks is how often uninstall looks again, a second apart: an ADD takes a fraction of one.
+const looks = 2
+
+// checkPlaces tells whether these are the places that the plugin was installed by: others would be left as they are, and the plugin chained.
+func checkPlaces(confDir, stateDir string) error {
+	entries, err := conflist.Entries(confDir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: is --cni-conf-dir where this node's runtime reads its network configurations?", err)
+	}
+	if err != nil {
+		return err
+	}
+	for _, text := range entries {
+		var entry struct {
+			StateDir string `json:"stateDir"`
+		}
+		if json.Unmarshal(text, &entry) != nil {
+			continue // an ADD fails by it
+		}
+		if its := cmp.Or(entry.StateDir, netconf.DefaultStateDir); filepath.Clean(its) != filepath.Clean(stateDir) {
+			return fmt.Errorf("the entry's stateDir is %s: give --state-dir the same, or rules and records stay", its)
+		}
 	}
 	return nil
 }

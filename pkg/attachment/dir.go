@@ -282,26 +282,43 @@ func LockShared(ctx context.Context, file string) (unlock func(), err error) {
 	return lock(ctx, file, unix.LOCK_SH)
 }
 
+// lock takes the lock of the file that is at the path when it has it: one that was removed while it waited is nobody's lock any more. The
+// error wraps fs.ErrNotExist where the directory is gone.
 func lock(ctx context.Context, file string, how int) (unlock func(), err error) {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
+	for {
+		f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, err
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+		if err := flock(ctx, f, how); err != nil {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", file, err)
 		}
+		locked, err := f.Stat()
+		if err == nil {
+			var there fs.FileInfo
+			if there, err = os.Stat(file); err == nil && os.SameFile(locked, there) {
+				return func() { f.Close() }, nil
+			}
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+}
+
+func flock(ctx context.Context, f *os.File, how int) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return err
+		}
 		select {
 		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", file, ErrLocked)
+			return ErrLocked
 		case <-time.After(wait):
 		}
 	}

@@ -86,9 +86,13 @@ func (n network) folder(dir string) ([]entry, error) {
 	var entries []entry
 	errs := []error{err}
 	for _, file := range files {
-		var e entry
-		errs = append(errs, load(file, &e))
-		entries = append(entries, e)
+		text, err := contents(file)
+		if err == nil {
+			var plugin network
+			plugin, err = parseLone(text)
+			entries = append(entries, entry{plugin.Type})
+		}
+		errs = append(errs, err)
 	}
 	return entries, errors.Join(errs...)
 }
@@ -127,4 +131,27 @@ func Has(config []byte, plugin string) bool {
 
 func (n network) has(plugin string) bool {
 	return n.Type == plugin || slices.Contains(n.Plugins, entry{plugin})
+}
+
+// Entries are the plugin's entries in all lists of a directory, as they stand there. What cannot be read has none.
+func Entries(dir, plugin string) (entries [][]byte, err error) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("network configurations: %w", err)
+	}
+	for _, f := range files {
+		if f.IsDir() || filepath.Ext(f.Name()) != ".conflist" {
+			continue
+		}
+		text, err := contents(filepath.Join(dir, f.Name()))
+		if err != nil {
+			continue
+		}
+		if list, err := parseList(text); err == nil {
+			for _, at := range list.of(plugin) {
+				entries = append(entries, list.plugin(at))
+			}
+		}
+	}
+	return entries, nil
 }

@@ -1,7 +1,6 @@
 package conflist
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,27 +29,50 @@ type file struct {
 	lone bool
 }
 
-// effective is the configuration that container runtimes take for a pod's network: in the order of the files' names the first that
-// makes sense. Those before it that make none are in broken. The error wraps ErrNoNetwork, or ErrUnsettled where one of them was written
-// just now.
-func effective(dir string, now time.Time) (f *file, broken error, err error) {
+// settling remembers files that make no sense, by their path, and when each was first seen as it is.
+type settling map[string]seen
+
+type seen struct {
+	info  fs.FileInfo
+	since time.Time
+}
+
+// wait tells whether a file that makes no sense is given time still: it was written just now, and has not been seen as it is for long. Its
+// own word for when it was written is not enough: clocks are set.
+func (s settling) wait(f *file, now time.Time) bool {
+	if now.Sub(f.info.ModTime()) >= settle {
+		return false
+	}
+	was, ok := s[f.path]
+	if !ok || !unchanged(f.info, was.info) {
+		was = seen{f.info, now}
+		s[f.path] = was
+	}
+	return now.Sub(was.since) < settle
+}
+
+// effective is the configuration that container runtimes take for a pod's network, where skip passes over none that is a runtime's to read:
+// in the order of the files' names the first that makes sense. Those before it that make none are in broken. The error wraps
+// ErrNoNetwork, or ErrUnsettled where one of them was written just now.
+func effective(dir string, skip func(name string) bool, s settling, now time.Time) (f *file, broken error, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("network configurations: %w", err)
 	}
 	var wrong []error
 	for _, e := range entries {
-		if e.IsDir() || !isConfig(e.Name()) {
+		if e.IsDir() || !isConfig(e.Name()) || skip(e.Name()) {
 			continue
 		}
 		f, err := read(filepath.Join(dir, e.Name()))
 		if err == nil {
+			clear(s)
 			return f, errors.Join(wrong...), nil
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it was renamed away
 		}
-		if f != nil && now.Sub(f.info.ModTime()) < settle {
+		if f != nil && s.wait(f, now) {
 			return nil, nil, fmt.Errorf("%s: %w: %w", e.Name(), ErrUnsettled, err)
 		}
 		wrong = append(wrong, fmt.Errorf("network configuration %s: %w", e.Name(), err))
@@ -77,16 +99,12 @@ func read(path string) (*file, error) {
 	if f.text, err = contents(path); err != nil {
 		return f, err
 	}
-	if err := json.Unmarshal(f.text, &f.network); err != nil {
+	if f.lone {
+		f.network, err = parseLone(f.text)
 		return f, err
 	}
-	switch {
-	case f.lone && f.Type == "":
-		return f, errors.New(`no "type"`)
-	case f.lone:
-		return f, nil
-	case f.Name == "":
-		return f, errors.New(`no "name"`)
+	if f.network, err = parseNetwork(f.text); err != nil {
+		return f, err
 	}
 	more, err := f.folder()
 	if err == nil && len(f.Plugins)+len(more) == 0 {

@@ -31,6 +31,8 @@ type Installer struct {
 	Log       *slog.Logger
 
 	broken, waiting string // what was said last
+	settling        settling
+	unsettled       time.Time // since when a file is waited for; zero while none is
 }
 
 // Install puts the program in place, and only then the entry into the effective network configuration, and tells what it did, a line each. Where
@@ -57,14 +59,38 @@ func (i *Installer) Install() (did []string, err error) {
 }
 
 func (i *Installer) chain(now time.Time) ([]string, error) {
-	f, broken, err := effective(i.ConfDir, now)
+	if i.settling == nil {
+		i.settling = make(settling)
+	}
+	f, broken, err := effective(i.ConfDir, func(name string) bool { return isMade(name, i.Binary.Name) }, i.settling, now)
 	i.sayBroken(broken)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNoNetwork):
+		// What a list was made of is gone, and the network with it.
+		did, failed := removeMade(i.ConfDir, i.Binary.Name, "")
+		return did, errors.Join(err, failed)
+	case err != nil:
 		return nil, err
+	case f.Name == "":
+		return nil, fmt.Errorf("network configuration %s: the network has no name", f.path)
 	}
+	var did []string
+	kept := ""
 	if f.lone {
-		return i.convert(f)
+		kept = madeName(f.path, i.Binary.Name)
+		did, err = i.listOf(f, kept)
+	} else {
+		did, err = i.into(f)
 	}
+	if err != nil {
+		return did, err
+	}
+	more, err := removeMade(i.ConfDir, i.Binary.Name, kept)
+	return append(did, more...), err
+}
+
+// into puts the entry into a list.
+func (i *Installer) into(f *file) ([]string, error) {
 	if beside, err := f.folder(); err != nil || slices.Contains(beside, entry{i.Binary.Name}) {
 		return nil, err // by hand, in a file of its own
 	}
@@ -85,73 +111,65 @@ func (i *Installer) chain(now time.Time) ([]string, error) {
 	return []string{"entry in " + f.path}, nil
 }
 
-// aside is what is appended to the name of a lone plugin's configuration that a list stands for; runtimes read no such file.
-const aside = ".kube2iam-cni"
-
-// convert makes a list of a lone plugin's configuration, beside it, and puts the other aside: its name sorts before the list's, so that a
-// runtime that looks in between takes it, or the list.
-func (i *Installer) convert(f *file) ([]string, error) {
-	if f.text == nil {
-		return nil, fmt.Errorf("network configuration %s is empty", f.path)
-	}
+// listOf has a list stand before one plugin's configuration: of this and the entry. The other stays where it is, as its CNI wrote it: with it
+// the list goes.
+func (i *Installer) listOf(f *file, path string) ([]string, error) {
 	text, err := listOf(f.text, i.Entry)
 	if err != nil {
 		return nil, fmt.Errorf("network configuration %s: %w", f.path, err)
 	}
-	list := listName(f.path)
-	switch there, err := read(list); {
+	switch there, err := read(path); {
 	case errors.Is(err, fs.ErrNotExist):
-		err = write(list, f.info, text, func() error {
-			if _, err := os.Lstat(list); !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("%s: %w", list, errChanged)
-			}
-			return nil
-		})
+		err = create(path, f.info, text)
 		if err != nil {
 			return nil, fmt.Errorf("chain the plugin: %w", err)
 		}
-	case err != nil && there == nil:
+	case there == nil:
 		return nil, fmt.Errorf("chain the plugin: %w", err)
-	case err == nil && (standsFor(there.text, f.path, i.Binary.Name) || standsFor(there.text, f.path+aside, i.Binary.Name)):
+	case bytes.Equal(there.text, text):
+		return nil, nil
+	default:
 		if err := replace(there, text); err != nil {
 			return nil, fmt.Errorf("chain the plugin: %w", err)
 		}
-	default:
-		return nil, fmt.Errorf("chain the plugin: %s is one plugin's configuration, and %s, which the list of both would be, is there: remove one of them", f.path, list)
 	}
-	if err := os.Rename(f.path, f.path+aside); err != nil {
-		return nil, fmt.Errorf("chain the plugin: %w", err)
-	}
-	return []string{"entry in " + list, f.path + " aside as " + f.path + aside}, syncDir(i.ConfDir)
+	return []string{"entry in " + path + ", which stands before " + f.path}, nil
 }
 
-// listName is the file of the list that stands for a lone plugin's configuration.
-func listName(conf string) string { return strings.TrimSuffix(conf, filepath.Ext(conf)) + ".conflist" }
-
-// standsFor tells whether a list is what convert made of the configuration in a file.
-func standsFor(list []byte, conf, plugin string) bool {
-	text, err := contents(conf)
-	if err != nil {
-		return false
-	}
-	made, err := listOf(text, []byte(`{"type":"`+plugin+`"}`))
-	if err != nil {
-		return false
-	}
-	return same(unchained(list, plugin), unchained(made, plugin))
+// madeName is the file of the list that stands for one plugin's configuration, "10-a.conf": "10-a-conf-kube2iam-cni.conflist", which
+// runtimes read before it, for "-" sorts before ".".
+func madeName(conf, plugin string) string {
+	ext := filepath.Ext(conf)
+	return strings.TrimSuffix(conf, ext) + "-" + ext[1:] + "-" + plugin + ".conflist"
 }
 
-// unchained is a list without the plugin; nothing, which is the same as nothing else, where it is none.
-func unchained(list []byte, plugin string) []byte {
-	parsed, err := parseList(list)
-	if err != nil {
-		return nil
+// isMade tells whether a file's name is one of madeName's.
+func isMade(name, plugin string) bool {
+	base, ok := strings.CutSuffix(name, "-"+plugin+".conflist")
+	return ok && (strings.HasSuffix(base, "-conf") || strings.HasSuffix(base, "-json"))
+}
+
+// removeMade removes the lists that were made, but the one that is kept.
+func removeMade(dir, plugin, kept string) (did []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	text, err := parsed.without(plugin)
-	if err != nil {
-		return nil
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if !isMade(e.Name(), plugin) || path == kept {
+			continue
+		}
+		if failed := os.Remove(path); failed != nil && !errors.Is(failed, fs.ErrNotExist) {
+			err = errors.Join(err, failed)
+			continue
+		}
+		did = append(did, path+" removed")
 	}
-	return text
+	if len(did) > 0 {
+		err = errors.Join(err, syncDir(dir))
+	}
+	return did, err
 }
 
 // Run installs, and again whenever something changed: a primary CNI writes its configuration anew when it is upgraded and at each boot.
@@ -206,6 +224,9 @@ func (i *Installer) concerns(event fsnotify.Event) bool {
 // unsettled is how soon a file is read again that is being written.
 const unsettled = 100 * time.Millisecond
 
+// unsettledFor is how long that is nothing to speak of.
+const unsettledFor = 10 * time.Second
+
 // look installs, says what came of it, and tells when to look again.
 func (i *Installer) look() time.Duration {
 	did, err := i.Install()
@@ -215,7 +236,13 @@ func (i *Installer) look() time.Duration {
 	next, said := i.Interval, ""
 	switch {
 	case errors.Is(err, ErrUnsettled):
-		return unsettled // which says nothing yet
+		if now := time.Now(); i.unsettled.IsZero() {
+			i.unsettled = now
+		} else if now.Sub(i.unsettled) > unsettledFor {
+			i.Log.Warn("a network configuration has been changing for a while; nothing is chained until it stays as it is", "error", err)
+			i.unsettled = now
+		}
+		return unsettled // and what holds is as it was
 	case errors.Is(err, ErrNoNetwork):
 		next, said = min(i.Interval, time.Second), err.Error()
 		if said != i.waiting {
@@ -229,7 +256,7 @@ func (i *Installer) look() time.Duration {
 	case i.waiting != "":
 		i.Log.Info("the plugin is chained")
 	}
-	i.waiting = said
+	i.waiting, i.unsettled = said, time.Time{}
 	if i.Installed != nil {
 		i.Installed(err)
 	}

@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -88,6 +90,8 @@ func (h *host) wantFiles(want map[string]string) {
 }
 
 const (
+	made   = "10-a-conf-kube2iam-cni.conflist"
+	ptp    = `{"cniVersion":"0.4.0","name":"a","type":"ptp"}`
 	lone   = `{"cniVersion":"0.4.0","name":"a","type":"bridge"}`
 	listed = "{\n  \"cniVersion\": \"0.4.0\",\n  \"name\": \"a\",\n  \"plugins\": [\n    " + lone + ",\n    " + own + "\n  ]\n}\n"
 )
@@ -105,10 +109,15 @@ func TestInstallChainsTheEffectiveConfiguration(t *testing.T) {
 		"the first that makes sense":  {before: map[string]string{"05-b.conflist": `{"name":"b","plugins":[`, "06-c.conflist": `{"plugins":[{"type":"x"}]}`, "07-d.conf": `{}`, "10-a.conflist": bridge}, after: map[string]string{"05-b.conflist": `{"name":"b","plugins":[`, "06-c.conflist": `{"plugins":[{"type":"x"}]}`, "07-d.conf": `{}`, "10-a.conflist": chained}, did: 2},
 		"there":                       {before: map[string]string{"10-a.conflist": chained}, after: map[string]string{"10-a.conflist": chained}, did: 1},
 		"none":                        {before: map[string]string{"10-a.conflist.bak": bridge, "README": ""}, after: map[string]string{"10-a.conflist.bak": bridge, "README": ""}, did: 1, is: ErrNoNetwork},
-		"a lone plugin":               {before: map[string]string{"10-a.conf": lone}, after: map[string]string{"10-a.conflist": listed, "10-a.conf" + aside: lone}, did: 3},
-		"a lone plugin, half done":    {before: map[string]string{"10-a.conf": lone, "10-a.conflist": listed}, after: map[string]string{"10-a.conflist": listed, "10-a.conf" + aside: lone}, did: 3},
-		"a lone plugin, written anew": {before: map[string]string{"10-a.conf": strings.Replace(lone, "bridge", "ptp", 1), "10-a.conflist": listed, "10-a.conf" + aside: lone}, after: map[string]string{"10-a.conflist": strings.Replace(listed, "bridge", "ptp", 1), "10-a.conf" + aside: strings.Replace(lone, "bridge", "ptp", 1)}, did: 3},
-		"a lone plugin and a list":    {before: map[string]string{"10-a.conf": lone, "10-a.conflist": bridge}, after: map[string]string{"10-a.conf": lone, "10-a.conflist": bridge}, did: 1, says: "remove one of them"},
+		"a lone plugin":               {before: map[string]string{"10-a.conf": lone}, after: map[string]string{made: listed, "10-a.conf": lone}, did: 2},
+		"a lone plugin, there":        {before: map[string]string{"10-a.conf": lone, made: listed}, after: map[string]string{made: listed, "10-a.conf": lone}, did: 1},
+		"a lone plugin, written anew": {before: map[string]string{"10-a.conf": ptp, made: listed}, after: map[string]string{made: strings.Replace(listed, "bridge", "ptp", 1), "10-a.conf": ptp}, did: 2},
+		"a lone plugin, gone":         {before: map[string]string{"20-b.conflist": bridge, made: listed}, after: map[string]string{"20-b.conflist": chained}, did: 3},
+		"a lone plugin, the last":     {before: map[string]string{made: listed}, after: map[string]string{}, did: 2, is: ErrNoNetwork},
+		"a list before it":            {before: map[string]string{"05-b.conflist": bridge, "10-a.conf": lone, made: listed}, after: map[string]string{"05-b.conflist": chained, "10-a.conf": lone}, did: 3},
+		"a lone plugin before it":     {before: map[string]string{"05-b.json": ptp, "10-a.conf": lone, made: listed}, after: map[string]string{"05-b-json-kube2iam-cni.conflist": strings.Replace(listed, "bridge", "ptp", 1), "05-b.json": ptp, "10-a.conf": lone}, did: 3},
+		"a lone plugin and a list":    {before: map[string]string{"10-a.conf": lone, "10-a.conflist": bridge}, after: map[string]string{made: listed, "10-a.conf": lone, "10-a.conflist": bridge}, did: 2},
+		"a list with no name":         {before: map[string]string{"10-a.conflist": `{"name":"","plugins":[{"type":"x"}]}`}, after: map[string]string{"10-a.conflist": `{"name":"","plugins":[{"type":"x"}]}`}, did: 1, says: "no name"},
 		"a lone plugin with no name":  {before: map[string]string{"10-a.json": `{"type":"bridge"}`}, after: map[string]string{"10-a.json": `{"type":"bridge"}`}, did: 1, says: "no name"},
 		"nothing but the plugin":      {before: map[string]string{"10-a.conflist": chain("a", plugin)}, after: map[string]string{"10-a.conflist": chain("a", plugin)}, did: 1, says: "makes an interface"},
 		"in a file beside it":         {before: map[string]string{"10-a.conflist": chain("a", "bridge"), "a/50.conf": own}, after: map[string]string{"10-a.conflist": chain("a", "bridge")}, did: 1},
@@ -136,20 +145,16 @@ func TestInstallChainsTheEffectiveConfiguration(t *testing.T) {
 
 func TestUnchainGivesBackWhatWasThere(t *testing.T) {
 	for name, before := range map[string]map[string]string{
-		"a list":         {"10-a.conflist": chain("a", "bridge", "portmap"), "20-b.conflist": chain("b", "macvlan")},
-		"a lone plugin":  {"10-a.conf": lone},
-		"one in .json":   {"10-a.json": lone},
-		"nothing":        {},
-		"broken ones":    {"05-x.conflist": "{", "10-a.conflist": chain("a", "bridge")},
-		"nobody's aside": {"10-a.conflist": chain("a", "bridge")},
+		"a list":        {"10-a.conflist": chain("a", "bridge", "portmap"), "20-b.conflist": chain("b", "macvlan")},
+		"a lone plugin": {"10-a.conf": lone},
+		"one in .json":  {"10-a.json": lone},
+		"nothing":       {},
+		"broken ones":   {"05-x.conflist": "{", "10-a.conflist": chain("a", "bridge")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t, before)
 			if _, err := h.Install(); err != nil && !errors.Is(err, ErrNoNetwork) {
 				t.Fatal(err)
-			}
-			if name == "nobody's aside" {
-				h.put("10-a.conf"+aside, lone)
 			}
 			for range 2 {
 				if _, err := Unchain(h.ConfDir, plugin); err != nil {
@@ -159,8 +164,139 @@ func TestUnchainGivesBackWhatWasThere(t *testing.T) {
 			}
 		})
 	}
-	if did, err := Unchain(filepath.Join(t.TempDir(), "none"), plugin); did != nil || err != nil {
+	// That is another runtime's directory.
+	if did, err := Unchain(filepath.Join(t.TempDir(), "none"), plugin); did != nil || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no directory: %q, %v", did, err)
+	}
+}
+
+// TestUnchainKeepsWhatThePrimaryCNIWroteMeanwhile has a lone plugin's configuration be written anew after the agent ended.
+func TestUnchainKeepsWhatThePrimaryCNIWroteMeanwhile(t *testing.T) {
+	h := newHost(t, map[string]string{"10-a.conf": lone})
+	if _, err := h.Install(); err != nil {
+		t.Fatal(err)
+	}
+	h.put("10-a.conf", ptp)
+	if _, err := Unchain(h.ConfDir, plugin); err != nil {
+		t.Error(err)
+	}
+	h.wantFiles(map[string]string{"10-a.conf": ptp})
+}
+
+func TestUnchainSaysWhatIsStillChained(t *testing.T) {
+	h := newHost(t, map[string]string{"10-a.conflist": chain("a", "bridge"), "a/50.conf": own})
+	if _, err := Unchain(h.ConfDir, plugin); err == nil || !strings.Contains(err.Error(), `["a"]`) {
+		t.Errorf("chained by hand, in a file of its own: %v", err)
+	}
+}
+
+func TestEntriesAreFoundAsTheyStand(t *testing.T) {
+	entry := `{ "type": "kube2iam-cni", "stateDir": "/x" }`
+	h := newHost(t, map[string]string{"10-a.conflist": chain("a", "bridge"), "20-b.conflist": strings.Replace(chain("b", "x"), "]", ","+entry+"]", 1), "30-c.conflist": "{", "40-d.conf": own})
+	entries, err := Entries(h.ConfDir, plugin)
+	if err != nil || len(entries) != 1 || string(entries[0]) != entry {
+		t.Errorf("%q, %v", entries, err)
+	}
+}
+
+// TestWhatIsWrittenMeanwhileStays has a primary CNI write in the moment in which the entry is put in, again and again.
+func TestWhatIsWrittenMeanwhileStays(t *testing.T) {
+	for name, write := range map[string]func(path, text string) error{
+		"renamed into place": func(path, text string) error {
+			return errors.Join(os.WriteFile(path+".tmp", []byte(text), 0o600), os.Rename(path+".tmp", path))
+		},
+		"another": func(path, text string) error {
+			return errors.Join(os.Remove(path), os.WriteFile(path, []byte(text), 0o600))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, nil)
+			path := filepath.Join(h.ConfDir, "10-a.conflist")
+			changed := 0
+			for i := range 300 {
+				h.put("10-a.conflist", chain("a", "bridge"))
+				newer := chain("a", "bridge", fmt.Sprint("newer-", i))
+				f, err := read(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var both sync.WaitGroup
+				both.Go(func() {
+					if err := write(path, newer); err != nil {
+						t.Error(err)
+					}
+				})
+				err = replace(f, []byte(chain("a", "bridge", plugin)))
+				both.Wait()
+				if errors.Is(err, errChanged) || errors.Is(err, fs.ErrNotExist) {
+					changed++
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				if text, err := os.ReadFile(path); err != nil || string(text) != newer {
+					t.Fatalf("%d: the file has %q, %v", i, text, err)
+				}
+				if entries, _ := os.ReadDir(h.ConfDir); len(entries) != 1 {
+					t.Fatalf("left: %v", entries)
+				}
+			}
+			if changed == 0 {
+				t.Error("it was never written meanwhile")
+			}
+		})
+	}
+}
+
+func TestOwnerStays(t *testing.T) {
+	h := newHost(t, map[string]string{"10-a.conflist": chain("a", "bridge")})
+	path := filepath.Join(h.ConfDir, "10-a.conflist")
+	if err := os.Chown(path, 12, 34); err != nil {
+		t.Skip("it takes root to give a file away")
+	}
+	if _, err := h.Install(); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if owner := info.Sys().(*syscall.Stat_t); owner.Uid != 12 || owner.Gid != 34 || info.Mode() != 0o640 {
+		t.Errorf("%d:%d %v", owner.Uid, owner.Gid, info.Mode())
+	}
+}
+
+// TestBrokenFileIsWaitedForBriefly has it be written just now, by its own word, which is worth little: clocks are set.
+func TestBrokenFileIsWaitedForBriefly(t *testing.T) {
+	for name, written := range map[string]time.Duration{"now": 0, "tomorrow": 24 * time.Hour, "long ago": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, map[string]string{"05-x.conflist": "{broken", "10-a.conflist": chain("a", "bridge")})
+			now := time.Now()
+			broken := filepath.Join(h.ConfDir, "05-x.conflist")
+			if at := now.Add(written); os.Chtimes(broken, at, at) != nil {
+				t.Fatal("times")
+			}
+			h.settling = make(settling)
+			_, err := h.chain(now)
+			if waits := errors.Is(err, ErrUnsettled); waits != (written >= 0) || !waits && err != nil {
+				t.Errorf("at first %v", err)
+			}
+			if _, err := h.chain(now.Add(settle - time.Millisecond)); errors.Is(err, ErrUnsettled) != (written >= 0) {
+				t.Errorf("a moment before it has settled: %v", err)
+			}
+			if _, err := h.chain(now.Add(settle)); err != nil {
+				t.Errorf("after it has settled: %v", err)
+			}
+			if text := h.files()["10-a.conflist"]; !Has([]byte(text), plugin) {
+				t.Error("the next one is not chained")
+			}
+			// Written again, it is waited for again.
+			if at := now.Add(written + time.Second); os.Chtimes(broken, at, at) != nil {
+				t.Fatal("times")
+			}
+			if _, err := h.chain(now.Add(time.Second)); errors.Is(err, ErrUnsettled) != (written >= 0) {
+				t.Errorf("written again: %v", err)
+			}
+		})
 	}
 }
 
@@ -342,11 +478,15 @@ func TestChainedAgainWhateverThePrimaryCNIDoes(t *testing.T) {
 	}
 	r.eventually("waiting again", func(err error) bool { return errors.Is(err, ErrNoNetwork) })
 	r.rename("10-a.conf", lone)
-	r.eventually("chained to a lone plugin", r.chained("10-a.conflist"))
+	r.eventually("chained to a lone plugin", r.chained(made))
 	r.rename("10-a.conflist", chain("a", "bridge", "tuning")) // in its place, as an upgrade does
+	if err := os.Remove(filepath.Join(r.ConfDir, "10-a.conf")); err != nil {
+		t.Fatal(err)
+	}
 	r.eventually("chained after a list took its place", func(err error) bool {
 		text, _ := os.ReadFile(filepath.Join(r.ConfDir, "10-a.conflist"))
-		return Has(text, plugin) && Has(text, "tuning")
+		_, gone := os.Stat(filepath.Join(r.ConfDir, made))
+		return Has(text, plugin) && Has(text, "tuning") && errors.Is(gone, fs.ErrNotExist)
 	})
 
 	if err := os.Remove(filepath.Join(r.BinDir, plugin)); err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 )
 
 // errChanged is the error of a file that somebody else wrote since it was read.
@@ -20,12 +21,20 @@ var errChanged = errors.New("changed meanwhile")
 // replace puts a text in the place of a file that was read before, with its mode and owner. Runtimes see the one or the other, never a
 // part, and no name that they would read: containerd takes a file anew when it is renamed into place. Behind a symbolic link the file that
 // it leads to is replaced.
+//
+// The error wraps errChanged where somebody else wrote meanwhile, whose file stays: the two change places, and change back where what comes
+// out is not what was read.
 func replace(f *file, text []byte) error {
 	path, err := filepath.EvalSymlinks(f.path)
 	if err != nil {
 		return err
 	}
-	return write(path, f.info, text, func() error {
+	pending, err := prepare(path, f.info, text)
+	if err != nil {
+		return err
+	}
+	defer pending.Cleanup()
+	check := func(path string) error {
 		now, err := os.Stat(path)
 		if err != nil {
 			return err
@@ -34,31 +43,62 @@ func replace(f *file, text []byte) error {
 			return fmt.Errorf("%s: %w", f.path, errChanged)
 		}
 		return nil
-	})
+	}
+	if err := check(path); err != nil {
+		return err
+	}
+	exchange := func() error {
+		return unix.Renameat2(unix.AT_FDCWD, pending.Name(), unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	}
+	switch err := exchange(); {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		// This file system cannot exchange them.
+		if err := os.Rename(pending.Name(), path); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	default:
+		if err := check(pending.Name()); err != nil {
+			return errors.Join(err, exchange())
+		}
+	}
+	return syncDir(filepath.Dir(path))
 }
 
-// write makes the file with this text and the mode and owner of like. The check comes last before it is renamed into place.
-func write(path string, like fs.FileInfo, text []byte, check func() error) error {
-	pending, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(like.Mode().Perm()))
+// create makes a file that is not there. The error wraps errChanged where it is by now.
+func create(path string, like fs.FileInfo, text []byte) error {
+	pending, err := prepare(path, like, text)
 	if err != nil {
 		return err
 	}
 	defer pending.Cleanup()
-	if _, err := pending.Write(text); err != nil {
-		return err
-	}
-	if owner, ok := like.Sys().(*syscall.Stat_t); ok {
-		if err := pending.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
-			return err
-		}
-	}
-	if err := check(); err != nil {
-		return err
-	}
-	if err := pending.CloseAtomicallyReplace(); err != nil {
+	if err := os.Link(pending.Name(), path); errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w", path, errChanged)
+	} else if err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// prepare writes a text beside where it is to be, to the disk, with the mode and the owner of another file.
+func prepare(path string, like fs.FileInfo, text []byte) (*renameio.PendingFile, error) {
+	pending, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(like.Mode().Perm()))
+	if err != nil {
+		return nil, err
+	}
+	_, err = pending.Write(text)
+	if owner, ok := like.Sys().(*syscall.Stat_t); ok && err == nil && (int(owner.Uid) != os.Geteuid() || int(owner.Gid) != os.Getegid()) {
+		err = pending.Chown(int(owner.Uid), int(owner.Gid))
+	}
+	if err == nil {
+		err = pending.Sync()
+	}
+	if err != nil {
+		pending.Cleanup()
+		return nil, err
+	}
+	return pending, nil
 }
 
 // syncDir has what was renamed outlive a loss of power.

@@ -6,22 +6,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
-// Unchain takes the plugin's entries out of all network configurations of a directory, and puts back what Install put aside. What it did
-// is in the list, a line each. It goes on after an error, and returns all of them.
+// Unchain takes the plugin's entries out of all network configurations of a directory, and removes the lists that Install made. What it
+// did is in the list, a line each. It goes on after an error, and returns all of them. A directory that is not there is one: a runtime
+// reads another, then.
 func Unchain(dir, plugin string) (did []string, err error) {
 	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, fmt.Errorf("network configurations: %w", err)
 	}
 	var errs []error
 	for _, e := range entries {
-		if e.IsDir() || filepath.Ext(e.Name()) != ".conflist" {
+		if e.IsDir() || filepath.Ext(e.Name()) != ".conflist" || isMade(e.Name(), plugin) {
 			continue
 		}
 		for range 5 {
@@ -37,13 +34,11 @@ func Unchain(dir, plugin string) (did []string, err error) {
 			errs = append(errs, fmt.Errorf("network configuration %s: %w", e.Name(), err))
 		}
 	}
-	// Whatever else is aside, its list is not the one that was made of it: somebody has written another since.
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), aside) {
-			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
-			}
-		}
+	removed, err := removeMade(dir, plugin, "")
+	did, errs = append(did, removed...), append(errs, err)
+	// By hand, in a file of its own beside a list, or in one that came this moment. Files that make no sense call nothing.
+	if networks, _ := Chained(dir, plugin); len(networks) > 0 && errors.Join(errs...) == nil {
+		errs = append(errs, fmt.Errorf("the plugin is still in the chain of %q: take it out of the files of their directories below %s", networks, dir))
 	}
 	return did, errors.Join(errs...)
 }
@@ -59,17 +54,6 @@ func unchain(path, plugin string) (string, error) {
 	list, err := parseList(f.text)
 	if err != nil || len(list.of(plugin)) == 0 {
 		return "", nil // no runtime takes it, or it is not chained in it
-	}
-	for _, ext := range []string{".conf", ".json"} {
-		conf := strings.TrimSuffix(path, ".conflist") + ext
-		if !standsFor(f.text, conf+aside, plugin) {
-			continue
-		}
-		// The configuration first, which sorts before the list: there is one at any moment.
-		if err := os.Rename(conf+aside, conf); err != nil {
-			return "", err
-		}
-		return conf + " put back", errors.Join(os.Remove(path), syncDir(filepath.Dir(path)))
 	}
 	text, err := list.without(plugin)
 	if err != nil {

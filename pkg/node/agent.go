@@ -32,8 +32,8 @@ type Agent struct {
 	Changes <-chan struct{}
 	// Interval is the time between two rounds where nothing says that anything changed.
 	Interval time.Duration
-	// Ready is called once, when the rules are what they should be for the first time: the guard stands from then on. It may be
-	// nil.
+	// Ready is called in each round that finds or makes the rules what they should be: the guard stands from the first one on. It may
+	// be nil.
 	Ready func()
 
 	looked bool         // in all forms, once
@@ -112,7 +112,6 @@ func (a *Agent) Round(ctx context.Context) error {
 	err = a.repair(ctx)
 	if err == nil && a.Ready != nil {
 		a.Ready()
-		a.Ready = nil
 	}
 	errs = append(errs, err, a.recheck(ctx))
 	if a.adopt(ctx) > 0 {

@@ -151,11 +151,12 @@ func (n *Node) Detach(ctx context.Context, containerID, ifName string) error {
 		return nil // no ADD has taken it
 	}
 	if !n.stateless() {
-		unlock, err := n.shared(ctx)
-		if err != nil {
+		switch unlock, err := n.shared(ctx); {
+		case err == nil:
+			defer unlock()
+		case !errors.Is(err, fs.ErrNotExist): // which an uninstall in this moment would have made so
 			return err
 		}
-		defer unlock()
 	}
 	record, err := n.records().Get(containerID, ifName)
 	if err == nil {

@@ -28,10 +28,44 @@ var ErrAgent = errors.New("the agent runs on this node and would put everything 
 // Present is an agent that runs, as others see it. Its methods may be called by any goroutine.
 type Present struct {
 	dir string
-	end func()
 
 	mu    sync.Mutex
-	ready func() // lets go of the lock; nil while not ready
+	runs  held
+	ready held
+}
+
+// held is a lock that is held, and of which file.
+type held struct {
+	info   fs.FileInfo
+	unlock func() // nil while it is not held
+}
+
+// hold takes a lock that is shared, where it is not held, or the file at its path is another one by now: somebody removed the state
+// directory.
+func (h *held) hold(ctx context.Context, file string) error {
+	there, err := os.Stat(file)
+	if h.unlock != nil && err == nil && os.SameFile(there, h.info) {
+		return nil
+	}
+	unlock, err := attachment.LockShared(ctx, file)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		unlock()
+		return err
+	}
+	h.letGo()
+	h.info, h.unlock = info, unlock
+	return nil
+}
+
+func (h *held) letGo() {
+	if h.unlock != nil {
+		h.unlock()
+		h.unlock = nil
+	}
 }
 
 // Presence says in the state directory that an agent runs, until End. The error wraps attachment.ErrLocked while an uninstall is under
@@ -40,29 +74,29 @@ func Presence(ctx context.Context, stateDir string) (*Present, error) {
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return nil, err
 	}
-	end, err := attachment.LockShared(ctx, filepath.Join(stateDir, agentLock))
-	if err != nil {
+	p := &Present{dir: stateDir}
+	if err := p.runs.hold(ctx, filepath.Join(stateDir, agentLock)); err != nil {
 		return nil, fmt.Errorf("an uninstall is under way: %w", err)
 	}
-	return &Present{dir: stateDir, end: end}, nil
+	return p, nil
 }
 
-// SetReady says whether it has done its job.
+// SetReady says whether it has done its job. Saying it again says it anew where the state directory is another by now.
 func (p *Present) SetReady(ready bool, log *slog.Logger) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case ready && p.ready == nil:
-		// Shared, as an agent may start before its predecessor has ended.
-		unlock, err := attachment.LockShared(context.Background(), filepath.Join(p.dir, readyLock))
-		if err != nil {
-			log.Warn("nobody can be told that the agent is ready", "error", err)
-			return
-		}
-		p.ready = unlock
-	case !ready && p.ready != nil:
-		p.ready()
-		p.ready = nil
+	ctx, cancel := context.WithTimeout(context.Background(), absence)
+	defer cancel()
+	if err := p.runs.hold(ctx, filepath.Join(p.dir, agentLock)); err != nil {
+		log.Warn("nobody can be told that the agent runs", "error", err)
+	}
+	if !ready {
+		p.ready.letGo()
+		return
+	}
+	// Shared, as an agent may start before its predecessor has ended.
+	if err := p.ready.hold(ctx, filepath.Join(p.dir, readyLock)); err != nil {
+		log.Warn("nobody can be told that the agent is ready", "error", err)
 	}
 }
 
@@ -70,11 +104,8 @@ func (p *Present) SetReady(ready bool, log *slog.Logger) {
 func (p *Present) End() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.ready != nil {
-		p.ready()
-		p.ready = nil
-	}
-	p.end()
+	p.ready.letGo()
+	p.runs.letGo()
 }
 
 // IsReady tells whether an agent has said that it is, and runs.

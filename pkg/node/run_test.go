@@ -84,8 +84,13 @@ func TestRunGoesOn(t *testing.T) {
 		if rules := b.allRules(); rules == "" {
 			t.Error("the node is not guarded")
 		}
-		if len(ready) != 1 || !strings.Contains(ready[0], `comment "guard"`) {
-			t.Errorf("said to be ready %d times, of %s", len(ready), ready)
+		if len(ready) < 5 {
+			t.Errorf("said to be ready %d times in ten rounds", len(ready))
+		}
+		for _, rules := range ready {
+			if !strings.Contains(rules, `comment "guard"`) {
+				t.Errorf("said to be ready with %s", rules)
+			}
 		}
 		b.wantCut("at the end")
 	})
