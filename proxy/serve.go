@@ -80,10 +80,16 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 			if err != nil || sockets == nil {
 				return err
 			}
-			app := imds.NewListener(sockets[0], destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
-			g.Go(func() error {
-				return serveHTTP(ctx, podServer(takeover.draining(handler), log), app, takeover.drained(app))
-			})
+			for i, l := range sockets {
+				if i == 1 {
+					continue
+				}
+				app := imds.NewListener(l, destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
+				g.Go(func() error {
+					return serveHTTP(ctx, podServer(takeover.draining(handler), log), app, takeover.drained(app))
+				})
+			}
+			g.Go(func() error { return takeover.stays(ctx) })
 			g.Go(func() error { return serveHTTP(ctx, adminServer(parts, o, log), sockets[1], nil) })
 			return takeover.serve(ctx, sockets)
 		})

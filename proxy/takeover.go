@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +25,8 @@ type takeover struct {
 	log   *slog.Logger
 	path  string
 
+	patience time.Duration // with whoever has a port
+
 	from   *handover.Predecessor // nil where nobody served
 	handed atomic.Bool           // whether another proxy has taken over
 }
@@ -31,7 +35,7 @@ type takeover struct {
 func handoverSocket(stateDir string) string { return filepath.Join(stateDir, "handover.sock") }
 
 func newTakeover(o *options, p *parts, log *slog.Logger) *takeover {
-	return &takeover{options: o, parts: p, log: log, path: handoverSocket(o.stateDir)}
+	return &takeover{options: o, parts: p, log: log, path: handoverSocket(o.stateDir), patience: portPatience}
 }
 
 // begin finds who serves, and takes over its credentials: what pods hold need not be asked for again, and STS may be away.
@@ -70,52 +74,47 @@ func (t *takeover) end() {
 const (
 	// warm is how long credentials are waited for that the predecessor did not have: STS may be away.
 	warm = 20 * time.Second
-	// again is how soon a port is tried again that somebody else holds.
-	again = 50 * time.Millisecond
+	// again is how soon a port is tried again that somebody else holds, at first, and slowly how soon in the end.
+	again, slowly = 50 * time.Millisecond, 2 * time.Second
+	// portPatience is more than a proxy that was told to end takes for that.
+	portPatience = time.Minute
 )
 
-// sockets are those that pods are served on and that of the admin port: this process's own, or the predecessor's once this proxy knows what it
-// has to. They are nil where ctx ended before.
-func (t *takeover) sockets(ctx context.Context) ([]*handover.Listener, error) {
-	said := false
-	for {
+// sockets are those to serve on: the pods', the admin port's, and behind them the pods' former ones, which pods that started before the
+// port was changed are still redirected to. They are the predecessor's once this proxy knows what it has to, or this process's own where
+// nobody serves, or another port. They are nil where ctx ended before.
+func (t *takeover) sockets(ctx context.Context) (sockets []*handover.Listener, err error) {
+	var since time.Time // when a port was another's first
+	for wait := again; ; wait = min(2*wait, slowly) {
 		if t.from != nil {
 			if !t.ready(ctx) {
 				return nil, nil
 			}
 			// Once more: what nobody held was forgotten if the pods were long in coming, and the predecessor has renewed some since.
 			t.credentials()
-			sockets, err := t.from.Sockets()
-			if err == nil && len(sockets) != 2 {
-				err = errors.New("it has other sockets")
-			}
-			if err == nil && t.same(sockets) {
+			if sockets, err = t.adopt(ctx); err == nil {
 				return sockets, nil
 			}
-			for _, l := range sockets {
-				l.Close()
-			}
-			if err != nil {
-				t.log.Warn("the proxy that serves did not hand over", "error", err)
-			}
+			t.log.Warn("the proxy that serves did not hand over", "error", err)
 			t.from.Close()
 			t.from = nil
 		}
-		sockets, err := t.listen(ctx)
-		if err == nil {
+		if sockets, err = t.listen(ctx, nil); err == nil {
 			return sockets, nil
 		}
-		if !errors.Is(err, unix.EADDRINUSE) {
+		switch now := time.Now(); {
+		case !errors.Is(err, unix.EADDRINUSE):
 			return nil, err
-		}
-		if !said {
-			t.log.Warn("another process has the port; waiting for it", "error", err)
-			said = true
+		case since.IsZero():
+			t.log.Warn("another process has a port; waiting for it", "error", err)
+			since = now
+		case now.Sub(since) > t.patience:
+			return nil, fmt.Errorf("another process has a port and does not hand it over through %s: does it run with another --state-dir? %w", t.path, err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil, nil
-		case <-time.After(again):
+		case <-time.After(wait):
 		}
 		if t.from, err = handover.Find(ctx, t.path); err != nil {
 			t.from = nil
@@ -123,34 +122,76 @@ func (t *takeover) sockets(ctx context.Context) ([]*handover.Listener, error) {
 	}
 }
 
-func (t *takeover) addresses() []string {
-	return []string{net.JoinHostPort("", port(t.appPort)), net.JoinHostPort("", port(t.metricsPort))}
+// adopt takes the predecessor's sockets over, each by its port, and opens those that it does not have.
+func (t *takeover) adopt(ctx context.Context) ([]*handover.Listener, error) {
+	given, err := t.from.Sockets()
+	if err != nil {
+		return nil, err
+	}
+	if len(given) < 2 {
+		for _, l := range given {
+			l.Close()
+		}
+		return nil, fmt.Errorf("the predecessor has %d sockets", len(given))
+	}
+	return t.listen(ctx, given)
 }
 
-// listen opens this process's own sockets, both or none.
-func (t *takeover) listen(ctx context.Context) ([]*handover.Listener, error) {
-	var sockets []*handover.Listener
-	for _, address := range t.addresses() {
-		l, err := handover.Listen(ctx, address)
-		if err != nil {
-			for _, l := range sockets {
+// maxFormer bounds the sockets of former ports.
+const maxFormer = 4
+
+// listen is the sockets of the ports that this proxy is to serve, all or none: those that were given, in the order of sockets, and this
+// process's own. What was given and is not among them is closed.
+func (t *takeover) listen(ctx context.Context, given []*handover.Listener) (sockets []*handover.Listener, err error) {
+	defer func() {
+		for _, l := range given {
+			if !slices.Contains(sockets, l) {
 				l.Close()
 			}
+		}
+	}()
+	var pods, admin []*handover.Listener // that were given
+	for i, l := range given {
+		if i == 1 {
+			admin = append(admin, l)
+		} else {
+			pods = append(pods, l)
+		}
+	}
+	var opened []*handover.Listener
+	for _, want := range []struct {
+		port  uint16
+		among []*handover.Listener
+	}{{t.appPort, pods}, {t.metricsPort, admin}} {
+		if at := slices.IndexFunc(want.among, func(l *handover.Listener) bool { return portOf(l) == want.port }); at >= 0 {
+			sockets = append(sockets, want.among[at])
+			continue
+		}
+		l, err := handover.Listen(ctx, net.JoinHostPort("", port(want.port)))
+		if err != nil {
+			for _, l := range opened {
+				l.Close()
+			}
+			sockets = nil
 			return nil, err
 		}
-		sockets = append(sockets, l)
+		opened, sockets = append(opened, l), append(sockets, l)
+	}
+	for _, l := range pods {
+		if l != sockets[0] && len(sockets) < 2+maxFormer {
+			t.log.Info("pods that are still redirected to a former port are served as before", "port", portOf(l))
+			sockets = append(sockets, l)
+		}
 	}
 	return sockets, nil
 }
 
-// same tells whether the sockets are on the ports that this proxy is to serve: with others given it opens its own.
-func (t *takeover) same(sockets []*handover.Listener) bool {
-	for i, p := range []uint16{t.appPort, t.metricsPort} {
-		if a, ok := sockets[i].Addr().(*net.TCPAddr); !ok || a.Port != int(p) {
-			return false
-		}
+// portOf is the TCP port of a socket; 0, which is nobody's, where it has none.
+func portOf(l *handover.Listener) uint16 {
+	if a, ok := l.Addr().(*net.TCPAddr); ok {
+		return uint16(a.Port)
 	}
-	return true
+	return 0
 }
 
 // ready waits until the pods of this node are known, and for a while until their credentials are there. It is false where ctx ended before,
@@ -199,6 +240,37 @@ func (t *takeover) serve(ctx context.Context, sockets []*handover.Listener) erro
 	if err := server.Run(ctx); err != nil {
 		t.log.Warn("no other proxy can take over: an upgrade closes the port for a moment", "error", err)
 		<-ctx.Done()
+	}
+	return nil
+}
+
+// errRemoved is the error of a state directory that was removed while something is mounted on it, as it is in a container.
+var errRemoved = errors.New("the state directory was removed from under this process, which sees no new records: it ends, to be started again with the one that is there now")
+
+// stateLook is how often that is looked for.
+const stateLook = 5 * time.Second
+
+// stays waits until ctx ends, or the state directory is removed from under this process.
+func (t *takeover) stays(ctx context.Context) error {
+	tick := time.NewTicker(stateLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := t.removed(); err != nil {
+			return err
+		}
+	}
+}
+
+// removed is errRemoved where it is so. A directory that is not there, without a mount, may be made again, and is seen then.
+func (t *takeover) removed() error {
+	var stat unix.Stat_t
+	if err := unix.Stat(t.stateDir, &stat); err == nil && stat.Nlink == 0 {
+		return fmt.Errorf("%s: %w", t.stateDir, errRemoved)
 	}
 	return nil
 }

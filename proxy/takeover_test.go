@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
+)
+
+// served is a proxy that serves, as its successor sees it: the ports that it has, the pods', the admin port and former ones.
+func served(t *testing.T, path string, sockets int) (ports []uint16) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &handover.Server{Path: path, Log: slog.New(slog.DiscardHandler)}
+	for range sockets {
+		l, err := handover.Listen(ctx, ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Sockets = append(s.Sockets, l)
+		ports = append(ports, portOf(l))
+	}
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		done.Wait()
+		for _, l := range s.Sockets {
+			l.Close()
+		}
+	})
+	for deadline := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
+		if p, err := handover.Find(ctx, path); err == nil && p != nil {
+			p.Close()
+			return ports
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it does not serve")
+		}
+	}
+}
+
+// free is a port that nobody has.
+func free(t *testing.T) uint16 {
+	t.Helper()
+	l, err := handover.Listen(t.Context(), ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return portOf(l)
+}
+
+// TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo has the one port or the other be changed, or both, or back.
+func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
+	for name, tt := range map[string]struct {
+		sockets int
+		ports   func(had []uint16, free uint16) (app, admin uint16)
+		want    func(had []uint16, free uint16) []uint16
+	}{
+		"none":    {2, func(h []uint16, _ uint16) (uint16, uint16) { return h[0], h[1] }, func(h []uint16, _ uint16) []uint16 { return h }},
+		"admin":   {2, func(h []uint16, f uint16) (uint16, uint16) { return h[0], f }, func(h []uint16, f uint16) []uint16 { return []uint16{h[0], f} }},
+		"pods'":   {2, func(h []uint16, f uint16) (uint16, uint16) { return f, h[1] }, func(h []uint16, f uint16) []uint16 { return []uint16{f, h[1], h[0]} }},
+		"again":   {3, func(h []uint16, f uint16) (uint16, uint16) { return f, h[1] }, func(h []uint16, f uint16) []uint16 { return []uint16{f, h[1], h[0], h[2]} }},
+		"back":    {3, func(h []uint16, _ uint16) (uint16, uint16) { return h[2], h[1] }, func(h []uint16, _ uint16) []uint16 { return []uint16{h[2], h[1], h[0]} }},
+		"a sixth": {7, func(h []uint16, _ uint16) (uint16, uint16) { return h[0], h[1] }, func(h []uint16, _ uint16) []uint16 { return h[:6] }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := handoverSocket(t.TempDir())
+			had := served(t, path, tt.sockets)
+			other := free(t)
+			p := &parts{cache: credentials.New(new(countingSTS), credentials.Config{Log: slog.New(slog.DiscardHandler)})}
+			p.known.Store(true)
+			o := &options{stateDir: filepath.Dir(path)}
+			o.appPort, o.metricsPort = tt.ports(had, other)
+			successor := newTakeover(o, p, slog.New(slog.DiscardHandler))
+			defer successor.end()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if err := successor.begin(ctx); err != nil {
+				t.Fatal(err)
+			}
+			sockets, err := successor.sockets(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []uint16
+			for _, l := range sockets {
+				got = append(got, portOf(l))
+				defer l.Close()
+				c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", port(portOf(l))))
+				if err != nil {
+					t.Errorf("port %d: %v", portOf(l), err)
+					continue
+				}
+				c.Close()
+			}
+			if want := tt.want(had, other); !slices.Equal(got, want) {
+				t.Errorf("it serves %v, want %v of %v and %d", got, want, had, other)
+			}
+		})
+	}
+}
+
+// TestPortOfAnotherProcessIsNotWaitedForForEver has it be held by somebody who hands nothing over.
+func TestPortOfAnotherProcessIsNotWaitedForForEver(t *testing.T) {
+	l, err := handover.Listen(t.Context(), ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	o := &options{stateDir: t.TempDir(), appPort: portOf(l), metricsPort: free(t)}
+	var log strings.Builder
+	successor := newTakeover(o, new(parts), slog.New(slog.NewTextHandler(&log, nil)))
+	successor.patience = time.Millisecond
+	if _, err := successor.sockets(t.Context()); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "--state-dir") {
+		t.Errorf("%v", err)
+	}
+	if strings.Count(log.String(), "waiting for it") != 1 {
+		t.Errorf("logged %s", log.String())
+	}
+}
+
+// TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount needs a mount, as a container has one.
+func TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount(t *testing.T) {
+	real, mounted := filepath.Join(t.TempDir(), "real"), t.TempDir()
+	if err := os.Mkdir(real, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread has a mount namespace of its own, and ends
+		failed <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return err
+			}
+			if err := unix.Mount(real, mounted, "", unix.MS_BIND, ""); err != nil {
+				return err
+			}
+			if err := os.Remove(real); err != nil {
+				return err
+			}
+			return newTakeover(&options{stateDir: mounted}, nil, nil).removed()
+		}()
+	}()
+	switch err := <-failed; {
+	case errors.Is(err, unix.EPERM):
+		t.Skip("it takes root to mount")
+	case !errors.Is(err, errRemoved):
+		t.Errorf("%v", err)
+	}
+	for what, dir := range map[string]string{"one that is there": t.TempDir(), "one that is not": filepath.Join(t.TempDir(), "none")} {
+		if err := newTakeover(&options{stateDir: dir}, nil, nil).removed(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
