@@ -16,7 +16,7 @@ test: ## unit tests with the race detector, and the namespace suite (root, six m
 test-cluster: ## the cluster suite: a real Kubernetes node, STS and S3 (root, twenty minutes cold)
 	@scripts/test-cluster.sh
 
-bench: ## print the figures, one a line: name, value, unit (root)
+bench: ## print the figures, one a line: name, value, unit (root, ten minutes, some twenty cold)
 	@scripts/bench.sh
 
 simulate: ## what a fleet of 5,000 nodes asks of STS, and docs/scale.svg (two minutes)

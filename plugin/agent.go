@@ -75,7 +75,11 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	if err := enter(c.String("host-root")); err != nil {
 		return err
 	}
-	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), cache(c), c.Duration("interval"))
+	where := findPlaces(c, log)
+	if install != nil {
+		install.ConfDir, install.BinDir = where.Configurations, where.Programs
+	}
+	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), cache(c, where.Configurations), c.Duration("interval"))
 	defer agent.Close()
 	if c.Bool("once") {
 		return agent.Round(ctx)
@@ -104,7 +108,8 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 		}
 		first()
 	}
-	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", conf.Backend, "guard", conf.Guard, "install", install != nil)
+	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", conf.Backend, "guard", conf.Guard, "install", install != nil,
+		"runtime", where.Runtime, "configurations", where.Configurations, "programs", where.Programs)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return agent.Run(ctx) })
 	tasks.Go(func() error { return relay(ctx, changes, look) })
@@ -153,14 +158,14 @@ func tell(to chan<- struct{}) {
 }
 
 // cache is the runtime's, with what it says in terms of the plugin's.
-func cache(c *cli.Context) node.Cache {
+func cache(c *cli.Context, confDir string) node.Cache {
 	return node.Cache{
 		Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"),
 		Pod: func(args string) (attachment.Pod, error) {
 			pod, err := netconf.ParsePod(args)
 			return attachment.Pod(pod), err
 		},
-		Chained: func() ([]string, error) { return conflist.Chained(c.String("cni-conf-dir"), name) },
+		Chained: func() ([]string, error) { return conflist.Chained(confDir, name) },
 		Is:      func(config []byte) bool { return conflist.Has(config, name) },
 	}
 }

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
 )
 
 // entryFlags say what the plugin's entry in the network configuration says.
@@ -29,7 +32,8 @@ func entryFlags() []cli.Flag {
 // nodeFlags say where things are on the node.
 func nodeFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "cni-conf-dir", Value: "/etc/cni/net.d", Usage: "where the network configurations are; pods are adopted of those that the plugin is chained in"},
+		&cli.StringFlag{Name: "cni-conf-dir", DefaultText: "what the container runtime's configuration says, or " + places.Default.Configurations,
+			Usage: "where the network configurations are; pods are adopted of those that the plugin is chained in"},
 		&cli.StringFlag{Name: "cni-cache-dir", Value: "/var/lib/cni", Usage: "where the container runtime keeps what it attached"},
 		&cli.StringFlag{Name: "host-root", Usage: "the host's root directory, where it is not /; all other paths are below it"},
 	}
@@ -38,8 +42,24 @@ func nodeFlags() []cli.Flag {
 // installFlags say where the program is to be.
 func installFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "cni-bin-dir", Value: "/opt/cni/bin", Usage: "where the container runtime finds the plugins' programs"},
+		&cli.StringFlag{Name: "cni-bin-dir", DefaultText: "what the container runtime's configuration says, or " + places.Default.Programs,
+			Usage: "where the container runtime finds the plugins' programs"},
 	}
+}
+
+// findPlaces is what the flags say, and where they say nothing the container runtime's own configuration. It is for after enter.
+func findPlaces(c *cli.Context, log *slog.Logger) places.Places {
+	given := places.Places{Configurations: c.String("cni-conf-dir"), Programs: c.String("cni-bin-dir")}
+	if given.Configurations != "" && given.Programs != "" {
+		return given
+	}
+	found, err := places.Find("/")
+	if err != nil {
+		log.Warn("the container runtime's configuration cannot be read: taking the usual places", "error", err)
+	}
+	found.Configurations = cmp.Or(given.Configurations, found.Configurations)
+	found.Programs = cmp.Or(given.Programs, found.Programs)
+	return found
 }
 
 // entry is the plugin's entry in a network configuration, by the flags.

@@ -32,7 +32,8 @@ The agent does the same with --install, and again whenever the primary CNI write
 			if _, err := agentConf(c); err != nil {
 				return err
 			}
-			install, program, err := installer(c, slog.New(slog.NewTextHandler(stderr, nil)))
+			log := slog.New(slog.NewTextHandler(stderr, nil))
+			install, program, err := installer(c, log)
 			if err != nil {
 				return err
 			}
@@ -40,6 +41,8 @@ The agent does the same with --install, and again whenever the primary CNI write
 			if err := enter(c.String("host-root")); err != nil {
 				return err
 			}
+			where := findPlaces(c, log)
+			install.ConfDir, install.BinDir = where.Configurations, where.Programs
 			did, err := install.Install()
 			// What is being written, or makes no sense, is known to be the one or the other soon.
 			for end := time.Now().Add(settling); errors.Is(err, conflist.ErrUnsettled) && time.Now().Before(end); {
@@ -65,7 +68,8 @@ The agent does the same with --install, and again whenever the primary CNI write
 // settling is how long install waits for a file that is being written.
 const settling = 10 * time.Second
 
-// installer is by the flags, of this very program, which is opened: inside a host's root directory its path may be another's.
+// installer is by the flags, of this very program, which is opened: inside a host's root directory its path may be another's. Its
+// directories are not known yet.
 func installer(c *cli.Context, log *slog.Logger) (*conflist.Installer, *os.File, error) {
 	text, err := entryText(c)
 	if err != nil {
@@ -82,7 +86,7 @@ func installer(c *cli.Context, log *slog.Logger) (*conflist.Installer, *os.File,
 	}
 	interval := c.Duration("interval")
 	return &conflist.Installer{
-		ConfDir: c.String("cni-conf-dir"), BinDir: c.String("cni-bin-dir"), Entry: text, Interval: interval, Log: log,
+		Entry: text, Interval: interval, Log: log,
 		Binary: conflist.Binary{Name: name, Source: program, Size: info.Size()},
 	}, program, nil
 }

@@ -56,7 +56,8 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	if err := enter(c.String("host-root")); err != nil {
 		return err
 	}
-	if err := checkPlaces(c.String("cni-conf-dir"), conf.StateDir); err != nil {
+	where := findPlaces(c, log)
+	if err := checkPlaces(where.Configurations, conf.StateDir); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
 	end, err := node.Absence(ctx, conf.StateDir)
@@ -64,7 +65,7 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 		return err
 	}
 	defer end()
-	did, err := conflist.Unchain(c.String("cni-conf-dir"), name)
+	did, err := conflist.Unchain(where.Configurations, name)
 	for _, line := range did {
 		fmt.Fprintln(stdout, line)
 	}
@@ -92,11 +93,11 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 		return fmt.Errorf("uninstall: %w", err)
 	}
 	fmt.Fprintf(stdout, "rules and state of %d attachments removed\n", attachments)
-	cached, err := cache(c).Through()
+	cached, err := cache(c, where.Configurations).Through()
 	if err != nil {
 		return fmt.Errorf("uninstall: the program stays: %w", err)
 	}
-	program := filepath.Join(c.String("cni-bin-dir"), name)
+	program := filepath.Join(where.Programs, name)
 	if cached > 0 {
 		fmt.Fprintf(stdout, "%s stays: %d pods were attached through it; call this again once they are gone\n", program, cached)
 		return nil

@@ -89,7 +89,10 @@ func prepare(path string, like fs.FileInfo, text []byte) (*renameio.PendingFile,
 	}
 	_, err = pending.Write(text)
 	if owner, ok := like.Sys().(*syscall.Stat_t); ok && err == nil && (int(owner.Uid) != os.Geteuid() || int(owner.Gid) != os.Getegid()) {
-		err = pending.Chown(int(owner.Uid), int(owner.Gid))
+		// One that may not be given away is better than none: a runtime is root.
+		if err = pending.Chown(int(owner.Uid), int(owner.Gid)); errors.Is(err, unix.EPERM) {
+			err = nil
+		}
 	}
 	if err == nil {
 		err = pending.Sync()

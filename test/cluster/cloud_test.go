@@ -64,7 +64,17 @@ type cloud struct {
 // startCloud starts STS, S3 and the metadata service, and puts an object into the bucket.
 func startCloud(t *testing.T, n *node) *cloud {
 	t.Helper()
-	c := &cloud{client: n.outside().client()}
+	c := new(cloud)
+	c.start(t, n)
+	c.makeNodeUser(t)
+	c.fillBucket(t)
+	return c
+}
+
+// start starts what lies beyond the node, and again after the node's reboot, whose processes these are.
+func (c *cloud) start(t *testing.T, n *node) {
+	t.Helper()
+	c.client = n.outside().client()
 	n.daemon(t, "minio", "ip", "netns", "exec", "outside", "env",
 		"MINIO_ROOT_USER="+owner.id, "MINIO_ROOT_PASSWORD="+owner.secret, "MINIO_SITE_REGION="+region, "MINIO_BROWSER=off",
 		"minio", "server", "--address", outsideIP+":9000", filepath.Join(n.state, "minio"))
@@ -73,12 +83,14 @@ func startCloud(t *testing.T, n *node) *cloud {
 	outside := n.outside()
 	metadata, err := imdstap.Start(imdstap.Options{
 		Address: metadataIP + ":80", Listen: outside.listen, Backend: mockServes,
-		Dial: func(network, address string) (net.Conn, error) { return outside.dial(t.Context(), network, address) },
+		Dial: func(network, address string) (net.Conn, error) {
+			return outside.dial(n.suite.Context(), network, address)
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(metadata.Close)
+	n.suite.Cleanup(metadata.Close)
 	c.metadata = metadata
 	await(t, 30*time.Second, "MinIO ready", func(ctx context.Context) error {
 		return ok(ctx, c.client, cloudURL+"/minio/health/ready")
@@ -86,9 +98,6 @@ func startCloud(t *testing.T, n *node) *cloud {
 	await(t, 30*time.Second, "metadata mock ready", func(ctx context.Context) error {
 		return ok(ctx, c.client, "http://"+mockServes+"/latest/meta-data/instance-id")
 	})
-	c.makeNodeUser(t)
-	c.fillBucket(t)
-	return c
 }
 
 // makeNodeUser makes the node's user and its policy. MinIO takes them as an archive of what its own export writes.

@@ -49,6 +49,7 @@ func TestCluster(t *testing.T) {
 		{"the primary CNI does what it likes with its configuration", testPrimary},
 		{"ten upgrades lose no request", testUpgrades},
 		{"a proxy that is killed is back", testCrash},
+		{"after a reboot all is as before", testReboot},
 		{"uninstalled, the node is what it was", testUninstall},
 	} {
 		t.Run(test.name, func(t *testing.T) {

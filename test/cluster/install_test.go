@@ -16,9 +16,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
@@ -127,6 +129,26 @@ func (n *node) write(t *testing.T, path, text string) {
 	}
 }
 
+// runtimeReads looks for a network as containerd does: by libcni, file for file.
+func (n *node) runtimeReads() error {
+	files, err := libcni.ConfFiles(n.path(confDir), []string{".conf", ".conflist", ".json"})
+	if err != nil {
+		return err
+	}
+	slices.Sort(files)
+	for _, file := range files {
+		if filepath.Ext(file) == ".conflist" {
+			_, err = libcni.ConfListFromFile(file)
+		} else {
+			_, err = libcni.ConfFromFile(file)
+		}
+		if err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("of %q: %w", files, err)
+}
+
 // testPrimary is a primary CNI that writes its configuration anew, removes it, makes a list of a lone plugin's, and brings another; all the
 // while somebody reads what a runtime would take.
 func testPrimary(t *testing.T, n *node, _ *cloud) {
@@ -139,18 +161,21 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A runtime reads the whole directory, and takes the first that makes sense.
 	stop := make(chan struct{})
+	var none atomic.Bool // whether there may be none
 	var watcher sync.WaitGroup
+	watched := 0
 	watcher.Go(func() {
-		for {
+		for ; ; watched++ {
 			select {
 			case <-stop:
 				return
 			default:
 			}
-			got, err := n.configuration(podsConfig)
-			if err != nil || !json.Valid([]byte(got)) {
-				t.Errorf("for a moment a runtime read %q, %v", got, err)
+			expected := none.Load()
+			if err := n.runtimeReads(); err != nil && !expected && !none.Load() {
+				t.Errorf("for a moment a runtime finds no network: %v", err)
 				return
 			}
 		}
@@ -169,21 +194,33 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 		}
 	}
 	n.chained(t, podsConfig, "bridge", "portmap")
-	close(stop)
-	watcher.Wait()
 
 	// It goes, and comes back as a lone plugin's, and that as a list again.
+	none.Store(true)
 	if err := os.Remove(n.path(podsConfig)); err != nil {
 		t.Fatal(err)
 	}
 	n.write(t, confDir+"/10-pods.conf", `{"cniVersion": "1.0.0", "name": "pods", "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
 		"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}`)
-	n.chained(t, podsConfig, "bridge")
-	if err := os.Remove(n.path(confDir + "/10-pods.conf.kube2iam-cni")); err != nil {
-		t.Errorf("what was put aside: %v", err)
-	}
+	none.Store(false)
+	const made = confDir + "/10-pods-conf-kube2iam-cni.conflist"
+	n.chained(t, made, "bridge")
 	n.write(t, podsConfig, string(original))
+	if err := os.Remove(n.path(confDir + "/10-pods.conf")); err != nil {
+		t.Fatal(err)
+	}
 	n.chained(t, podsConfig, "bridge", "portmap")
+	await(t, 30*time.Second, "the list gone that stood for it", func(context.Context) error {
+		if _, err := os.Stat(n.path(made)); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("it is there: %v", err)
+		}
+		return nil
+	})
+	close(stop)
+	watcher.Wait()
+	if watched < 100 {
+		t.Errorf("it was looked at %d times", watched)
+	}
 	if got, err := n.configuration(podsConfig); err != nil || got != text {
 		t.Errorf("chained again it is another:\n%s", cmp.Diff(text, got))
 	}
@@ -241,8 +278,6 @@ func (n *node) readOnly(t *testing.T, program, mount string) {
 	}
 }
 
-const uninstallName = "kube2iam-cni-uninstall-" + nodeName
-
 // uninstallJob is the manifest's, for this node and with the suite's image.
 func uninstallJob(t *testing.T) string {
 	t.Helper()
@@ -252,6 +287,27 @@ func uninstallJob(t *testing.T) string {
 	}
 	_, text, _ = bytes.Cut(text, []byte("apiVersion")) // the comment has the words, too
 	return strings.NewReplacer("NODE", nodeName, "image: kube2iam-cni:unset", "image: localhost/kube2iam-cni:suite\n          imagePullPolicy: Never").Replace("apiVersion" + string(text))
+}
+
+// uninstall runs the Job, and tells what it said.
+func (n *node) uninstall(t *testing.T) string {
+	t.Helper()
+	job, err := n.output(t.Context(), strings.NewReader(uninstallJob(t)), "kubectl", "create", "--filename=-", "--output=name")
+	if err != nil {
+		t.Fatal(err)
+	}
+	job = strings.TrimSpace(job)
+	await(t, podLimit, "the uninstall done", func(ctx context.Context) error {
+		done, err := n.output(ctx, nil, "kubectl", "get", job, "--namespace=kube-system", "--output=jsonpath={.status.succeeded}")
+		if err == nil && done != "1" {
+			logs, _ := n.output(ctx, nil, "kubectl", "logs", "--namespace=kube-system", job)
+			err = fmt.Errorf("succeeded %q: %s", done, logs)
+		}
+		return err
+	})
+	said := n.must(t, "kubectl", "logs", "--namespace=kube-system", job)
+	n.must(t, "kubectl", "delete", job, "--namespace=kube-system", "--wait")
+	return said
 }
 
 // testUninstall takes everything away by the manifests' opposite: the DaemonSets first, then the Job.
@@ -269,20 +325,9 @@ func testUninstall(t *testing.T, n *node, c *cloud) {
 	if role, err := n.ask(t.Context(), t, "idle", rolesPath); err == nil {
 		t.Errorf("with the proxy and the agent gone the pod was answered %q", role)
 	}
-	job := uninstallJob(t)
-	if _, err := n.output(t.Context(), strings.NewReader(job), "kubectl", "apply", "--filename=-"); err != nil {
-		t.Fatal(err)
+	if said := n.uninstall(t); !strings.Contains(said, "stays: 1 pods were attached through it") {
+		t.Errorf("it said %s", said)
 	}
-	await(t, podLimit, "the uninstall done", func(ctx context.Context) error {
-		done, err := n.output(ctx, nil, "kubectl", "get", "job", uninstallName, "--namespace=kube-system", "--output=jsonpath={.status.succeeded}")
-		if err == nil && done != "1" {
-			logs, _ := n.output(ctx, nil, "kubectl", "logs", "--namespace=kube-system", "job/"+uninstallName)
-			err = fmt.Errorf("succeeded %q: %s", done, logs)
-		}
-		return err
-	})
-	t.Log(n.must(t, "kubectl", "logs", "--namespace=kube-system", "job/"+uninstallName))
-	n.must(t, "kubectl", "delete", "job", uninstallName, "--namespace=kube-system")
 
 	if diff := cmp.Diff(n.bare, n.ruleset(t)); diff != "" {
 		t.Errorf("rules (-before install +after uninstall):\n%s", diff)
@@ -312,6 +357,12 @@ func testUninstall(t *testing.T, n *node, c *cloud) {
 	n.must(t, "kubectl", "delete", "pod", "idle", "--wait")
 	if networks, err := conflist.Chained(n.path(confDir), pluginType); err != nil || len(networks) > 0 {
 		t.Errorf("chained again in %q, %v", networks, err)
+	}
+	if said := n.uninstall(t); !strings.Contains(said, "program /opt/cni/bin/kube2iam-cni removed") {
+		t.Errorf("a second time it said %s", said)
+	}
+	if _, err := os.Stat(n.path("/opt/cni/bin/kube2iam-cni")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the program: %v", err)
 	}
 	if left, err := os.ReadDir(n.path("/var/lib/cni/networks/pods")); err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), "10.") }) {
 		t.Errorf("addresses that were not given back: %v, %v", left, err)

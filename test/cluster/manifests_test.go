@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
@@ -77,7 +80,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	variants := map[string][]string{"everything": {
 		"--set=entry.proxyPort=9181", "--set=entry.backend=nftables", "--set=entry.guard=true", "--set=entry.mark=0x2000", "--set=entry.path=netns", "--set=entry.stateDir=/run/other",
 		"--set=proxy.args={--namespace-restrictions,--session-tags}", "--set=proxy.metricsPort=9182", "--set=serviceAccount.annotations.a=b", "--set=nodeSelector.a=b",
-		"--set=plugin.imagePullPolicy=Always", "--set=proxy.imagePullPolicy=Never",
+		"--set=plugin.imagePullPolicy=Always", "--set=proxy.imagePullPolicy=Never", "--set=entry.proxyIP=fd00::1",
 	}, "defaults": nil}
 	for _, preset := range presets {
 		variants[filepath.Base(preset)] = []string{"--values=" + preset}
@@ -102,16 +105,88 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	for _, file := range []string{"access.yaml", "agent.yaml", "proxy.yaml"} {
 		n.must(t, "kubectl", "apply", "--dry-run=server", "--validate=strict", "--filename="+filepath.Join(base, file))
 	}
-	if _, err := n.output(t.Context(), strings.NewReader(uninstallJob(t)), "kubectl", "apply", "--dry-run=server", "--validate=strict", "--filename=-"); err != nil {
+	if _, err := n.output(t.Context(), strings.NewReader(uninstallJob(t)), "kubectl", "create", "--dry-run=server", "--validate=strict", "--filename=-"); err != nil {
 		t.Error(err)
+	}
+	n.uninstallChart(t)
+	hardened(t, objects(t, kustomized))
+	if out, err := n.helm(append([]string{"template", "x", chart, "--kube-version=1.37.2", "--set=podMonitor.enabled=true", "--show-only=templates/podmonitor.yaml"}, given...)...); err != nil || !strings.Contains(out, `"[${1}]:8182"`) {
+		t.Errorf("%v: %s", err, out)
 	}
 	// What cannot be is refused before anything is applied.
 	for _, wrong := range [][]string{
 		nil, {"--set=plugin.image=x"}, append(given[:2:2], "--set=baseRoleARN=my-role"), append(given[:3:3], "--set=entry.backend=ipvs"), append(given[:3:3], "--set=entry.proxyport=1"),
+		append(given[:3:3], "--set=entry.proxyIP=here"), append(given[:3:3], "--set=proxy.args={--app-port=9}"), append(given[:2:2], "--set=baseRoleARN=arn:aws:iam::123456789012:role/a b"),
 		append(given[:3:3], "--set=proxy.metricsPort=0"), append(given[:3:3], "--set=places.programs=opt"), append(given[:3:3], "--set=proxi.image=x"),
 	} {
 		if out, err := n.helm(append([]string{"template", "kube2iam-cni", chart, "--kube-version=1.37.2"}, wrong...)...); err == nil || !strings.Contains(err.Error(), "values don't meet the specifications") {
 			t.Errorf("%q was taken: %v\n%s", wrong, err, bytes.TrimSpace([]byte(out)))
 		}
+	}
+	if _, err := n.helm(append([]string{"template", "x", chart, "--kube-version=1.37.2", "--set=entry.proxyPort=8182"}, given...)...); err == nil || !strings.Contains(err.Error(), "are both 8182") {
+		t.Errorf("one port for pods and metrics: %v", err)
+	}
+}
+
+// uninstallChart compares the Jobs of the chart with the one of the repository, and has them be for other places.
+func (n *node) uninstallChart(t *testing.T) {
+	t.Helper()
+	show := append([]string{"template", "x", chart, "--namespace=kube-system", "--kube-version=1.37.2", "--show-only=templates/uninstall.yaml"}, given...)
+	one, err := n.helm(append(show, "--set=uninstall.nodes={NODE}")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../../conf/uninstall/job.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(objects(t, string(text)), objects(t, one)); diff != "" {
+		t.Errorf("the Job of the repository (-) and of the chart (+):\n%s", diff)
+	}
+	two, err := n.helm(append(show, "--set=uninstall.nodes={"+nodeName+",gke-production-default-pool-3f1a9c2e-x7q2}", "--values="+chart+"/presets/k3s.yaml", "--set=entry.stateDir=/run/other")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, flag := range []string{"--cni-conf-dir=/var/lib/rancher/k3s/agent/etc/cni/net.d", "--cni-bin-dir=/var/lib/rancher/k3s/data/cni", "--state-dir=/run/other"} {
+		if strings.Count(two, flag) != 2 {
+			t.Errorf("no %s in both:\n%s", flag, two)
+		}
+	}
+	if _, err := n.output(t.Context(), strings.NewReader(two), "kubectl", "create", "--dry-run=server", "--validate=strict", "--filename=-"); err != nil {
+		t.Error(err)
+	}
+}
+
+// hardened holds the containers to what the security model says that they may do.
+func hardened(t *testing.T, all map[string]any) {
+	t.Helper()
+	capabilities := map[string]string{"DaemonSet kube2iam-proxy": "[]", "DaemonSet kube2iam-cni-agent": "[NET_ADMIN NET_RAW SYS_ADMIN SYS_CHROOT DAC_OVERRIDE CHOWN]"}
+	for name, added := range capabilities {
+		text, err := json.Marshal(all[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var set appsv1.DaemonSet
+		if err := json.Unmarshal(text, &set); err != nil {
+			t.Fatal(err)
+		}
+		spec := set.Spec.Template.Spec
+		if len(spec.Containers) != 1 || len(spec.InitContainers) > 0 || !spec.HostNetwork || spec.PriorityClassName != "system-node-critical" {
+			t.Errorf("%s: %+v", name, spec)
+		}
+		c := spec.Containers[0]
+		security := c.SecurityContext
+		if security == nil || security.Privileged != nil || *security.AllowPrivilegeEscalation || !*security.ReadOnlyRootFilesystem || security.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault ||
+			fmt.Sprint(security.Capabilities.Drop) != "[ALL]" || fmt.Sprint(security.Capabilities.Add) != added || len(c.Resources.Requests) != 2 {
+			t.Errorf("%s: %+v", name, security)
+		}
+		talks := spec.AutomountServiceAccountToken == nil
+		if proxy := name == "DaemonSet kube2iam-proxy"; talks != proxy || spec.HostPID == proxy || proxy && (set.Spec.UpdateStrategy.RollingUpdate.MaxSurge.IntValue() != 1 || c.StartupProbe == nil) {
+			t.Errorf("%s: token %v, host's PID namespace %v, %+v", name, talks, spec.HostPID, set.Spec.UpdateStrategy)
+		}
+	}
+	rules, err := json.Marshal(all["ClusterRole kube2iam-proxy"].(map[string]any)["rules"])
+	if want := `[{"apiGroups":[""],"resources":["pods"],"verbs":["get","list","watch"]},{"apiGroups":[""],"resources":["namespaces"],"verbs":["list","watch"]},{"apiGroups":[""],"resources":["events"],"verbs":["create","patch"]}]`; err != nil || string(rules) != want {
+		t.Errorf("the proxy may do %s, %v", rules, err)
 	}
 }

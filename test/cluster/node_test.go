@@ -5,19 +5,24 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What node/settings.sh says of the node.
 const (
-	nodeName   = "node-1"
+	nodeName   = "ip-10-0-12-34.eu-central-1.compute.internal"
 	nodeIP     = "192.168.250.10"
 	outsideIP  = "192.168.250.1"
 	metadataIP = "169.254.169.254"
@@ -30,6 +35,8 @@ type node struct {
 	pid     string        // the node's first process, as the machine numbers it
 	bare    string        // all rules, before anything of ours was there
 	without time.Duration // what a pod's sandbox took then
+	suite   *testing.T    // what lasts for as long as the node is cleaned up by it
+	boots   int
 }
 
 // startNode starts the node that scripts/test-cluster.sh has built. The script stops it, however the test ends.
@@ -39,7 +46,7 @@ func startNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{scripts: scripts, state: os.Getenv("KUBE2IAM_CNI_CLUSTER_STATE")}
+	n := &node{scripts: scripts, state: os.Getenv("KUBE2IAM_CNI_CLUSTER_STATE"), suite: t}
 	if n.state == "" {
 		t.Fatal("KUBE2IAM_CNI_CLUSTER_STATE is not set: run scripts/test-cluster.sh")
 	}
@@ -48,17 +55,77 @@ func startNode(t *testing.T) *node {
 			n.tellLogs(t)
 		}
 	})
-	start := exec.CommandContext(t.Context(), filepath.Join(scripts, "start.sh"))
+	n.start(t)
+	return n
+}
+
+func (n *node) start(t *testing.T) {
+	t.Helper()
+	if err := n.startScript(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.started(t)
+}
+
+func (n *node) startScript(ctx context.Context) error {
+	start := exec.CommandContext(ctx, filepath.Join(n.scripts, "start.sh"))
 	start.Stdout, start.Stderr = os.Stdout, os.Stderr
 	if err := start.Run(); err != nil {
-		t.Fatalf("start the node: %v", err)
+		return fmt.Errorf("start the node: %w", err)
 	}
+	return nil
+}
+
+func (n *node) started(t *testing.T) {
+	t.Helper()
 	pid, err := os.ReadFile(filepath.Join(n.state, "init.pid"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.pid = strings.TrimSpace(string(pid))
-	return n
+	n.boots++
+}
+
+// reboot has every process of the node die at once, and what is in its memory go: its network, its rules, /run. What is on its disk stays.
+// Before the kubelet starts again, and with it the first pod, meanwhile is called.
+func (n *node) reboot(t *testing.T, meanwhile func()) {
+	t.Helper()
+	n.boots++ // what ends now is meant to
+	pid, err := strconv.Atoi(n.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(t, 30*time.Second, "the node down", func(context.Context) error {
+		if _, err := os.Stat(filepath.Join("/proc", n.pid)); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("its first process is there: %v", err)
+		}
+		return nil
+	})
+	hold := filepath.Join(n.state, "hold")
+	if err := errors.Join(os.Remove(filepath.Join(n.state, "init.pid")), os.WriteFile(hold, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(hold)
+	started := make(chan error, 1)
+	go func() { started <- n.startScript(t.Context()) }()
+	await(t, 60*time.Second, "the node's containerd", func(ctx context.Context) error {
+		if _, err := os.Stat(filepath.Join(n.state, "init.pid")); err != nil {
+			return err
+		}
+		n.started(t)
+		_, err := n.output(ctx, nil, "kubectl", "get", "--raw", "/readyz")
+		return err
+	})
+	meanwhile()
+	if err := os.Remove(hold); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
 }
 
 // path is a path of the node as the machine sees it.
@@ -110,10 +177,13 @@ func (n *node) daemon(t *testing.T, name string, args ...string) {
 	// Stopping the node kills the process; waiting for it here reaps the one that entered the node for it.
 	exited := make(chan error, 1)
 	go func() { exited <- c.Wait() }()
-	t.Cleanup(func() {
+	boot := n.boots
+	n.suite.Cleanup(func() {
 		select {
 		case err := <-exited:
-			t.Errorf("%s ended before the test: %v", name, err)
+			if n.boots == boot {
+				n.suite.Errorf("%s ended before the test: %v", name, err)
+			}
 		default:
 		}
 	})

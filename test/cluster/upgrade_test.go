@@ -44,6 +44,13 @@ func (n *node) ask(_ context.Context, t *testing.T, pod, path string) (string, e
 	return a.Get(path)
 }
 
+// anotherPort is a change of the one port of the proxy's that pods are not redirected to.
+const anotherPort = `[
+	{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--metrics-port=8282"},
+	{"op": "replace", "path": "/spec/template/spec/containers/0/readinessProbe/httpGet/port", "value": 8282},
+	{"op": "replace", "path": "/spec/template/spec/containers/0/livenessProbe/httpGet/port", "value": 8282}
+]`
+
 // testUpgrades rolls both DaemonSets again and again, under load.
 func testUpgrades(t *testing.T, n *node, c *cloud) {
 	n.createPod(t, "idle")
@@ -72,9 +79,28 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 			}
 		})
 	}
+	// The rules stay as they are all the while, and not only before and after.
+	looks := 0
+	clients.Go(func() {
+		for ; ; looks++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			if diff := cmp.Diff(before, n.rules(t)); diff != "" {
+				t.Errorf("for a moment the rules were others:\n%s", diff)
+				return
+			}
+		}
+	})
 	began := time.Now()
-	for range upgrades {
-		n.must(t, "kubectl", "rollout", "restart", "daemonset", "--namespace=kube-system")
+	for i := range upgrades {
+		// Another version, as far as Kubernetes can tell, and once with another port for metrics.
+		n.must(t, "kubectl", "set", "env", "daemonset", "--all", "--namespace=kube-system", fmt.Sprint("UPGRADE=", i))
+		if i == upgrades/2 {
+			n.must(t, "kubectl", "patch", "daemonset", "kube2iam-proxy", "--namespace=kube-system", "--type=json", "--patch="+anotherPort)
+		}
 		n.rolledOut(t)
 		if diff := cmp.Diff(before, n.rules(t)); diff != "" {
 			t.Errorf("the rules changed:\n%s", diff)
@@ -86,6 +112,9 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 	}
 	close(stop)
 	clients.Wait()
+	if looks < 2*upgrades {
+		t.Errorf("the rules were looked at %d times", looks)
+	}
 	t.Logf("%d upgrades in %s: %d requests, %d failed", upgrades, took.Round(time.Second), asked.Load(), failed.Load())
 	fmt.Printf("figure upgrade_failed_requests %d requests\n", failed.Load())
 }
@@ -95,7 +124,7 @@ func testCrash(t *testing.T, n *node, _ *cloud) {
 	n.createPod(t, "idle")
 	n.awaitPhase(t, "idle", "Running")
 	a := n.asker(t, "idle", false)
-	if _, err := a.Get(rolesPath); err != nil {
+	if _, err := a.Get(rolesPath + "team-b"); err != nil {
 		t.Fatal(err)
 	}
 	killed := exec.CommandContext(t.Context(), "nsenter", "--target="+n.pid, "--pid", "--mount", "pkill", "-KILL", "-x", "kube2iam-proxy")
@@ -103,13 +132,21 @@ func testCrash(t *testing.T, n *node, _ *cloud) {
 		t.Fatalf("kill the proxy: %v: %s", err, out)
 	}
 	began := time.Now()
-	await(t, podLimit, "served again", func(context.Context) error {
-		_, err := a.Get(rolesPath)
-		if err != nil {
-			a.Close()
+	// Asked again and again, for credentials, which have to be fetched anew.
+	refused := 0
+	for {
+		_, err := a.Get(rolesPath + "team-b")
+		if err == nil && refused > 0 {
+			break
 		}
-		return err
-	})
+		if a.Close(); err != nil {
+			refused++
+		}
+		if time.Since(began) > podLimit {
+			t.Fatalf("refused %d times in %s, the last time with %v", refused, podLimit, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	gap := time.Since(began)
 	t.Logf("served again %s after the proxy was killed", gap.Round(time.Millisecond))
 	fmt.Printf("figure proxy_crash_gap_ms %d ms\n", gap.Milliseconds())

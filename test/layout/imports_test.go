@@ -14,7 +14,7 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 
 // allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
 var allowed = map[string][]string{
-	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist"},
+	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover"},
 	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials"},
 	"pkg/pods":        {"pkg/attachment"},
@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"pkg/netconf":     {},
 	"pkg/hostlink":    {},
 	"pkg/conflist":    {},
+	"pkg/places":      {},
 	"pkg/handover":    {},
 	"pkg/redirect":    {},
 	"pkg/attachment":  {},

@@ -64,6 +64,8 @@ network() {
 }
 
 cni() {
+  [[ ! -e $STATE/booted ]] || return 0 # all of it is on the disk
+  touch "$STATE/booted"
   mkdir -p /etc/cni/net.d /opt/cni/bin
   rm -f /etc/cni/net.d/* # the machine's own, in the layer below
   cp "$BIN"/{bridge,host-local,loopback,portmap} /opt/cni/bin/
@@ -89,7 +91,9 @@ cgroups() {
 until_true() { until "$@" >/dev/null 2>&1; do sleep 0.1; done; }
 
 containerd_daemon() {
-  containerd --config "$SCRIPTS/containerd.toml" >"$LOGS/containerd.log" 2>&1 &
+  mkdir -p /etc/containerd
+  cp "$SCRIPTS/containerd.toml" /etc/containerd/config.toml # where the agent finds the places
+  containerd >"$LOGS/containerd.log" 2>&1 &
   until_true ctr version
   local archive
   for archive in "$IMAGES"/*.tar; do
@@ -139,6 +143,7 @@ api_server
 containerd_daemon
 until_true kubectl --kubeconfig "$PKI/admin.kubeconfig" get --raw /readyz
 controllers
+until_true test ! -e "$STATE/hold" # somebody wants to be there before the first pod
 node_daemons
 touch /run/node-started
 

@@ -33,27 +33,40 @@ if ! build inspect --type image "$base" >/dev/null 2>&1; then
   trap - EXIT
 fi
 
-# image DOCKERFILE NAME ARCH [OPTION...]: what it prints is the image's identity.
-image() {
-  build build "${@:4}" --isolation chroot --pull-never --timestamp 0 --file "$repository/$1" --tag "$2" \
-    --volume "$(go env GOMODCACHE):/go/pkg/mod" --volume "$(go env GOCACHE):/root/.cache/go-build" \
-    --build-arg GO_IMAGE="$base" --build-arg BUILDPLATFORM=linux/amd64 --build-arg TARGETARCH="$3" --build-arg GOPROXY=off --build-arg GOFLAGS=-mod=mod \
-    --build-arg VERSION=suite --build-arg COMMIT="$(git -C "$repository" rev-parse HEAD)" --build-arg DATE=1970-01-01T00:00:00Z \
-    --iidfile "$STATE/iid" "$repository" >"$LOGS/buildah.log" 2>&1 || { tail -n 20 "$LOGS/buildah.log" >&2; exit 1; }
-  cat "$STATE/iid"
+# images TAG ARCH [OPTION...]: both, as an operator builds them.
+images() {
+  export DATE=1970-01-01T00:00:00Z VERSION=suite
+  BUILDER="buildah --root $store --runroot $STATE/containers --storage-driver vfs build" "$repository/scripts/images.sh" localhost "$1" "${@:3}" \
+    --isolation chroot --pull-never --timestamp 0 --platform "linux/$2" \
+    --volume "$(go env GOMODCACHE):/go/pkg/mod" --build-arg GO_IMAGE="$base" --build-arg BUILDPLATFORM="linux/$(go env GOARCH)" \
+    --build-arg GOPROXY=off --build-arg GOFLAGS=-mod=mod >"$LOGS/buildah.log" 2>&1 || { tail -n 20 "$LOGS/buildah.log" >&2; exit 1; }
+}
+
+identity() { build inspect --type image --format '{{.FromImageID}}' "$1"; }
+
+# machine IMAGE PROGRAM: what its ELF header says that it is for.
+machine() {
+  local container root
+  container=$(build from --pull-never "$1")
+  root=$(build mount "$container")
+  od -An -t u2 -j 18 -N 2 "$root/$2" | tr -d ' '
+  build rm "$container" >/dev/null
 }
 
 mkdir -p "$LOGS"
-for name in plugin proxy; do
-  tag=localhost/kube2iam-cni:suite
-  [[ $name = plugin ]] || tag=localhost/kube2iam-proxy:suite
-  began=$SECONDS
-  id=$(image "Dockerfile.$name" "$tag" "$(go env GOARCH)")
-  # The same bytes twice: with the same version and commit nothing depends on when or where it is built.
-  again=$(image "Dockerfile.$name" "$tag-again" "$(go env GOARCH)" --no-cache)
-  [[ $id = "$again" ]] || { echo "$tag: built again it is another image: $again, not $id" >&2; exit 1; }
-  image "Dockerfile.$name" "$tag-arm64" arm64 --arch arm64 >/dev/null
+cached=(--volume "$(go env GOCACHE):/root/.cache/go-build")
+began=$SECONDS
+images suite "$(go env GOARCH)" "${cached[@]}"
+# The same bytes twice: with the same version and commit nothing depends on when or where it is built. The second time nothing is cached.
+images again "$(go env GOARCH)" --no-cache
+images arm64 arm64 "${cached[@]}"
+for name in kube2iam-cni kube2iam-proxy; do
+  image=localhost/$name
+  id=$(identity "$image:suite") again=$(identity "$image:again")
+  [[ -n $id && $id = "$again" ]] || { echo "$image: built again it is another image: $again, not $id" >&2; exit 1; }
+  [[ $(machine "$image:arm64" "$name") = 183 ]] || { echo "$image:arm64: the program is not for arm64" >&2; exit 1; }
   rm -f "$IMAGES/$name.tar"
-  build push -q "$tag" "docker-archive:$IMAGES/$name.tar:$tag"
-  echo "$tag: $id, $(stat -c %s "$IMAGES/$name.tar") bytes, $((SECONDS - began)) s"
+  build push -q "$image:suite" "docker-archive:$IMAGES/$name.tar:$image:suite"
+  awk -v name="${name//-/_}" -v bytes="$(stat -c %s "$IMAGES/$name.tar")" 'BEGIN { printf "figure image_%s_mb %.1f MB\n", name, bytes / 1e6 }'
 done
+echo "images built in $((SECONDS - began)) s"

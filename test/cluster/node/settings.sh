@@ -6,7 +6,7 @@ HELM_VERSION=v3.22.0
 MINIO_VERSION=v0.0.0-20260212201848-7aac2a2c5b7c
 
 # The node, on a veth whose other end is the network "outside": what lies beyond the node has no way further.
-NODE_NAME=node-1
+NODE_NAME=ip-10-0-12-34.eu-central-1.compute.internal # as long as AWS has them
 NODE_IP=192.168.250.10
 OUTSIDE_IP=192.168.250.1
 METADATA_IP=169.254.169.254

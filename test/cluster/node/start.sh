@@ -41,7 +41,7 @@ if [[ ! -e /proc/sys/net/bridge/bridge-nf-call-iptables ]]; then
   modprobe br_netfilter
   touch "$STATE/br_netfilter"
 fi
-"$SCRIPTS/certificates.sh" "$PKI"
+[[ -e $PKI/ca.crt ]] || "$SCRIPTS/certificates.sh" "$PKI" # they outlive a reboot
 setsid unshare --net --mount --pid --uts --ipc --fork --kill-child=SIGKILL --propagation private \
   "$SCRIPTS/init.sh" >"$LOGS/init.log" 2>&1 </dev/null &
 node=$!

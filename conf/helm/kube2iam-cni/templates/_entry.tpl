@@ -10,3 +10,24 @@
 {{- define "kube2iam-cni.stateDir" -}}
 {{ .Values.entry.stateDir | default "/run/kube2iam-cni" }}
 {{- end }}
+
+{{/* The flags of the agent and of uninstall for the node's places, where they are given. */}}
+{{- define "kube2iam-cni.places" -}}
+{{- with .Values.places.programs }}
+- --cni-bin-dir={{ . }}
+{{- end }}
+{{- with .Values.places.configurations }}
+- --cni-conf-dir={{ . }}
+{{- end }}
+{{- if ne .Values.places.cache "/var/lib/cni" }}
+- --cni-cache-dir={{ .Values.places.cache }}
+{{- end }}
+{{- end }}
+
+{{/* What no schema can say. */}}
+{{- define "kube2iam-cni.check" -}}
+{{- $port := int (.Values.entry.proxyPort | default 8181) -}}
+{{- if eq $port (int .Values.proxy.metricsPort) -}}
+{{- fail (printf "proxy.metricsPort and the port that pods are redirected to are both %d: pods would be served metrics" $port) -}}
+{{- end -}}
+{{- end }}
