@@ -5,12 +5,14 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,13 +20,17 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
 // served is a proxy that serves, as its successor sees it: the ports that it has, the pods', the admin port and former ones.
-func served(t *testing.T, path string, sockets int) (ports []uint16) {
+func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports []uint16) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &handover.Server{Path: path, Log: slog.New(slog.DiscardHandler)}
+	s := &handover.Server{Path: path, Log: slog.New(slog.DiscardHandler), State: func() ([]byte, error) {
+		asked.Add(1)
+		return []byte("[]"), nil
+	}}
 	for range sockets {
 		l, err := handover.Listen(ctx, ":0")
 		if err != nil {
@@ -84,7 +90,8 @@ func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := handoverSocket(t.TempDir())
-			had := served(t, path, tt.sockets)
+			var asked atomic.Int64
+			had := served(t, path, tt.sockets, &asked)
 			other := free(t)
 			p := &parts{cache: credentials.New(new(countingSTS), credentials.Config{Log: slog.New(slog.DiscardHandler)})}
 			p.known.Store(true)
@@ -100,6 +107,9 @@ func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
 			sockets, err := successor.sockets(ctx)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if asked.Load() != 2 {
+				t.Errorf("the credentials were asked for %d times, want at the start and just before the sockets", asked.Load())
 			}
 			var got []uint16
 			for _, l := range sockets {
@@ -117,6 +127,40 @@ func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestProxyWhosePlaceIsTakenWaitsForItsClients has one keep a connection open, on which a request may be on its way.
+func TestProxyWhosePlaceIsTakenWaitsForItsClients(t *testing.T) {
+	own, err := handover.Listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	l := imds.NewListener(own, func(netip.Addr, netip.AddrPort) bool { return true }, func() {}, slog.New(slog.DiscardHandler))
+	client, err := net.Dial("tcp", own.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := newTakeover(&options{stateDir: t.TempDir()}, new(parts), slog.New(slog.DiscardHandler))
+	old.drained(l)() // nobody has taken its place: nobody is waited for
+	old.handed.Store(true)
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		old.drained(l)()
+	}()
+	select {
+	case <-left:
+		t.Error("it does not wait")
+	case <-time.After(4 * again):
+	}
+	server.Close()
+	<-left
 }
 
 // TestPortOfAnotherProcessIsNotWaitedForForEver has it be held by somebody who hands nothing over.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -31,7 +32,7 @@ type process struct {
 func begin(t *testing.T, path, name string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, Server: &Server{
-		Path: path, State: func() ([]byte, error) { return []byte("known to " + name), nil }, Log: slog.New(slog.DiscardHandler),
+		looks: 20 * time.Millisecond, Path: path, State: func() ([]byte, error) { return []byte("known to " + name), nil }, Log: slog.New(slog.DiscardHandler),
 	}}
 	var err error
 	if p.from, err = Find(t.Context(), path); err != nil {
@@ -112,6 +113,34 @@ func (p *process) answers() string {
 		p.t.Fatalf("nobody answers: %v", err)
 	}
 	return string(name)
+}
+
+// TestProcessThatServesIsFoundAgain has its socket be removed, and be left behind by another that took it and died.
+func TestProcessThatServesIsFoundAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "handover.sock")
+	p := begin(t, path, "a")
+	found := func() bool {
+		at, err := Find(t.Context(), path)
+		if at == nil || err != nil {
+			return false
+		}
+		defer at.Close()
+		state, err := at.State()
+		return err == nil && string(state) == "known to a"
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("found after its socket was removed", found)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".x", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Rename(path+".x", path), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("found after another's socket was left there", found)
 }
 
 func TestSuccessorsTakeOverWithoutAnUnansweredConnection(t *testing.T) {

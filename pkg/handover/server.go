@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -28,6 +29,8 @@ type Server struct {
 	Handed func(bool)
 	Log    *slog.Logger
 
+	looks time.Duration // for tests; zero for looks
+
 	mu        sync.Mutex
 	successor *net.UnixConn // who has taken over
 	again     func()        // makes the path this process's once more
@@ -48,11 +51,45 @@ func (s *Server) Run(ctx context.Context) error {
 			continue
 		}
 		stop := context.AfterFunc(ctx, func() { l.Close() })
+		accepting, end := context.WithCancel(ctx)
+		conns.Go(func() { s.keep(accepting, l) })
 		s.accept(ctx, l, &conns)
+		end()
 		stop()
 		l.Close()
 	}
 	return nil
+}
+
+// looks is how often the path is looked at.
+const looks = 10 * time.Second
+
+// keep has the path be this process's once more where nobody is found at it, until ctx ends: somebody removed it, or it became another's who has
+// ended since. While a successor serves it is that one's business.
+func (s *Server) keep(ctx context.Context, l *net.UnixListener) {
+	tick := time.NewTicker(cmp.Or(s.looks, looks))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.mu.Lock()
+		handed := s.successor != nil
+		s.mu.Unlock()
+		if handed {
+			continue
+		}
+		found, err := Find(ctx, s.Path)
+		if found != nil {
+			found.Close()
+		} else if err == nil {
+			s.Log.Warn("no successor finds this process any more: listening anew", "path", s.Path)
+			l.Close()
+			return
+		}
+	}
 }
 
 // accept takes those who may become the successor, until ctx ends or the listener is closed: the path is to be this process's again then.
