@@ -31,7 +31,7 @@ const (
 	stateDir   = "/run/kube2iam-cni"
 	proxyPort  = "8181"
 	pluginType = "kube2iam-cni"
-	pluginFile = "/opt/cni/bin/" + pluginType
+	pluginFile = "/opt/cni/programs/" + pluginType
 	confDir    = "/etc/cni/net.d"
 	podsConfig = confDir + "/10-pods.conflist"
 )
@@ -358,10 +358,10 @@ func testUninstall(t *testing.T, n *node, c *cloud) {
 	if networks, err := conflist.Chained(n.path(confDir), pluginType); err != nil || len(networks) > 0 {
 		t.Errorf("chained again in %q, %v", networks, err)
 	}
-	if said := n.uninstall(t); !strings.Contains(said, "program /opt/cni/bin/kube2iam-cni removed") {
+	if said := n.uninstall(t); !strings.Contains(said, "program /opt/cni/programs/kube2iam-cni removed") {
 		t.Errorf("a second time it said %s", said)
 	}
-	if _, err := os.Stat(n.path("/opt/cni/bin/kube2iam-cni")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(n.path("/opt/cni/programs/kube2iam-cni")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the program: %v", err)
 	}
 	if left, err := os.ReadDir(n.path("/var/lib/cni/networks/pods")); err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), "10.") }) {

@@ -66,9 +66,9 @@ network() {
 cni() {
   [[ ! -e $STATE/booted ]] || return 0 # all of it is on the disk
   touch "$STATE/booted"
-  mkdir -p /etc/cni/net.d /opt/cni/bin
+  mkdir -p /etc/cni/net.d /opt/cni/programs
   rm -f /etc/cni/net.d/* # the machine's own, in the layer below
-  cp "$BIN"/{bridge,host-local,loopback,portmap} /opt/cni/bin/
+  cp "$BIN"/{bridge,host-local,loopback,portmap} /opt/cni/programs/
   cp "$SCRIPTS/pods.conflist" /etc/cni/net.d/10-pods.conflist
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts the node that build.sh built, in network, mount, PID, UTS and IPC namespaces of its own, and returns when it takes
-# pods. The default paths (/etc/cni/net.d, /opt/cni/bin, /run/containerd) are the node's own in there, not the machine's.
+# pods. The default paths (/etc/cni/net.d, /opt/cni, /run/containerd) are the node's own in there, not the machine's.
 set -euo pipefail
 . "$(dirname "$0")/settings.sh"
 
