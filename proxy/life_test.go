@@ -383,7 +383,7 @@ func TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown(t *testing.T) {
 			}
 		}
 		clients := fake.NewClientset(pod("ns"))
-		client := unshown{faked{clients}, make(chan struct{})}
+		client := &unshown{faked{clients}, make(chan struct{})}
 		p, _, end := lives(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
 		defer end()
 		<-p.watch.Synced()

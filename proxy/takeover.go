@@ -85,6 +85,7 @@ const (
 // nobody serves, or another port. They are nil where ctx ended before.
 func (t *takeover) sockets(ctx context.Context) (sockets []*handover.Listener, err error) {
 	var since time.Time // when a port was another's first
+	refused := ""       // what was said last of a predecessor
 	for wait := again; ; wait = min(2*wait, slowly) {
 		if t.from != nil {
 			if !t.ready(ctx) {
@@ -95,7 +96,10 @@ func (t *takeover) sockets(ctx context.Context) (sockets []*handover.Listener, e
 			if sockets, err = t.adopt(ctx); err == nil {
 				return sockets, nil
 			}
-			t.log.Warn("the proxy that serves did not hand over", "error", err)
+			if said := err.Error(); said != refused {
+				t.log.Warn("the proxy that serves did not hand over", "error", err)
+				refused = said
+			}
 			t.from.Close()
 			t.from = nil
 		}

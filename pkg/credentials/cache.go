@@ -74,7 +74,7 @@ type Config struct {
 	Log *slog.Logger
 	// Observer may be nil.
 	Observer Observer
-	// Failed is called after a failed flight for each holder of what it was for, and must not block. It may be nil.
+	// Failed is called after a failed flight for each holder of what it was for, once whoever waits has been answered. It may be nil.
 	Failed   func(holder string, a roles.Assumption, err *Error)
 	Schedule Schedule
 }
@@ -245,11 +245,7 @@ func (c *Cache) Hold(holder string, a roles.Assumption) {
 // fetch launches a flight for what a holder holds newly, or plans one. The mutex is held.
 func (c *Cache) fetch(h *hold, a roles.Assumption, e *entry, now time.Time) {
 	switch {
-	case e.err != nil && now.Before(e.errUntil):
-		if e.renewAt.IsZero() {
-			// A failure that nobody held the assumption through has no next try of its own yet.
-			e.renewAt = e.errUntil
-		}
+	case e.err != nil && now.Before(e.errUntil): // its next try has its time
 	case now.Before(h.next):
 		if e.renewAt.IsZero() || e.renewAt.After(h.next) {
 			e.renewAt = h.next

@@ -40,12 +40,20 @@ func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
 }
 
 func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
-	defer close(f.done)
+	failure, concerned := c.call(a, e, f)
+	close(f.done)
+	for _, holder := range concerned { // which may take a while, and nobody waits for it
+		c.failure(holder, a, failure)
+	}
+}
+
+// call is all of a flight but the telling.
+func (c *Cache) call(a roles.Assumption, e *entry, f *flight) (failure *Error, concerned []string) {
 	ticket, release := c.admit(f)
 	defer release()
 	if !c.takeOff(f) {
 		ticket.GiveBack()
-		return
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(c.life, flightTime)
 	defer cancel()
@@ -55,12 +63,10 @@ func (c *Cache) fly(a roles.Assumption, e *entry, f *flight) {
 	if err == nil && !creds.Expiration.After(now) {
 		err = &Error{Kind: Unavailable, Code: "ExpiredCredentials", Message: "STS answered with credentials that have ended; is this node's clock right?"}
 	}
-	failure := asError(err)
+	failure = asError(err)
 	c.observer.Assumed(outcome(failure), now.Sub(start))
 	c.pace.Told(now, failure)
-	for _, holder := range c.settle(a, e, creds, failure, now) {
-		c.failure(holder, a, failure)
-	}
+	return failure, c.settle(a, e, creds, failure, now)
 }
 
 // takeOff ends a flight's queueing, and tells whether anybody still wants it.

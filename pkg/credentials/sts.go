@@ -133,13 +133,13 @@ const regionPatience = 10 * time.Second
 func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) {
 	// The environment and the shared configuration have their say in these, too.
 	regional := cfg.STSRegionalEndpoint == endpoints.RegionalSTSEndpoint || cfg.UseFIPSEndpoint == endpoints.FIPSEndpointStateEnabled
-	region := cmp.Or(globalRegions[c.Partition], globalRegions["aws"])
+	region, known := globalRegions[c.Partition]
 	switch {
 	case c.Endpoint != "", c.Region == nil:
-		return region, nil
-	case regional:
+		return cmp.Or(region, globalRegions["aws"]), nil
+	case regional, c.Partition != "" && !known: // of which only the node's own region is known to be in it
 		return c.Region(ctx)
-	case c.Partition != "":
+	case known:
 		return region, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, regionPatience)
@@ -147,7 +147,7 @@ func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) 
 	if of, err := c.Region(ctx); err == nil {
 		return of, nil
 	}
-	return region, nil
+	return globalRegions["aws"], nil
 }
 
 // retryer tries once more what may pass at once, since a pod waits: a connection that broke, a server's hiccup. It leaves throttling
@@ -203,12 +203,13 @@ func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials,
 	return creds, err
 }
 
-// keys are the IDs of the keys that a call is signed by now.
+// keys are the IDs of the keys that a call is signed by now; empty for what is not to be had and not needed, as long as the role in between
+// is had.
 func (s *STS) keys(ctx context.Context) ([]string, error) {
 	ids := make([]string, len(s.node))
 	for i, c := range s.node {
 		v, err := c.GetWithContext(ctx)
-		if err != nil {
+		if err != nil && i == len(s.node)-1 {
 			return nil, err
 		}
 		ids[i] = v.AccessKeyID
@@ -223,7 +224,7 @@ func (s *STS) expire(ctx context.Context, keys []string) {
 	defer s.mu.Unlock()
 	now, err := s.keys(ctx)
 	for i := range now {
-		if err == nil && now[i] == keys[i] {
+		if err == nil && now[i] == keys[i] && now[i] != "" {
 			s.node[i].Expire()
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go/aws/awserr"
+	sdk "github.com/aws/aws-sdk-go/aws/credentials"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
@@ -116,6 +117,13 @@ func TestChainOfRoles(t *testing.T) {
 			t.Errorf("STS saw %+v, want it signed by the first role", call)
 		}
 	}
+	// While it lasts nothing else is needed.
+	own := c.node[0]
+	c.node[0] = sdk.NewCredentials(&sdk.ErrorProvider{Err: errors.New("the metadata service is away")})
+	if _, err := c.AssumeRole(t.Context(), a); err != nil {
+		t.Errorf("without the node's own keys: %v", err)
+	}
+	c.node[0] = own
 	// What STS ended early is had anew.
 	s.Expire(calls[0].Issued)
 	if _, err := c.AssumeRole(t.Context(), a); err != nil {
@@ -306,7 +314,7 @@ func TestEndpoints(t *testing.T) {
 		"FIPS by AWS's own":        {STSConfig{}, map[string]string{"AWS_USE_FIPS_ENDPOINT": "true"}, "https://sts-fips.eu-west-3.amazonaws.com"},
 		"China by its roles":       {STSConfig{Partition: "aws-cn"}, nil, "https://sts.cn-north-1.amazonaws.com.cn"},
 		"GovCloud by its roles":    {STSConfig{Partition: "aws-us-gov"}, nil, "https://sts.us-gov-west-1.amazonaws.com"},
-		"a partition with no name": {STSConfig{Partition: "aws-new"}, nil, "https://sts.amazonaws.com"},
+		"FIPS, roles known":        {STSConfig{FIPS: true, Partition: "aws"}, nil, "https://sts-fips.eu-west-3.amazonaws.com"},
 		"its own":                  {STSConfig{Endpoint: "https://vpce.example"}, nil, "https://vpce.example"},
 		"its own, though regional": {STSConfig{Endpoint: "https://vpce.example", Regional: true}, nil, "https://vpce.example"},
 	} {
@@ -343,6 +351,9 @@ func TestRegionThatNobodyTells(t *testing.T) {
 		}
 		if s, err = NewSTS(t.Context(), STSConfig{Region: unknown("cn-northwest-1")}); err != nil || s.Endpoint() != "https://sts.cn-northwest-1.amazonaws.com.cn" {
 			t.Errorf("roles of no known partition on a node in China: %v", err)
+		}
+		if s, err = NewSTS(t.Context(), STSConfig{Partition: "aws-iso", Region: unknown("us-iso-east-1")}); err != nil || s.Endpoint() != "https://sts.us-iso-east-1.c2s.ic.gov" {
+			t.Errorf("a partition whose regions are not known here: %v", err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()

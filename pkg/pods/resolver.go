@@ -75,7 +75,8 @@ func (s Source) Same(other Source) bool {
 		return false
 	}
 	if s.record == nil || other.record == nil {
-		return s.record == other.record
+		// Where nobody reported it yet, the pod has become known since.
+		return s.record == other.record && (s.reported == "" || s.reported == other.reported)
 	}
 	return s.record.ID() == other.record.ID() && s.record.Pod == other.record.Pod
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -44,9 +45,9 @@ type Restriction struct {
 // These bound what a namespace can make the proxy compile: how many patterns, of how many bytes, and of how many instructions they are in
 // all. A repetition is as many times its operand, so a short pattern may be a program of a hundred megabytes.
 const (
-	maxPatterns = 256
+	maxPatterns = 128
 	maxPattern  = 2048
-	maxProgram  = 20_000
+	maxProgram  = 6_000 // each may be looked at for each character of a role's ARN: some 80 ms for the longest
 	// maxKept bounds the instructions of all that is kept compiled.
 	maxKept = 100_000
 )
@@ -86,7 +87,13 @@ type list struct {
 	patterns []pattern
 	err      error // why it allows nothing
 	program  int   // how many instructions it has
+
+	mu      sync.Mutex
+	matched map[string]bool // by role, as it was matched before
 }
+
+// maxMatched bounds that.
+const maxMatched = 256
 
 type pattern struct {
 	*regexp.Regexp
@@ -150,13 +157,29 @@ func (l *list) allows(arn, baseARN string) error {
 	if l.err != nil {
 		return l.err
 	}
-	name, under := strings.CutPrefix(arn, baseARN)
-	for _, p := range l.patterns {
-		if p.whole && p.MatchString(arn) || !p.whole && under && p.MatchString(name) {
-			return nil
+	l.mu.Lock()
+	allowed, known := l.matched[arn]
+	l.mu.Unlock()
+	if !known {
+		allowed = l.matches(arn, baseARN)
+		l.mu.Lock()
+		if len(l.matched) >= maxMatched || l.matched == nil {
+			l.matched = make(map[string]bool)
 		}
+		l.matched[arn] = allowed
+		l.mu.Unlock()
 	}
-	return fmt.Errorf("%w: no pattern of its annotation %s matches", ErrForbidden, l.key)
+	if !allowed {
+		return fmt.Errorf("%w: no pattern of its annotation %s matches", ErrForbidden, l.key)
+	}
+	return nil
+}
+
+func (l *list) matches(arn, baseARN string) bool {
+	name, under := strings.CutPrefix(arn, baseARN)
+	return slices.ContainsFunc(l.patterns, func(p pattern) bool {
+		return p.whole && p.MatchString(arn) || !p.whole && under && p.MatchString(name)
+	})
 }
 
 // compile anchors the pattern at both ends, and tells how many instructions it is; no more than most.

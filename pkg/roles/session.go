@@ -34,8 +34,8 @@ func ParseScope(name string) (Scope, error) {
 // A role session name, as AssumeRole takes it, in bytes.
 const minSessionName, maxSessionName = 2, 64
 
-// nodeSessions stands in the place of the namespace in the names of a node's own sessions.
-const nodeSessions = "kube2iam"
+// nodeSessions stands in the place of the namespace in the names of a node's own sessions. No namespace has an underscore in its name.
+const nodeSessions = "_kube2iam"
 
 // NodeSessionName is the session name of a node, for what is no single pod's.
 func NodeSessionName(node string) string { return SessionName(nodeSessions, node) }
@@ -77,8 +77,6 @@ func chosenSessionName(name, namespace string) error {
 	switch {
 	case dotted && owner != namespace:
 		return fmt.Errorf("%q has a dot, and what is before it is not the pod's namespace", name)
-	case dotted && owner == nodeSessions:
-		return fmt.Errorf("%q is like the names of nodes' own sessions", name)
 	case !dotted && cutName.MatchString(name):
 		// That of a pod in a namespace with a long name has lost its dot.
 		return fmt.Errorf("%q ends as names do that were cut", name)

@@ -41,11 +41,11 @@ func TestSessionIsWhatAnnotationsAndSettingsSay(t *testing.T) {
 		"a name":              {map[string]string{nameKey: "nightly"}, nil, Assumption{SessionName: "nightly"}},
 		"its own name":        {map[string]string{nameKey: "ns.other"}, nil, Assumption{SessionName: "ns.other"}},
 		"a source identity":   {nil, func(r *Rules) { r.SourceIdentity = true }, Assumption{SessionName: "ns.pod", SourceIdentity: "ns.pod"}},
-		"a node's":            {nil, func(r *Rules) { r.Scope = RoleScope }, Assumption{SessionName: "kube2iam.node-1"}},
+		"a node's":            {nil, func(r *Rules) { r.Scope = RoleScope }, Assumption{SessionName: "_kube2iam.node-1"}},
 		"a named one, shared": {map[string]string{nameKey: "nightly"}, func(r *Rules) { r.Scope = RoleScope }, Assumption{SessionName: "nightly"}},
 		"tags": {nil, func(r *Rules) { r.Tags = cluster }, Assumption{SessionName: "ns.pod", Tags: Tags{
 			ClusterName: "prod", ClusterARN: cluster.ClusterARN, Namespace: "ns", ServiceAccount: "account", PodName: "pod", PodUID: "uid"}}},
-		"tags, shared": {nil, func(r *Rules) { r.Tags, r.Scope = new(Tags), RoleScope }, Assumption{SessionName: "kube2iam.node-1",
+		"tags, shared": {nil, func(r *Rules) { r.Tags, r.Scope = new(Tags), RoleScope }, Assumption{SessionName: "_kube2iam.node-1",
 			Tags: Tags{Namespace: "ns", ServiceAccount: "account"}}},
 		"a policy": {map[string]string{policyKey: "{\n \"Statement\": [ {\"Effect\": \"Deny\", \"Sid\": \"a b\"} ]\n}\n"}, nil,
 			Assumption{SessionName: "ns.pod", SessionPolicy: `{"Statement":[{"Effect":"Deny","Sid":"a b"}]}`}},
@@ -95,12 +95,16 @@ func TestSessionThatSTSWouldRefuseIsInvalid(t *testing.T) {
 	}
 }
 
-// TestNoPodActsInANodesName is a pod of the one namespace whose names begin as those of nodes do.
+// TestNoPodActsInANodesName is pods of namespaces that look like what stands for the node in its sessions' names.
 func TestNoPodActsInANodesName(t *testing.T) {
-	s := subject(map[string]string{nameKey: "kube2iam.node-1"})
-	s.Namespace = "kube2iam"
-	if a, err := sessionRules(func(r *Rules) { r.Scope = RoleScope }).Assumption(s); err == nil {
-		t.Errorf("%+v", a)
+	node := NodeSessionName("node-1")
+	for _, namespace := range []string{"kube2iam", "ns"} {
+		if SessionName(namespace, "node-1") == node {
+			t.Errorf("the pod node-1 of %s has it by default", namespace)
+		}
+		if err := chosenSessionName(node, namespace); err == nil {
+			t.Errorf("a pod of %s may choose it", namespace)
+		}
 	}
 }
 

@@ -83,7 +83,7 @@ func TestSharedSessions(t *testing.T) {
 		if n.accessKey(b, "app") != key || n.accessKey(c, "other") == key {
 			t.Error("pods of one role have other keys, or those of another have the same")
 		}
-		if call := n.issued(key); call.SessionName != "kube2iam."+testbed.NodeName {
+		if call := n.issued(key); call.SessionName != "_kube2iam."+testbed.NodeName {
 			t.Errorf("the session is %s's", call.SessionName)
 		}
 		// What else goes into AssumeRole is nobody else's.

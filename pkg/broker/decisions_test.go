@@ -1,0 +1,84 @@
+package broker
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+func TestSessionIsOfThePodOnRecord(t *testing.T) {
+	n, b := newNode(nil)
+	dir := attachment.In(t.TempDir())
+	n.records = attachment.NewIndex(dir)
+	err := dir.Put(t.Context(), &attachment.Record{ContainerID: "c1", IfName: "eth0", IPs: []netip.Addr{ip}, Pod: attachment.Pod{Namespace: "ns", Name: "pod-a", UID: "a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Caller(ip, time.Now()).Session(); got != "a" {
+		t.Errorf("%q", got)
+	}
+}
+
+// forgetful tells what is forgotten from what is let go.
+type forgetful struct {
+	*node
+	forgot []string
+}
+
+func (f *forgetful) Forget(uid string) { f.forgot = append(f.forgot, uid); f.node.Forget(uid) }
+
+func TestPodWhoseRoleIsWrongIsNotForgotten(t *testing.T) {
+	n, b := newNode(nil)
+	f := &forgetful{node: n}
+	b.credentials = f
+	b.PodChanged(pod("a", "reader"))
+	b.PodChanged(pod("a", "not a role"))
+	if len(n.holds) > 0 || len(f.forgot) > 0 {
+		t.Errorf("holds %v, forgot %v", n.holds, f.forgot)
+	}
+	b.PodGone(pod("a", ""))
+	if len(f.forgot) != 1 {
+		t.Errorf("forgot %v", f.forgot)
+	}
+}
+
+func TestRequestDoesNotWaitForChanges(t *testing.T) {
+	n, b := newNode(nil)
+	n.pod = pod("a", "not a role")
+	b.PodChanged(n.pod)
+	n.told = nil
+	b.events.Lock()
+	defer b.events.Unlock()
+	answered := make(chan error, 1)
+	go func() {
+		_, _, err := b.Caller(ip, time.Now()).Role(t.Context())
+		answered <- err
+	}()
+	select {
+	case <-answered:
+	case <-time.After(5 * time.Second):
+		t.Error("it waits")
+	}
+}
+
+func TestChangeOfANamespaceConcernsItsOwnPods(t *testing.T) {
+	n, b := newNode(nil)
+	other := pod("b", "not a role")
+	other.Namespace = "other"
+	b.PodChanged(other)
+	n.told = nil
+	b.NamespaceChanged("ns")
+	if len(n.told) > 0 {
+		t.Errorf("told %q", n.told)
+	}
+}
+
+func TestMalformed(t *testing.T) {
+	if r := refuseCredentials(pod("a", ""), roles.Assumption{}, &credentials.Error{Kind: credentials.Malformed, Code: "PackedPolicyTooLarge"}); r.Status != 200 || r.Code == "" {
+		t.Errorf("%+v", r)
+	}
+}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+// successor is a proxy of one pod that comes by its ports.
+type successor struct {
+	*takeover
+	got  chan []*handover.Listener
+	done chan error
+	end  func()
+}
+
+func succeeds(t *testing.T, dir string, app, admin uint16, client cluster, sts credentials.Assumer) *successor {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	o := &options{node: "node-1", stateDir: dir, appPort: app, metricsPort: admin, rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour,
+		Restriction: &roles.Restriction{Key: "allowed", Format: roles.Glob}}}
+	p, err := assemble(o, client, sts, attachment.NewIndex(attachment.In(dir)), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &successor{takeover: newTakeover(o, p, log), got: make(chan []*handover.Listener, 1), done: make(chan error, 1)}
+	ctx, cancel := context.WithCancel(context.Background())
+	if err := s.begin(ctx); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		s.done <- live(ctx, p, func(ctx context.Context) error {
+			sockets, err := s.sockets(ctx)
+			if err != nil || sockets == nil {
+				return err
+			}
+			defer func() {
+				for _, l := range sockets {
+					l.Close()
+				}
+			}()
+			for _, l := range sockets {
+				go func() {
+					for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+						c.Close()
+					}
+				}()
+			}
+			s.got <- sockets
+			return s.serve(ctx, sockets)
+		})
+	}()
+	ended := false
+	s.end = func() {
+		if ended {
+			return
+		}
+		ended = true
+		cancel()
+		if err := <-s.done; err != nil {
+			t.Error(err)
+		}
+		s.takeover.end()
+	}
+	t.Cleanup(s.end)
+	return s
+}
+
+func (s *successor) serves(t *testing.T) {
+	t.Helper()
+	select {
+	case <-s.got:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not serve")
+	}
+}
+
+func (s *successor) waits(t *testing.T) {
+	t.Helper()
+	select {
+	case <-s.got:
+		t.Error("it does not wait")
+	case <-time.After(10 * again):
+	}
+}
+
+func onePod() faked {
+	return faked{fake.NewClientset(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pod", UID: "uid", Annotations: map[string]string{roleKey: "reader"}},
+		Spec: corev1.PodSpec{NodeName: "node-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"}})}
+}
+
+// shown is onePod whose namespace allows all, once it is shown.
+type shown struct {
+	faked
+	shows chan struct{}
+}
+
+func (u shown) FollowNamespace(ctx context.Context, _ string, tell func(map[string]string, bool)) error {
+	select {
+	case <-u.shows:
+		tell(map[string]string{"allowed": `["*"]`}, true)
+	case <-ctx.Done():
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: never", what)
+		}
+	}
+}
+
+func TestSuccessorTakesOverWhenItKnowsItsPods(t *testing.T) {
+	dir, app, admin := t.TempDir(), free(t), free(t)
+	open := make(chan struct{})
+	close(open)
+	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))
+	first.serves(t)
+	eventually(t, "its credentials", func() bool { return first.parts.cache.Holders() == 1 && first.parts.cache.Pending() == 0 })
+	eventually(t, "its socket", func() bool {
+		p, err := handover.Find(t.Context(), first.path)
+		return err == nil && p != nil && p.Close() == nil
+	})
+	answer := func(s *successor) string {
+		w := httptest.NewRecorder()
+		s.draining(http.NotFoundHandler()).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		return w.Header().Get("Connection")
+	}
+
+	shows := make(chan struct{})
+	sts := new(countingSTS)
+	second := succeeds(t, dir, app, admin, shown{onePod(), shows}, sts)
+	second.waits(t)
+	if first.handed.Load() || answer(first) != "" {
+		t.Error("clients are sent away before somebody takes over")
+	}
+	close(shows)
+	second.serves(t)
+	eventually(t, "handed over", first.handed.Load)
+	if answer(first) != "close" || answer(second) != "" {
+		t.Errorf("%q, %q", answer(first), answer(second))
+	}
+	if n := sts.calls.Load(); n != 0 {
+		t.Errorf("STS was asked %d times", n)
+	}
+	first.end()
+
+	// One on other ports has its own, and one whose predecessor ends does not wait for what it knows not.
+	third := succeeds(t, dir, free(t), admin, shown{onePod(), make(chan struct{})}, new(countingSTS))
+	third.waits(t)
+	second.end()
+	third.serves(t)
+}
+
+func TestSuccessorWaitsForCredentials(t *testing.T) {
+	dir, app, admin := t.TempDir(), free(t), free(t)
+	open := make(chan struct{})
+	close(open)
+	first := succeeds(t, dir, app, admin, faked{fake.NewClientset()}, new(countingSTS)) // it knows no pod
+	first.serves(t)
+	eventually(t, "its socket", func() bool {
+		p, err := handover.Find(t.Context(), first.path)
+		return err == nil && p != nil && p.Close() == nil
+	})
+	second := succeeds(t, dir, app, admin, shown{onePod(), open}, slowSTS{})
+	second.waits(t)
+	second.serves(t)
+	if second.parts.cache.Pending() != 0 {
+		t.Error("without its pods' credentials")
+	}
+}
+
+func TestSuccessorOnOtherPortsOpensItsOwn(t *testing.T) {
+	dir, app, admin := t.TempDir(), free(t), free(t)
+	open := make(chan struct{})
+	close(open)
+	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))
+	first.serves(t)
+	eventually(t, "its socket", func() bool {
+		p, err := handover.Find(t.Context(), first.path)
+		return err == nil && p != nil && p.Close() == nil
+	})
+	other := free(t)
+	second := succeeds(t, dir, other, free(t), shown{onePod(), open}, new(countingSTS))
+	select {
+	case sockets := <-second.got:
+		if got := sockets[0].Addr().(*net.TCPAddr).Port; got != int(other) {
+			t.Errorf("port %d and not %d", got, other)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not serve")
+	}
+	if c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", port(app))); err != nil {
+		t.Error(err) // the first goes on
+	} else {
+		c.Close()
+	}
+}
