@@ -130,27 +130,3 @@ func TestRememberedErrorIsNotAskedForAgain(t *testing.T) {
 		}
 	})
 }
-
-// TestRenewalsDoNotStandBehindThoseWhoCome has STS hang for all but renewals, and hundreds of pods come.
-func TestRenewalsDoNotStandBehindThoseWhoCome(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		sts := new(fakeSTS)
-		c := running(t, sts, Config{})
-		c.Hold("old", assumption("old"))
-		time.Sleep(time.Second)
-		sts.set(func(s *fakeSTS) { s.latency = time.Hour })
-		for minute := range 45 {
-			for i := range 4 {
-				c.Hold(fmt.Sprint("new", minute, i), assumption(fmt.Sprint("new", minute, i)))
-			}
-			time.Sleep(time.Minute)
-			sts.mu.Lock()
-			renewed := sts.calls[assumption("old")] > 1
-			sts.mu.Unlock()
-			if renewed {
-				return
-			}
-		}
-		t.Error("the renewal was never tried")
-	})
-}

@@ -181,7 +181,7 @@ func TestNamespacesAreAskedForEverLessOften(t *testing.T) {
 		go func() { done <- n.Run(ctx) }()
 		n.PodChanged(in("team", "a"))
 		time.Sleep(10 * time.Minute)
-		if asked := api.follows.Load(); asked < 10 || asked > 60 {
+		if asked := api.follows.Load(); asked < 14 || asked > 60 {
 			t.Errorf("asked %d times in ten minutes", asked)
 		}
 		cancel()
