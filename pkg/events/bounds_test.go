@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,10 +43,10 @@ func TestEventThatWaitsIsNotCountedUp(t *testing.T) {
 }
 
 // hangingServer is an API server that answers nothing.
-type hangingServer struct{ asked int }
+type hangingServer struct{ asked atomic.Int64 }
 
 func (s *hangingServer) CreateEvent(ctx context.Context, _ *corev1.Event) (*corev1.Event, error) {
-	s.asked++
+	s.asked.Add(1)
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
@@ -64,8 +65,8 @@ func TestEventThatHangsHoldsUpTheNextForAWhile(t *testing.T) {
 		e.Refused(somePod("x"), "IAMRoleDenied", "no")
 		e.Refused(somePod("y"), "IAMRoleDenied", "no")
 		time.Sleep(15 * time.Second)
-		if s.asked != 2 {
-			t.Errorf("asked for %d in fifteen seconds", s.asked)
+		if n := s.asked.Load(); n != 2 {
+			t.Errorf("asked for %d in fifteen seconds", n)
 		}
 		cancel()
 		<-done
