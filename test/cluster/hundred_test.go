@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 const (
@@ -71,6 +72,19 @@ func testHundredPods(t *testing.T, n *node, _ *cloud) {
 	if got := redirections(n.rules(t)); got != hundred {
 		t.Errorf("%d redirections to the proxy with %d pods", got, hundred)
 	}
+	// What the manifests ask for is what this takes, and some more.
+	for program, requests := range map[string]string{"kube2iam-cni": "kube2iam-cni-agent", "kube2iam-proxy": "kube2iam-proxy"} {
+		asked, err := resource.ParseQuantity(n.must(t, "kubectl", "get", "daemonset", requests, "--namespace=kube-system",
+			"--output=jsonpath={.spec.template.spec.containers[0].resources.requests.memory}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rss := n.memory(t, program)
+		fmt.Printf("figure %s_rss_mib %.1f MiB\n", strings.ReplaceAll(requests, "-", "_"), float64(rss)/(1<<20))
+		if rss > asked.Value() {
+			t.Errorf("%s has %d bytes, and asks for %d", program, rss, asked.Value())
+		}
+	}
 
 	began = time.Now()
 	n.must(t, "kubectl", "delete", "pod", "--selector=app=first-request")
@@ -82,6 +96,19 @@ func testHundredPods(t *testing.T, n *node, _ *cloud) {
 		return nil
 	})
 	t.Logf("deleted in %s, with no rule and no record left", time.Since(began).Round(time.Second))
+}
+
+// memory is what a program occupies on the node, in bytes.
+func (n *node) memory(t *testing.T, program string) (rss int64) {
+	t.Helper()
+	status := n.must(t, "sh", "-c", "cat /proc/$(pgrep -o -x "+program+")/status")
+	for line := range strings.Lines(status) {
+		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &rss); err == nil {
+			return rss << 10
+		}
+	}
+	t.Fatalf("%s: no VmRSS in %s", program, status)
+	return 0
 }
 
 // createBatch creates the pods of one batch with one call of kubectl. Ten roles take turns.
