@@ -50,6 +50,7 @@ func TestCluster(t *testing.T) {
 		{"ten upgrades lose no request", testUpgrades},
 		{"a proxy that is killed is back", testCrash},
 		{"after a reboot all is as before", testReboot},
+		{"the order of the two DaemonSets does not matter", testOrder},
 		{"uninstalled, the node is what it was", testUninstall},
 	} {
 		t.Run(test.name, func(t *testing.T) {
