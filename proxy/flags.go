@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/urfave/cli/v2"
-
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
@@ -53,76 +51,57 @@ const (
 	catProcess    = "Process"
 )
 
-// env names the environment variable of a flag: KUBE2IAM_ and its name in capitals, and what else is customary.
-func env(flag string, more ...string) []string {
-	return append([]string{"KUBE2IAM_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))}, more...)
-}
+func flags() *flagSet {
+	f := newFlagSet()
+	f.str(catKubernetes, "api-server", "", "endpoint of the API server; in a pod it is found by itself")
+	f.str(catKubernetes, "api-token", "", "token to authenticate with the API server")
+	f.str(catKubernetes, "kubeconfig", "", "kubeconfig `FILE`, in place of the pod's service account")
+	f.boolean(catKubernetes, "insecure", "do not verify the API server's certificate; for tests only")
+	f.str(catKubernetes, "node", "", "name of this node (default: the host name)", "NODE_NAME")
+	f.duration(catKubernetes, "cache-resync-period", 30*time.Minute, "how often every known pod is looked at again without a change")
+	f.boolean(catKubernetes, "resolve-duplicate-cache-ips", "ask the API server which pod it is when several seem to have an address")
+	f.duration(catKubernetes, "backoff-max-elapsed-time", 2*time.Second, "how long a request waits for its pod to become known")
+	f.duration(catKubernetes, "backoff-max-interval", time.Second, "the longest pause between two looks for such a pod")
 
-// The helpers keep the table of flags below readable: one line of name, default and meaning each.
-func str(category, name, value, usage string, moreEnv ...string) cli.Flag {
-	return &cli.StringFlag{Category: category, Name: name, Value: value, Usage: usage, EnvVars: env(name, moreEnv...)}
-}
+	f.str(catRoles, "base-role-arn", "", "prefix that completes the role names of annotations, as arn:aws:iam::123456789012:role/")
+	f.boolean(catRoles, "auto-discover-base-arn", "take the prefix from the node's instance profile")
+	f.str(catRoles, "default-role", "", "role, name or ARN, of pods without the annotation")
+	f.boolean(catRoles, "auto-discover-default-role", "take the node's own role as the default role")
+	f.str(catRoles, "iam-role-key", "iam.amazonaws.com/role", "pod annotation that names the role")
+	f.str(catRoles, "iam-external-id", "iam.amazonaws.com/external-id", "pod annotation that holds the external ID")
+	f.str(catRoles, "iam-session-name", "iam.amazonaws.com/session-name", "pod annotation that holds the session's name (default: NAMESPACE.POD)")
+	f.str(catRoles, "iam-session-policy", "iam.amazonaws.com/session-policy", "pod annotation that holds a policy, in JSON, that the session may do no more than")
+	f.str(catRoles, "session-scope", "pod", "pod: each has a session of its own; role: the pods of a node that have a role share one")
+	f.boolean(catRoles, "session-tags", "tag sessions with namespace, service account and pod, by the keys of EKS Pod Identity; needs sts:TagSession")
+	f.str(catRoles, "cluster-name", "", "name of this cluster, for the session tags")
+	f.str(catRoles, "cluster-arn", "", "ARN of this cluster, for the session tags")
+	f.boolean(catRoles, "source-identity", "set the sessions' source identity to their name; needs sts:SetSourceIdentity")
+	f.str(catRoles, "assume-role-arn", "", "`ARN` of a role to assume first, which then assumes the pods' roles; sessions last an hour at most then")
+	f.duration(catRoles, "iam-role-session-ttl", time.Hour, "length of a role session; kube2iam's 15m is too short for several SDKs")
+	f.duration(catRoles, "iam-role-error-ttl", 0, "how long an error of STS is remembered; 0 chooses by its kind")
+	f.boolean(catRoles, "namespace-restrictions", "pods get only roles that an annotation of their namespace allows")
+	f.str(catRoles, "namespace-restriction-format", "glob", "how the namespaces' patterns are written: glob or regexp")
+	f.str(catRoles, "namespace-key", "iam.amazonaws.com/allowed-roles", "namespace annotation with a JSON array of patterns; kiam's "+permittedKey+" is read too")
+	f.boolean(catRoles, "use-regional-sts-endpoint", "ask the STS endpoint of the node's region rather than the global one")
+	f.boolean(catRoles, "use-fips-sts-endpoint", "ask the FIPS endpoint of STS of the node's region")
+	f.str(catRoles, "sts-endpoint", "", "`URL` of STS, for a VPC endpoint or a test")
 
-func boolean(category, name, usage string) cli.Flag {
-	return &cli.BoolFlag{Category: category, Name: name, Usage: usage, EnvVars: env(name)}
-}
+	f.str(catMetadata, "metadata-addr", "169.254.169.254", "address of the EC2 metadata service")
+	f.list(catMetadata, "metadata-deny", "`REGEXP` that paths which pods must not see match anywhere, as ^/[^/]+/user-data; repeatable. The node's own credentials they never do")
+	f.str(catMetadata, "imds-v2", "optional", "optional, or required: requests without a session token are refused")
+	f.str(catMetadata, "app-port", "8181", "port that the pods' metadata requests are redirected to")
+	f.str(catMetadata, "metrics-port", "8182", "port of /healthz and /metrics; never the app port, which serves pods only")
+	f.str(catMetadata, "state-dir", defaultStateDir, "where the plugin keeps its records: `DIR`, as in its stateDir")
 
-func duration(category, name string, value time.Duration, usage string) cli.Flag {
-	return &cli.DurationFlag{Category: category, Name: name, Value: value, Usage: usage, EnvVars: env(name)}
-}
+	f.boolean(catNode, "iptables", "add one rule for the whole node (also requires --host-ip); needless where the plugin is chained")
+	f.str(catNode, "host-ip", "", "address of this node, for that rule", "HOST_IP")
+	f.str(catNode, "host-interface", "docker0", "interface that pods come by, for that rule")
 
-func flags() []cli.Flag {
-	return []cli.Flag{
-		str(catKubernetes, "api-server", "", "endpoint of the API server; in a pod it is found by itself"),
-		str(catKubernetes, "api-token", "", "token to authenticate with the API server"),
-		str(catKubernetes, "kubeconfig", "", "kubeconfig `FILE`, in place of the pod's service account"),
-		boolean(catKubernetes, "insecure", "do not verify the API server's certificate; for tests only"),
-		str(catKubernetes, "node", "", "name of this node (default: the host name)", "NODE_NAME"),
-		duration(catKubernetes, "cache-resync-period", 30*time.Minute, "how often every known pod is looked at again without a change"),
-		boolean(catKubernetes, "resolve-duplicate-cache-ips", "ask the API server which pod it is when several seem to have an address"),
-		duration(catKubernetes, "backoff-max-elapsed-time", 2*time.Second, "how long a request waits for its pod to become known"),
-		duration(catKubernetes, "backoff-max-interval", time.Second, "the longest pause between two looks for such a pod"),
-
-		str(catRoles, "base-role-arn", "", "prefix that completes the role names of annotations, as arn:aws:iam::123456789012:role/"),
-		boolean(catRoles, "auto-discover-base-arn", "take the prefix from the node's instance profile"),
-		str(catRoles, "default-role", "", "role, name or ARN, of pods without the annotation"),
-		boolean(catRoles, "auto-discover-default-role", "take the node's own role as the default role"),
-		str(catRoles, "iam-role-key", "iam.amazonaws.com/role", "pod annotation that names the role"),
-		str(catRoles, "iam-external-id", "iam.amazonaws.com/external-id", "pod annotation that holds the external ID"),
-		str(catRoles, "iam-session-name", "iam.amazonaws.com/session-name", "pod annotation that holds the session's name (default: NAMESPACE.POD)"),
-		str(catRoles, "iam-session-policy", "iam.amazonaws.com/session-policy", "pod annotation that holds a policy, in JSON, that the session may do no more than"),
-		str(catRoles, "session-scope", "pod", "pod: each has a session of its own; role: the pods of a node that have a role share one"),
-		boolean(catRoles, "session-tags", "tag sessions with namespace, service account and pod, by the keys of EKS Pod Identity; needs sts:TagSession"),
-		str(catRoles, "cluster-name", "", "name of this cluster, for the session tags"),
-		str(catRoles, "cluster-arn", "", "ARN of this cluster, for the session tags"),
-		boolean(catRoles, "source-identity", "set the sessions' source identity to their name; needs sts:SetSourceIdentity"),
-		str(catRoles, "assume-role-arn", "", "`ARN` of a role to assume first, which then assumes the pods' roles; sessions last an hour at most then"),
-		duration(catRoles, "iam-role-session-ttl", time.Hour, "length of a role session; kube2iam's 15m is too short for several SDKs"),
-		duration(catRoles, "iam-role-error-ttl", 0, "how long an error of STS is remembered; 0 chooses by its kind"),
-		boolean(catRoles, "namespace-restrictions", "pods get only roles that an annotation of their namespace allows"),
-		str(catRoles, "namespace-restriction-format", "glob", "how the namespaces' patterns are written: glob or regexp"),
-		str(catRoles, "namespace-key", "iam.amazonaws.com/allowed-roles", "namespace annotation with a JSON array of patterns; kiam's "+permittedKey+" is read too"),
-		boolean(catRoles, "use-regional-sts-endpoint", "ask the STS endpoint of the node's region rather than the global one"),
-		boolean(catRoles, "use-fips-sts-endpoint", "ask the FIPS endpoint of STS of the node's region"),
-		str(catRoles, "sts-endpoint", "", "`URL` of STS, for a VPC endpoint or a test"),
-
-		str(catMetadata, "metadata-addr", "169.254.169.254", "address of the EC2 metadata service"),
-		&cli.StringSliceFlag{Category: catMetadata, Name: "metadata-deny", EnvVars: env("metadata-deny"),
-			Usage: "`REGEXP` that paths which pods must not see match anywhere, as ^/[^/]+/user-data; repeatable. The node's own credentials they never do"},
-		str(catMetadata, "imds-v2", "optional", "optional, or required: requests without a session token are refused"),
-		str(catMetadata, "app-port", "8181", "port that the pods' metadata requests are redirected to"),
-		str(catMetadata, "metrics-port", "8182", "port of /healthz and /metrics; never the app port, which serves pods only"),
-		str(catMetadata, "state-dir", defaultStateDir, "where the plugin keeps its records: `DIR`, as in its stateDir"),
-
-		boolean(catNode, "iptables", "add one rule for the whole node (also requires --host-ip); needless where the plugin is chained"),
-		str(catNode, "host-ip", "", "address of this node, for that rule", "HOST_IP"),
-		str(catNode, "host-interface", "docker0", "interface that pods come by, for that rule"),
-
-		str(catProcess, "log-format", "text", "text or json"),
-		str(catProcess, "log-level", "info", "debug, info, warn or error"),
-		boolean(catProcess, "verbose", "the same as --log-level debug"),
-		boolean(catProcess, "debug", "serve /debug/store, which pod has which role, on the metrics port of the loopback"),
-	}
+	f.str(catProcess, "log-format", "text", "text or json")
+	f.str(catProcess, "log-level", "info", "debug, info, warn or error")
+	f.boolean(catProcess, "verbose", "the same as --log-level debug")
+	f.boolean(catProcess, "debug", "serve /debug/store, which pod has which role, on the metrics port of the loopback")
+	return f
 }
 
 // permittedKey is kiam's annotation of namespaces.
@@ -135,20 +114,20 @@ const (
 )
 
 // parse checks every value; the error names each flag that is wrong.
-func parse(c *cli.Context) (*options, error) {
+func parse(c *flagSet) (*options, error) {
 	var errs []error
 	bad := func(flag string, err error) {
 		errs = append(errs, fmt.Errorf("--%s: %w", flag, err))
 	}
 	port := func(flag string) uint16 {
-		n, err := strconv.ParseUint(c.String(flag), 10, 16)
+		n, err := strconv.ParseUint(c.text(flag), 10, 16)
 		if err != nil || n == 0 {
-			bad(flag, fmt.Errorf("%q is not a port (1 to 65535)", c.String(flag)))
+			bad(flag, fmt.Errorf("%q is not a port (1 to 65535)", c.text(flag)))
 		}
 		return uint16(n)
 	}
 	span := func(flag string, least, most time.Duration) time.Duration {
-		d := c.Duration(flag)
+		d := c.span(flag)
 		if d < least || d > most {
 			bad(flag, fmt.Errorf("%s is not within %s and %s", d, least, most))
 		}
@@ -156,40 +135,40 @@ func parse(c *cli.Context) (*options, error) {
 	}
 	word := func(flag string, known ...string) string {
 		for _, k := range known {
-			if strings.EqualFold(c.String(flag), k) {
+			if strings.EqualFold(c.text(flag), k) {
 				return k
 			}
 		}
-		bad(flag, fmt.Errorf("%q is none of %s", c.String(flag), strings.Join(known, ", ")))
+		bad(flag, fmt.Errorf("%q is none of %s", c.text(flag), strings.Join(known, ", ")))
 		return known[0]
 	}
 	if c.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("unexpected argument %q", c.Args().First()))
+		errs = append(errs, fmt.Errorf("unexpected argument %q", c.Arg(0)))
 	}
 	o := &options{
-		apiServer: c.String("api-server"), apiToken: c.String("api-token"), kubeconfig: c.String("kubeconfig"), insecure: c.Bool("insecure"),
+		apiServer: c.text("api-server"), apiToken: c.text("api-token"), kubeconfig: c.text("kubeconfig"), insecure: c.is("insecure"),
 		appPort: port("app-port"), metricsPort: port("metrics-port"),
-		node: c.String("node"), stateDir: c.String("state-dir"),
+		node: c.text("node"), stateDir: c.text("state-dir"),
 		rules: roles.Rules{
-			RoleKey: c.String("iam-role-key"), ExternalIDKey: c.String("iam-external-id"),
-			SessionNameKey: c.String("iam-session-name"), SessionPolicyKey: c.String("iam-session-policy"), SourceIdentity: c.Bool("source-identity"),
-			DefaultRole: c.String("default-role"), Duration: span("iam-role-session-ttl", minSession, maxSession),
+			RoleKey: c.text("iam-role-key"), ExternalIDKey: c.text("iam-external-id"),
+			SessionNameKey: c.text("iam-session-name"), SessionPolicyKey: c.text("iam-session-policy"), SourceIdentity: c.is("source-identity"),
+			DefaultRole: c.text("default-role"), Duration: span("iam-role-session-ttl", minSession, maxSession),
 		},
-		discoverBaseARN: c.Bool("auto-discover-base-arn"), discoverDefaultRole: c.Bool("auto-discover-default-role"),
+		discoverBaseARN: c.is("auto-discover-base-arn"), discoverDefaultRole: c.is("auto-discover-default-role"),
 		errorTTL: span("iam-role-error-ttl", 0, time.Hour), resync: span("cache-resync-period", 0, 24*time.Hour),
 		maxElapsed: span("backoff-max-elapsed-time", 0, time.Minute), maxInterval: span("backoff-max-interval", 0, time.Minute),
-		resolveDuplicates: c.Bool("resolve-duplicate-cache-ips"),
-		metadataAddr:      c.String("metadata-addr"), stsEndpoint: c.String("sts-endpoint"), regionalSTS: c.Bool("use-regional-sts-endpoint"), fipsSTS: c.Bool("use-fips-sts-endpoint"), throughRole: c.String("assume-role-arn"),
-		iptables: c.Bool("iptables"), hostInterface: c.String("host-interface"),
-		logFormat: word("log-format", "text", "json"), logLevel: word("log-level", "debug", "info", "warn", "error"), debug: c.Bool("debug"),
+		resolveDuplicates: c.is("resolve-duplicate-cache-ips"),
+		metadataAddr:      c.text("metadata-addr"), stsEndpoint: c.text("sts-endpoint"), regionalSTS: c.is("use-regional-sts-endpoint"), fipsSTS: c.is("use-fips-sts-endpoint"), throughRole: c.text("assume-role-arn"),
+		iptables: c.is("iptables"), hostInterface: c.text("host-interface"),
+		logFormat: word("log-format", "text", "json"), logLevel: word("log-level", "debug", "info", "warn", "error"), debug: c.is("debug"),
 	}
-	if c.Bool("verbose") {
+	if c.is("verbose") {
 		o.logLevel = "debug"
 	}
 	if o.appPort == o.metricsPort && o.appPort != 0 {
 		bad("metrics-port", fmt.Errorf("%d is the app port too: that one serves redirected connections and nothing else", o.metricsPort))
 	}
-	if base := c.String("base-role-arn"); base != "" {
+	if base := c.text("base-role-arn"); base != "" {
 		arn, err := roles.BaseARN(base)
 		if err != nil {
 			bad("base-role-arn", err)
@@ -199,28 +178,28 @@ func parse(c *cli.Context) (*options, error) {
 	if err := o.rules.Check(); err != nil && !o.discoverBaseARN {
 		bad("default-role", err)
 	}
-	if c.Bool("namespace-restrictions") {
-		format, err := roles.ParseFormat(c.String("namespace-restriction-format"))
+	if c.is("namespace-restrictions") {
+		format, err := roles.ParseFormat(c.text("namespace-restriction-format"))
 		if err != nil {
 			bad("namespace-restriction-format", err)
 		}
-		o.rules.Restriction = &roles.Restriction{Key: c.String("namespace-key"), Format: format, PermittedKey: permittedKey}
+		o.rules.Restriction = &roles.Restriction{Key: c.text("namespace-key"), Format: format, PermittedKey: permittedKey}
 	}
-	scope, err := roles.ParseScope(c.String("session-scope"))
+	scope, err := roles.ParseScope(c.text("session-scope"))
 	if err != nil {
 		bad("session-scope", err)
 	}
 	o.rules.Scope = scope
 	for _, name := range []string{"cluster-name", "cluster-arn"} {
-		if err := roles.TagValue(c.String(name)); err != nil {
+		if err := roles.TagValue(c.text(name)); err != nil {
 			bad(name, err)
 		}
-		if c.String(name) != "" && !c.Bool("session-tags") {
+		if c.text(name) != "" && !c.is("session-tags") {
 			bad(name, errors.New("it is for --session-tags, which is not set"))
 		}
 	}
-	if c.Bool("session-tags") {
-		o.rules.Tags = &roles.Tags{ClusterName: c.String("cluster-name"), ClusterARN: c.String("cluster-arn")}
+	if c.is("session-tags") {
+		o.rules.Tags = &roles.Tags{ClusterName: c.text("cluster-name"), ClusterARN: c.text("cluster-arn")}
 	}
 	if o.throughRole != "" {
 		if err := roles.ValidARN(o.throughRole); err != nil {
@@ -228,7 +207,7 @@ func parse(c *cli.Context) (*options, error) {
 		}
 	}
 	for _, key := range []string{"iam-role-key", "iam-external-id", "iam-session-name", "iam-session-policy", "namespace-key"} {
-		if c.String(key) == "" {
+		if c.text(key) == "" {
 			bad(key, errors.New("an annotation's key cannot be empty"))
 		}
 	}
@@ -236,7 +215,7 @@ func parse(c *cli.Context) (*options, error) {
 		o.metadataIP = ip.Unmap()
 	}
 	o.requireTokens = word("imds-v2", "optional", "required") == "required"
-	for _, s := range c.StringSlice("metadata-deny") {
+	for _, s := range c.all("metadata-deny") {
 		deny, err := regexp.Compile(s)
 		if err == nil && s == "" {
 			err = errors.New("an empty one denies everything")
@@ -247,7 +226,7 @@ func parse(c *cli.Context) (*options, error) {
 		}
 		o.metadataDeny = append(o.metadataDeny, deny)
 	}
-	if s := c.String("host-ip"); s != "" {
+	if s := c.text("host-ip"); s != "" {
 		ip, err := netip.ParseAddr(s)
 		if err != nil {
 			bad("host-ip", fmt.Errorf("%q is not an IP address", s))

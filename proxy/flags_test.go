@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/urfave/cli/v2"
+	"github.com/spf13/pflag"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
@@ -28,20 +29,11 @@ var changed = map[string]string{"metrics-port": "8182", "iam-role-session-ttl": 
 
 func TestEveryFlagOfKube2iamIsThereWithItsDefault(t *testing.T) {
 	got := map[string]string{}
-	for _, f := range flags() {
-		var value string
-		switch f := f.(type) {
-		case *cli.StringFlag:
-			value = f.Value
-		case *cli.BoolFlag:
-			value = "false"
-		case *cli.DurationFlag:
-			value = f.Value.String()
+	flags().VisitAll(func(f *pflag.Flag) {
+		if _, ours := kube2iam[f.Name]; ours {
+			got[f.Name] = f.DefValue
 		}
-		if _, ours := kube2iam[f.Names()[0]]; ours {
-			got[f.Names()[0]] = value
-		}
-	}
+	})
 	want := map[string]string{}
 	for name, value := range kube2iam {
 		want[name] = value
@@ -55,13 +47,16 @@ func TestEveryFlagOfKube2iamIsThereWithItsDefault(t *testing.T) {
 }
 
 func TestEveryFlagIsAnEnvironmentVariable(t *testing.T) {
-	for _, f := range flags() {
-		name := "KUBE2IAM_" + strings.ToUpper(strings.ReplaceAll(f.Names()[0], "-", "_"))
-		vars := f.(cli.DocGenerationFlag).GetEnvVars()
-		if len(vars) == 0 || vars[0] != name {
-			t.Errorf("--%s: %v, want %s", f.Names()[0], vars, name)
+	all := flags()
+	all.VisitAll(func(f *pflag.Flag) {
+		if f.Name == "help" || f.Name == "version" {
+			return
 		}
-	}
+		name := "KUBE2IAM_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if vars := all.env[f.Name]; len(vars) == 0 || vars[0] != name || !strings.Contains(f.Usage, "$"+name) {
+			t.Errorf("--%s: %v, want %s", f.Name, vars, name)
+		}
+	})
 }
 
 func parsed(t *testing.T, env map[string]string, args ...string) (*options, error) {
@@ -69,13 +64,11 @@ func parsed(t *testing.T, env map[string]string, args ...string) (*options, erro
 	for k, v := range env {
 		t.Setenv(k, v)
 	}
-	var o *options
-	app := &cli.App{Flags: flags(), DisableSliceFlagSeparator: true, Action: func(c *cli.Context) (err error) {
-		o, err = parse(c)
-		return err
-	}, ExitErrHandler: func(*cli.Context, error) {}}
-	err := app.Run(append([]string{"kube2iam-proxy"}, args...))
-	return o, err
+	f := flags()
+	if err := f.parse(args); err != nil {
+		return nil, err
+	}
+	return parse(f)
 }
 
 func TestValuesComeFromFlagsAndEnvironment(t *testing.T) {
@@ -86,6 +79,17 @@ func TestValuesComeFromFlagsAndEnvironment(t *testing.T) {
 	}
 	if o.rules.BaseARN != "arn:aws:iam::123456789012:role/" || o.node != "from-env" || o.rules.DefaultRole != "flag" || o.logLevel != "debug" {
 		t.Errorf("%+v", o)
+	}
+}
+
+func TestEnvironmentIsReadAsFlagsAre(t *testing.T) {
+	o, err := parsed(t, map[string]string{"KUBE2IAM_METADATA_DENY": "a,b{1,2}", "KUBE2IAM_VERBOSE": "true", "KUBE2IAM_IPTABLES": "", "KUBE2IAM_IAM_ROLE_SESSION_TTL": "2h",
+		"KUBE2IAM_NODE": "first", "NODE_NAME": "second"})
+	if err != nil || len(o.metadataDeny) != 1 || o.logLevel != "debug" || o.iptables || o.rules.Duration != 2*time.Hour || o.node != "first" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if _, err := parsed(t, map[string]string{"KUBE2IAM_IAM_ROLE_SESSION_TTL": "long"}); err == nil || !strings.Contains(err.Error(), "KUBE2IAM_IAM_ROLE_SESSION_TTL") {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -143,10 +147,16 @@ func TestMistakesNameTheFlagAndTheValue(t *testing.T) {
 }
 
 func TestHelpAndVersionAreNoFailure(t *testing.T) {
-	for _, arg := range []string{"--help", "--version"} {
+	for _, arg := range []string{"--help", "-h", "--version", "-v", "ready --help"} {
 		var out, errs bytes.Buffer
-		if code := run([]string{"kube2iam-proxy", arg}, &out, &errs); code != 0 || out.Len() == 0 || errs.Len() != 0 {
+		if code := run(append([]string{"kube2iam-proxy"}, strings.Fields(arg)...), &out, &errs); code != 0 || out.Len() == 0 || errs.Len() != 0 {
 			t.Errorf("%s: %d %q %q", arg, code, &out, &errs)
+		}
+	}
+	for _, wrong := range []string{"ready --nope", "ready now"} {
+		var out, errs bytes.Buffer
+		if code := run(append([]string{"kube2iam-proxy"}, strings.Fields(wrong)...), &out, &errs); code != exitUsage {
+			t.Errorf("%s: %d", wrong, code)
 		}
 	}
 	var out, errs bytes.Buffer

@@ -11,7 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/urfave/cli/v2"
+	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 )
 
@@ -33,34 +33,7 @@ const (
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	cli.VersionPrinter = func(c *cli.Context) {
-		fmt.Fprintf(c.App.Writer, "kube2iam-proxy %s (commit %s, built %s)\n", version, commit, date)
-	}
-	app := &cli.App{
-		Name:            "kube2iam-proxy",
-		Usage:           "gives each pod of this node the credentials of its own IAM role, and no other",
-		Description:     description,
-		Version:         version,
-		Flags:           flags(),
-		Commands:        []*cli.Command{readyCommand(stdout)},
-		HideHelpCommand: true,
-		// A regular expression may hold a comma.
-		DisableSliceFlagSeparator: true,
-		Writer:                    stdout,
-		ErrWriter:                 stderr,
-		ExitErrHandler:            func(*cli.Context, error) {}, // the exit code is chosen here, in one place
-		OnUsageError:              func(_ *cli.Context, err error, _ bool) error { return &usageError{err} },
-		Action: func(c *cli.Context) error {
-			o, err := parse(c)
-			if err != nil {
-				return &usageError{err}
-			}
-			log := logger(o, stderr)
-			klog.SetSlogLogger(log) // client-go's lines, in our format
-			return serve(c.Context, o, log)
-		},
-	}
-	err := app.RunContext(ctx, args)
+	err := command(ctx, args[1:], stdout, stderr)
 	if err == nil {
 		return 0
 	}
@@ -72,10 +45,36 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitFailure
 }
 
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == "ready" {
+		return ready(ctx, args[1:], stdout)
+	}
+	f := flags()
+	switch err := f.parse(args); {
+	case errors.Is(err, pflag.ErrHelp):
+		f.help(stdout)
+		return nil
+	case err != nil:
+		return &usageError{err}
+	case f.is("version"):
+		fmt.Fprintf(stdout, "kube2iam-proxy %s (commit %s, built %s)\n", version, commit, date)
+		return nil
+	}
+	o, err := parse(f)
+	if err != nil {
+		return &usageError{err}
+	}
+	log := logger(o, stderr)
+	klog.SetSlogLogger(log) // client-go's lines, in our format
+	return serve(ctx, o, log)
+}
+
 // usageError is a mistake in flags or environment.
 type usageError struct{ error }
 
 func (e *usageError) Unwrap() error { return e.error }
+
+const summary = "gives each pod of this node the credentials of its own IAM role, and no other"
 
 const description = `It runs on every node, on the host's network, beside the CNI plugin kube2iam-cni, which redirects the pods' requests for
 169.254.169.254:80 to it. A pod's annotation names its role:

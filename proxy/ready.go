@@ -1,33 +1,41 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 
-	"github.com/urfave/cli/v2"
+	"github.com/spf13/pflag"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
 )
 
-// readyCommand is the startup probe: `kube2iam-proxy ready`. A probe of the admin port cannot tell two proxies apart that are on the same
-// host network, and the old one's answer would have the kubelet end it before the new one has taken over.
-func readyCommand(stdout io.Writer) *cli.Command {
-	return &cli.Command{
-		Name:        "ready",
-		Usage:       "tell whether the proxy of this container serves the node's pods: it has taken over from the one before",
-		Description: "It ends with 0 where it does, and with 1 otherwise.",
-		Flags:       []cli.Flag{&cli.StringFlag{Name: "state-dir", Value: defaultStateDir, Usage: "the proxy's --state-dir"}},
-		Action: func(c *cli.Context) error {
-			here, err := handover.IsHere(c.Context, handoverSocket(c.String("state-dir")))
-			if err != nil {
-				return err
-			}
-			if !here {
-				return errors.New("no proxy of this container serves yet")
-			}
-			fmt.Fprintln(stdout, "ready")
-			return nil
-		},
+const readyUsage = "tell whether the proxy of this container serves the node's pods: it has taken over from the one before"
+
+// ready is the startup probe: `kube2iam-proxy ready`. It ends with 0 where the proxy of its container serves, and with 1 otherwise. A probe
+// of the admin port cannot tell two proxies apart that are on the same host network, and the old one's answer would have the kubelet end it
+// before the new one has taken over.
+func ready(ctx context.Context, args []string, stdout io.Writer) error {
+	f := pflag.NewFlagSet("ready", pflag.ContinueOnError)
+	f.Usage = func() {}
+	stateDir := f.String("state-dir", defaultStateDir, "the proxy's --state-dir: `DIR`")
+	switch err := f.Parse(args); {
+	case errors.Is(err, pflag.ErrHelp):
+		fmt.Fprintf(stdout, "kube2iam-proxy ready - %s\n\nIt ends with 0 where it does, and with 1 otherwise.\n\n%s", readyUsage, f.FlagUsages())
+		return nil
+	case err != nil:
+		return &usageError{err}
+	case f.NArg() > 0:
+		return &usageError{fmt.Errorf("ready: unexpected argument %q", f.Arg(0))}
 	}
+	here, err := handover.IsHere(ctx, handoverSocket(*stateDir))
+	if err != nil {
+		return err
+	}
+	if !here {
+		return errors.New("no proxy of this container serves yet")
+	}
+	fmt.Fprintln(stdout, "ready")
+	return nil
 }
