@@ -20,7 +20,7 @@ const (
 // testChurn has pods come and go in batches: each is served at its first request, and nothing of any is left.
 func testChurn(t *testing.T, n *node, _ *cloud) {
 	n.awaitNoRecords(t)
-	before, sockets := n.rules(t), n.sockets(t)
+	before, sockets, open := n.rules(t), n.sockets(t), n.descriptors(t)
 	began := time.Now()
 	for number := range churned / crowd {
 		pods := n.createBatch(t, 100+number, crowd)
@@ -34,15 +34,34 @@ func testChurn(t *testing.T, n *node, _ *cloud) {
 	}
 	n.awaitNoRecords(t)
 	t.Logf("%d pods in %s", churned, time.Since(began).Round(time.Second))
-	await(t, podLimit, "the rules and the sockets of before", func(context.Context) error {
+	await(t, podLimit, "the rules, the sockets and the descriptors of before", func(context.Context) error {
 		if diff := cmp.Diff(before, n.rules(t)); diff != "" {
 			return fmt.Errorf("-before +after:\n%s", diff)
 		}
 		if now := n.sockets(t); now > sockets {
 			return fmt.Errorf("the proxy has %d sockets, and had %d", now, sockets)
 		}
+		// A few come and go: a look at a network namespace, a connection to STS that is kept for the next call.
+		for program, had := range open {
+			if now := n.descriptors(t)[program]; now > had+10 {
+				return fmt.Errorf("%s has %d descriptors, and had %d", program, now, had)
+			}
+		}
 		return nil
 	})
+}
+
+// descriptors is how many files, sockets among them, agent and proxy have open.
+func (n *node) descriptors(t *testing.T) map[string]int {
+	t.Helper()
+	open := make(map[string]int)
+	for _, program := range []string{"kube2iam-cni", "kube2iam-proxy"} {
+		open[program] = len(strings.Fields(n.must(t, "sh", "-c", "ls /proc/$(pgrep -o -x "+program+")/fd")))
+		if open[program] < 3 {
+			t.Errorf("%s has %d descriptors: is it the right process?", program, open[program])
+		}
+	}
+	return open
 }
 
 // sockets is how many the proxy has with pods: connections to its port.
