@@ -113,6 +113,7 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return agent.Run(ctx) })
 	tasks.Go(func() error { return relay(ctx, changes, look) })
+	tasks.Go(func() error { return placesStay(ctx, c, where, agent.Interval) })
 	if install != nil {
 		tasks.Go(func() error {
 			// Not before the guard stands: where none can be made, an entry would only fail each pod.

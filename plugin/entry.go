@@ -2,12 +2,14 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -49,17 +51,40 @@ func installFlags() []cli.Flag {
 
 // findPlaces is what the flags say, and where they say nothing the container runtime's own configuration. It is for after enter.
 func findPlaces(c *cli.Context, log *slog.Logger) places.Places {
-	given := places.Places{Configurations: c.String("cni-conf-dir"), Programs: c.String("cni-bin-dir")}
-	if given.Configurations != "" && given.Programs != "" {
-		return given
-	}
-	found, err := places.Find("/")
+	found, err := lookForPlaces(c)
 	if err != nil {
 		log.Warn("the container runtime's configuration cannot be read: taking the usual places", "error", err)
 	}
+	return found
+}
+
+// lookForPlaces is findPlaces with its error, which comes with the usual places.
+func lookForPlaces(c *cli.Context) (places.Places, error) {
+	given := places.Places{Configurations: c.String("cni-conf-dir"), Programs: c.String("cni-bin-dir")}
+	if given.Configurations != "" && given.Programs != "" {
+		return given, nil
+	}
+	found, err := places.Find("/")
 	found.Configurations = cmp.Or(given.Configurations, found.Configurations)
 	found.Programs = cmp.Or(given.Programs, found.Programs)
-	return found
+	return found, err
+}
+
+// placesStay waits until ctx ends, or the container runtime has other places than it had: an upgraded one may look for programs elsewhere.
+func placesStay(ctx context.Context, c *cli.Context, were places.Places, interval time.Duration) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		// While a runtime is started anew its socket is not there.
+		if now, err := lookForPlaces(c); err == nil && now.Runtime != "" && (now.Configurations != were.Configurations || now.Programs != were.Programs) {
+			return fmt.Errorf("the container runtime has other places than before, %s and %s: ending, to be started anew with them", now.Configurations, now.Programs)
+		}
+	}
 }
 
 // entry is the plugin's entry in a network configuration, by the flags.

@@ -21,6 +21,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
 )
 
 // uninstallCommand takes the plugin off a node: `kube2iam-cni uninstall`.
@@ -56,7 +57,10 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	if err := enter(c.String("host-root")); err != nil {
 		return err
 	}
-	where := findPlaces(c, log)
+	where, err := lookForPlaces(c)
+	if err != nil {
+		return fmt.Errorf("uninstall: the container runtime's configuration cannot be read: give --cni-conf-dir and --cni-bin-dir: %w", err)
+	}
 	if err := checkPlaces(where.Configurations, conf.StateDir); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
@@ -122,6 +126,14 @@ func checkPlaces(confDir, stateDir string) error {
 	if err != nil {
 		return err
 	}
+	if len(entries) == 0 {
+		for _, dir := range places.Known {
+			if networks, _ := conflist.Chained(dir, name); filepath.Clean(dir) != filepath.Clean(confDir) && len(networks) > 0 {
+				return fmt.Errorf("the plugin is not chained in %s, but in %s: give --cni-conf-dir and --cni-bin-dir", confDir, dir)
+			}
+		}
+	}
+	others := ""
 	for _, text := range entries {
 		var entry struct {
 			StateDir string `json:"stateDir"`
@@ -129,9 +141,14 @@ func checkPlaces(confDir, stateDir string) error {
 		if json.Unmarshal(text, &entry) != nil {
 			continue // an ADD fails by it
 		}
-		if its := cmp.Or(entry.StateDir, netconf.DefaultStateDir); filepath.Clean(its) != filepath.Clean(stateDir) {
-			return fmt.Errorf("the entry's stateDir is %s: give --state-dir the same, or rules and records stay", its)
+		its := filepath.Clean(cmp.Or(entry.StateDir, netconf.DefaultStateDir))
+		if its == filepath.Clean(stateDir) {
+			return nil
 		}
+		others = its
+	}
+	if others != "" {
+		return fmt.Errorf("the entry's stateDir is %s: give --state-dir the same, or rules and records stay", others)
 	}
 	return nil
 }

@@ -216,6 +216,7 @@ func parse(c *flagSet) (*options, error) {
 	}
 	o.requireTokens = word("imds-v2", "optional", "required") == "required"
 	for _, s := range c.all("metadata-deny") {
+		s = strings.TrimSpace(s) // a file's last newline would have it match nothing
 		deny, err := regexp.Compile(s)
 		if err == nil && s == "" {
 			err = errors.New("an empty one denies everything")

@@ -83,9 +83,9 @@ func TestValuesComeFromFlagsAndEnvironment(t *testing.T) {
 }
 
 func TestEnvironmentIsReadAsFlagsAre(t *testing.T) {
-	o, err := parsed(t, map[string]string{"KUBE2IAM_METADATA_DENY": "a,b{1,2}", "KUBE2IAM_VERBOSE": "true", "KUBE2IAM_IPTABLES": "", "KUBE2IAM_IAM_ROLE_SESSION_TTL": "2h",
+	o, err := parsed(t, map[string]string{"KUBE2IAM_METADATA_DENY": " a,b{1,2}\n", "KUBE2IAM_VERBOSE": "true", "KUBE2IAM_IPTABLES": "", "KUBE2IAM_IAM_ROLE_SESSION_TTL": "2h",
 		"KUBE2IAM_NODE": "first", "NODE_NAME": "second"})
-	if err != nil || len(o.metadataDeny) != 1 || o.logLevel != "debug" || o.iptables || o.rules.Duration != 2*time.Hour || o.node != "first" {
+	if err != nil || len(o.metadataDeny) != 1 || o.metadataDeny[0].String() != "a,b{1,2}" || o.logLevel != "debug" || o.iptables || o.rules.Duration != 2*time.Hour || o.node != "first" {
 		t.Errorf("%+v, %v", o, err)
 	}
 	if _, err := parsed(t, map[string]string{"KUBE2IAM_IAM_ROLE_SESSION_TTL": "long"}); err == nil || !strings.Contains(err.Error(), "KUBE2IAM_IAM_ROLE_SESSION_TTL") {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/pflag"
 
@@ -19,7 +21,7 @@ const readyUsage = "tell whether the proxy of this container serves the node's p
 func ready(ctx context.Context, args []string, stdout io.Writer) error {
 	f := pflag.NewFlagSet("ready", pflag.ContinueOnError)
 	f.Usage = func() {}
-	stateDir := f.String("state-dir", defaultStateDir, "the proxy's --state-dir: `DIR`")
+	stateDir := f.String("state-dir", cmp.Or(os.Getenv("KUBE2IAM_STATE_DIR"), defaultStateDir), "the proxy's --state-dir: `DIR`")
 	switch err := f.Parse(args); {
 	case errors.Is(err, pflag.ErrHelp):
 		fmt.Fprintf(stdout, "kube2iam-proxy ready - %s\n\nIt ends with 0 where it does, and with 1 otherwise.\n\n%s", readyUsage, f.FlagUsages())

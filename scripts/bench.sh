@@ -13,4 +13,4 @@ CGO_ENABLED=0 in_group go build -buildvcs=false -o "$cache/bench" ./test/bench
 "$cache/bench"
 # What only a real node shows: the suite prints these among its own lines.
 echo "measuring on a real Kubernetes node: four minutes, and twelve more the first time, to build it" >&2
-scripts/test-cluster.sh -run '^TestCluster$/^(the_plugin_is_chained|a_pod_starts|the_first_request_of|ten_upgrades|a_proxy_that_is_killed)' | tee /dev/stderr | sed -n 's/^figure //p'
+scripts/test-cluster.sh -run '^TestCluster$/^(the_plugin_is_chained|a_pod_starts|the_first_request_of|ten_upgrades|a_proxy_that_is_killed)' | tee >(cat >&2) | sed -n 's/^figure //p'

@@ -138,10 +138,17 @@ func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Doc
 		return nil, refuseCredentials(pod, a, err)
 	}
 	// Whoever waited for the pod or for STS may have lost the address meanwhile, and the answer would go to its next holder.
-	if time.Since(c.came) > handover && !c.source.Same(c.broker.pods.Source(c.source.IP)) {
+	if time.Since(c.came) > handover && !c.stillOf(pod) {
 		return nil, &Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errHandedOver}
 	}
 	return doc, nil
+}
+
+// stillOf tells whether the address is the pod's, as far as this node knows, and has had no other holder since the request came.
+func (c *Caller) stillOf(pod *pods.Pod) bool {
+	now := c.broker.pods.Source(c.source.IP)
+	holder := types.UID(now.Holder())
+	return c.source.Same(now) && (holder == "" || holder == pod.UID || holder == pod.Mirror)
 }
 
 // handover is less than any runtime needs to take an address from one pod and give it to another: both are several

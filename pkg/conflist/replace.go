@@ -34,6 +34,10 @@ func replace(f *file, text []byte) error {
 		return err
 	}
 	defer pending.Cleanup()
+	ours, err := pending.Stat()
+	if err != nil {
+		return err
+	}
 	check := func(path string) error {
 		now, err := os.Stat(path)
 		if err != nil {
@@ -60,7 +64,16 @@ func replace(f *file, text []byte) error {
 		return err
 	default:
 		if err := check(pending.Name()); err != nil {
-			return errors.Join(err, exchange())
+			// Somebody may write once more before theirs is back: the newest stays, and what is removed is ours.
+			for range 5 {
+				if failed := exchange(); failed != nil {
+					return errors.Join(err, failed)
+				}
+				if out, failed := os.Stat(pending.Name()); failed != nil || os.SameFile(out, ours) {
+					break
+				}
+			}
+			return err
 		}
 	}
 	return syncDir(filepath.Dir(path))

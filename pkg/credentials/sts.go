@@ -208,8 +208,12 @@ func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials,
 func (s *STS) keys(ctx context.Context) ([]string, error) {
 	ids := make([]string, len(s.node))
 	for i, c := range s.node {
+		last := i == len(s.node)-1
+		if !last && c.IsExpired() {
+			continue // to be had anew where they are needed, and a metadata service that hangs takes its time
+		}
 		v, err := c.GetWithContext(ctx)
-		if err != nil && i == len(s.node)-1 {
+		if err != nil && last {
 			return nil, err
 		}
 		ids[i] = v.AccessKeyID

@@ -26,6 +26,11 @@ type Places struct {
 // Default is what runtimes take that are told nothing else.
 var Default = Places{Configurations: "/etc/cni/net.d", Programs: "/opt/cni/bin"}
 
+// Known are the directories of network configurations that are known of any distribution.
+var Known = []string{
+	"/etc/cni/net.d", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/snap/microk8s/current/args/cni-network", "/etc/cni/multus/net.d", "/etc/kubernetes/cni/net.d",
+}
+
 // runtime is one that may run on a node: it does where its socket is.
 type runtime struct {
 	name    string
