@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
@@ -183,11 +185,40 @@ func (t *takeover) listen(ctx context.Context, given []*handover.Listener) (sock
 	}
 	for _, l := range pods {
 		if l != sockets[0] && len(sockets) < 2+maxFormer {
-			t.log.Info("pods that are still redirected to a former port are served as before", "port", portOf(l))
 			sockets = append(sockets, l)
 		}
 	}
+	for _, former := range t.recorded() {
+		if len(sockets) >= 2+maxFormer || slices.ContainsFunc(sockets, func(l *handover.Listener) bool { return portOf(l) == former }) {
+			continue
+		}
+		l, err := handover.Listen(ctx, net.JoinHostPort("", port(former)))
+		if err != nil {
+			t.log.Warn("pods that are redirected to a former port are not served", "port", former, "error", err)
+			continue
+		}
+		sockets = append(sockets, l)
+	}
+	for _, l := range sockets[2:] {
+		t.log.Info("pods that are still redirected to a former port are served as before", "port", portOf(l))
+	}
 	return sockets, nil
+}
+
+// recorded are the ports that pods on record are redirected to, which no predecessor may be there to hand over.
+func (t *takeover) recorded() (ports []uint16) {
+	records, err := attachment.In(t.stateDir).List()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.log.Warn("not all records can be read: pods may be redirected to a port that nobody serves", "error", err)
+	}
+	for _, r := range records {
+		for _, one := range r.Redirects {
+			if p := one.Proxy.Port(); p != 0 && !slices.Contains(ports, p) {
+				ports = append(ports, p)
+			}
+		}
+	}
+	return ports
 }
 
 // portOf is the TCP port of a socket; 0, which is nobody's, where it has none.

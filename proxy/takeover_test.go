@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
@@ -126,6 +128,32 @@ func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
 				t.Errorf("it serves %v, want %v of %v and %d", got, want, had, other)
 			}
 		})
+	}
+}
+
+// TestFormerPortIsServedWithoutAPredecessor has the proxy that served it be killed: the records of pods that are redirected to it are there.
+func TestFormerPortIsServedWithoutAPredecessor(t *testing.T) {
+	o := &options{stateDir: t.TempDir(), appPort: free(t), metricsPort: free(t)}
+	former := free(t)
+	for i, p := range []uint16{o.appPort, former, former} {
+		ip := netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})
+		err := attachment.In(o.stateDir).Put(t.Context(), &attachment.Record{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Network: "net", IPs: []netip.Addr{ip}, Path: attachment.PathRouted,
+			Redirects: []attachment.Redirect{{Source: ip, Metadata: netip.MustParseAddrPort("169.254.169.254:80"), Proxy: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.254"), p)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	sockets, err := newTakeover(o, new(parts), slog.New(slog.DiscardHandler)).sockets(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []uint16
+	for _, l := range sockets {
+		defer l.Close()
+		got = append(got, portOf(l))
+	}
+	if want := []uint16{o.appPort, o.metricsPort, former}; !slices.Equal(got, want) {
+		t.Errorf("it serves %v, want %v", got, want)
 	}
 }
 
