@@ -86,7 +86,7 @@ func (n network) folder(dir string) ([]entry, error) {
 	var entries []entry
 	errs := []error{err}
 	for _, file := range files {
-		text, err := contents(file)
+		text, err := Contents(file)
 		if err == nil {
 			var plugin network
 			plugin, err = parseLone(text)
@@ -103,14 +103,15 @@ func escaped(path string) string {
 }
 
 func load(file string, into any) error {
-	data, err := contents(file)
+	data, err := Contents(file)
 	if err != nil {
 		return err
 	}
 	return json.Unmarshal(data, into)
 }
 
-func contents(file string) ([]byte, error) {
+// Contents is a file's text, of a configuration of CNI's or of a runtime's; one of more than a mebibyte is none.
+func Contents(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -143,7 +144,7 @@ func Entries(dir, plugin string) (entries [][]byte, err error) {
 		if f.IsDir() || filepath.Ext(f.Name()) != ".conflist" {
 			continue
 		}
-		text, err := contents(filepath.Join(dir, f.Name()))
+		text, err := Contents(filepath.Join(dir, f.Name()))
 		if err != nil {
 			continue
 		}

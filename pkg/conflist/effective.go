@@ -96,7 +96,7 @@ func read(path string) (*file, error) {
 	if f.info, err = os.Stat(path); err != nil {
 		return nil, err
 	}
-	if f.text, err = contents(path); err != nil {
+	if f.text, err = Contents(path); err != nil {
 		return f, err
 	}
 	if f.lone {

@@ -39,12 +39,14 @@ func parseNetwork(text []byte) (n network, err error) {
 	if err := versions(list["cniVersion"], list["cniVersions"]); err != nil {
 		return n, err
 	}
-	for _, key := range []string{"disableCheck", "disableGC", "loadOnlyInlinedPlugins"} {
+	for _, key := range []string{"disableCheck", "disableGC", inlined} {
 		value, err := truth(list[key])
 		if err != nil {
 			return n, fmt.Errorf("%q: %w", key, err)
 		}
-		n.Inlined = jsonBool(value) // the last one's
+		if key == inlined {
+			n.Inlined = jsonBool(value)
+		}
 	}
 	plugins, ok := list["plugins"]
 	if !ok {
@@ -69,6 +71,9 @@ func parseNetwork(text []byte) (n network, err error) {
 	}
 	return n, nil
 }
+
+// inlined is the key that keeps plugins beside a list out of it.
+const inlined = "loadOnlyInlinedPlugins"
 
 // words reads a string, and refuses null.
 func words(text json.RawMessage, into *string) error {

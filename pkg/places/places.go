@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 )
 
 // Places are a runtime's directories.
@@ -58,9 +59,6 @@ type settings struct {
 	programs       []string
 	imports        []string // of other files, which may be patterns
 }
-
-// maxConfig bounds a file.
-const maxConfig = 1 << 20
 
 // Find is the places of the runtime that runs on a node, below its root directory; Default where there is none, or says nothing. The error
 // is that of a configuration that cannot be read, and comes with Default.
@@ -116,12 +114,12 @@ func (r runtime) settings(root string) (all settings, err error) {
 	}
 	found := false
 	for at := 0; at < len(files) && at < maxFiles; at++ {
-		text, err := contents(filepath.Join(root, files[at]))
+		text, err := conflist.Contents(filepath.Join(root, files[at]))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return settings{}, err
+			return settings{}, fmt.Errorf("%s: %w", files[at], err)
 		}
 		found = true
 		said, err := r.read(text)
@@ -222,17 +220,4 @@ func crio(text []byte) (settings, error) {
 		said.programs = []string{n.PluginDir}
 	}
 	return said, nil
-}
-
-func contents(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("%s has more than %d bytes", file, maxConfig)
-	}
-	return text, err
 }

@@ -98,7 +98,7 @@ func TestConfigurationThatMakesNoSenseIsSaid(t *testing.T) {
 		"another type":   "[plugins.cri.cni]\nconf_dir = 1",
 		"a relative one": "[plugins.cri.cni]\nconf_dir = \"net.d\"",
 		"a variable":     "[plugins.cri.cni]\nbin_dir = \"${SNAP_DATA}/bin\"",
-		"too much":       "# " + strings.Repeat("x", maxConfig),
+		"too much":       "# " + strings.Repeat("x", 1<<20),
 		"a bad pattern":  "imports = ['[']",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -26,7 +26,7 @@ var allowed = map[string][]string{
 	"pkg/netconf":     {},
 	"pkg/hostlink":    {},
 	"pkg/conflist":    {},
-	"pkg/places":      {},
+	"pkg/places":      {"pkg/conflist"},
 	"pkg/handover":    {},
 	"pkg/redirect":    {},
 	"pkg/attachment":  {},
