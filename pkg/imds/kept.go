@@ -59,6 +59,10 @@ func lasts(path string) bool {
 func (u *Upstream) forwardKept(w http.ResponseWriter, r *http.Request, done func()) error {
 	path := strings.TrimSuffix(r.URL.Path, "/")
 	flight := u.kept.flights.DoChan(path, func() (any, error) {
+		// An earlier flight may have stored the answer and ended after the caller missed the cache.
+		if a := u.kept.get(path, time.Now()); a != nil {
+			return a, nil
+		}
 		// It is everybody's: it must not end because the client that happened to begin it went away.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), upstreamTime)
 		defer cancel()

@@ -139,6 +139,26 @@ func TestIMDS28ManyAtOnceAreOneQuestion(t *testing.T) {
 	}
 }
 
+// TestIMDS28AnswerOfAnEndedFlightIsUsed has two clients miss the cache. The second goes on after the first one's flight has ended.
+func TestIMDS28AnswerOfAnEndedFlightIsUsed(t *testing.T) {
+	var asked atomic.Int64
+	_, u := newNode(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		text("i-1")(w, r)
+	})
+	for range 2 { // as Forward does after a miss
+		w := httptest.NewRecorder()
+		released := false
+		err := u.forwardKept(w, httptest.NewRequest(http.MethodGet, "/latest/meta-data/instance-id", nil), func() { released = true })
+		if res := w.Result(); err != nil || res.StatusCode != 200 || bodyOf(res) != "i-1" || !released {
+			t.Errorf("%v, %d, released: %v", err, res.StatusCode, released)
+		}
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("the service was asked %d times", n)
+	}
+}
+
 // TestOnePodCannotUseUpTheService has a pod ask without an end, and hold answers open: it is told to come later, and its neighbour
 // is served.
 func TestOnePodCannotUseUpTheService(t *testing.T) {
