@@ -1,10 +1,16 @@
 package imds
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -188,5 +194,45 @@ func TestAddressOfTheService(t *testing.T) {
 		if _, err := NewUpstream(bad); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
+	}
+}
+
+// TestMetadataNeverGoesToAWebProxy asks for metadata in a process whose environment names an HTTP proxy. net/http reads the
+// environment once, so that the test runs itself in a process of its own.
+func TestMetadataNeverGoesToAWebProxy(t *testing.T) {
+	const service, webProxy = "192.0.2.1:80", "192.0.2.2:3128"
+	if os.Getenv("HTTP_PROXY") != "http://"+webProxy {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), "HTTP_PROXY=http://"+webProxy, "http_proxy=http://"+webProxy, "NO_PROXY=", "no_proxy=")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	dialled := func(client *http.Client, ask func() error) []string {
+		var addresses []string
+		transport := client.Transport.(*http.Transport)
+		transport.DialContext = func(_ context.Context, _, address string) (net.Conn, error) {
+			addresses = append(addresses, address)
+			return nil, errors.New("no network")
+		}
+		if err := ask(); err == nil {
+			t.Error("an answer without a network")
+		}
+		return addresses
+	}
+	u, err := NewUpstream(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{service}
+	if got := dialled(u.client, func() error { _, err := u.Get(t.Context(), "/latest/meta-data/placement/region"); return err }); !slices.Equal(got, want) {
+		t.Errorf("dialled %v, want %v", got, want)
+	}
+	// The control: an ordinary client of this process does use the proxy.
+	ordinary := &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
+	if got := dialled(ordinary, func() error { _, err := ordinary.Get("http://" + service); return err }); !slices.Equal(got, []string{webProxy}) {
+		t.Errorf("an ordinary client dialled %v, want the proxy", got)
 	}
 }
