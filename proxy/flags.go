@@ -75,7 +75,7 @@ func flags() *flagSet {
 	f.boolean(catRoles, "session-tags", "tag sessions with namespace, service account and pod, by the keys of EKS Pod Identity; needs sts:TagSession")
 	f.str(catRoles, "cluster-name", "", "name of this cluster, for the session tags")
 	f.str(catRoles, "cluster-arn", "", "ARN of this cluster, for the session tags")
-	f.boolean(catRoles, "source-identity", "set the sessions' source identity to their name; needs sts:SetSourceIdentity")
+	f.boolean(catRoles, "source-identity", "set the sessions' source identity to NAMESPACE.POD, whatever their name; needs sts:SetSourceIdentity and --session-scope=pod")
 	f.str(catRoles, "assume-role-arn", "", "`ARN` of a role to assume first, which then assumes the pods' roles; sessions last an hour at most then")
 	f.duration(catRoles, "iam-role-session-ttl", time.Hour, "length of a role session; kube2iam's 15m is too short for several SDKs")
 	f.duration(catRoles, "iam-role-error-ttl", 0, "how long an error of STS is remembered; 0 chooses by its kind")
@@ -190,6 +190,9 @@ func parse(c *flagSet) (*options, error) {
 		bad("session-scope", err)
 	}
 	o.rules.Scope = scope
+	if o.rules.SourceIdentity && scope == roles.RoleScope {
+		bad("source-identity", errors.New("it names one pod, and a session of --session-scope=role serves several"))
+	}
 	for _, name := range []string{"cluster-name", "cluster-arn"} {
 		if err := roles.TagValue(c.text(name)); err != nil {
 			bad(name, err)

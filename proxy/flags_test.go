@@ -94,20 +94,27 @@ func TestEnvironmentIsReadAsFlagsAre(t *testing.T) {
 }
 
 func TestSessionsAndPathsAreSetByFlags(t *testing.T) {
-	o, err := parsed(t, map[string]string{"NODE_NAME": "node-1"}, "--session-tags", "--cluster-name", "prod", "--session-scope", "role", "--source-identity",
+	o, err := parsed(t, map[string]string{"NODE_NAME": "node-1"}, "--session-tags", "--cluster-name", "prod", "--session-scope", "role",
 		"--assume-role-arn", "arn:aws:iam::123456789012:role/between", "--use-fips-sts-endpoint", "--imds-v2", "required",
 		"--metadata-deny", "^/a{1,2}", "--metadata-deny", "user-data", "--namespace-restrictions")
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := o.rules
-	if *r.Tags != (roles.Tags{ClusterName: "prod"}) || r.Scope != roles.RoleScope || !r.SourceIdentity || r.Node != "node-1" ||
+	if *r.Tags != (roles.Tags{ClusterName: "prod"}) || r.Scope != roles.RoleScope || r.SourceIdentity || r.Node != "node-1" ||
 		r.SessionNameKey != "iam.amazonaws.com/session-name" || r.SessionPolicyKey != "iam.amazonaws.com/session-policy" ||
 		r.Restriction.PermittedKey != "iam.amazonaws.com/permitted" {
 		t.Errorf("%+v", r)
 	}
 	if o.throughRole != "arn:aws:iam::123456789012:role/between" || !o.fipsSTS || !o.requireTokens || len(o.metadataDeny) != 2 || o.metadataDeny[0].String() != "^/a{1,2}" {
 		t.Errorf("%+v", o)
+	}
+}
+
+func TestSourceIdentityIsSetByItsFlag(t *testing.T) {
+	o, err := parsed(t, nil, "--source-identity")
+	if err != nil || !o.rules.SourceIdentity {
+		t.Errorf("%+v, %v", o, err)
 	}
 }
 
@@ -136,6 +143,7 @@ func TestMistakesNameTheFlagAndTheValue(t *testing.T) {
 		{"--session-tags --cluster-arn a*b", `--cluster-arn: "a*b"`},
 		{"--assume-role-arn reader", `--assume-role-arn: "reader"`},
 		{"--iam-session-policy=", `--iam-session-policy`},
+		{"--source-identity --session-scope role", `--source-identity: it names one pod`},
 		{"serve", `"serve"`},
 	} {
 		t.Run(tt.args, func(t *testing.T) {

@@ -46,7 +46,8 @@ type Rules struct {
 	Scope Scope
 	// Node names this node's sessions of RoleScope.
 	Node string
-	// SourceIdentity sets it to the session's name.
+	// SourceIdentity sets each session's source identity to SessionName of the pod, whatever its annotations say: policies and
+	// readers of CloudTrail trust it as an administrator's choice. It makes the sessions of RoleScope each pod's own.
 	SourceIdentity bool
 	// Tags, where not nil, are the session tags that are the same for all; those of the pod are added.
 	Tags *Tags
@@ -113,6 +114,9 @@ func (r *Rules) session(s Subject, arn string) (Assumption, error) {
 	if r.Scope == RoleScope {
 		a.SessionName = NodeSessionName(r.Node)
 	}
+	if r.SourceIdentity {
+		a.SourceIdentity = SessionName(s.Namespace, s.Name)
+	}
 	annotated(r.SessionNameKey, func(v string) error {
 		a.SessionName = v
 		return chosenSessionName(v, s.Namespace)
@@ -127,9 +131,6 @@ func (r *Rules) session(s Subject, arn string) (Assumption, error) {
 	})
 	if err != nil {
 		return Assumption{}, err
-	}
-	if r.SourceIdentity {
-		a.SourceIdentity = a.SessionName
 	}
 	if r.Tags != nil {
 		a.Tags = *r.Tags

@@ -37,10 +37,12 @@ func TestSessionIsWhatAnnotationsAndSettingsSay(t *testing.T) {
 		with        func(*Rules)
 		want        Assumption
 	}{
-		"by default":          {nil, nil, Assumption{SessionName: "ns.pod"}},
-		"a name":              {map[string]string{nameKey: "nightly"}, nil, Assumption{SessionName: "nightly"}},
-		"its own name":        {map[string]string{nameKey: "ns.other"}, nil, Assumption{SessionName: "ns.other"}},
-		"a source identity":   {nil, func(r *Rules) { r.SourceIdentity = true }, Assumption{SessionName: "ns.pod", SourceIdentity: "ns.pod"}},
+		"by default":        {nil, nil, Assumption{SessionName: "ns.pod"}},
+		"a name":            {map[string]string{nameKey: "nightly"}, nil, Assumption{SessionName: "nightly"}},
+		"its own name":      {map[string]string{nameKey: "ns.other"}, nil, Assumption{SessionName: "ns.other"}},
+		"a source identity": {nil, func(r *Rules) { r.SourceIdentity = true }, Assumption{SessionName: "ns.pod", SourceIdentity: "ns.pod"}},
+		"a source identity with a chosen name": {map[string]string{nameKey: "nightly"}, func(r *Rules) { r.SourceIdentity = true },
+			Assumption{SessionName: "nightly", SourceIdentity: "ns.pod"}},
 		"a node's":            {nil, func(r *Rules) { r.Scope = RoleScope }, Assumption{SessionName: "_kube2iam.node-1"}},
 		"a named one, shared": {map[string]string{nameKey: "nightly"}, func(r *Rules) { r.Scope = RoleScope }, Assumption{SessionName: "nightly"}},
 		"tags": {nil, func(r *Rules) { r.Tags = cluster }, Assumption{SessionName: "ns.pod", Tags: Tags{

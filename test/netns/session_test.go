@@ -62,7 +62,7 @@ func TestSessions(t *testing.T) {
 		if d := cmp.Diff(want, call.Tags); d != "" {
 			t.Errorf("the session's tags (-want +got):\n%s", d)
 		}
-		if call.SessionName != "nightly" || call.SourceIdentity != "nightly" || call.Policy != strings.ReplaceAll(policy, " ", "") || call.Duration != time.Hour {
+		if call.SessionName != "nightly" || call.SourceIdentity != "default.pod" || call.Policy != strings.ReplaceAll(policy, " ", "") || call.Duration != time.Hour {
 			t.Errorf("STS saw %+v", call)
 		}
 		// A name that is another's is none.
