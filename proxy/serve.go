@@ -35,6 +35,9 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	if err := discover(ctx, o, upstream, log); err != nil {
 		return ended(ctx, err)
 	}
+	if o.rules.BaseARN == "" {
+		log.Warn("--base-role-arn is not set: only annotations that hold a whole ARN can be honoured")
+	}
 	client, err := kubernetesClient(o)
 	if err != nil {
 		return err

@@ -92,6 +92,12 @@ func (r *Rules) Assumption(s Subject) (Assumption, error) {
 	return a, nil
 }
 
+// Annotated tells whether a pod's annotations ask for a role.
+func (r *Rules) Annotated(annotations map[string]string) bool {
+	_, ok := annotations[r.RoleKey]
+	return ok
+}
+
 // Keeps tells whether an annotation of pods is read.
 func (r *Rules) Keeps(key string) bool {
 	return key != "" && (key == r.RoleKey || key == r.ExternalIDKey || key == r.SessionNameKey || key == r.SessionPolicyKey)
@@ -158,7 +164,7 @@ func (r *Rules) complete(role string) (string, error) {
 	arn := role
 	if !strings.HasPrefix(role, "arn:") {
 		if r.BaseARN == "" {
-			return "", fmt.Errorf("%q is a role's name, and there is no base role ARN to complete it", shorten(role))
+			return "", fmt.Errorf("%q is a role's name, and the proxy's --base-role-arn, which would complete it to an ARN, is not set", shorten(role))
 		}
 		arn = r.BaseARN + strings.TrimPrefix(role, "/")
 	}

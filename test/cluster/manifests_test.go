@@ -126,6 +126,12 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	if _, err := n.helm(append([]string{"template", "x", chart, "--kube-version=1.37.2", "--set=entry.proxyPort=8182"}, given...)...); err == nil || !strings.Contains(err.Error(), "are both 8182") {
 		t.Errorf("one port for pods and metrics: %v", err)
 	}
+	for args, want := range map[string]string{"{}": "baseRoleARN is empty", "{--auto-discover-base-arn}": "", "{--base-role-arn=arn:aws:iam::1:role/}": "", "{--base-role}": "baseRoleARN is empty"} {
+		_, err := n.helm(append([]string{"template", "x", chart, "--kube-version=1.37.2", "--set=proxy.args=" + args}, given[:2]...)...)
+		if got := fmt.Sprint(err); (err == nil) != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("no baseRoleARN and the arguments %s: %v", args, err)
+		}
+	}
 }
 
 // uninstallChart compares the Jobs of the chart with the one of the repository, and has them be for other places.

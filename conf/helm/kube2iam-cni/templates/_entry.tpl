@@ -30,4 +30,9 @@
 {{- if eq $port (int .Values.proxy.metricsPort) -}}
 {{- fail (printf "proxy.metricsPort and the port that pods are redirected to are both %d: pods would be served metrics" $port) -}}
 {{- end -}}
+{{- $base := .Values.baseRoleARN -}}
+{{- range .Values.proxy.args }}{{ if regexMatch "^--(auto-discover-base-arn|base-role-arn)(=|$)" . }}{{ $base = . }}{{ end }}{{ end -}}
+{{- if not $base -}}
+{{- fail "baseRoleARN is empty: no annotation could name its role without the whole ARN. Set it, as arn:aws:iam::123456789012:role/, or add --auto-discover-base-arn to proxy.args" -}}
+{{- end -}}
 {{- end }}
