@@ -186,6 +186,10 @@ const namespacePatience = 2 * time.Second
 
 func (b *Broker) decideAnew(ctx context.Context, pod *pods.Pod) decision {
 	d := decision{pod: pod}
+	if pod.HostNetwork {
+		d.err = errHostNetwork
+		return d
+	}
 	d.assumption, d.err = b.rules.Assumption(roles.Subject{
 		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), ServiceAccount: pod.ServiceAccount, Annotations: pod.Annotations,
 		NamespaceAnnotations: func() (map[string]string, error) { return b.namespaces.Annotations(ctx, pod.Namespace) },
@@ -209,7 +213,7 @@ func (b *Broker) PodChanged(pod *pods.Pod) {
 }
 
 func (b *Broker) changed(pod *pods.Pod) {
-	if pod.Finished || pod.HostNetwork {
+	if pod.Finished || pod.HostNetwork && !b.rules.Annotated(pod.Annotations) {
 		b.gone(pod)
 		return
 	}

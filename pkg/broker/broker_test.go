@@ -231,9 +231,11 @@ func TestCredentialsAreHeldForLivingPodsWithARole(t *testing.T) {
 	b.PodChanged(pod("a", "reader"))
 	b.PodChanged(pod("b", ""))
 	b.PodChanged(pod("c", "not a role"))
-	host := pod("d", "reader")
-	host.HostNetwork = true
-	b.PodChanged(host)
+	for uid, role := range map[string]string{"d": "reader", "e": ""} {
+		host := pod(uid, role)
+		host.HostNetwork = true
+		b.PodChanged(host)
+	}
 	if d := cmp.Diff(map[string]string{"a": "reader"}, n.holds); d != "" {
 		t.Error(d)
 	}
@@ -243,10 +245,10 @@ func TestCredentialsAreHeldForLivingPodsWithARole(t *testing.T) {
 	finished := pod("a", "reader")
 	finished.Finished = true
 	b.PodChanged(finished)
-	if len(n.holds) != 0 || len(b.decisions) != 2 {
+	if len(n.holds) != 0 || len(b.decisions) != 3 { // of b, c and d
 		t.Errorf("held %v, %d decisions", n.holds, len(b.decisions))
 	}
-	for _, uid := range []string{"b", "c"} {
+	for _, uid := range []string{"b", "c", "d"} {
 		b.PodGone(pod(uid, ""))
 	}
 	if len(b.decisions) != 0 {
@@ -372,10 +374,47 @@ func TestOwnersAreToldWhatIsWrong(t *testing.T) {
 	tells("failures", "ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: AccessDenied",
 		"ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: PackedPolicyTooLarge",
 		"ns/pod-a IAMRoleThrottled: STS is asked too often (Throttling)")
-	b.Failed("a", a, &credentials.Error{Kind: credentials.Unavailable})
-	b.Failed("a", a, &credentials.Error{Kind: credentials.NodeCredentials})
+	for _, err := range []credentials.Error{
+		{Kind: credentials.Unavailable, Code: "RequestError", Message: secret},
+		{Kind: credentials.NodeCredentials, Code: "NoCredentialProviders", Message: secret},
+		{Kind: credentials.ClockSkew, Code: "SignatureDoesNotMatch", Message: secret, Cause: "the node's clock is 23 minutes behind the clock of STS"},
+		{Kind: credentials.Denied, Code: "AccessDenied", Message: secret, Cause: "this node lacks the permission sts:AssumeRole on the role"},
+	} {
+		b.Failed("a", a, &err)
+	}
+	for _, told := range n.told {
+		if strings.Contains(told, "assumed-role/node") {
+			t.Errorf("%q names the node's role", told)
+		}
+	}
+	tells("the node's faults", "ns/pod-a IAMSTSUnavailable: STS cannot be reached from this node, or does not answer (RequestError)",
+		"ns/pod-a IAMNodeCredentialsMissing: This node has no AWS credentials of its own that STS accepts (NoCredentialProviders)",
+		"ns/pod-a IAMNodeClockSkew: STS does not accept this node's time: the node's clock is 23 minutes behind the clock of STS.",
+		"ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: AccessDenied: this node lacks the permission sts:AssumeRole on the role.")
 	b.Failed("b", a, &credentials.Error{Kind: credentials.Denied})
 	a.RoleARN += "x"
 	b.Failed("a", a, &credentials.Error{Kind: credentials.Denied})
-	tells("what the owner can do nothing about, or concerns nobody")
+	tells("what concerns nobody")
+}
+
+func TestPodOnTheHostsNetworkIsToldThatItsAnnotationHasNoEffect(t *testing.T) {
+	n, b := newNode(nil)
+	host := pod("a", "reader")
+	host.HostNetwork = true
+	for range 2 {
+		b.PodChanged(host)
+	}
+	if len(n.told) == 0 || !strings.HasPrefix(n.told[0], "ns/pod-a IAMRoleIgnored: the pod is on the host's network") {
+		t.Errorf("told %q", n.told)
+	}
+	if lines := strings.Count(n.log.String(), "pod gets no role"); lines != 1 || len(n.holds) > 0 {
+		t.Errorf("%d lines in the log, holds %v", lines, n.holds)
+	}
+	n.told = nil
+	plain := pod("b", "")
+	plain.HostNetwork = true
+	b.PodChanged(plain)
+	if len(n.told) > 0 {
+		t.Errorf("without the annotation: told %q", n.told)
+	}
 }

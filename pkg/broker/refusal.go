@@ -39,8 +39,10 @@ func (r *Refusal) Document() (code, message string) { return r.Code, r.Message }
 func (r *Refusal) Subject() string { return r.Pod }
 
 var (
-	errOtherRole  = errors.New("the pod asked for a role that is not its own")
-	errHandedOver = errors.New("the address went to another holder while the request was answered")
+	errOtherRole = errors.New("the pod asked for a role that is not its own")
+	// errHostNetwork is the reason of a pod whose requests the metadata service cannot tell from the node's own.
+	errHostNetwork = errors.New("the pod is on the host's network and has the node's own role, not the one that its annotation names")
+	errHandedOver  = errors.New("the address went to another holder while the request was answered")
 )
 
 func refusePod(ip netip.Addr, err error) *Refusal {
@@ -66,37 +68,54 @@ func refuseRole(pod *pods.Pod, err error) *Refusal {
 
 // The reasons of Events, in the order of what a pod goes through.
 const (
-	RoleInvalid   = "IAMRoleInvalid"   // an annotation says nothing usable
-	RoleForbidden = "IAMRoleForbidden" // the namespace does not allow the role
-	RoleDenied    = "IAMRoleDenied"    // STS refuses it
-	RoleThrottled = "IAMRoleThrottled" // STS has been asked too often
+	RoleIgnored     = "IAMRoleIgnored"            // the pod is on the host's network, where its annotation has no effect
+	RoleInvalid     = "IAMRoleInvalid"            // an annotation says nothing usable
+	RoleForbidden   = "IAMRoleForbidden"          // the namespace does not allow the role
+	RoleDenied      = "IAMRoleDenied"             // STS refuses it
+	RoleThrottled   = "IAMRoleThrottled"          // STS has been asked too often
+	STSUnavailable  = "IAMSTSUnavailable"         // STS cannot be reached, or does not answer
+	NodeCredentials = "IAMNodeCredentialsMissing" // the node has none of its own, or STS does not accept them
+	NodeClockSkew   = "IAMNodeClockSkew"          // the node's clock is wrong
 )
 
-// eventReason is the reason of an Event about a role that was not decided; empty for what is nobody's mistake.
+// eventReason returns the reason of the Event about a role that was not decided; empty for what is nobody's mistake.
 func eventReason(err error) string {
-	if _, invalid := errors.AsType[*roles.InvalidError](err); invalid {
+	_, invalid := errors.AsType[*roles.InvalidError](err)
+	switch {
+	case errors.Is(err, errHostNetwork):
+		return RoleIgnored
+	case invalid:
 		return RoleInvalid
-	}
-	if errors.Is(err, roles.ErrForbidden) {
+	case errors.Is(err, roles.ErrForbidden):
 		return RoleForbidden
 	}
 	return ""
 }
 
-// failure is the Event about a call to STS that failed; an empty reason for what the pod's owner can do nothing about.
+// failure returns the Event about a call to STS that failed. The message is for the pod's owner: it holds nothing of the error's own
+// message, which may name the node's role.
 func failure(a roles.Assumption, err *credentials.Error) (reason, message string) {
+	again := fmt.Sprintf("The proxy keeps trying to get credentials of the role %s.", a.RoleARN)
 	switch err.Kind {
 	case credentials.Denied, credentials.Malformed:
 		return RoleDenied, refusedRole(a, err)
 	case credentials.Throttled:
-		return RoleThrottled, fmt.Sprintf("STS is asked too often (%s): credentials of the role %s are tried for again.", err.Code, a.RoleARN)
+		return RoleThrottled, fmt.Sprintf("STS is asked too often (%s). %s", err.Code, again)
+	case credentials.NodeCredentials:
+		return NodeCredentials, fmt.Sprintf("This node has no AWS credentials of its own that STS accepts (%s); the proxy's log has the details. %s", err.Code, again)
+	case credentials.ClockSkew:
+		return NodeClockSkew, fmt.Sprintf("STS does not accept this node's time: %s. %s", err.Cause, again)
 	}
-	return "", ""
+	return STSUnavailable, fmt.Sprintf("STS cannot be reached from this node, or does not answer (%s); the proxy's log has the details. %s", err.Code, again)
 }
 
-// refusedRole is for the eyes of the pod's owner: STS's own words name the node's role.
+// refusedRole is for the eyes of the pod's owner: the words of STS itself name the node's role.
 func refusedRole(a roles.Assumption, err *credentials.Error) string {
-	return fmt.Sprintf("STS refused to let the node assume the role %s: %s. Check the role's trust policy and the pod's annotations.", a.RoleARN, err.Code)
+	cause := err.Cause
+	if cause == "" {
+		cause = "check the role's trust policy and the pod's annotations"
+	}
+	return fmt.Sprintf("STS refused to let the node assume the role %s: %s: %s.", a.RoleARN, err.Code, cause)
 }
 
 // refuseCredentials tells the pod that its role was refused, but not in the words of STS, which name the node's own role.

@@ -337,10 +337,11 @@ func (c *Cache) settle(a roles.Assumption, e *entry, creds *Credentials, failure
 	return concerned
 }
 
-// concerned is who holds the assumption and is to hear of the failure. That STS is asked too often concerns nobody whose credentials
-// are valid: what was to renew them is tried again. The mutex is held.
+// concerned returns the holders that are told of the failure. While a pod's credentials are valid, only a refusal of its own role
+// concerns it: any other renewal is tried again in time. The mutex is held.
 func (c *Cache) concerned(a roles.Assumption, e *entry, failure *Error, now time.Time) (holders []string) {
-	if failure.Kind == Throttled && e.document != nil && e.document.expiration.After(now) {
+	refused := failure.Kind == Denied || failure.Kind == Malformed
+	if !refused && e.document != nil && e.document.expiration.After(now) {
 		return nil
 	}
 	for holder, h := range c.holds {

@@ -20,6 +20,8 @@ const (
 	Malformed
 	// NodeCredentials means that the node's own credentials are missing or not accepted.
 	NodeCredentials
+	// ClockSkew means that STS refuses the node's signatures because the node's clock is wrong.
+	ClockSkew
 )
 
 // String is the kind's name in logs and metrics.
@@ -33,6 +35,8 @@ func (k Kind) String() string {
 		return "malformed"
 	case NodeCredentials:
 		return "node credentials"
+	case ClockSkew:
+		return "clock skew"
 	}
 	return "unavailable"
 }
@@ -41,7 +45,10 @@ func (k Kind) String() string {
 type Error struct {
 	Kind Kind
 	// Code is the error code of STS or of the SDK, such as "AccessDenied"; Message is its text. Either may be empty.
+	// Message may name the node's own role: it is for the node's log, not for pods.
 	Code, Message string
+	// Cause is what Code and Message mean, in words that a pod's owner may read; empty where they do not tell.
+	Cause string
 }
 
 // Error implements error.
@@ -60,7 +67,7 @@ func asError(err error) *Error {
 	return &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
 }
 
-// outcome names how a call ended: one of six words, whatever STS said.
+// outcome names how a call ended: one of seven words, whatever STS said.
 func outcome(e *Error) string {
 	if e == nil {
 		return "ok"

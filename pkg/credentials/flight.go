@@ -61,7 +61,7 @@ func (c *Cache) call(a roles.Assumption, e *entry, f *flight) (failure *Error, c
 	creds, err := c.sts.AssumeRole(ctx, a)
 	now := time.Now()
 	if err == nil && !creds.Expiration.After(now) {
-		err = &Error{Kind: Unavailable, Code: "ExpiredCredentials", Message: "STS answered with credentials that have ended; is this node's clock right?"}
+		err = &Error{Kind: ClockSkew, Code: "ExpiredCredentials", Cause: "by the node's clock, the credentials that STS gave have already ended"}
 	}
 	failure = asError(err)
 	c.observer.Assumed(outcome(failure), now.Sub(start))

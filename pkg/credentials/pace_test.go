@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -249,6 +250,29 @@ func TestThrottlingConcernsNobodyWhoHasCredentials(t *testing.T) {
 			t.Errorf("after its end told %v", h)
 		}
 	})
+}
+
+// TestFailedRenewalOfValidCredentialsConcernsNobody holds for all that may pass by itself.
+func TestFailedRenewalOfValidCredentialsConcernsNobody(t *testing.T) {
+	for _, kind := range []Kind{Throttled, Unavailable, NodeCredentials, ClockSkew} {
+		synctest.Test(t, func(t *testing.T) {
+			var told atomic.Int64
+			sts := new(fakeSTS)
+			c := running(t, sts, Config{Failed: func(string, roles.Assumption, *Error) { told.Add(1) }})
+			c.Hold("pod", assumption("reader"))
+			synctest.Wait()
+			calls := sts.count()
+			sts.set(func(s *fakeSTS) { s.err = &Error{Kind: kind} })
+			time.Sleep(59 * time.Minute)
+			if told.Load() > 0 || sts.count() == calls {
+				t.Errorf("%s: told %d times after %d calls", kind, told.Load(), sts.count()-calls)
+			}
+			time.Sleep(time.Hour)
+			if told.Load() == 0 {
+				t.Errorf("%s: not told of after the credentials ended", kind)
+			}
+		})
+	}
 }
 
 func TestFailuresAreToldToThoseTheyConcern(t *testing.T) {

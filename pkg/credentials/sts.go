@@ -59,7 +59,8 @@ type STS struct {
 // NewSTS makes the client. ctx bounds how long c.Region may take.
 func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	cfg := request.WithRetryer(aws.NewConfig(), retryer{sdkclient.DefaultRetryer{NumMaxRetries: 1}}).
-		WithHTTPClient(&http.Client{Transport: transport(c.MetadataURL), Timeout: 10 * time.Second})
+		WithHTTPClient(&http.Client{Transport: transport(c.MetadataURL), Timeout: 10 * time.Second}).
+		WithCredentialsChainVerboseErrors(true) // what the metadata service answered, not only that no provider worked
 	if c.Regional {
 		cfg.WithSTSRegionalEndpoint(endpoints.RegionalSTSEndpoint)
 	}
@@ -269,52 +270,4 @@ func (s *STS) assumeRole(ctx context.Context, a roles.Assumption) (*Credentials,
 		Obtained:        asked,
 		Expiration:      aws.TimeValue(c.Expiration),
 	}, nil
-}
-
-// classify sorts an error of the SDK by its code.
-// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors
-// https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
-func classify(err error) *Error {
-	e := &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
-	ae, ok := errors.AsType[awserr.Error](err)
-	if !ok {
-		return e
-	}
-	e.Code, e.Message = ae.Code(), ae.Message()
-	if cause := ae.OrigErr(); cause != nil {
-		e.Message += ": " + cause.Error()
-	}
-	switch e.Code {
-	case "AccessDenied", "AccessDeniedException", "RegionDisabledException", "NoSuchEntity":
-		e.Kind = Denied
-		return e
-	case "ValidationError", "ValidationException", "MalformedPolicyDocument", "PackedPolicyTooLarge", "InvalidParameterValue",
-		"InvalidParameterCombination", "InvalidParameter", request.ParamRequiredErrCode:
-		e.Kind = Malformed
-		return e
-	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException",
-		"SignatureDoesNotMatch", "IncompleteSignature", "MissingAuthenticationToken", "RequestExpired", "OptInRequired",
-		"NoCredentialProviders", "EC2RoleRequestError", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr":
-		e.Kind = NodeCredentials
-		return e
-	case throughCode:
-		e.Kind = NodeCredentials
-		if cause := classify(ae.OrigErr()); cause.Kind == Throttled || cause.Kind == Unavailable {
-			e.Kind = cause.Kind
-		}
-		return e
-	}
-	if throttles(err) {
-		e.Kind = Throttled
-	}
-	return e
-}
-
-// throttles tells whether an error says that STS is asked too often.
-func throttles(err error) bool {
-	if request.IsErrorThrottle(err) {
-		return true
-	}
-	rf, ok := errors.AsType[awserr.RequestFailure](err)
-	return ok && rf.StatusCode() == http.StatusTooManyRequests
 }

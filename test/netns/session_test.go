@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
@@ -133,6 +135,11 @@ func TestEventsSayWhatIsWrong(t *testing.T) {
 			}
 			return all
 		}
+		n.KubeAPI.PutPod(&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "host", Annotations: map[string]string{roleKey: "app"}},
+			Spec:       corev1.PodSpec{NodeName: testbed.NodeName, HostNetwork: true},
+		})
+		want["host"] = "IAMRoleIgnored"
 		n.eventually(func() bool { return len(found()) >= len(want) })
 		if d := cmp.Diff(want, found()); d != "" {
 			t.Errorf("events (-want +got):\n%s", d)
@@ -142,5 +149,8 @@ func TestEventsSayWhatIsWrong(t *testing.T) {
 		late := n.run("late", "other")
 		n.eventually(func() bool { return n.get(late, credentials).status == http.StatusOK })
 		n.wantOwn(late, "other")
+		n.STS.Down()
+		n.run("unserved", "app")
+		n.eventually(func() bool { return found()["unserved"] == "IAMSTSUnavailable" })
 	})
 }

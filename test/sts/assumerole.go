@@ -18,6 +18,11 @@ func (s *Server) assumeRole(caller Principal, params url.Values, call *Call) (fu
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if caller.MayNotAssume {
+		e := denied(caller, "sts:AssumeRole", in.roleARN)
+		e.Message += " because no identity-based policy allows the sts:AssumeRole action"
+		return nil, e
+	}
 	// A role that does not exist is refused like one that does not trust the caller, so that nobody can ask around.
 	role, exists := s.roles[in.roleARN]
 	if !exists || !role.trusts(caller) || role.ExternalID != "" && role.ExternalID != in.externalID {

@@ -16,6 +16,8 @@ type Principal struct {
 	UserID string
 	// Expires is when the credentials cease to be valid; zero for never.
 	Expires time.Time
+	// MayNotAssume: no policy of the principal's own allows it sts:AssumeRole.
+	MayNotAssume bool
 
 	// chained sessions came out of AssumeRole, so what they assume lasts an hour at most. An instance's do not count as such
 	// (IAM User Guide, "Roles terms and concepts": role chaining).

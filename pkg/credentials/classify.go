@@ -1,0 +1,149 @@
+package credentials
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go/aws/awserr"
+	"github.com/aws/aws-sdk-go/aws/request"
+)
+
+// classify returns an error of the SDK as an *Error, by its code and, where the code leaves it open, by its message.
+// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors
+// https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
+func classify(err error) *Error {
+	e := &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
+	ae, ok := errors.AsType[awserr.Error](err)
+	if !ok {
+		return e
+	}
+	e.Code, e.Message = ae.Code(), message(ae)
+	switch e.Code {
+	case "AccessDenied", "AccessDeniedException", "RegionDisabledException", "NoSuchEntity":
+		e.Kind, e.Cause = Denied, denialCause(e.Code, e.Message)
+		return e
+	case "ValidationError", "ValidationException", "MalformedPolicyDocument", "PackedPolicyTooLarge", "InvalidParameterValue",
+		"InvalidParameterCombination", "InvalidParameter", request.ParamRequiredErrCode:
+		e.Kind = Malformed
+		return e
+	case "SignatureDoesNotMatch", "RequestExpired", "InvalidSignatureException":
+		e.Kind = NodeCredentials
+		if cause := clockCause(e.Message); cause != "" {
+			e.Kind, e.Cause = ClockSkew, cause
+		}
+		return e
+	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException",
+		"IncompleteSignature", "MissingAuthenticationToken", "OptInRequired",
+		"NoCredentialProviders", "EC2RoleRequestError", "EmptyEC2RoleList", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr":
+		e.Kind = NodeCredentials
+		return e
+	case throughCode:
+		e.Kind = NodeCredentials
+		if cause := classify(ae.OrigErr()); cause.Kind == Throttled || cause.Kind == Unavailable || cause.Kind == ClockSkew {
+			e.Kind, e.Cause = cause.Kind, cause.Cause
+		}
+		return e
+	}
+	if throttles(err) {
+		e.Kind = Throttled
+	}
+	return e
+}
+
+// throttles tells whether an error says that STS is asked too often.
+func throttles(err error) bool {
+	if request.IsErrorThrottle(err) {
+		return true
+	}
+	rf, ok := errors.AsType[awserr.RequestFailure](err)
+	return ok && rf.StatusCode() == http.StatusTooManyRequests
+}
+
+// message returns the text of an SDK error and of its causes, on one line of at most maxMessage bytes. Of a chain of
+// providers it is the last one's: the metadata service, which is where a node's credentials come from.
+func message(err awserr.Error) string {
+	text := err.Message()
+	if batch, ok := err.(awserr.BatchedErrors); ok && len(batch.OrigErrs()) > 1 {
+		last := batch.OrigErrs()[len(batch.OrigErrs())-1]
+		text += ": " + last.Error()
+	} else if cause := err.OrigErr(); cause != nil {
+		text += ": " + cause.Error()
+	}
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) > maxMessage {
+		text = strings.ToValidUTF8(text[:maxMessage-3], "") + "..."
+	}
+	return text
+}
+
+// maxMessage bounds a message. The metadata service's error pages are part of one.
+const maxMessage = 1024
+
+// signatureTime matches what STS says of a signature outside its 15 minutes: the time of the node and that of STS.
+// (https://github.com/aws/aws-cli/issues/6676 shows both forms.)
+var signatureTime = regexp.MustCompile(`Signature (?:expired|not yet current): (\d{8}T\d{6}Z) is .*\((\d{8}T\d{6}Z) [-+]`)
+
+// clockCause returns how far the node's clock is off by STS's message; empty where the message is about something else.
+func clockCause(message string) string {
+	match := signatureTime.FindStringSubmatch(message)
+	if match == nil {
+		return ""
+	}
+	const basic = "20060102T150405Z"
+	node, err1 := time.Parse(basic, match[1])
+	sts, err2 := time.Parse(basic, match[2])
+	if err1 != nil || err2 != nil {
+		return ""
+	}
+	off, direction := sts.Sub(node), "behind"
+	if off < 0 {
+		off, direction = -off, "ahead of"
+	}
+	return fmt.Sprintf("the node's clock is %d minutes %s the clock of STS", off.Round(time.Minute)/time.Minute, direction)
+}
+
+// deniedAction matches the action that STS refuses, deniedBy the kind of policy that refuses it explicitly, and notAllowedBy
+// the kind that does not allow it.
+// https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html
+var (
+	deniedAction = regexp.MustCompile(`not authorized to perform: (sts:[A-Za-z]{1,64})`)
+	deniedBy     = regexp.MustCompile(`with an explicit deny in (?:an? |the )?([a-z -]{1,64})`)
+	notAllowedBy = regexp.MustCompile(`because no ([a-z -]{1,64}) allows the`)
+)
+
+// denialCause returns why STS refuses a role, without the principal that its message names; empty where STS does not tell.
+func denialCause(code, message string) string {
+	switch code {
+	case "NoSuchEntity":
+		return "the role does not exist"
+	case "RegionDisabledException":
+		return "STS is not activated in this region for the account"
+	}
+	match := deniedAction.FindStringSubmatch(message)
+	if match == nil {
+		return ""
+	}
+	action := match[1]
+	if by := deniedBy.FindStringSubmatch(message); by != nil {
+		return action + " is explicitly denied by a " + strings.TrimSpace(by[1])
+	}
+	if by := notAllowedBy.FindStringSubmatch(message); by != nil {
+		switch kind := by[1]; kind {
+		case "identity-based policy":
+			return "this node lacks the permission " + action + " on the role"
+		case "role trust policy", "resource-based policy":
+			return "the role's trust policy does not allow this node " + action
+		default:
+			return "no " + kind + " allows " + action
+		}
+	}
+	if action == "sts:AssumeRole" {
+		// For a role that the node may assume, STS gives no reason: it does not tell strangers which roles exist.
+		return "the role does not exist, or its trust policy does not allow this node " + action
+	}
+	return "the role's trust policy does not allow this node " + action
+}
