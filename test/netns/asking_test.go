@@ -3,10 +3,14 @@ package netns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -53,31 +57,72 @@ func (n *node) address(s *testbed.Sandbox, change, prefix string) {
 	n.must(err)
 }
 
-// wantSilenceOrRefusal dials the metadata service from one of the pod's addresses, and wants no answer: neither the proxy's
-// nor the service's.
+// wantSilenceOrRefusal dials the metadata service from one of the pod's addresses, and wants no answer, neither the proxy's nor
+// the service's. That the client has none proves little: an answer to a forged address goes to the address's owner. So the
+// node's connection tracking must not hold the connection either, which it does as soon as a packet is delivered or forwarded.
 func (n *node) wantSilenceOrRefusal(s *testbed.Sandbox, from netip.Addr) {
 	n.t.Helper()
-	service := testbed.MetadataAddr
-	if from.Is6() {
-		service = testbed.MetadataAddr6
-	}
-	ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
-	defer cancel()
-	var conn net.Conn
-	err := s.Netns.Do(func() (err error) {
-		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
-		conn, err = dialer.DialContext(ctx, "tcp", service)
-		return err
-	})
+	source, err := n.dialService(s, from)
 	if err == nil {
-		conn.Close()
 		n.t.Errorf("%s has a connection from %s", s.Name, from)
-		return
-	}
-	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EHOSTUNREACH) && !isTimeout(err) {
+	} else if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EHOSTUNREACH) && !isTimeout(err) {
 		n.t.Errorf("%s dials from %s: %v", s.Name, from, err)
 	}
+	if to, ok := n.landing(source); ok {
+		n.t.Errorf("a packet of %s from %s was let through to %s", s.Name, from, to)
+	}
 }
+
+// dialled counts the connections of dialService: each has a source port of its own.
+var dialled atomic.Uint32
+
+// dialService connects to the metadata service from one of the pod's addresses for a moment, and returns the address and port
+// that it dialled from.
+func (n *node) dialService(s *testbed.Sandbox, from netip.Addr) (source netip.AddrPort, err error) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
+	defer cancel()
+	source = netip.AddrPortFrom(from, uint16(10000+dialled.Add(1)%20000)) // below those that the kernel gives out
+	err = s.Netns.Do(func() error {
+		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(source)}
+		conn, err := dialer.DialContext(ctx, "tcp", serviceOf(from).String())
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	return source, err
+}
+
+// serviceOf is the metadata service's address of the same family.
+func serviceOf(ip netip.Addr) netip.AddrPort {
+	if ip.Is6() {
+		return netip.MustParseAddrPort(testbed.MetadataAddr6)
+	}
+	return netip.MustParseAddrPort(testbed.MetadataAddr)
+}
+
+// landing returns where the node sent a connection that was opened to the metadata service from source: to the proxy, to the
+// service, or to whatever another program's rules say. It is false where no packet of it was delivered or forwarded: a
+// connection is tracked from then on, and not before (nf_conntrack_confirm).
+func (n *node) landing(source netip.AddrPort) (to netip.AddrPort, ok bool) {
+	n.t.Helper()
+	service := serviceOf(source.Addr())
+	out, err := n.Node.Run(n.t.Context(), n.ClientEnv(), "conntrack", "-G", "-p", "tcp", "--orig-src", source.Addr().String(),
+		"--sport", fmt.Sprint(source.Port()), "--orig-dst", service.Addr().String(), "--dport", fmt.Sprint(service.Port()))
+	if err != nil && strings.Contains(err.Error(), "conntrack doesn't exist") {
+		return netip.AddrPort{}, false
+	}
+	n.must(err)
+	replies := replySource.FindAllStringSubmatch(out, -1)
+	if len(replies) != 2 {
+		n.t.Fatalf("conntrack -G: %q", out)
+	}
+	return netip.MustParseAddrPort(net.JoinHostPort(replies[1][1], replies[1][2])), true
+}
+
+// replySource matches the source of a connection's packets in what conntrack prints, those of the original direction first.
+var replySource = regexp.MustCompile(`src=(\S+) dst=\S+ sport=(\d+)`)
 
 func isTimeout(err error) bool {
 	var timeout net.Error

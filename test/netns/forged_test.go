@@ -1,11 +1,9 @@
 package netns
 
 import (
-	"context"
-	"net"
 	"net/netip"
+	"slices"
 	"testing"
-	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
@@ -13,25 +11,34 @@ import (
 // TestForgedSource is a pod with NET_ADMIN that gives itself its neighbour's address and asks from there. Its packets enter
 // by its own port or veth, where that address is redirected nowhere.
 func TestForgedSource(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onThese(t, forgeable(), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		victim, forger := n.run("victim", "app"), n.run("forger", "other")
 		n.wantOwn(victim, "app")
-		_, err := forger.Netns.Run(t.Context(), n.ClientEnv(), "ip", "address", "add", victim.IP.String()+"/32", "dev", "eth0")
-		n.must(err)
-		n.wantSilence(forger, victim.IP)
-		// An address that is nobody's.
-		stranger := netip.MustParseAddr("10.201.0.200")
-		_, err = forger.Netns.Run(t.Context(), n.ClientEnv(), "ip", "address", "add", stranger.String()+"/32", "dev", "eth0")
-		n.must(err)
-		n.wantSilence(forger, stranger)
-		if asked := n.IMDS.Requests(); len(asked) > 0 {
-			for _, r := range asked {
-				if r.Source != testbed.NodeIP {
-					t.Errorf("%s reached the real metadata service: %s", r.Source, r.URI)
-				}
+		// That landing finds what the proxy gets: from its own addresses the forger's connections are the proxy's. They also make
+		// its gateway a known neighbour, which IPv6 would not become from a forged address.
+		for _, f := range fronts(forger) {
+			n.wantOwnAt(forger, f.url, "other")
+			source, err := n.dialService(forger, f.pod)
+			n.must(err)
+			if to, ok := n.landing(source); !ok || to.Addr() != testbed.NodeIP && to.Addr() != testbed.NodeIP6 {
+				t.Errorf("a connection from the pod's own address %s landed at %s (%v), want the proxy", f.pod, to, ok)
 			}
 		}
+		for _, f := range fronts(victim) {
+			n.address(forger, "add", netip.PrefixFrom(f.pod, f.pod.BitLen()).String())
+			n.wantSilenceOrRefusal(forger, f.pod)
+		}
+		strangers := []string{"10.201.0.200/32"}
+		if n.ipv6 {
+			strangers = append(strangers, "fd00:201::200/128")
+		}
+		// Addresses that are nobody's.
+		for _, stranger := range strangers {
+			n.address(forger, "add", stranger)
+			n.wantSilenceOrRefusal(forger, netip.MustParsePrefix(stranger).Addr())
+		}
+		n.wantOnlyTheNodeAsked()
 		n.wantOwn(forger, "other")
 		if n.primary != "bridge" {
 			// On a bridge the forger answers ARP for its neighbour's address by now: what is sent to the neighbour is dropped at
@@ -41,20 +48,11 @@ func TestForgedSource(t *testing.T) {
 	})
 }
 
-// wantSilence dials the metadata service from an address of the pod and wants no connection.
-func (n *node) wantSilence(s *testbed.Sandbox, from netip.Addr) {
-	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
-	defer cancel()
-	err := s.Netns.Do(func() error {
-		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
-		conn, err := dialer.DialContext(ctx, "tcp", testbed.MetadataAddr)
-		if err == nil {
-			conn.Close()
-		}
-		return err
-	})
-	if err == nil {
-		n.t.Errorf("%s has a connection from %s", s.Name, from)
+// forgeable are all setups, with both families where the testbed has them.
+func forgeable() []setup {
+	all := slices.Clone(setups)
+	for i, s := range all {
+		all[i].ipv6 = s.primary != "calicolike" && !(s.noBridgeNF && s.backend == "iptables-legacy")
 	}
+	return all
 }
