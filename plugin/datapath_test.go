@@ -2,6 +2,7 @@ package main
 
 import (
 	"net"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,6 +66,44 @@ func (n *testNode) drops(command string) int {
 	return packets
 }
 
+// wantForgedDropped has a neighbour take the pod's addresses and dial from there. What the client meets tells nothing, for
+// answers go to the addresses' owner: so what arrives at the proxy's port is counted. A last dial from the neighbour's own
+// address is the control: when that is refused, all that the neighbour sent before has been through the host.
+func (n *testNode) wantForgedDropped(neighbour netns.NsHandle, address4, address6 string) {
+	n.Helper()
+	n.run("nft add table inet test")
+	n.run("nft add chain inet test input { type filter hook input priority -300 ; }")
+	n.run("nft add rule inet test input tcp dport 8181 tcp flags & (syn | ack) == syn counter")
+	delivered := func() string { return countedPackets.FindString(n.run("nft list chain inet test input")) }
+	n.dial(n.pod, pod4, address4, 10*time.Second)
+	before := delivered()
+	if before == "packets 0" {
+		n.Error("a pod's own connection is not counted")
+	}
+	n.ip(neighbour, "addr add "+pod4+"/32 dev eth0", "addr add "+pod6+"/128 dev eth0 nodad")
+	for from, address := range map[string]string{pod4: address4, pod6: address6} {
+		if answer := n.dial(neighbour, from, address, 300*time.Millisecond); answer != "silence" && answer != "refused" {
+			n.Errorf("a neighbour from %s: %q", from, answer)
+		}
+	}
+	n.ip(neighbour, "addr del "+pod4+"/32 dev eth0", "addr del "+pod6+"/128 dev eth0")
+	for from, address := range map[string]string{"10.1.0.7": address4, "fd00:1::7": address6} {
+		if answer := n.dial(neighbour, from, address, 10*time.Second); answer != "refused" {
+			n.Errorf("a neighbour from %s, afterwards: %q", from, answer)
+		}
+	}
+	if after := delivered(); after != before {
+		n.Errorf("the proxy had %s before a neighbour forged its source and %s after", before, after)
+	}
+	n.run("nft delete table inet test")
+	if n.kind == "bridged" { // which learned the forger's address for the pod's
+		n.run("ip neigh flush dev br0")
+		n.run("ip -6 neigh flush dev br0")
+	}
+}
+
+var countedPackets = regexp.MustCompile(`packets \d+`)
+
 // TestDatapath follows a pod's connections to the metadata service through its life.
 func TestDatapath(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
@@ -99,6 +138,8 @@ func TestDatapath(t *testing.T) {
 		want("after ADD", "IPv6, a pod without ADD", n.dial(neighbour, "", address6, long), "refused")
 		want("after ADD", "IPv4, the host", n.dial(n.host, "", address4, long), "service to "+uplink4)
 		want("after ADD", "IPv6, the host", n.dial(n.host, "", address6, long), "service to "+uplink6)
+
+		n.wantForgedDropped(neighbour, address4, address6)
 
 		// Another program lets everything pass that is forwarded.
 		for _, family := range []string{"iptables", "ip6tables"} {
