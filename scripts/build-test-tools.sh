@@ -70,12 +70,12 @@ if [[ ${1:-} == clients ]]; then
   clients=$repository/test/clients
   build_go() { in_group env -C "$clients" go build -buildvcs=false -ldflags '-s -w' -o "$temporary/clients" .; }
   install_js() {
-    cp "$clients"/js/{package.json,package-lock.json,.npmrc,main.mjs} "$temporary"
+    cp "$clients"/js/{package.json,package-lock.json,.npmrc,main.mjs,v2.mjs} "$temporary"
     in_group npm --prefix "$temporary" ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel error >&2
   }
   command -v npm >/dev/null || { say "npm is missing (Debian packages nodejs and npm)"; exit 1; }
   made clients-go "$clients"/go.* "$clients"/*.go -- build_go
-  made clients-js "$clients"/js/{package.json,package-lock.json,main.mjs} -- install_js
+  made clients-js "$clients"/js/{package.json,package-lock.json,main.mjs,v2.mjs} -- install_js
   (IFS=:; echo "${directories[*]}")
   exit
 fi

@@ -133,7 +133,7 @@ func TestReasonsAndTheirAnswers(t *testing.T) {
 		"malformed":          {func(n *node) { n.pod = pod("a", "not a role") }, "reader", 404},
 		"another role":       {func(n *node) {}, "writer", 404},
 		"the role's ARN":     {func(n *node) {}, base + "reader", 404},
-		"denied by STS":      {func(n *node) { n.credit = &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied"} }, "reader", 200},
+		"denied by STS":      {func(n *node) { n.credit = &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied"} }, "reader", 403},
 		"throttled by STS":   {func(n *node) { n.credit = &credentials.Error{Kind: credentials.Throttled} }, "reader", 500},
 		"STS down":           {func(n *node) { n.credit = &credentials.Error{Kind: credentials.Unavailable} }, "reader", 500},
 		"node's credentials": {func(n *node) { n.credit = &credentials.Error{Kind: credentials.NodeCredentials} }, "reader", 500},
@@ -148,7 +148,7 @@ func TestReasonsAndTheirAnswers(t *testing.T) {
 			if !ok || doc != nil || refusal.HTTPStatus() != tt.status {
 				t.Fatalf("%v, %v; want status %d", doc, err, tt.status)
 			}
-			if code, _ := refusal.Document(); (code != "") != (tt.status == 200) {
+			if code, _ := refusal.Document(); (code != "") != (tt.status == 403) {
 				t.Errorf("code %q with status %d", code, tt.status)
 			}
 			if refusal.Subject() == "" {

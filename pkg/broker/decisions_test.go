@@ -78,7 +78,7 @@ func TestChangeOfANamespaceConcernsItsOwnPods(t *testing.T) {
 }
 
 func TestMalformed(t *testing.T) {
-	if r := refuseCredentials(pod("a", ""), roles.Assumption{}, &credentials.Error{Kind: credentials.Malformed, Code: "PackedPolicyTooLarge"}); r.Status != 200 || r.Code == "" {
+	if r := refuseCredentials(pod("a", ""), roles.Assumption{}, &credentials.Error{Kind: credentials.Malformed, Code: "PackedPolicyTooLarge"}); r.Status != 403 || r.Code == "" {
 		t.Errorf("%+v", r)
 	}
 }

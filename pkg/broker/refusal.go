@@ -13,10 +13,9 @@ import (
 
 // Refusal is why a pod gets no credentials, and how the metadata service says it.
 type Refusal struct {
-	// Status is the HTTP status of the answer. 200 means that the answer is a document with Code and Message in place of
-	// credentials, which is how the metadata service reports a role that cannot be assumed.
+	// Status is the HTTP status of the answer.
 	Status int
-	// Code and Message are for the pod's eyes.
+	// Code and Message are for the pod's eyes: the fields of the document that is the answer's body. Without a Code there is none.
 	Code, Message string
 	// Pod is "<namespace>/<name>", or the address where no pod was found.
 	Pod string
@@ -122,7 +121,7 @@ func refusedRole(a roles.Assumption, err *credentials.Error) string {
 func refuseCredentials(pod *pods.Pod, a roles.Assumption, err error) *Refusal {
 	if e, ok := errors.AsType[*credentials.Error](err); ok && (e.Kind == credentials.Denied || e.Kind == credentials.Malformed) {
 		return &Refusal{
-			Status:  http.StatusOK,
+			Status:  http.StatusForbidden,
 			Code:    "AssumeRoleUnauthorizedAccess",
 			Message: refusedRole(a, e),
 			Pod:     pod.String(), Err: err,

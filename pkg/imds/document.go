@@ -14,7 +14,9 @@ import (
 // timeFormat is how the metadata service writes dates.
 const timeFormat = "2006-01-02T15:04:05Z"
 
-// failureDocument is the answer for a role that cannot be assumed: SDKs show its code and message and stop asking.
+// failureDocument returns the body of the answer for a role that STS refuses, in the form of EC2's own. EC2 sends it with status 200;
+// here it comes with 403, because several clients take every 200 for credentials: the AWS SDK for JavaScript v2 never calls back,
+// and s3cmd and fog-aws crash.
 func failureDocument(code, message string, now time.Time) string {
 	return fmt.Sprintf("{\n  \"Code\" : %s,\n  \"Message\" : %s,\n  \"LastUpdated\" : %s\n}",
 		quote(code), quote(message), quote(now.UTC().Format(timeFormat)))

@@ -15,7 +15,7 @@ import (
 // say why, a line of the log does.
 func TestEveryRefusalIsCountedAndExplained(t *testing.T) {
 	const list, doc, put = "/latest/meta-data/iam/security-credentials/", "/latest/meta-data/iam/security-credentials/reader", "/latest/api/token"
-	denied := &fakeCaller{session: "uid", role: "reader", err: &refusal{status: http.StatusOK}}
+	denied := &fakeCaller{session: "uid", role: "reader", err: &refusal{status: http.StatusForbidden, code: "Refused"}}
 	for name, tc := range map[string]struct {
 		method, path string
 		header       header
@@ -33,7 +33,7 @@ func TestEveryRefusalIsCountedAndExplained(t *testing.T) {
 		"a bad token":        {method: http.MethodGet, path: list, header: header{tokenHeader: "x"}, answer: 401, logged: "has ended, or was not made for the pod"},
 		"no token":           {method: http.MethodGet, path: list, with: func(c *Config) { c.RequireTokens = true }, answer: 401, logged: "where one is required"},
 		"the node's":         {method: http.MethodGet, path: "/latest/meta-data/identity-credentials/ec2", answer: 404},
-		"a document that is": {method: http.MethodGet, path: doc, answer: 200, logged: "refused because of the test"},
+		"a document that is": {method: http.MethodGet, path: doc, answer: 403, logged: "refused because of the test"},
 		"asked too often": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 503, logged: "more than 10 times a second",
 			with: failsWith(&forwardError{503, errPace})},
 		"too much at once": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 503, logged: "more than 4 other metadata at a time",
@@ -60,7 +60,7 @@ func TestEveryRefusalIsCountedAndExplained(t *testing.T) {
 			if d := cmp.Diff(map[int]int{tc.answer: 1}, maps.Clone(counted)); d != "" || status != tc.answer {
 				t.Errorf("answered %d; counted (-want +got):\n%s", status, d)
 			}
-			if tc.answer != 200 && !strings.HasPrefix(body, "<?xml") {
+			if tc.path != doc && !strings.HasPrefix(body, "<?xml") {
 				t.Errorf("the body is %q, not the service's own", body)
 			}
 			if got := s.log.String(); !strings.Contains(got, tc.logged) || tc.logged == "" && got != "" {

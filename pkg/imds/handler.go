@@ -34,9 +34,10 @@ type Caller interface {
 // Refusal is an error that says how the metadata service words it.
 type Refusal interface {
 	error
-	// HTTPStatus is the status of the answer; 200 stands for a document with a code and a message.
+	// HTTPStatus is the status of the answer.
 	HTTPStatus() int
-	// Document is the code and the message.
+	// Document is the code and the message of the document that is the answer's body. Without a code the body is the error page
+	// of the status.
 	Document() (code, message string)
 	// Subject is who was refused, for the log.
 	Subject() string
@@ -70,7 +71,7 @@ type Config struct {
 	Deny []*regexp.Regexp
 	// RequireTokens has requests without a session token refused, which is version 2 alone.
 	RequireTokens bool
-	// Refused is called for each request that is refused, with the status; 200 stands for a document that says so. It may be nil.
+	// Refused is called for each request that is refused, with the status. It may be nil.
 	Refused func(status int)
 	Log     *slog.Logger
 }
@@ -286,11 +287,16 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, source netip.Ad
 	}
 	status := refusal.HTTPStatus()
 	h.refusals.log(source, refusal.Subject(), status, err)
-	if status != http.StatusOK {
+	code, message := refusal.Document()
+	if code == "" {
 		h.fail(w, status)
 		return
 	}
 	h.refused(status)
-	code, message := refusal.Document()
-	answer(w, failureDocument(code, message, time.Now()))
+	body := failureDocument(code, message, time.Now())
+	header := w.Header()
+	header["Content-Type"] = plainText
+	header["Content-Length"] = []string{strconv.Itoa(len(body))}
+	w.WriteHeader(status)
+	io.WriteString(w, body)
 }

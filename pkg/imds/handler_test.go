@@ -262,7 +262,7 @@ func TestRefusalsAreAnsweredAsTheySayAndLoggedOnce(t *testing.T) {
 	}{
 		"IMDS16 no role":            {&refusal{status: 404}, 404, "404 - Not Found"},
 		"forbidden":                 {&refusal{status: 403}, 403, "403 - Forbidden"},
-		"IMDS21 permanent":          {&refusal{status: 200, code: "AssumeRoleUnauthorizedAccess", message: `no "way"`}, 200, `"Message" : "no \"way\""`},
+		"IMDS21 permanent":          {&refusal{status: 403, code: "AssumeRoleUnauthorizedAccess", message: `no "way"`}, 403, `"Message" : "no \"way\""`},
 		"IMDS22 transient":          {&refusal{status: 500}, 500, "500 - Internal Server Error"},
 		"an error of no known kind": {errors.New("surprise"), 500, "500 - Internal Server Error"},
 	} {

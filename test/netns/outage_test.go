@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -164,6 +165,20 @@ func (n *node) metrics() string {
 	body, err := io.ReadAll(resp.Body)
 	n.must(err)
 	return string(body)
+}
+
+// refusals is how many requests the proxy has refused.
+func (n *node) refusals() int {
+	n.t.Helper()
+	sum := 0
+	for line := range strings.Lines(n.metrics()) {
+		if strings.HasPrefix(line, "kube2iam_http_refusals_total{") {
+			count, err := strconv.Atoi(strings.Fields(line)[1])
+			n.must(err)
+			sum += count
+		}
+	}
+	return sum
 }
 
 // TestStateDirectoryGone is a node whose records vanish under the proxy: what pods report is not taken for them, for it may

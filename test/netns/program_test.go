@@ -35,11 +35,11 @@ var clients = []client{
 	{name: "go-v1", command: built("clients", "go-v1"), patient: true,
 		denied: "AssumeRoleUnauthorizedAccess", plain: "NoCredentialProviders", later: "EC2RoleRequestError", get401: "401"},
 	{name: "go-v2", command: built("clients", "go-v2"), patient: true,
-		denied: "AssumeRoleUnauthorizedAccess", plain: "StatusCode: 404", later: "failed to get app EC2 IMDS role credentials"},
+		denied: "StatusCode: 403", plain: "StatusCode: 404", later: "failed to get app EC2 IMDS role credentials"},
 	{name: "minio-go", command: built("clients", "minio-go"), patient: true,
-		denied: "STS refused to let the node assume the role", plain: "404", later: "500", put401: "401 Unauthorized", put503: "503 Service Unavailable", get401: "401"},
-	{name: "js-v3", command: javaScript, denied: "Could not load credentials", plain: "Could not load credentials", later: "Could not load credentials", get401: "Could not load credentials"},
-	{name: "boto3", command: python, denied: "AssumeRoleUnauthorizedAccess", plain: "no credentials", later: "no credentials", get401: "no credentials"},
+		denied: "403 Forbidden", plain: "404", later: "500", put401: "401 Unauthorized", put503: "503 Service Unavailable", get401: "401"},
+	{name: "js-v3", command: javaScript("main.mjs"), denied: "Could not load credentials", plain: "Could not load credentials", later: "Could not load credentials", get401: "Could not load credentials"},
+	{name: "boto3", command: python, denied: "no credentials", plain: "no credentials", later: "no credentials", get401: "no credentials"},
 	{name: "aws-cli", command: awsCLI, denied: "Unable to locate credentials", plain: "Unable to locate credentials", later: "Unable to locate credentials", get401: "Unable to locate credentials"},
 }
 
@@ -65,13 +65,35 @@ func built(name string, args ...string) func(*node) ([]string, error) {
 	}
 }
 
-func javaScript(n *node) ([]string, error) {
-	main, err := built("main.mjs")(n)
-	if err != nil {
-		return nil, err
+func javaScript(file string) func(*node) ([]string, error) {
+	return func(n *node) ([]string, error) {
+		main, err := built(file)(n)
+		if err != nil {
+			return nil, err
+		}
+		node, err := exec.LookPath("node")
+		return append([]string{node}, main...), err
 	}
-	node, err := exec.LookPath("node")
-	return append([]string{node}, main...), err
+}
+
+// careless are clients that take every answer with status 200 for credentials.
+var careless = []client{
+	{name: "js-v2", command: javaScript("v2.mjs"), denied: "EC2 Metadata creds request returned error", plain: "EC2 Metadata roleName request returned error"},
+	{name: "s3cmd", command: s3cmd, denied: "Configuration file not available", plain: "Configuration file not available"},
+	{name: "fog-aws", command: fog, denied: "403 Forbidden", plain: "404 Not Found"},
+}
+
+// s3cmd prints the credentials as a part of its configuration, which it makes of them where it has no file.
+func s3cmd(*node) ([]string, error) {
+	return []string{"/bin/sh", "-c", `set -e
+all=$(/usr/bin/s3cmd --dump-config)
+echo "$all" | sed -n 's/^access_key = //p;s/^access_token = //p' | paste -sd ' '`}, nil
+}
+
+func fog(*node) ([]string, error) {
+	return []string{"/usr/bin/ruby", "-e", `require "fog/aws"
+s = Fog::Storage.new(provider: "AWS", use_iam_profile: true, region: "eu-west-1")
+puts [:@aws_access_key_id, :@aws_session_token].map { |v| s.instance_variable_get(v) }.join(" ")`}, nil
 }
 
 func python(*node) ([]string, error) {

@@ -68,7 +68,7 @@ func TestUnknownRole(t *testing.T) {
 			pod := n.run("pod-"+role, role)
 			got := n.get(pod, credentials+role)
 			var doc struct{ Code, Message, AccessKeyID string }
-			if got.status != http.StatusOK || json.Unmarshal([]byte(got.body), &doc) != nil ||
+			if got.status != http.StatusForbidden || json.Unmarshal([]byte(got.body), &doc) != nil ||
 				doc.Code != "AssumeRoleUnauthorizedAccess" || doc.Message == "" || doc.AccessKeyID != "" {
 				t.Errorf("%s: %s, want a document with AssumeRoleUnauthorizedAccess", role, got)
 			}
