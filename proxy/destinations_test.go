@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 func TestDestinationsAreThoseOfTheSourcesOwnRedirect(t *testing.T) {
@@ -13,20 +14,20 @@ func TestDestinationsAreThoseOfTheSourcesOwnRedirect(t *testing.T) {
 	for name, tt := range map[string]struct {
 		path        attachment.Path
 		source      netip.Addr
-		metadata    netip.AddrPort
 		destination netip.AddrPort
 		want        bool
 	}{
-		"its metadata":                  {attachment.PathRouted, a, meta, meta, true},
-		"another's":                     {attachment.PathRouted, b, meta, meta, false},
-		"the proxy itself, from a pod":  {attachment.PathNetns, a, meta, proxy, true},
-		"the proxy itself, from a node": {attachment.PathRouted, a, meta, proxy, false},
-		"redirected to where it goes":   {attachment.PathRouted, a, proxy, proxy, false},
+		"its metadata":                  {attachment.PathRouted, a, meta, true},
+		"another's":                     {attachment.PathRouted, b, meta, false},
+		"the proxy itself, from a pod":  {attachment.PathNetns, a, proxy, true},
+		"the proxy itself, from a node": {attachment.PathRouted, a, proxy, false},
 	} {
 		t.Run(name, func(t *testing.T) {
+			record := testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "pod", UID: "uid"}, a, b)
+			record.Path = tt.path
+			record.Redirects = []attachment.Redirect{{Source: tt.source, Metadata: meta, Proxy: proxy}}
 			dir := attachment.In(t.TempDir())
-			if err := dir.Put(t.Context(), &attachment.Record{ContainerID: "c", IfName: "eth0", Network: "net", IPs: []netip.Addr{a}, Path: tt.path,
-				Pod: attachment.Pod{Namespace: "ns", Name: "pod", UID: "uid"}, Redirects: []attachment.Redirect{{Source: tt.source, Metadata: tt.metadata, Proxy: proxy}}}); err != nil {
+			if err := dir.Put(t.Context(), record); err != nil {
 				t.Fatal(err)
 			}
 			if got := destinations(attachment.NewIndex(dir), netip.Addr{})(a, tt.destination); got != tt.want {

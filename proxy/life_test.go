@@ -29,6 +29,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 const roleKey = "iam.amazonaws.com/role"
@@ -221,8 +222,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 		new := pod{api.PutPod(created), address(i)}
 		alive = append(alive, new)
 		if chance.IntN(2) == 0 {
-			err := records.Put(t.Context(), &attachment.Record{ContainerID: string(new.UID), IfName: "eth0", Network: "net", IPs: []netip.Addr{new.ip},
-				Pod: attachment.Pod{Namespace: new.Namespace, Name: new.Name, UID: string(new.UID)}, Path: attachment.PathRouted})
+			err := records.Put(t.Context(), testrecord.New(string(new.UID), attachment.Pod{Namespace: new.Namespace, Name: new.Name, UID: string(new.UID)}, new.ip))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -173,7 +173,7 @@ func destinations(records *attachment.Index, configured netip.Addr) imds.Destina
 		}
 		return slices.ContainsFunc(record.Redirects, func(r attachment.Redirect) bool {
 			inPod := record.Path == attachment.PathNetns && r.Proxy == destination
-			return r.Source == source && (inPod || r.Metadata == destination && r.Metadata != r.Proxy)
+			return r.Source == source && (inPod || r.Metadata == destination)
 		})
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 // served is a proxy that serves, as its successor sees it: the ports that it has, the pods', the admin port and former ones.
@@ -137,9 +138,9 @@ func TestFormerPortIsServedWithoutAPredecessor(t *testing.T) {
 	former := free(t)
 	for i, p := range []uint16{o.appPort, former, former} {
 		ip := netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})
-		err := attachment.In(o.stateDir).Put(t.Context(), &attachment.Record{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Network: "net", IPs: []netip.Addr{ip}, Path: attachment.PathRouted,
-			Redirects: []attachment.Redirect{{Source: ip, Metadata: netip.MustParseAddrPort("169.254.169.254:80"), Proxy: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.254"), p)}}})
-		if err != nil {
+		record := testrecord.New(fmt.Sprint("c", i), attachment.Pod{}, ip)
+		record.Redirects[0].Proxy = netip.AddrPortFrom(netip.MustParseAddr("10.0.0.254"), p)
+		if err := attachment.In(o.stateDir).Put(t.Context(), record); err != nil {
 			t.Fatal(err)
 		}
 	}

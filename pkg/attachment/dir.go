@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -118,14 +119,35 @@ func (d Dir) Get(containerID, ifName string) (*Record, error) {
 	if err := Valid(containerID, ifName); err != nil {
 		return nil, err
 	}
-	return read(d.recordFile(containerID, ifName))
+	file := d.recordFile(containerID, ifName)
+	r, err := read(file)
+	if err == nil && (r.ContainerID != containerID || r.IfName != ifName) {
+		// A DEL of this attachment would remove the rules of the other.
+		return nil, fmt.Errorf("attachment record %s is of %s", file, r.ID())
+	}
+	return r, err
 }
 
 // Holder is the record of the attachment that holds ip now; an error that is fs.ErrNotExist where none does.
-func (d Dir) Holder(ip netip.Addr) (*Record, error) { return read(d.ipFile(ip)) }
+func (d Dir) Holder(ip netip.Addr) (*Record, error) {
+	file := d.ipFile(ip)
+	r, err := read(file)
+	if err == nil && !slices.Contains(r.IPs, ip) {
+		return nil, fmt.Errorf("attachment record %s of %s does not list the address", file, r.ID())
+	}
+	return r, err
+}
+
+// open opens a record's file. It neither follows a symbolic link nor waits for a FIFO's writer.
+func open(file string) (*os.File, error) {
+	return os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+}
 
 func read(file string) (*Record, error) {
-	f, err := os.Open(file)
+	f, err := open(file)
+	if errors.Is(err, unix.ELOOP) { // no error of reading: List would take all records for unknown
+		return nil, fmt.Errorf("attachment record %s: a symbolic link", file)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +167,7 @@ func readFrom(f io.Reader) (*Record, error) {
 	if len(data) > maxRecord {
 		return nil, fmt.Errorf("more than %d bytes", maxRecord)
 	}
-	return decode(data)
+	return Decode(data)
 }
 
 // Delete removes the record of an attachment and gives up its IPs, but never an address that another attachment holds by

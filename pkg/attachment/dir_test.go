@@ -27,11 +27,11 @@ func record(containerID string, ips ...string) *Record {
 		Created: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
 	}
 	for _, ip := range ips {
-		addr := netip.MustParseAddr(ip)
-		r.IPs = append(r.IPs, addr)
-		r.Redirects = append(r.Redirects, Redirect{
-			Source: addr, Metadata: netip.MustParseAddrPort("169.254.169.254:80"), Proxy: netip.MustParseAddrPort("192.168.7.2:8181"),
-		})
+		one := Redirect{Source: addr(ip), Metadata: netip.MustParseAddrPort("169.254.169.254:80"), Proxy: netip.MustParseAddrPort("192.168.7.2:8181")}
+		if one.Source.Is6() {
+			one.Metadata, one.Proxy = netip.MustParseAddrPort("[fd00:ec2::254]:80"), netip.MustParseAddrPort("[fd00:7::2]:8181")
+		}
+		r.IPs, r.Redirects = append(r.IPs, one.Source), append(r.Redirects, one)
 	}
 	return r
 }

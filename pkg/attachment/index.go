@@ -78,7 +78,7 @@ func (x *Index) Present() bool {
 
 func (x *Index) load(ip netip.Addr) (*Record, error) {
 	path := x.dir.ipFile(ip)
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, x.absent()
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 const (
@@ -164,7 +165,7 @@ func TestAnswerDoesNotGoToTheNextHolderOfTheAddress(t *testing.T) {
 	dir := attachment.In(t.TempDir())
 	n.records = attachment.NewIndex(dir)
 	hold := func(container, uid string) {
-		err := dir.Put(t.Context(), &attachment.Record{ContainerID: container, IfName: "eth0", IPs: []netip.Addr{ip}, Pod: attachment.Pod{Namespace: "ns", Name: "pod-" + uid, UID: uid}})
+		err := dir.Put(t.Context(), testrecord.New(container, attachment.Pod{Namespace: "ns", Name: "pod-" + uid, UID: uid}, ip))
 		if err != nil {
 			t.Fatal(err)
 		}

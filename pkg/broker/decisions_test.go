@@ -1,20 +1,20 @@
 package broker
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 func TestSessionIsOfThePodOnRecord(t *testing.T) {
 	n, b := newNode(nil)
 	dir := attachment.In(t.TempDir())
 	n.records = attachment.NewIndex(dir)
-	err := dir.Put(t.Context(), &attachment.Record{ContainerID: "c1", IfName: "eth0", IPs: []netip.Addr{ip}, Pod: attachment.Pod{Namespace: "ns", Name: "pod-a", UID: "a"}})
+	err := dir.Put(t.Context(), testrecord.New("c1", attachment.Pod{Namespace: "ns", Name: "pod-a", UID: "a"}, ip))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 const (
@@ -124,7 +125,7 @@ func (b *bed) pending(name string) *corev1.Pod {
 
 func (b *bed) record(ip netip.Addr, container string, pod attachment.Pod) {
 	b.t.Helper()
-	err := b.dir.Put(b.t.Context(), &attachment.Record{ContainerID: container, IfName: "eth0", Network: "net", IPs: []netip.Addr{ip}, Pod: pod, Path: attachment.PathRouted})
+	err := b.dir.Put(b.t.Context(), testrecord.New(container, pod, ip))
 	if err != nil {
 		b.t.Fatal(err)
 	}

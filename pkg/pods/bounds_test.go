@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 // hanging is an API server that answers nothing, and counts what it is asked.
@@ -97,8 +98,7 @@ func TestRequestsCannotFloodTheAPIServer(t *testing.T) {
 	for i := range 40 {
 		ip := netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})
 		ips = append(ips, ip)
-		record := &attachment.Record{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Network: "net", IPs: []netip.Addr{ip}, Path: attachment.PathRouted,
-			Pod: attachment.Pod{Namespace: "ns", Name: fmt.Sprint("pod-", i), UID: fmt.Sprint("uid-", i)}}
+		record := testrecord.New(fmt.Sprint("c", i), attachment.Pod{Namespace: "ns", Name: fmt.Sprint("pod-", i), UID: fmt.Sprint("uid-", i)}, ip)
 		if err := dir.Put(t.Context(), record); err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +132,7 @@ func TestRequestsCannotFloodTheAPIServer(t *testing.T) {
 // TestAPIServerThatHangsIsAskedAgain has a question hang: its request looks again after a second, when the watch may have shown the pod.
 func TestAPIServerThatHangsIsAskedAgain(t *testing.T) {
 	dir := attachment.In(t.TempDir())
-	record := &attachment.Record{ContainerID: "c", IfName: "eth0", Network: "net", IPs: []netip.Addr{ipA}, Path: attachment.PathRouted, Pod: attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}}
+	record := testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)
 	if err := dir.Put(t.Context(), record); err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +159,7 @@ func TestRecordOfAnotherNameIsNotBelieved(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := attachment.In(t.TempDir())
-			record := &attachment.Record{ContainerID: "c", IfName: "eth0", Network: "net", IPs: []netip.Addr{ipA}, Path: attachment.PathRouted, Pod: recorded}
+			record := testrecord.New("c", recorded, ipA)
 			if err := dir.Put(t.Context(), record); err != nil {
 				t.Fatal(err)
 			}

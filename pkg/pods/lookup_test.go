@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 func TestSameHolder(t *testing.T) {
@@ -60,7 +60,7 @@ func TestAddressThatTwoPodsReportHasNoHolder(t *testing.T) {
 
 func TestLooksBecomeRarerUpToABound(t *testing.T) {
 	dir := attachment.In(t.TempDir())
-	record := &attachment.Record{ContainerID: "c", IfName: "eth0", Network: "net", IPs: []netip.Addr{ipA}, Path: attachment.PathRouted, Pod: attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}}
+	record := testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)
 	if err := dir.Put(t.Context(), record); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func (s *telling) GetPod(context.Context, string, string) (*corev1.Pod, error) {
 func TestTwoPodsAreWaitedForThoughTheAPIKnowsTheRecordedOne(t *testing.T) {
 	dir := attachment.In(t.TempDir())
 	young := kubeapi.NewRunningPod(thisNode, "ns", "young", nil)
-	record := &attachment.Record{ContainerID: "c", IfName: "eth0", Network: "net", IPs: []netip.Addr{ipA}, Path: attachment.PathRouted, Pod: of(young)}
+	record := testrecord.New("c", of(young), ipA)
 	if err := dir.Put(t.Context(), record); err != nil {
 		t.Fatal(err)
 	}
