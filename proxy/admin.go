@@ -9,16 +9,10 @@ import (
 	"time"
 )
 
-// adminServer serves probes and metrics, on a port that no pod is redirected to.
+// adminServer serves health and metrics to people and Prometheus, on a port that no pod is redirected to. Probes ask elsewhere: probe.go.
 func adminServer(p *parts, o *options, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if !p.ready() {
-			http.Error(w, "the pods of this node are not known yet", http.StatusServiceUnavailable)
-			return
-		}
-		io.WriteString(w, "ok\n")
-	})
+	mux.HandleFunc("GET /healthz", p.serveHealth)
 	mux.Handle("GET /metrics", p.metrics.Handler())
 	if o.debug {
 		mux.HandleFunc("GET /debug/store", func(w http.ResponseWriter, r *http.Request) {
@@ -33,8 +27,22 @@ func adminServer(p *parts, o *options, log *slog.Logger) *http.Server {
 			enc.Encode(p.broker.Assignments())
 		})
 	}
+	return boundedServer(mux, log)
+}
+
+// serveHealth answers with 200 once the pods of this node are known, and with 503 before.
+func (p *parts) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	if !p.ready() {
+		http.Error(w, "the API server has not listed the pods of this node yet", http.StatusServiceUnavailable)
+		return
+	}
+	io.WriteString(w, "ok\n")
+}
+
+// boundedServer is a server whose reads, writes and headers are bounded.
+func boundedServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           mux,
+		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,

@@ -114,6 +114,7 @@ func TestEndIsNoFailure(t *testing.T) {
 				t.Setenv(key, "")
 			}
 			t.Setenv("HOME", t.TempDir())
+			o.stateDir = t.TempDir()
 			ctx, end := context.WithCancel(t.Context())
 			defer end()
 			var log onWrite = func(line string) {

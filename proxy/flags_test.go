@@ -155,13 +155,13 @@ func TestMistakesNameTheFlagAndTheValue(t *testing.T) {
 }
 
 func TestHelpAndVersionAreNoFailure(t *testing.T) {
-	for _, arg := range []string{"--help", "-h", "--version", "-v", "ready --help"} {
+	for _, arg := range []string{"--help", "-h", "--version", "-v", "ready --help", "live -h"} {
 		var out, errs bytes.Buffer
 		if code := run(append([]string{"kube2iam-proxy"}, strings.Fields(arg)...), &out, &errs); code != 0 || out.Len() == 0 || errs.Len() != 0 {
 			t.Errorf("%s: %d %q %q", arg, code, &out, &errs)
 		}
 	}
-	for _, wrong := range []string{"ready --nope", "ready now"} {
+	for _, wrong := range []string{"ready --nope", "ready now", "live --nope"} {
 		var out, errs bytes.Buffer
 		if code := run(append([]string{"kube2iam-proxy"}, strings.Fields(wrong)...), &out, &errs); code != exitUsage {
 			t.Errorf("%s: %d", wrong, code)

@@ -112,7 +112,11 @@ func known[T any](value T, err error) T {
 
 // help prints what the program is, and each flag.
 func (f *flagSet) help(w io.Writer) {
-	fmt.Fprintf(w, "kube2iam-proxy - %s\n\nUsage:\n   kube2iam-proxy [flags]\n   kube2iam-proxy ready [--state-dir DIR]\n      %s\n\n%s\n", summary, readyUsage, description)
+	fmt.Fprintf(w, "kube2iam-proxy - %s\n\nUsage:\n   kube2iam-proxy [flags]\n", summary)
+	for _, name := range []string{"ready", "live"} {
+		fmt.Fprintf(w, "   kube2iam-proxy %-5s [--state-dir DIR]   %s\n", name, probeCommands[name].summary)
+	}
+	fmt.Fprintf(w, "\n%s\n", description)
 	for _, category := range f.categories {
 		fmt.Fprintf(w, "\n%s:\n%s", category, f.of[category].FlagUsages())
 	}

@@ -46,8 +46,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == "ready" {
-		return ready(ctx, args[1:], stdout)
+	if len(args) > 0 {
+		if _, ok := probeCommands[args[0]]; ok {
+			return probe(ctx, args[0], args[1:], stdout)
+		}
 	}
 	f := flags()
 	switch err := f.parse(args); {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,13 @@ import (
 
 // serve runs the proxy until ctx ends: it makes each part, joins them, and starts those that live.
 func serve(ctx context.Context, o *options, log *slog.Logger) error {
+	if err := makeProxyDir(o.stateDir); err != nil {
+		return fmt.Errorf("--state-dir: %w", err)
+	}
+	namespace, err := pidNamespace()
+	if err != nil {
+		return err
+	}
 	upstream, err := imds.NewUpstream(o.metadataAddr)
 	if err != nil {
 		return &usageError{fmt.Errorf("--metadata-addr: %w", err)}
@@ -74,6 +82,12 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	})
 	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "sts", sts.Endpoint())
 
+	// Probes are answered until all else has ended: a proxy that waits for its clients to leave is not unhealthy.
+	probed, end := context.WithCancel(context.WithoutCancel(ctx))
+	var probes sync.WaitGroup
+	probes.Go(func() {
+		serveProbes(probed, probeSocket(o.stateDir, namespace), probeHandler(parts, &takeover.serves), log)
+	})
 	err = live(ctx, parts, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return reportState(ctx, parts, records, o, log) })
@@ -98,6 +112,8 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 		})
 		return g.Wait()
 	})
+	end()
+	probes.Wait()
 	log.Info("stopped", "error", err)
 	return err
 }
@@ -140,10 +156,10 @@ func live(ctx context.Context, p *parts, serve func(context.Context) error) erro
 
 func port(p uint16) string { return strconv.Itoa(int(p)) }
 
-// sessionKey is the key of session tokens, kept in the state directory so that tokens outlive this process. Without it the
+// sessionKey is the key of session tokens, kept in the proxy's directory so that tokens outlive this process. Without it the
 // proxy still serves, and its tokens end with it.
 func sessionKey(o *options, log *slog.Logger) []byte {
-	key, err := imds.LoadKey(filepath.Join(o.stateDir, "session.key"))
+	key, err := imds.LoadKey(filepath.Join(proxyDir(o.stateDir), "session.key"))
 	if err != nil {
 		log.Warn("session tokens will not outlive this process: their key cannot be kept", "error", err)
 		return imds.NewKey()

@@ -128,7 +128,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 }
 
 func TestSuccessorTakesOverWhenItKnowsItsPods(t *testing.T) {
-	dir, app, admin := t.TempDir(), free(t), free(t)
+	dir, app, admin := shortDir(t), free(t), free(t)
 	open := make(chan struct{})
 	close(open)
 	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))
@@ -170,7 +170,7 @@ func TestSuccessorTakesOverWhenItKnowsItsPods(t *testing.T) {
 }
 
 func TestSuccessorWaitsForCredentials(t *testing.T) {
-	dir, app, admin := t.TempDir(), free(t), free(t)
+	dir, app, admin := shortDir(t), free(t), free(t)
 	open := make(chan struct{})
 	close(open)
 	first := succeeds(t, dir, app, admin, faked{fake.NewClientset()}, new(countingSTS)) // it knows no pod
@@ -188,7 +188,7 @@ func TestSuccessorWaitsForCredentials(t *testing.T) {
 }
 
 func TestSuccessorOnOtherPortsOpensItsOwn(t *testing.T) {
-	dir, app, admin := t.TempDir(), free(t), free(t)
+	dir, app, admin := shortDir(t), free(t), free(t)
 	open := make(chan struct{})
 	close(open)
 	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))

@@ -30,11 +30,14 @@ type takeover struct {
 	patience time.Duration // with whoever has a port
 
 	from   *handover.Predecessor // nil where nobody served
+	serves atomic.Bool           // whether this proxy has its sockets, or had them before another took over
 	handed atomic.Bool           // whether another proxy has taken over
 }
 
 // handoverSocket is the unix socket, by the state directory.
-func handoverSocket(stateDir string) string { return filepath.Join(stateDir, "handover.sock") }
+func handoverSocket(stateDir string) string {
+	return filepath.Join(proxyDir(stateDir), "handover.sock")
+}
 
 func newTakeover(o *options, p *parts, log *slog.Logger) *takeover {
 	return &takeover{options: o, parts: p, log: log, path: handoverSocket(o.stateDir), patience: portPatience}
@@ -269,6 +272,7 @@ func (t *takeover) serve(ctx context.Context, sockets []*handover.Listener) erro
 			t.log.Info("took over from the proxy that served before")
 		}
 	}
+	t.serves.Store(true)
 	server := &handover.Server{
 		Path: t.path, Sockets: sockets, State: t.parts.cache.Export, Handed: t.handed.Store, Log: t.log,
 	}
@@ -278,9 +282,6 @@ func (t *takeover) serve(ctx context.Context, sockets []*handover.Listener) erro
 	}
 	return nil
 }
-
-// errRemoved is the error of a state directory that was removed while something is mounted on it, as it is in a container.
-var errRemoved = errors.New("the state directory was removed from under this process, which sees no new records: it ends, to be started again with the one that is there now")
 
 // stateLook is how often that is looked for.
 const stateLook = 5 * time.Second
@@ -295,19 +296,10 @@ func (t *takeover) stays(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if err := t.removed(); err != nil {
+		if err := checkMounted(t.stateDir); err != nil {
 			return err
 		}
 	}
-}
-
-// removed is errRemoved where it is so. A directory that is not there, without a mount, may be made again, and is seen then.
-func (t *takeover) removed() error {
-	var stat unix.Stat_t
-	if err := unix.Stat(t.stateDir, &stat); err == nil && stat.Nlink == 0 {
-		return fmt.Errorf("%s: %w", t.stateDir, errRemoved)
-	}
-	return nil
 }
 
 // draining has clients dial anew, the next proxy then, once that has taken over: a connection that is closed while a request is on its

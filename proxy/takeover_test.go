@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -92,13 +90,14 @@ func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
 		"a sixth": {7, func(h []uint16, _ uint16) (uint16, uint16) { return h[0], h[1] }, func(h []uint16, _ uint16) []uint16 { return h[:6] }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := handoverSocket(t.TempDir())
+			dir := shortDir(t)
+			path := handoverSocket(dir)
 			var asked atomic.Int64
 			had := served(t, path, tt.sockets, &asked)
 			other := free(t)
 			p := &parts{cache: credentials.New(new(countingSTS), credentials.Config{Log: slog.New(slog.DiscardHandler)})}
 			p.known.Store(true)
-			o := &options{stateDir: filepath.Dir(path)}
+			o := &options{stateDir: dir}
 			o.appPort, o.metricsPort = tt.ports(had, other)
 			successor := newTakeover(o, p, slog.New(slog.DiscardHandler))
 			defer successor.end()
@@ -208,43 +207,5 @@ func TestPortOfAnotherProcessIsNotWaitedForForEver(t *testing.T) {
 	}
 	if strings.Count(log.String(), "waiting for it") != 1 {
 		t.Errorf("logged %s", log.String())
-	}
-}
-
-// TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount needs a mount, as a container has one.
-func TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount(t *testing.T) {
-	real, mounted := filepath.Join(t.TempDir(), "real"), t.TempDir()
-	if err := os.Mkdir(real, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	failed := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread has a mount namespace of its own, and ends
-		failed <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-				return err
-			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return err
-			}
-			if err := unix.Mount(real, mounted, "", unix.MS_BIND, ""); err != nil {
-				return err
-			}
-			if err := os.Remove(real); err != nil {
-				return err
-			}
-			return newTakeover(&options{stateDir: mounted}, nil, nil).removed()
-		}()
-	}()
-	switch err := <-failed; {
-	case errors.Is(err, unix.EPERM):
-		t.Skip("it takes root to mount")
-	case !errors.Is(err, errRemoved):
-		t.Errorf("%v", err)
-	}
-	for what, dir := range map[string]string{"one that is there": t.TempDir(), "one that is not": filepath.Join(t.TempDir(), "none")} {
-		if err := newTakeover(&options{stateDir: dir}, nil, nil).removed(); err != nil {
-			t.Errorf("%s: %v", what, err)
-		}
 	}
 }

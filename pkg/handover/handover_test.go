@@ -257,13 +257,6 @@ func TestNobodyIsFoundWhereNobodyServes(t *testing.T) {
 	if p, err := Find(t.Context(), path); p != nil || err != nil {
 		t.Errorf("one that ended: %v, %v", p, err)
 	}
-	if here, err := IsHere(t.Context(), path); here || err != nil {
-		t.Errorf("it is here: %v, %v", here, err)
-	}
-	begin(t, path, "alive")
-	if here, err := IsHere(t.Context(), path); !here || err != nil {
-		t.Errorf("one that this process can see: %v, %v", here, err)
-	}
 }
 
 // TestWrongAnswersAreRefused has somebody at the path who is no proxy.

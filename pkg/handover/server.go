@@ -41,7 +41,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	for first := true; ctx.Err() == nil; first = false {
-		l, err := s.listen()
+		l, err := ListenUnix(s.Path)
 		if err != nil && first {
 			return err
 		}
@@ -128,9 +128,10 @@ func pause(ctx context.Context) {
 	}
 }
 
-// listen makes the socket under another name and renames it, so that at any moment somebody is found at the path.
-func (s *Server) listen() (*net.UnixListener, error) {
-	temporary := fmt.Sprintf("%s.%d", s.Path, os.Getpid())
+// ListenUnix listens on a unix socket that only this process's user can reach, in place of what is at the path. It makes the socket under
+// another name and renames it, so that at any moment somebody is found at the path.
+func ListenUnix(path string) (*net.UnixListener, error) {
+	temporary := fmt.Sprintf("%s.%d", path, os.Getpid())
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -139,7 +140,7 @@ func (s *Server) listen() (*net.UnixListener, error) {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false) // the path is a successor's by then
-	if err := errors.Join(os.Chmod(temporary, 0o600), os.Rename(temporary, s.Path)); err != nil {
+	if err := errors.Join(os.Chmod(temporary, 0o600), os.Rename(temporary, path)); err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -148,7 +149,7 @@ func (s *Server) listen() (*net.UnixListener, error) {
 
 // serve answers one who may become the successor, until it is gone.
 func (s *Server) serve(c *net.UnixConn) error {
-	if _, err := peer(c); err != nil {
+	if err := checkPeer(c); err != nil {
 		return err
 	}
 	request := make([]byte, 1)

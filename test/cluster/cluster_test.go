@@ -44,6 +44,7 @@ func TestCluster(t *testing.T) {
 		{"without the annotation they have no credentials", testNoRole},
 		{"aws s3 ls in a pod", testAWSCommand},
 		{"a pod whose role cannot be had has an event", testEvents},
+		{"a pod that takes the metrics port takes no probe", testMetricsPortTaken},
 		{"the first request of each of a hundred pods succeeds", testHundredPods},
 		{"two hundred pods that come and go leave nothing", testChurn},
 		{"the primary CNI does what it likes with its configuration", testPrimary},

@@ -95,7 +95,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if name == "everything" {
-			for _, flag := range []string{"--proxy-port=9181", "--app-port=9181", "--backend=nftables", "--mark=0x2000", "--path=netns", "--state-dir=/run/other", "--namespace-restrictions", "--metrics-port=9182"} {
+			for _, flag := range []string{"--proxy-port=9181", "--app-port=9181", "--backend=nftables", "--mark=0x2000", "--path=netns", "--state-dir=/run/other", "--namespace-restrictions", "--metrics-port=9182", `["/kube2iam-proxy","live","--state-dir=/run/other"]`, "mountPath: /run/other/proxy"} {
 				if !strings.Contains(rendered, flag) {
 					t.Errorf("%s has no %s", name, flag)
 				}
@@ -186,8 +186,19 @@ func hardened(t *testing.T, all map[string]any) {
 			fmt.Sprint(security.Capabilities.Drop) != "[ALL]" || fmt.Sprint(security.Capabilities.Add) != added || len(c.Resources.Requests) != 2 {
 			t.Errorf("%s: %+v", name, security)
 		}
+		// A pod with a hostPort would receive what the kubelet sends to a port of the node.
+		for _, probe := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+			if probe != nil && probe.Exec == nil {
+				t.Errorf("%s: a probe that is no command: %+v", name, probe)
+			}
+		}
+		for _, m := range c.VolumeMounts {
+			if name == "DaemonSet kube2iam-proxy" && m.ReadOnly != (m.MountPath == stateDir) {
+				t.Errorf("%s: %+v", name, m)
+			}
+		}
 		talks := spec.AutomountServiceAccountToken == nil
-		if proxy := name == "DaemonSet kube2iam-proxy"; talks != proxy || spec.HostPID == proxy || proxy && (set.Spec.UpdateStrategy.RollingUpdate.MaxSurge.IntValue() != 1 || c.StartupProbe == nil) {
+		if proxy := name == "DaemonSet kube2iam-proxy"; talks != proxy || spec.HostPID == proxy || proxy && (set.Spec.UpdateStrategy.RollingUpdate.MaxSurge.IntValue() != 1 || (c.StartupProbe == nil || c.ReadinessProbe == nil || c.LivenessProbe == nil || len(c.VolumeMounts) != 2)) {
 			t.Errorf("%s: token %v, host's PID namespace %v, %+v", name, talks, spec.HostPID, set.Spec.UpdateStrategy)
 		}
 	}

@@ -91,9 +91,9 @@ done
 
 echo "the images: building"
 cd "$SUITE"
-go build -trimpath -ldflags "-s -w" -o "$BIN/" ./pause ./firstrequest
+go build -trimpath -ldflags "-s -w" -o "$BIN/" ./pause ./firstrequest ./refuser
 go build -C s3lister -trimpath -ldflags "-s -w" -o "$BIN/s3lister" .
-for name in pause firstrequest s3lister; do
+for name in pause firstrequest refuser s3lister; do
   image "$name"
 done
 "$SCRIPTS/product-images.sh"

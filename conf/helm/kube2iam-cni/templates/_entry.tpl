@@ -11,6 +11,15 @@
 {{ .Values.entry.stateDir | default "/run/kube2iam-cni" }}
 {{- end }}
 
+{{/* The command of a probe of the proxy, of the chart's root and the probe's name. */}}
+{{- define "kube2iam-cni.probe" -}}
+{{- $command := list "/kube2iam-proxy" (index . 1) -}}
+{{- with (index . 0).Values.entry.stateDir -}}
+{{- $command = append $command (printf "--state-dir=%s" .) -}}
+{{- end -}}
+{{ toJson $command }}
+{{- end }}
+
 {{/* The flags of the agent and of uninstall for the node's places, where they are given. */}}
 {{- define "kube2iam-cni.places" -}}
 {{- with .Values.places.programs }}
