@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// adminServer serves health and metrics to people and Prometheus, on a port that no pod is redirected to. Probes ask elsewhere: probe.go.
+// adminServer serves health and metrics to people and Prometheus, on a port that no pod is
+// redirected to. Probes ask elsewhere: probe.go.
 func adminServer(p *parts, o *options, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", p.serveHealth)

@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// proxyDir is the directory that the proxy writes: its sockets and the key of session tokens. The rest of the state directory is the
-// plugin's and the agent's, and may be mounted read-only.
+// proxyDir is the directory that the proxy writes: its sockets and the key of session tokens. The
+// rest of the state directory is the plugin's and the agent's, and may be mounted read-only.
 func proxyDir(stateDir string) string { return filepath.Join(stateDir, "proxy") }
 
-// makeProxyDir makes the proxy's directory, and closes it to other users: the kubelet makes the directory of a hostPath volume with mode
-// 0755. A link, a file and another user's directory are refused.
+// makeProxyDir makes the proxy's directory, and closes it to other users: the kubelet makes the
+// directory of a hostPath volume with mode 0755. A link, a file and another user's directory are
+// refused.
 func makeProxyDir(stateDir string) error {
 	dir := proxyDir(stateDir)
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
@@ -43,12 +44,14 @@ func makeProxyDir(stateDir string) error {
 	return nil
 }
 
-// errRemoved is the error of a state directory that was removed while it, or the proxy's directory in it, is mounted, as in a container.
-// The mount stays at what was removed: what is made at the path later is not seen through it.
+// errRemoved is the error of a state directory that was removed while it, or the proxy's directory
+// in it, is mounted, as in a container. The mount stays at what was removed: what is made at the
+// path later is not seen through it.
 var errRemoved = errors.New("the state directory was removed from under this process, which sees no new records: it ends, to be started again with the one that is there now")
 
-// checkMounted returns errRemoved where the state directory or the proxy's directory was removed from under a mount. Without mounts both
-// may be made again, and are seen then; the proxy's directory is made again here.
+// checkMounted returns errRemoved where the state directory or the proxy's directory was removed
+// from under a mount. Without mounts both may be made again, and are seen then; the proxy's
+// directory is made again here.
 func checkMounted(stateDir string) error {
 	dir := proxyDir(stateDir)
 	for _, d := range []string{stateDir, dir} {
@@ -57,8 +60,8 @@ func checkMounted(stateDir string) error {
 			return fmt.Errorf("%s: %w", d, errRemoved)
 		}
 	}
-	// Removing the directory unmounts what was mounted on it. Then the path leads to the file system of the state directory, which is
-	// mounted read-only.
+	// Removing the directory unmounts what was mounted on it. Then the path leads to the file
+	// system of the state directory, which is mounted read-only.
 	err := unix.Mkdir(dir, 0o700)
 	if errors.Is(err, unix.EEXIST) {
 		err = unix.Access(dir, unix.W_OK)

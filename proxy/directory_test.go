@@ -57,8 +57,9 @@ func TestProxyDirectoryOfAnotherIsRefused(t *testing.T) {
 	}
 }
 
-// mounted calls do in a mount namespace where the state directory at the second path is the one at the first, mounted as in the proxy's
-// container: read-only, and the proxy's directory in it read-write.
+// mounted calls do in a mount namespace where the state directory at the second path is the one at
+// the first, mounted as in the proxy's container: read-only, and the proxy's directory in it
+// read-write.
 func mounted(t *testing.T, do func(host, container string) error) error {
 	t.Helper()
 	host, container := filepath.Join(t.TempDir(), "host"), t.TempDir()
@@ -113,7 +114,8 @@ func TestProxyWritesItsOwnDirectoryOnly(t *testing.T) {
 	}
 }
 
-// TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount has its container be started again, with mounts of what is there then.
+// TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount has its container be started again, with
+// mounts of what is there then.
 func TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount(t *testing.T) {
 	for name, remove := range map[string]func(host string) error{
 		"all of it":                 os.RemoveAll,
@@ -142,7 +144,8 @@ func TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount(t *testing.T) {
 	}
 }
 
-// TestStateDirectoryWithoutAMountMayComeAndGo is a proxy that runs without a container: it makes nothing that an uninstall has removed.
+// TestStateDirectoryWithoutAMountMayComeAndGo is a proxy that runs without a container: it makes
+// nothing that an uninstall has removed.
 func TestStateDirectoryWithoutAMountMayComeAndGo(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	if err := checkMounted(state); err != nil {

@@ -19,6 +19,7 @@ type options struct {
 	insecure                        bool
 
 	appPort, metricsPort uint16
+	metricsAddress       netip.Addr // invalid for every address of the node
 	node, stateDir       string
 
 	rules                roles.Rules
@@ -91,6 +92,7 @@ func flags() *flagSet {
 	f.str(catMetadata, "imds-v2", "optional", "optional, or required: requests without a session token are refused")
 	f.str(catMetadata, "app-port", "8181", "port that the pods' metadata requests are redirected to")
 	f.str(catMetadata, "metrics-port", "8182", "port of /healthz and /metrics; never the app port, which serves pods only")
+	f.str(catMetadata, "metrics-address", "", "`IP` address of the node that the metrics port is bound to (default: every address of the node)")
 	f.str(catMetadata, "state-dir", defaultStateDir, "where the plugin keeps its records: `DIR`, as in its stateDir")
 
 	f.boolean(catNode, "iptables", "add one rule for the whole node (also requires --host-ip); needless where the plugin is chained")
@@ -167,6 +169,17 @@ func parse(c *flagSet) (*options, error) {
 	}
 	if o.appPort == o.metricsPort && o.appPort != 0 {
 		bad("metrics-port", fmt.Errorf("%d is the app port too: that one serves redirected connections and nothing else", o.metricsPort))
+	}
+	if s := c.text("metrics-address"); s != "" {
+		ip, err := netip.ParseAddr(s)
+		switch {
+		case err != nil || ip.Zone() != "":
+			bad("metrics-address", fmt.Errorf("%q is not an IP address without a zone", s))
+		case ip.IsMulticast():
+			bad("metrics-address", fmt.Errorf("%q is a multicast address", s))
+		case !ip.IsUnspecified():
+			o.metricsAddress = ip.Unmap()
+		}
 	}
 	if base := c.text("base-role-arn"); base != "" {
 		arn, err := roles.BaseARN(base)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -82,6 +83,17 @@ func TestValuesComeFromFlagsAndEnvironment(t *testing.T) {
 	}
 }
 
+func TestMetricsAddressIsEveryAddressUnlessGiven(t *testing.T) {
+	for value, want := range map[string]netip.Addr{
+		"": {}, "0.0.0.0": {}, "::": {}, "127.0.0.1": netip.MustParseAddr("127.0.0.1"), "::ffff:10.0.0.1": netip.MustParseAddr("10.0.0.1"), "fd00::1": netip.MustParseAddr("fd00::1"),
+	} {
+		o, err := parsed(t, map[string]string{"KUBE2IAM_METRICS_ADDRESS": value})
+		if err != nil || o.metricsAddress != want {
+			t.Errorf("%q: %v, %v", value, o.metricsAddress, err)
+		}
+	}
+}
+
 func TestEnvironmentIsReadAsFlagsAre(t *testing.T) {
 	o, err := parsed(t, map[string]string{"KUBE2IAM_METADATA_DENY": " a,b{1,2}\n", "KUBE2IAM_VERBOSE": "true", "KUBE2IAM_IPTABLES": "", "KUBE2IAM_IAM_ROLE_SESSION_TTL": "2h",
 		"KUBE2IAM_NODE": "first", "NODE_NAME": "second"})
@@ -124,6 +136,10 @@ func TestMistakesNameTheFlagAndTheValue(t *testing.T) {
 		{"--app-port http", `--app-port: "http"`},
 		{"--metrics-port 70000", `--metrics-port: "70000"`},
 		{"--metrics-port 8181", `--metrics-port: 8181`},
+		{"--metrics-address localhost", `--metrics-address: "localhost"`},
+		{"--metrics-address 127.0.0.1:8182", `--metrics-address: "127.0.0.1:8182"`},
+		{"--metrics-address fe80::1%eth0", `--metrics-address: "fe80::1%eth0"`},
+		{"--metrics-address ff02::1", `--metrics-address: "ff02::1"`},
 		{"--base-role-arn role", `--base-role-arn: "role/"`},
 		{"--default-role reader", `--default-role: "reader"`},
 		{"--iam-role-session-ttl 1m", `--iam-role-session-ttl: 1m0s`},

@@ -21,13 +21,15 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
 )
 
-// probeTimeout bounds a probe. It is shorter than the manifests' timeoutSeconds, so a probe fails with a reason.
+// probeTimeout bounds a probe. It is shorter than the manifests' timeoutSeconds, so a probe fails
+// with a reason.
 const probeTimeout = 3 * time.Second
 
 // maxProbeAnswer bounds what a probe reads of an answer, in bytes.
 const maxProbeAnswer = 1 << 10
 
-// probeCommands are the commands that the kubelet runs in the proxy's container, by name. Each asks for the path of its name.
+// probeCommands are the commands that the kubelet runs in the proxy's container, by name. Each asks
+// for the path of its name.
 var probeCommands = map[string]struct{ summary, description string }{
 	"ready": {
 		"succeed if the proxy of this container serves the node's pods",
@@ -41,8 +43,9 @@ this node once. It stays so while the API server, STS or the metadata service ar
 	},
 }
 
-// probe runs `kube2iam-proxy ready` and `kube2iam-proxy live`. It asks the proxy over a unix socket that only root can reach: on the
-// node's network, a pod with a hostPort of the same number would receive the request.
+// probe runs `kube2iam-proxy ready` and `kube2iam-proxy live`. It asks the proxy over a unix socket
+// that only root can reach: on the node's network, a pod with a hostPort of the same number would
+// receive the request.
 func probe(ctx context.Context, name string, args []string, stdout io.Writer) error {
 	f := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	f.Usage = func() {}
@@ -70,7 +73,8 @@ func probe(ctx context.Context, name string, args []string, stdout io.Writer) er
 	return err
 }
 
-// askProbe asks the proxy that listens at a unix socket. The error is its reason, or why it does not answer.
+// askProbe asks the proxy that listens at a unix socket. The error is its reason, or why it does
+// not answer.
 func askProbe(ctx context.Context, socket, name string) (answer string, err error) {
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -99,8 +103,9 @@ func askProbe(ctx context.Context, socket, name string) (answer string, err erro
 	return answer, nil
 }
 
-// pidNamespace returns the number of this process's PID namespace. A container has one of its own, and a probe that the kubelet runs in
-// the container is in it (namespaces(7), "The /proc/pid/ns/ directory").
+// pidNamespace returns the number of this process's PID namespace. A container has one of its own,
+// and a probe that the kubelet runs in the container is in it (namespaces(7), "The /proc/pid/ns/
+// directory").
 func pidNamespace() (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
@@ -109,13 +114,14 @@ func pidNamespace() (uint64, error) {
 	return st.Ino, nil
 }
 
-// probeSocket is the unix socket of the proxy that runs in a PID namespace. While two proxies overlap in an upgrade, each has its own.
+// probeSocket is the unix socket of the proxy that runs in a PID namespace. While two proxies
+// overlap in an upgrade, each has its own.
 func probeSocket(stateDir string, pidNamespace uint64) string {
 	return filepath.Join(proxyDir(stateDir), fmt.Sprintf("probe-%d.sock", pidNamespace))
 }
 
-// probeHandler answers probes. serves tells whether this proxy has its listening sockets; that it has handed them over to a successor
-// since does not count against it.
+// probeHandler answers probes. serves tells whether this proxy has its listening sockets; that it
+// has handed them over to a successor since does not count against it.
 func probeHandler(p *parts, serves *atomic.Bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /live", p.serveHealth)
@@ -132,10 +138,11 @@ func probeHandler(p *parts, serves *atomic.Bool) http.Handler {
 // probeLook is how often the probe socket is looked at.
 const probeLook = 5 * time.Second
 
-// serveProbes answers probes at a unix socket until ctx ends. A socket that is removed is made again.
-func serveProbes(ctx context.Context, path string, h http.Handler, log *slog.Logger) {
+// serveProbes answers probes at a unix socket until ctx ends. It looks for the socket at the interval
+// look, and makes it again where it was removed.
+func serveProbes(ctx context.Context, path string, h http.Handler, look time.Duration, log *slog.Logger) {
 	removeDeadProbes(ctx, filepath.Dir(path))
-	tick := time.NewTicker(probeLook)
+	tick := time.NewTicker(look)
 	defer tick.Stop()
 	logged := ""
 	for ctx.Err() == nil {

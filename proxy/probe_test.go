@@ -21,7 +21,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
 )
 
-// shortDir is a state directory with the proxy's in it. Its path leaves room for the name of a unix socket.
+// shortDir is a state directory with the proxy's in it. Its path leaves room for the name of a unix
+// socket.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "state")
@@ -40,7 +41,7 @@ func answersProbes(t *testing.T, socket string, h http.Handler) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { serveProbes(ctx, socket, h, slog.New(slog.DiscardHandler)) })
+	running.Go(func() { serveProbes(ctx, socket, h, 20*time.Millisecond, slog.New(slog.DiscardHandler)) })
 	end = sync.OnceFunc(func() {
 		cancel()
 		running.Wait()
@@ -53,7 +54,8 @@ func answersProbes(t *testing.T, socket string, h http.Handler) (end func()) {
 	return end
 }
 
-// TestProbesSayWhatHealthSays compares with /healthz of the metrics port; the readiness probe wants the listening sockets as well.
+// TestProbesSayWhatHealthSays compares with /healthz of the metrics port; the readiness probe wants
+// the listening sockets as well.
 func TestProbesSayWhatHealthSays(t *testing.T) {
 	for name, tt := range map[string]struct{ known, serves, live, ready bool }{
 		"it has just started":                  {},
@@ -88,7 +90,8 @@ func TestProbesSayWhatHealthSays(t *testing.T) {
 	}
 }
 
-// TestProbesAskTheProxyOfTheirOwnContainer has two proxies overlap, as in an upgrade. Each container has its own PID namespace.
+// TestProbesAskTheProxyOfTheirOwnContainer has two proxies overlap, as in an upgrade. Each
+// container has its own PID namespace.
 func TestProbesAskTheProxyOfTheirOwnContainer(t *testing.T) {
 	dir := shortDir(t)
 	saying := func(text string) http.Handler {
@@ -197,7 +200,8 @@ func endless(w io.Writer, first, then string) {
 	}
 }
 
-// TestProbeCommandsExitByTheAnswer runs them as the kubelet does, against the socket of this test's PID namespace.
+// TestProbeCommandsExitByTheAnswer runs them as the kubelet does, against the socket of this test's
+// PID namespace.
 func TestProbeCommandsExitByTheAnswer(t *testing.T) {
 	dir := shortDir(t)
 	command := func(args ...string) (int, string) {

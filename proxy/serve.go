@@ -80,13 +80,14 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream,
 		Deny: o.metadataDeny, RequireTokens: o.requireTokens, Refused: parts.metrics.Refused, Log: log,
 	})
-	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "sts", sts.Endpoint())
+	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "metrics address", o.metricsAddress, "sts", sts.Endpoint())
 
-	// Probes are answered until all else has ended: a proxy that waits for its clients to leave is not unhealthy.
+	// Probes are answered until all else has ended: a proxy that waits for its clients to leave is
+	// not unhealthy.
 	probed, end := context.WithCancel(context.WithoutCancel(ctx))
 	var probes sync.WaitGroup
 	probes.Go(func() {
-		serveProbes(probed, probeSocket(o.stateDir, namespace), probeHandler(parts, &takeover.serves), log)
+		serveProbes(probed, probeSocket(o.stateDir, namespace), probeHandler(parts, &takeover.serves), probeLook, log)
 	})
 	err = live(ctx, parts, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
@@ -131,7 +132,7 @@ func (t *takeover) sockets(ctx context.Context) (sockets []*handover.Listener, e
 	}
 }
 
-// adopt takes the predecessor's sockets over, each by its port, and opens those that it does not have.
+// adopt takes the predecessor's sockets over, each by its address, and opens those that it does not have.
 func (t *takeover) adopt(ctx context.Context) ([]*handover.Listener, error) {
 	given, err := t.from.Sockets()
 	if err != nil {
@@ -149,7 +150,7 @@ func (t *takeover) adopt(ctx context.Context) ([]*handover.Listener, error) {
 // maxFormer bounds the sockets of former ports.
 const maxFormer = 4
 
-// listen is the sockets of the ports that this proxy is to serve, all or none: those that were given, in the order of sockets, and this
+// listen is the sockets of the addresses that this proxy is to serve, all or none: those that were given, in the order of sockets, and this
 // process's own. What was given and is not among them is closed.
 func (t *takeover) listen(ctx context.Context, given []*handover.Listener) (sockets []*handover.Listener, err error) {
 	defer func() {
@@ -169,14 +170,14 @@ func (t *takeover) listen(ctx context.Context, given []*handover.Listener) (sock
 	}
 	var opened []*handover.Listener
 	for _, want := range []struct {
-		port  uint16
-		among []*handover.Listener
-	}{{t.appPort, pods}, {t.metricsPort, admin}} {
-		if at := slices.IndexFunc(want.among, func(l *handover.Listener) bool { return portOf(l) == want.port }); at >= 0 {
+		address netip.AddrPort
+		among   []*handover.Listener
+	}{{netip.AddrPortFrom(netip.Addr{}, t.appPort), pods}, {netip.AddrPortFrom(t.metricsAddress, t.metricsPort), admin}} {
+		if at := slices.IndexFunc(want.among, func(l *handover.Listener) bool { return addressOf(l) == want.address }); at >= 0 {
 			sockets = append(sockets, want.among[at])
 			continue
 		}
-		l, err := handover.Listen(ctx, net.JoinHostPort("", port(want.port)))
+		l, err := open(ctx, want.address, want.among)
 		if err != nil {
 			for _, l := range opened {
 				l.Close()
@@ -208,6 +209,20 @@ func (t *takeover) listen(ctx context.Context, given []*handover.Listener) (sock
 	return sockets, nil
 }
 
+// open listens on an address. The predecessor, which keeps its sockets until it ends, may have the
+// port on another address.
+func open(ctx context.Context, address netip.AddrPort, had []*handover.Listener) (*handover.Listener, error) {
+	host := ""
+	if address.Addr().IsValid() {
+		host = address.Addr().String()
+	}
+	where := net.JoinHostPort(host, port(address.Port()))
+	if at := slices.IndexFunc(had, func(l *handover.Listener) bool { return portOf(l) == address.Port() }); at >= 0 {
+		return handover.ListenBeside(ctx, where, had[at])
+	}
+	return handover.Listen(ctx, where)
+}
+
 // recorded are the ports that pods on record are redirected to, which no predecessor may be there to hand over.
 func (t *takeover) recorded() (ports []uint16) {
 	records, err := attachment.In(t.stateDir).List()
@@ -224,13 +239,21 @@ func (t *takeover) recorded() (ports []uint16) {
 	return ports
 }
 
-// portOf is the TCP port of a socket; 0, which is nobody's, where it has none.
-func portOf(l *handover.Listener) uint16 {
-	if a, ok := l.Addr().(*net.TCPAddr); ok {
-		return uint16(a.Port)
+// addressOf is the TCP address of a socket, as --metrics-address has it: invalid for every address
+// of the node. The port is 0, which is nobody's, where it has none.
+func addressOf(l *handover.Listener) netip.AddrPort {
+	a, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
 	}
-	return 0
+	ip := a.AddrPort().Addr().Unmap()
+	if ip.IsUnspecified() {
+		ip = netip.Addr{}
+	}
+	return netip.AddrPortFrom(ip, uint16(a.Port))
 }
+
+func portOf(l *handover.Listener) uint16 { return addressOf(l).Port() }
 
 // ready waits until the pods of this node are known, and for a while until their credentials are there. It is false where ctx ended before,
 // and true at once where the predecessor is gone, or a pod would wait for nobody.

@@ -64,6 +64,100 @@ func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports 
 	}
 }
 
+// TestSuccessorServesMetricsAtItsAddress has --metrics-address be changed, and the port not: the
+// predecessor keeps its socket until it ends.
+func TestSuccessorServesMetricsAtItsAddress(t *testing.T) {
+	every, one, two := netip.Addr{}, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
+	for name, tt := range map[string]struct{ had, wants netip.Addr }{
+		"unchanged, every":          {every, every},
+		"unchanged, one":            {one, one},
+		"one in place of every":     {every, one},
+		"every in place of one":     {one, every},
+		"another":                   {one, two},
+		"of the other family":       {one, netip.MustParseAddr("::1")},
+		"every, where it was of v6": {netip.MustParseAddr("::1"), every},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := shortDir(t)
+			log := slog.New(slog.DiscardHandler)
+			p := &parts{cache: credentials.New(new(countingSTS), credentials.Config{Log: log})}
+			p.known.Store(true)
+			o := &options{stateDir: dir, appPort: free(t), metricsPort: free(t), metricsAddress: tt.had}
+			first := newTakeover(o, p, log)
+			had, err := first.sockets(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			var serving sync.WaitGroup
+			serving.Go(func() { first.serve(ctx, had) })
+			defer func() {
+				cancel()
+				serving.Wait()
+				for _, l := range had {
+					l.Close()
+				}
+			}()
+			eventually(t, "the first one's socket", func() bool {
+				found, err := handover.Find(t.Context(), first.path)
+				return err == nil && found != nil && found.Close() == nil
+			})
+
+			o2 := *o
+			o2.metricsAddress = tt.wants
+			second := newTakeover(&o2, p, log)
+			defer second.end()
+			if err := second.begin(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			sockets, err := second.sockets(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range sockets {
+				defer l.Close()
+			}
+			if second.from == nil {
+				t.Error("it did not take over")
+			}
+			if got, want := addressOf(sockets[1]), netip.AddrPortFrom(tt.wants, o.metricsPort); got != want {
+				t.Errorf("metrics are served at %v, want %v", got, want)
+			}
+			if err := second.from.Serving(); err != nil {
+				t.Fatal(err)
+			}
+			to := tt.wants
+			if !to.IsValid() {
+				to = netip.MustParseAddr("127.0.0.3")
+			}
+			c, err := net.Dial("tcp", netip.AddrPortFrom(to, o.metricsPort).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			sockets[1].SetDeadline(time.Now().Add(10 * time.Second))
+			if accepted, err := sockets[1].TCPListener.Accept(); err != nil {
+				t.Errorf("the new proxy accepts nothing there: %v", err)
+			} else {
+				accepted.Close()
+			}
+			// The port is refused to a third socket.
+			if l, err := handover.Listen(t.Context(), net.JoinHostPort(to.String(), port(o.metricsPort))); err == nil {
+				l.Close()
+				t.Error("another socket got the port")
+			}
+		})
+	}
+}
+
+// TestMetricsAddressOfAnotherNodeIsAnError has nothing be waited for.
+func TestMetricsAddressOfAnotherNodeIsAnError(t *testing.T) {
+	o := &options{stateDir: t.TempDir(), appPort: free(t), metricsPort: free(t), metricsAddress: netip.MustParseAddr("192.0.2.1")}
+	if _, err := newTakeover(o, new(parts), slog.New(slog.DiscardHandler)).sockets(t.Context()); !errors.Is(err, unix.EADDRNOTAVAIL) || !strings.Contains(err.Error(), "192.0.2.1") {
+		t.Errorf("%v", err)
+	}
+}
+
 // free is a port that nobody has.
 func free(t *testing.T) uint16 {
 	t.Helper()

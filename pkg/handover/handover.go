@@ -172,7 +172,8 @@ func (p *Predecessor) Serving() error {
 	return errors.Join(err, p.conn.SetDeadline(time.Time{}))
 }
 
-// checkPeer returns an error where the process at the other end of a connection is of another user than this one (unix(7), SO_PEERCRED).
+// checkPeer returns an error where the process at the other end of a connection is of another user
+// than this one (unix(7), SO_PEERCRED).
 func checkPeer(c *net.UnixConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -6,7 +6,10 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Listener is a TCP listener that can stop accepting and go on: while it is paused, what is dialled waits in the kernel for whoever
@@ -26,6 +29,49 @@ func Listen(ctx context.Context, address string) (*Listener, error) {
 		return nil, err
 	}
 	return newListener(l)
+}
+
+// ListenBeside is Listen on an address whose port another socket of the same user, other, has on
+// another address. The kernel lets both have the port because both allow it (socket(7),
+// SO_REUSEPORT); a connection goes to the socket with the more specific address.
+func ListenBeside(ctx context.Context, address string, other *Listener) (*Listener, error) {
+	raw, err := other.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if err := shared(raw, true); err != nil {
+		return nil, err
+	}
+	defer shared(raw, false)
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return shared(c, true) }}
+	l, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	mine, err := newListener(l)
+	if err != nil {
+		return nil, err
+	}
+	// From now on the port is refused to any other socket again.
+	if raw, err = mine.SyscallConn(); err == nil {
+		err = shared(raw, false)
+	}
+	if err != nil {
+		mine.Close()
+		return nil, err
+	}
+	return mine, nil
+}
+
+// shared sets whether another socket of the same user may have a socket's port.
+func shared(c syscall.RawConn, yes bool) error {
+	value := 0
+	if yes {
+		value = 1
+	}
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, value) })
+	return errors.Join(err, failed)
 }
 
 func newListener(l net.Listener) (*Listener, error) {

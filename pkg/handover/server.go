@@ -128,8 +128,9 @@ func pause(ctx context.Context) {
 	}
 }
 
-// ListenUnix listens on a unix socket that only this process's user can reach, in place of what is at the path. It makes the socket under
-// another name and renames it, so that at any moment somebody is found at the path.
+// ListenUnix listens on a unix socket that only this process's user can reach, in place of what is
+// at the path. It makes the socket under another name and renames it, so that at any moment
+// somebody is found at the path.
 func ListenUnix(path string) (*net.UnixListener, error) {
 	temporary := fmt.Sprintf("%s.%d", path, os.Getpid())
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -79,7 +79,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	}
 	variants := map[string][]string{"everything": {
 		"--set=entry.proxyPort=9181", "--set=entry.backend=nftables", "--set=entry.guard=true", "--set=entry.mark=0x2000", "--set=entry.path=netns", "--set=entry.stateDir=/run/other",
-		"--set=proxy.args={--namespace-restrictions,--session-tags}", "--set=proxy.metricsPort=9182", "--set=serviceAccount.annotations.a=b", "--set=nodeSelector.a=b",
+		"--set=proxy.args={--namespace-restrictions,--session-tags}", "--set=proxy.metricsPort=9182", "--set=proxy.metricsAddress=127.0.0.1", "--set=serviceAccount.annotations.a=b", "--set=nodeSelector.a=b",
 		"--set=plugin.imagePullPolicy=Always", "--set=proxy.imagePullPolicy=Never", "--set=entry.proxyIP=fd00::1",
 	}, "defaults": nil}
 	for _, preset := range presets {
@@ -95,7 +95,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if name == "everything" {
-			for _, flag := range []string{"--proxy-port=9181", "--app-port=9181", "--backend=nftables", "--mark=0x2000", "--path=netns", "--state-dir=/run/other", "--namespace-restrictions", "--metrics-port=9182", `["/kube2iam-proxy","live","--state-dir=/run/other"]`, "mountPath: /run/other/proxy"} {
+			for _, flag := range []string{"--proxy-port=9181", "--app-port=9181", "--backend=nftables", "--mark=0x2000", "--path=netns", "--state-dir=/run/other", "--namespace-restrictions", "--metrics-port=9182", "--metrics-address=127.0.0.1", `["/kube2iam-proxy","live","--state-dir=/run/other"]`, "mountPath: /run/other/proxy"} {
 				if !strings.Contains(rendered, flag) {
 					t.Errorf("%s has no %s", name, flag)
 				}
@@ -117,7 +117,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	for _, wrong := range [][]string{
 		nil, {"--set=plugin.image=x"}, append(given[:2:2], "--set=baseRoleARN=my-role"), append(given[:3:3], "--set=entry.backend=ipvs"), append(given[:3:3], "--set=entry.proxyport=1"),
 		append(given[:3:3], "--set=entry.proxyIP=here"), append(given[:3:3], "--set=proxy.args={--app-port=9}"), append(given[:2:2], "--set=baseRoleARN=arn:aws:iam::123456789012:role/a b"),
-		append(given[:3:3], "--set=proxy.metricsPort=0"), append(given[:3:3], "--set=places.programs=opt"), append(given[:3:3], "--set=proxi.image=x"),
+		append(given[:3:3], "--set=proxy.metricsPort=0"), append(given[:3:3], "--set=proxy.metricsAddress=localhost"), append(given[:3:3], "--set=proxy.args={--metrics-address=::1}"), append(given[:3:3], "--set=places.programs=opt"), append(given[:3:3], "--set=proxi.image=x"),
 	} {
 		if out, err := n.helm(append([]string{"template", "kube2iam-cni", chart, "--kube-version=1.37.2"}, wrong...)...); err == nil || !strings.Contains(err.Error(), "values don't meet the specifications") {
 			t.Errorf("%q was taken: %v\n%s", wrong, err, bytes.TrimSpace([]byte(out)))

@@ -16,10 +16,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// enoughProbes is more than the failures after which the kubelet restarts the proxy, or takes it for not ready.
+// enoughProbes is more than the failures after which the kubelet restarts the proxy, or takes it
+// for not ready.
 const enoughProbes = 4
 
-// testMetricsPortTaken has a pod receive what is sent to the proxy's metrics port, and answer 500, while the kubelet probes the proxy.
+// testMetricsPortTaken has a pod receive what is sent to the proxy's metrics port, and answer 500,
+// while the kubelet probes the proxy.
 func testMetricsPortTaken(t *testing.T, n *node, _ *cloud) {
 	before := n.proxyState(t)
 	n.createPod(t, "takes-metrics-port")
@@ -71,7 +73,8 @@ func testMetricsPortTaken(t *testing.T, n *node, _ *cloud) {
 	}
 }
 
-// proxyState is which pod of the proxy there is, how often its container was restarted, and since when it is ready.
+// proxyState is which pod of the proxy there is, how often its container was restarted, and since
+// when it is ready.
 func (n *node) proxyState(t *testing.T) string {
 	t.Helper()
 	return n.must(t, "kubectl", "get", "pods", "--namespace=kube-system", "--selector=app.kubernetes.io/name=kube2iam-proxy",

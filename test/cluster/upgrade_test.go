@@ -44,8 +44,12 @@ func (n *node) ask(_ context.Context, t *testing.T, pod, path string) (string, e
 	return a.Get(path)
 }
 
-// anotherPort is a change of the one port of the proxy's that pods are not redirected to.
-const anotherPort = `[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--metrics-port=8282"}]`
+// metricsChanges are changes of where the proxy serves metrics, by the upgrade that brings them: to
+// another port, and to one address of it.
+var metricsChanges = map[int]string{
+	upgrades / 2:   "--metrics-port=8282",
+	upgrades/2 + 2: "--metrics-address=127.0.0.1",
+}
 
 // testUpgrades rolls both DaemonSets again and again, under load.
 func testUpgrades(t *testing.T, n *node, c *cloud) {
@@ -92,10 +96,11 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 	})
 	began := time.Now()
 	for i := range upgrades {
-		// Another version, as far as Kubernetes can tell, and once with another port for metrics.
+		// Another version, as far as Kubernetes can tell.
 		n.must(t, "kubectl", "set", "env", "daemonset", "--all", "--namespace=kube-system", fmt.Sprint("UPGRADE=", i))
-		if i == upgrades/2 {
-			n.must(t, "kubectl", "patch", "daemonset", "kube2iam-proxy", "--namespace=kube-system", "--type=json", "--patch="+anotherPort)
+		if flag := metricsChanges[i]; flag != "" {
+			n.must(t, "kubectl", "patch", "daemonset", "kube2iam-proxy", "--namespace=kube-system", "--type=json",
+				`--patch=[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "`+flag+`"}]`)
 		}
 		n.rolledOut(t)
 		if diff := cmp.Diff(before, n.rules(t)); diff != "" {
@@ -108,6 +113,12 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 	}
 	close(stop)
 	clients.Wait()
+	if err := ok(t.Context(), n.network().client(), "http://127.0.0.1:8282/healthz"); err != nil {
+		t.Errorf("metrics at their new address: %v", err)
+	}
+	if err := ok(t.Context(), n.network().client(), "http://"+nodeIP+":8282/healthz"); err == nil {
+		t.Error("metrics are served at the node's address as well")
+	}
 	if looks < 2*upgrades {
 		t.Errorf("the rules were looked at %d times", looks)
 	}
