@@ -97,13 +97,13 @@ func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
 				t.Fatalf("after ADD: %v", n.ours())
 			}
 
-			agent, err := node.Presence(t.Context(), n.stateDir)
+			agent, err := node.LockAgent(t.Context(), node.AgentInfo{PID: os.Getpid(), StateDir: "/elsewhere"}, nil)
 			n.must(err)
 			during := n.rules()
-			if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "delete its DaemonSet") || n.rules() != during {
+			if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "delete its DaemonSet") || !strings.Contains(got.Stderr, "state directory /elsewhere") || n.rules() != during {
 				t.Errorf("uninstall while the agent runs: %+v", got)
 			}
-			agent.End()
+			agent.Unlock()
 
 			n.cached(string(text))
 			if got := n.command("uninstall"); got.Code != 0 || !strings.Contains(got.Stdout, "of 1 attachments removed") || !strings.Contains(got.Stdout, "1 pods were attached through it") {

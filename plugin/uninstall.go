@@ -64,11 +64,19 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	if err := checkPlaces(where.Configurations, conf.StateDir); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
-	end, err := node.Absence(ctx, conf.StateDir)
+	info, err := node.NewAgentInfo(os.Args, nil, conf.StateDir)
 	if err != nil {
 		return err
 	}
-	defer end()
+	info.Status = "the plugin is being uninstalled"
+	lock, err := node.TryLockAgent(ctx, info) // no agent may start meanwhile
+	if errors.Is(err, node.ErrAgent) {
+		return fmt.Errorf("uninstall: an agent would put everything back: stop it first (delete its DaemonSet, or stop its unit): %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
 	did, err := conflist.Unchain(where.Configurations, name)
 	for _, line := range did {
 		fmt.Fprintln(stdout, line)

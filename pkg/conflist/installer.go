@@ -24,6 +24,8 @@ type Installer struct {
 	Binary Binary
 	// Entry is what is chained: a JSON object with the plugin's "type".
 	Entry []byte
+	// WatchOnly has Install change nothing: its error wraps ErrNotChained where the entry is missing.
+	WatchOnly bool
 	// Interval is how often everything is looked at without a change that is told of.
 	Interval time.Duration
 	// Installed is called after each look, with the error of it. It may be nil.
@@ -39,6 +41,9 @@ type Installer struct {
 // nothing is missing it changes nothing. The error wraps ErrNoNetwork, ErrUnsettled, or what the file system says.
 func (i *Installer) Install() (did []string, err error) {
 	now := time.Now()
+	if i.WatchOnly {
+		return nil, i.watch(now)
+	}
 	sweep(i.BinDir, now, func(base string) bool { return base == i.Binary.Name })
 	sweep(i.ConfDir, now, isConfig)
 	put, err := i.Binary.install(i.BinDir)
@@ -56,6 +61,40 @@ func (i *Installer) Install() (did []string, err error) {
 		}
 	}
 	return did, err
+}
+
+// ErrNotChained is the error of a network configuration without the plugin's entry.
+var ErrNotChained = errors.New("the plugin is not in the chain of")
+
+// delegating are the plugins that make a pod's network by another configuration of the directory.
+var delegating = []string{"multus", "multus-shim"}
+
+// watch looks for the plugin in the configuration that runtimes take.
+func (i *Installer) watch(now time.Time) error {
+	if i.settling == nil {
+		i.settling = make(settling)
+	}
+	f, broken, err := effective(i.ConfDir, func(string) bool { return false }, i.settling, now)
+	i.sayBroken(broken)
+	if err != nil {
+		return err
+	}
+	more, err := f.folder()
+	if err != nil {
+		return fmt.Errorf("network configuration %s: %w", f.path, err)
+	}
+	plugins := append(slices.Clone(f.Plugins), more...)
+	if slices.Contains(plugins, entry{i.Binary.Name}) {
+		return nil
+	}
+	if first := append([]entry{{f.Type}}, plugins...); slices.ContainsFunc(first, func(e entry) bool { return slices.Contains(delegating, e.Type) }) {
+		if networks, err := Chained(i.ConfDir, i.Binary.Name); len(networks) > 0 {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%w %s", ErrNotChained, f.path)
 }
 
 func (i *Installer) chain(now time.Time) ([]string, error) {
@@ -173,7 +212,7 @@ func removeMade(dir, plugin, kept string) (did []string, err error) {
 }
 
 // Run installs, and again whenever something changed: a primary CNI writes its configuration anew when it is upgraded and at each boot.
-// It says what it does and what keeps it from it, and ends with ctx, leaving everything as it is.
+// It says what it does and what keeps it from it, and ends with ctx, leaving everything as it is. With WatchOnly it only says what is missing.
 func (i *Installer) Run(ctx context.Context) error {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -186,7 +225,11 @@ func (i *Installer) Run(ctx context.Context) error {
 		unwatched := false
 		if err == nil {
 			// Again each time: a directory that was not there, or is another one by now, is not watched yet.
-			for _, dir := range []string{i.ConfDir, i.BinDir} {
+			dirs := []string{i.ConfDir, i.BinDir}
+			if i.WatchOnly {
+				dirs = dirs[:1]
+			}
+			for _, dir := range dirs {
 				unwatched = watcher.Add(dir) != nil || unwatched
 			}
 		}
@@ -247,6 +290,11 @@ func (i *Installer) look() time.Duration {
 		next, said = min(i.Interval, time.Second), err.Error()
 		if said != i.waiting {
 			i.Log.Info("waiting for the primary CNI to write its network configuration", "directory", i.ConfDir)
+		}
+	case errors.Is(err, ErrNotChained):
+		said = err.Error()
+		if said != i.waiting {
+			i.Log.Warn("the entry is missing: new pods get no credentials; chain it, or run the agent with --install", "error", err)
 		}
 	case err != nil:
 		said = err.Error()

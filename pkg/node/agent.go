@@ -32,9 +32,9 @@ type Agent struct {
 	Changes <-chan struct{}
 	// Interval is the time between two rounds where nothing says that anything changed.
 	Interval time.Duration
-	// Ready is called in each round that finds or makes the rules what they should be: the guard stands from the first one on. It may
-	// be nil.
-	Ready func()
+	// Repaired is called in each round, with the error of making the rules what they should be: the guard stands from the first
+	// nil on. It may be nil.
+	Repaired func(error)
 
 	looked bool         // in all forms, once
 	did    bool         // something, in this round
@@ -110,8 +110,8 @@ func (a *Agent) Round(ctx context.Context) error {
 	a.said("mended the state directory", mended)
 	errs := []error{err, a.outdated(ctx)}
 	err = a.repair(ctx)
-	if err == nil && a.Ready != nil {
-		a.Ready()
+	if a.Repaired != nil && ctx.Err() == nil {
+		a.Repaired(err)
 	}
 	errs = append(errs, err, a.recheck(ctx))
 	if a.adopt(ctx) > 0 {

@@ -75,7 +75,14 @@ func TestRunGoesOn(t *testing.T) {
 		}
 		b.Interval = time.Second
 		var ready []string
-		b.Ready = func() { ready = append(ready, b.allRules()) }
+		failed := 0
+		b.Repaired = func(err error) {
+			if err != nil {
+				failed++
+			} else {
+				ready = append(ready, b.allRules())
+			}
+		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		if err := b.Agent.Run(ctx); err != nil {
@@ -83,6 +90,9 @@ func TestRunGoesOn(t *testing.T) {
 		}
 		if rules := b.allRules(); rules == "" {
 			t.Error("the node is not guarded")
+		}
+		if failed == 0 {
+			t.Error("no round is said to have failed")
 		}
 		if len(ready) < 5 {
 			t.Errorf("said to be ready %d times in ten rounds", len(ready))

@@ -140,9 +140,9 @@ func TestAgentInAContainer(t *testing.T) {
 		n.SetChain(chain...)
 		root := filepath.Join(n.Dir, "container")
 		n.must(os.MkdirAll(filepath.Join(root, "host"), 0o755))
-		binary, err := os.ReadFile(plugin)
+		// By a process of its own: a child that another test forks would hold this one's file open for writing.
+		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "cp", plugin, filepath.Join(root, "agent"))
 		n.must(err)
-		n.must(os.WriteFile(filepath.Join(root, "agent"), binary, 0o755))
 		container := fmt.Sprintf("mount --make-rprivate / && mount --rbind / %[1]s/host && exec chroot %[1]s /agent agent --once --host-root /host "+
 			"--backend %[2]s --state-dir %[3]s --cni-cache-dir %[4]s/cni --cni-conf-dir %[4]s/net.d --netns-dir %[4]s/netns", root, n.backend, n.StateDir, n.Dir)
 		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "unshare", "-m", "sh", "-c", container)

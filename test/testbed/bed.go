@@ -225,6 +225,13 @@ func (b *Bed) Close() error {
 	if b.KubeAPI != nil {
 		b.KubeAPI.Close()
 	}
+	if b.Node != nil {
+		// An agent that was killed leaves the file of its lock, which is named by the node's namespace.
+		var st unix.Stat_t
+		if unix.Stat(b.Node.path, &st) == nil {
+			os.Remove(fmt.Sprintf("/run/kube2iam-cni-agent-%d.lock", st.Ino))
+		}
+	}
 	var errs []error
 	for _, n := range b.netns {
 		errs = append(errs, n.Close())
