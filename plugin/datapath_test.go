@@ -150,8 +150,10 @@ func TestDatapath(t *testing.T) {
 		want("after ACCEPT", "IPv4, another source", n.dial(n.pod, "10.1.0.66", address4, long), "refused")
 		want("after ACCEPT", "IPv6, another source", n.dial(n.pod, "fd00:1::66", address6, long), "refused")
 		if n.backend != "nftables" {
-			n.run("nft delete chain ip kube2iam-cni guard")
-			n.run("nft delete chain ip6 kube2iam-cni guard")
+			for _, chain := range []string{"guard", "backstop"} {
+				n.run("nft delete chain ip kube2iam-cni " + chain)
+				n.run("nft delete chain ip6 kube2iam-cni " + chain)
+			}
 			want("after ACCEPT", "IPv4, another source", n.dialDropped("iptables", n.pod, "10.1.0.66", address4), "dropped")
 			want("after ACCEPT", "IPv6, another source", n.dialDropped("ip6tables", n.pod, "fd00:1::66", address6), "dropped")
 		}

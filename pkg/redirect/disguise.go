@@ -3,7 +3,6 @@ package redirect
 import (
 	"encoding/binary"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -37,7 +36,7 @@ func fragments() []nftRule {
 	for _, addr := range []uint32{family6.saddr, family6.daddr} {
 		rules = append(rules, nftRule{"no fragments", append(family6.isFamily(),
 			family6.load(addr, reg0),
-			&expr.Lookup{SourceRegister: reg0, SetName: fragmented().Name},
+			&expr.Lookup{SourceRegister: reg0, SetName: family6.bridgeAddresses().Name},
 			&expr.Exthdr{DestRegister: reg0, Type: unix.IPPROTO_FRAGMENT, Offset: 0, Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT, Op: expr.ExthdrOpIpv6},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{1}},
 			verdict(expr.VerdictDrop),
@@ -45,6 +44,3 @@ func fragments() []nftRule {
 	}
 	return rules
 }
-
-// fragmented are the addresses of services whose fragments are dropped.
-func fragmented() *nftables.Set { return set(bridgeTable(), "addresses6", family6.addr, false) }

@@ -92,10 +92,14 @@ func (f *family) isFamily() []expr.Any {
 	}
 }
 
-func isTCP() []expr.Any {
+func isTCP() []expr.Any { return isProtocol(unix.IPPROTO_TCP) }
+
+// isProtocol matches packets by the protocol that nftables finds: in IPv6 the first header that is neither an option, a
+// routing nor a fragment header (net/netfilter/nf_tables_ipv6.h). It matches no packet whose headers are incomplete.
+func isProtocol(protocol byte) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{protocol}},
 	}
 }
 
@@ -111,6 +115,11 @@ func noReset() []expr.Any {
 
 func (f *family) load(offset, register uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.addrLen}
+}
+
+// toAddress matches every packet to an address that is in a set.
+func (f *family) toAddress(addresses *nftables.Set) []expr.Any {
+	return []expr.Any{f.load(f.daddr, reg0), &expr.Lookup{SourceRegister: reg0, SetName: addresses.Name, SetID: addresses.ID}}
 }
 
 // toService and fromService match TCP packets to and from a socket that is in a set (RFC 9293, "Header Format": source and

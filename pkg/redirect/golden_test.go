@@ -24,7 +24,7 @@ ROUTED	}
 		type ipv4_addr : ipv4_addr . inet_service
 BRIDGED	}
 
-	chain redirections {
+ADDRESSES	chain redirections {
 		type nat hook prerouting priority dstnat - 10; policy accept;
 		ip daddr . tcp dport @metadata dnat ip to iifname . ip saddr map @routed comment "by the veth"
 		ip daddr . tcp dport @metadata meta mark & 0x00001000 == 0x00001000 dnat ip to ip saddr map @bridged comment "by the port, mark 0x1000"
@@ -36,10 +36,27 @@ BRIDGED	}
 		meta mark & 0x00001000 == 0x00001000 meta mark set meta mark & 0xffffefff comment "mark 0x1000"
 	}
 `
+	ipAddresses = `	set addresses {
+		type ipv4_addr
+		elements = {
+			169.254.169.254 comment "kube2iam-cni"
+		}
+	}
+
+`
 	ipGuard = `
+	chain backstop {
+		type filter hook postrouting priority mangle; policy accept;
+		ip daddr @addresses fib saddr type local accept comment "the host's own"
+		meta l4proto udp ip daddr @addresses accept comment "UDP passes"
+		ip daddr @addresses drop comment "guard"
+	}
+
 	chain guard {
 		type filter hook forward priority mangle; policy accept;
-		ip daddr . tcp dport @metadata reject with tcp reset comment "guard"
+		ip daddr @addresses reject with tcp reset comment "guard of TCP"
+		meta l4proto udp ip daddr @addresses accept comment "UDP passes"
+		ip daddr @addresses drop comment "guard"
 	}
 `
 	bridgeSets = `table bridge kube2iam-cni {
@@ -69,6 +86,13 @@ HOLDERS6	}
 	set held6 {
 		type ipv6_addr
 HELD6	}
+
+	set addresses4 {
+		type ipv4_addr
+		elements = {
+			169.254.169.254 comment "kube2iam-cni"
+		}
+	}
 
 	set addresses6 {
 		type ipv6_addr
@@ -100,8 +124,9 @@ GUARD6		ip6 saddr . tcp sport @metadata6 drop comment "no port answers"
 }
 `
 	service6   = `fd00:ec2::254 . 80 comment "kube2iam-cni"`
-	dropGuard4 = "\t\tip daddr . tcp dport @metadata4 drop comment \"guard\"\n"
-	dropGuard6 = "\t\tip6 daddr . tcp dport @metadata6 drop comment \"guard\"\n"
+	dropGuard4 = "\t\tmeta l4proto udp ip daddr @addresses4 accept comment \"UDP passes\"\n" +
+		"\t\tip daddr @addresses4 drop comment \"guard\"\n"
+	dropGuard6 = "\t\tip6 daddr @addresses6 drop comment \"guard\"\n"
 )
 
 // elements is how a set's are listed, which are given in order.
@@ -114,16 +139,16 @@ func elements(list ...string) string {
 
 // ipGolden is the table of IPv4 with the elements of its two maps.
 func ipGolden(guard bool, routed, bridged string) string {
-	golden := strings.NewReplacer("BRIDGED", bridged, "ROUTED", routed).Replace(ipSets) + ipUnmark
+	addresses, guards := "", ""
 	if guard {
-		golden += ipGuard
+		addresses, guards = ipAddresses, ipGuard
 	}
-	return golden + "}\n"
+	return strings.NewReplacer("BRIDGED", bridged, "ROUTED", routed, "ADDRESSES", addresses).Replace(ipSets) + ipUnmark + guards + "}\n"
 }
 
 // inIPv6 is what is said of IPv4, of IPv6.
 func inIPv6(golden string) string {
-	return strings.NewReplacer("table ip ", "table ip6 ", "ipv4_addr", "ipv6_addr", "ip daddr", "ip6 daddr", "ip saddr", "ip6 saddr",
+	return strings.NewReplacer("\t\tmeta l4proto udp ip daddr @addresses accept comment \"UDP passes\"\n", "", "table ip ", "table ip6 ", "ipv4_addr", "ipv6_addr", "ip daddr", "ip6 daddr", "ip saddr", "ip6 saddr",
 		"dnat ip ", "dnat ip6 ", "169.254.169.254", "fd00:ec2::254", "10.1.0.", "fd00:1::", "192.168.7.2", "fd00:7::2").Replace(golden)
 }
 

@@ -22,7 +22,7 @@ const (
 :INPUT ACCEPT
 :FORWARD ACCEPT
 :OUTPUT ACCEPT
--A FORWARD -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -m comment --comment kube2iam-cni -j REJECT --reject-with tcp-reset
+-A FORWARD -d 169.254.169.254/32 -p tcp -m comment --comment kube2iam-cni -j REJECT --reject-with tcp-reset
 COMMIT`
 	mangle4 = `*mangle
 :PREROUTING ACCEPT
@@ -30,7 +30,7 @@ COMMIT`
 :FORWARD ACCEPT
 :OUTPUT ACCEPT
 :POSTROUTING ACCEPT
--A POSTROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -m addrtype ! --src-type LOCAL -m comment --comment kube2iam-cni -j DROP
+-A POSTROUTING -d 169.254.169.254/32 ! -p udp -m addrtype ! --src-type LOCAL -m comment --comment kube2iam-cni -j DROP
 COMMIT`
 	nat4 = `*nat
 :PREROUTING ACCEPT
@@ -46,7 +46,7 @@ COMMIT`
 :INPUT ACCEPT
 :FORWARD ACCEPT
 :OUTPUT ACCEPT
--A FORWARD -d fd00:ec2::254/128 -p tcp -m tcp --dport 80 -m comment --comment kube2iam-cni -j REJECT --reject-with tcp-reset
+-A FORWARD -d fd00:ec2::254/128 -p tcp -m comment --comment kube2iam-cni -j REJECT --reject-with tcp-reset
 COMMIT
 *mangle
 :PREROUTING ACCEPT
@@ -54,7 +54,7 @@ COMMIT
 :FORWARD ACCEPT
 :OUTPUT ACCEPT
 :POSTROUTING ACCEPT
--A POSTROUTING -d fd00:ec2::254/128 -p tcp -m tcp --dport 80 -m addrtype ! --src-type LOCAL -m comment --comment kube2iam-cni -j DROP
+-A POSTROUTING -d fd00:ec2::254/128 -m addrtype ! --src-type LOCAL -m comment --comment kube2iam-cni -j DROP
 COMMIT
 *nat
 :PREROUTING ACCEPT

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -36,6 +37,9 @@ func (t *NFTablesBackend) Open(_ Base, a Attachment) error { return a.validate()
 
 // The sets of the families' tables.
 func (f *family) ipServices() *nftables.Set { return set(f.ipTable(), "metadata", f.socket(), true) }
+func (f *family) ipAddresses() *nftables.Set {
+	return set(f.ipTable(), "addresses", f.addr, false)
+}
 func (f *family) routed() *nftables.Set {
 	return mapping(f.ipTable(), "routed", f.holder(), f.socket(), true)
 }
@@ -61,18 +65,48 @@ func (t *NFTablesBackend) tables(base Base, bridged bool) []table {
 				nftRule{fmt.Sprintf("by the port, mark %#x", base.mark()), slices.Concat(to, marked(base.mark()), f.dnat(f.bridged(), f.load(f.saddr, reg0)))}),
 			f.unmark(own, base),
 		}
+		sets := []*nftables.Set{services, f.routed(), f.bridged()}
 		if base.Guard {
-			chains = append(chains, f.guard())
+			chains = append(chains, f.backstop(), f.guard())
+			sets = append(sets, f.ipAddresses())
 		}
-		tables = append(tables, table{Table: own, sets: []*nftables.Set{services, f.routed(), f.bridged()}, chains: chains})
+		tables = append(tables, table{Table: own, sets: sets, chains: chains})
 	}
 	return append(tables, guards(base.besides())...)
 }
 
-// guard refuses at once what is forwarded to a service.
+// guard refuses what is forwarded to a service's address, TCP with a reset.
 func (f *family) guard() chain {
+	reset := slices.Concat(isTCP(), f.toAddress(f.ipAddresses()), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	return hooked(f.ipTable(), "guard", nftables.ChainTypeFilter, nftables.ChainHookForward, guardPriority,
-		nftRule{"guard", append(f.toService(f.ipServices()), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})})
+		append([]nftRule{{"guard of TCP", reset}}, f.refuse(f.ipAddresses())...)...)
+}
+
+// backstop drops packets to a service's address that the host did not send itself and that pass no guard in forward: IPVS
+// sends them from input to output, and a source route (RFC 791) replaces the destination behind forward. It comes before
+// source NAT, which the kernel applies at priority 100 whatever the priority of a chain of type nat is: so the source is
+// still the pod's, and it is one of the host's only if the host sent the packet.
+func (f *family) backstop() chain {
+	local := slices.Concat(f.toAddress(f.ipAddresses()), []expr.Any{
+		&expr.Fib{Register: reg0, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+		verdict(expr.VerdictAccept),
+	})
+	return hooked(f.ipTable(), "backstop", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, guardPriority,
+		append([]nftRule{{"the host's own", local}}, f.refuse(f.ipAddresses())...)...)
+}
+
+// refuse drops every packet to the addresses of a set, whatever its protocol: a fragment, an authentication header or an
+// unknown extension header can hide TCP from nftables and not from the receiver. UDP over IPv4 passes, because Google's
+// metadata server is the name server at the same address. A fragment of UDP cannot become part of a TCP segment there:
+// RFC 791 reassembles by protocol.
+func (f *family) refuse(addresses *nftables.Set, prefix ...expr.Any) []nftRule {
+	drop := nftRule{"guard", slices.Concat(prefix, f.toAddress(addresses), []expr.Any{verdict(expr.VerdictDrop)})}
+	if f.v6 {
+		return []nftRule{drop}
+	}
+	udp := slices.Concat(prefix, isProtocol(unix.IPPROTO_UDP), f.toAddress(addresses), []expr.Any{verdict(expr.VerdictAccept)})
+	return []nftRule{{"UDP passes", udp}, drop}
 }
 
 // guards are the tables, and guarded the elements, of services that are only guarded.
@@ -80,13 +114,13 @@ func guards(services []netip.AddrPort) []table {
 	var tables []table
 	for _, m := range services {
 		f := familyOf(m.Addr())
-		tables = append(tables, table{Table: f.ipTable(), sets: []*nftables.Set{f.ipServices()}, chains: []chain{f.guard()}})
+		tables = append(tables, table{Table: f.ipTable(), sets: []*nftables.Set{f.ipAddresses()}, chains: []chain{f.backstop(), f.guard()}})
 	}
 	return tables
 }
 
 func guarded(services []netip.AddrPort) []element {
-	return Base{Metadata: services}.elements((*family).ipServices)
+	return Base{Metadata: services}.addresses((*family).ipAddresses)
 }
 
 // services are the elements that are the node's.
@@ -94,6 +128,9 @@ func (t *NFTablesBackend) services(base Base, bridged bool) []element {
 	var elements []element
 	if bridged {
 		elements = t.ports.services(base)
+	}
+	if base.Guard {
+		elements = append(elements, guarded(base.Metadata)...)
 	}
 	return slices.Concat(elements, base.elements((*family).ipServices), guarded(base.besides()))
 }

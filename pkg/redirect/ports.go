@@ -62,6 +62,10 @@ func (f *family) bridgeServices() *nftables.Set {
 	return set(bridgeTable(), "metadata"+f.suffix, f.socket(), true)
 }
 
+func (f *family) bridgeAddresses() *nftables.Set {
+	return set(bridgeTable(), "addresses"+f.suffix, f.addr, false)
+}
+
 func hooked(t *nftables.Table, name string, kind nftables.ChainType, hook *nftables.ChainHook, priority int32, rules ...nftRule) chain {
 	accept := nftables.ChainPolicyAccept
 	return chain{&nftables.Chain{
@@ -87,13 +91,13 @@ func (p *ports) tables(base Base) []table {
 			nftRule{fmt.Sprintf("own address, mark %#x", base.mark()), append(slices.Concat(own, setMark(base.mark())), verdict(expr.VerdictAccept))},
 			nftRule{"another's address", append(others, verdict(expr.VerdictDrop))})
 		if base.Guard {
-			pass = append(pass, nftRule{"guard", append(to, verdict(expr.VerdictDrop))})
+			pass = append(pass, f.refuse(f.bridgeAddresses(), f.isFamily()...)...)
 		}
 		pass = append(pass, nftRule{"no port answers", append(from, verdict(expr.VerdictDrop))})
 		strange := slices.Concat(from, noReset(), f.held(expr.MetaKeyOIFNAME, f.daddr, holders, true))
 		leave = append(leave, nftRule{"answer to the holder's port only", append(strange, verdict(expr.VerdictDrop))})
 	}
-	bridge.sets = append(bridge.sets, fragmented())
+	bridge.sets = append(bridge.sets, family4.bridgeAddresses(), family6.bridgeAddresses())
 	bridge.chains = []chain{
 		hooked(t, "enter", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, beforeBridgeNF, enter...),
 		hooked(t, "pass", nftables.ChainTypeFilter, nftables.ChainHookForward, beforeBridgeNF, pass...),
@@ -140,10 +144,14 @@ func (base Base) families() []*family {
 func (p *ports) services(base Base) []element {
 	base.Metadata = append(slices.Clone(base.Metadata), base.besides()...)
 	elements := base.elements((*family).bridgeServices)
+	return append(elements, base.addresses((*family).bridgeAddresses)...)
+}
+
+// addresses are the base's services without their ports, in a set of each family's.
+func (base Base) addresses(set func(*family) *nftables.Set) []element {
+	var elements []element
 	for _, m := range base.Metadata {
-		if m.Addr().Is6() {
-			elements = append(elements, element{fragmented(), nftables.SetElement{Key: addrBytes(m.Addr()), Comment: Comment}})
-		}
+		elements = append(elements, element{set(familyOf(m.Addr())), nftables.SetElement{Key: addrBytes(m.Addr()), Comment: Comment}})
 	}
 	return elements
 }

@@ -6,8 +6,8 @@
 // found whatever version or configuration made it.
 //
 // For the node there is the base: what the redirections hang on, and the guard; where nothing is redirected, the guard alone.
-// What is not redirected is forwarded with the metadata address still as destination, and the guard refuses that; the host's
-// own traffic is not forwarded, and a redirected packet has another destination by then.
+// A packet that is not redirected keeps the metadata service's address as its destination. The guard refuses it in forward, and
+// in postrouting unless its source is one of the host's own addresses. A redirected packet has another destination by then.
 //
 // Rules are programmed by one of two backends: the node's iptables in either form, or nftables by netlink. On bridges both
 // use the same table of the bridge family (see ports.go), which binds addresses to ports in both directions.

@@ -22,6 +22,7 @@ func portsMissing(ids ...string) []string {
 		"missing: enter in table bridge kube2iam-cni", "missing: leave in table bridge kube2iam-cni", "missing: pass in table bridge kube2iam-cni",
 		"missing: entry of kube2iam-cni from 169.254.169.254 in metadata4 of table bridge kube2iam-cni",
 		"missing: entry of kube2iam-cni from fd00:ec2::254 in metadata6 of table bridge kube2iam-cni",
+		"missing: entry of kube2iam-cni from 169.254.169.254 in addresses4 of table bridge kube2iam-cni",
 		"missing: entry of kube2iam-cni from fd00:ec2::254 in addresses6 of table bridge kube2iam-cni",
 		"missing: unmark in table ip kube2iam-cni", "missing: unmark in table ip6 kube2iam-cni",
 	}

@@ -16,25 +16,30 @@ const (
 
 func TestRepairNFTables(t *testing.T) {
 	chains := func(family string) []string {
-		return []string{"missing: guard in table " + family + " kube2iam-cni", "missing: redirections in table " + family + " kube2iam-cni",
+		return []string{"missing: backstop in table " + family + " kube2iam-cni", "missing: guard in table " + family + " kube2iam-cni", "missing: redirections in table " + family + " kube2iam-cni",
 			"missing: unmark in table " + family + " kube2iam-cni"}
 	}
-	table4 := append(chains("ip"), "missing: entry of kube2iam-cni from 169.254.169.254 in metadata of table ip kube2iam-cni",
+	table4 := append(chains("ip"), "missing: entry of kube2iam-cni from 169.254.169.254 in addresses of table ip kube2iam-cni",
+		"missing: entry of kube2iam-cni from 169.254.169.254 in metadata of table ip kube2iam-cni",
 		"missing: "+inRouted4, "missing: "+inBridged4)
-	table6 := append(chains("ip6"), "missing: entry of kube2iam-cni from fd00:ec2::254 in metadata of table ip6 kube2iam-cni",
+	table6 := append(chains("ip6"), "missing: entry of kube2iam-cni from fd00:ec2::254 in addresses of table ip6 kube2iam-cni",
+		"missing: entry of kube2iam-cni from fd00:ec2::254 in metadata of table ip6 kube2iam-cni",
 		"missing: "+inRouted6, "missing: "+inBridged6)
 	bridge := slices.DeleteFunc(portsMissing("c2@eth0"), func(line string) bool { return strings.Contains(line, "unmark") })
 	for name, tc := range map[string]struct {
 		nft string
 		did []string
 	}{
-		"everything is flushed":            {"flush ruleset", slices.Concat(table4, table6, bridge)},
-		"a family's table is gone":         {"delete table ip kube2iam-cni", table4},
-		"the bridge's table is gone":       {"delete table bridge kube2iam-cni", bridge},
-		"a family's rules are flushed":     {"flush table ip kube2iam-cni", chains("ip")},
-		"a family's table sleeps":          {"add table ip kube2iam-cni { flags dormant; }", chains("ip")},
-		"a chain is flushed":               {"flush chain ip6 kube2iam-cni redirections", []string{"missing: redirections in table ip6 kube2iam-cni"}},
-		"the guard is gone":                {"delete chain ip kube2iam-cni guard", []string{"missing: guard in table ip kube2iam-cni"}},
+		"everything is flushed":        {"flush ruleset", slices.Concat(table4, table6, bridge)},
+		"a family's table is gone":     {"delete table ip kube2iam-cni", table4},
+		"the bridge's table is gone":   {"delete table bridge kube2iam-cni", bridge},
+		"a family's rules are flushed": {"flush table ip kube2iam-cni", chains("ip")},
+		"a family's table sleeps":      {"add table ip kube2iam-cni { flags dormant; }", chains("ip")},
+		"a chain is flushed":           {"flush chain ip6 kube2iam-cni redirections", []string{"missing: redirections in table ip6 kube2iam-cni"}},
+		"the guard is gone":            {"delete chain ip kube2iam-cni guard", []string{"missing: guard in table ip kube2iam-cni"}},
+		"the second guard is flushed":  {"flush chain ip6 kube2iam-cni backstop", []string{"missing: backstop in table ip6 kube2iam-cni"}},
+		"the guard forgets an address": {"flush set ip kube2iam-cni addresses",
+			[]string{"missing: entry of kube2iam-cni from 169.254.169.254 in addresses of table ip kube2iam-cni"}},
 		"a rule stands above the guard":    {"insert rule ip kube2iam-cni guard accept", []string{"missing: guard in table ip kube2iam-cni"}},
 		"a rule stands behind the guard":   {"add rule bridge kube2iam-cni pass accept", []string{"missing: pass in table bridge kube2iam-cni"}},
 		"the guard stands twice":           {"add rule ip kube2iam-cni guard drop comment guard", []string{"missing: guard in table ip kube2iam-cni"}},

@@ -71,7 +71,7 @@ func refusal(metadata netip.AddrPort) rule {
 		what:  "guard in filter FORWARD",
 		table: "filter",
 		chain: "FORWARD",
-		spec:  slices.Concat(to(metadata), ours(), []string{"-j", "REJECT", "--reject-with", "tcp-reset"}),
+		spec:  slices.Concat([]string{"-d", host(metadata.Addr()), "-p", "tcp"}, ours(), []string{"-j", "REJECT", "--reject-with", "tcp-reset"}),
 	}
 }
 
@@ -79,12 +79,18 @@ func refusal(metadata netip.AddrPort) rule {
 // passed after. Packets that the host itself sends have a local source there; to forge one from a pod fails in the routing
 // before, and its answer would go to the host. (In mangle's FORWARD no such distinction would be needed, but that is passed
 // before filter's, and REJECT exists in filter only: the quick refusal would be lost.)
+//
+// It drops every protocol, as family.refuse does: UDP over IPv4 passes.
 func backstop(metadata netip.AddrPort) rule {
+	refused := []string{"-d", host(metadata.Addr())}
+	if metadata.Addr().Is4() {
+		refused = append(refused, "!", "-p", "udp")
+	}
 	return rule{
 		what:  "guard in mangle POSTROUTING",
 		table: "mangle",
 		chain: "POSTROUTING",
-		spec:  slices.Concat(to(metadata), []string{"-m", "addrtype", "!", "--src-type", "LOCAL"}, ours(), []string{"-j", "DROP"}),
+		spec:  slices.Concat(refused, []string{"-m", "addrtype", "!", "--src-type", "LOCAL"}, ours(), []string{"-j", "DROP"}),
 	}
 }
 

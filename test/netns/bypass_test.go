@@ -85,7 +85,7 @@ const dropping = "nowhere"
 // or none. It stays until the test ends.
 func (n *node) classify(link string, by, to string) {
 	n.t.Helper()
-	n.must(n.Node.Do(func() error {
+	err := n.Node.Do(func() error {
 		veth, err := netlink.LinkByName(link)
 		if err != nil {
 			return err
@@ -130,7 +130,11 @@ func (n *node) classify(link string, by, to string) {
 			FilterAttrs: netlink.FilterAttrs{LinkIndex: veth.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
 			Fd:          program, Name: "classifier", DirectAction: true,
 		})
-	}))
+	})
+	if by == "tcx" && errors.Is(err, unix.EINVAL) {
+		n.t.Skipf("this kernel has no tcx: %v", err) // before Linux 6.6
+	}
+	n.must(err)
 }
 
 // hostLink is the host side of a pod that no record says it of.

@@ -79,6 +79,13 @@ func disguises(src, dst netip.Addr, tcp []byte) map[string][]byte {
 		// The TCP header would come in the next one.
 		all["in a fragment behind options"] = first(unix.IPPROTO_DSTOPTS, join([]byte{unix.IPPROTO_TCP, 0, 1, 4, 0, 0, 0, 0}, tcp[20:]))
 	}
+	if dst == service || dst == service6 { // a pod takes no answer that it cannot authenticate
+		kind := []byte{0x08, 0x00}
+		if src.Is6() {
+			kind = []byte{0x86, 0xdd}
+		}
+		all["with an authentication header"] = join(kind, packet(src, dst, authentication, authenticated(unix.IPPROTO_TCP, tcp)))
+	}
 	return all
 }
 

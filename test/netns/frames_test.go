@@ -29,8 +29,14 @@ type wire struct {
 // tap opens the pod's interface until the test ends.
 func (n *node) tap(s *testbed.Sandbox) *wire {
 	n.t.Helper()
+	return n.tapAt(s.Netns)
+}
+
+// tapAt opens the eth0 of a namespace until the test ends.
+func (n *node) tapAt(ns *testbed.Netns) *wire {
+	n.t.Helper()
 	w := &wire{n: n, done: make(chan struct{})}
-	n.must(s.Netns.Do(func() error {
+	n.must(ns.Do(func() error {
 		eth0, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
