@@ -203,7 +203,7 @@ func TestFalseGateway(t *testing.T) {
 func (n *node) serveLies(s *testbed.Sandbox) {
 	n.t.Helper()
 	for _, f := range fronts(s) {
-		_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", "address", "add", netip.PrefixFrom(f.service, f.service.BitLen()).String(), "dev", "lo")
+		_, err := s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", "address", "add", netip.PrefixFrom(f.service, f.service.BitLen()).String(), "dev", "lo", "nodad")
 		n.must(err)
 		listener, err := s.Netns.Listen("tcp", netip.AddrPortFrom(f.service, 80).String())
 		n.must(err)
