@@ -6,7 +6,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
 )
 
 // adminServer serves health and metrics to people and Prometheus, on a port that no pod is
@@ -25,10 +29,40 @@ func adminServer(p *parts, o *options, log *slog.Logger) *http.Server {
 			w.Header().Set("Content-Type", "application/json")
 			enc := json.NewEncoder(w)
 			enc.SetIndent("", "  ")
-			enc.Encode(p.broker.Assignments())
+			enc.Encode(p.store())
 		})
 	}
 	return boundedServer(mux, log)
+}
+
+// storeEntry is a line of /debug/store.
+type storeEntry struct {
+	broker.Assignment
+	// STSError is the error of the last call to STS for the role.
+	STSError string `json:"stsError,omitempty"`
+	// WithoutRecord is the addresses of the pod that no record says are its own.
+	WithoutRecord []netip.Addr `json:"withoutRecord,omitempty"`
+}
+
+// store returns which pod may assume which role, in the order of their names, and what keeps it from its credentials.
+func (p *parts) store() []storeEntry {
+	entries := []storeEntry{}
+	for _, a := range p.broker.Assignments() {
+		e := storeEntry{Assignment: a}
+		if a.Reason == "" {
+			if failure := p.cache.Failure(a.Assumption); failure != nil {
+				e.STSError = failure.Error()
+			}
+		}
+		for _, ip := range a.IPs {
+			if r, err := p.records.Holder(ip); err != nil || r == nil || r.Pod.Namespace+"/"+r.Pod.Name != a.Pod {
+				e.WithoutRecord = append(e.WithoutRecord, ip)
+			}
+		}
+		entries = append(entries, e)
+	}
+	slices.SortFunc(entries, func(a, b storeEntry) int { return strings.Compare(a.Pod, b.Pod) })
+	return entries
 }
 
 // serveHealth answers with 200 once the pods of this node are known, and with 503 before.

@@ -17,7 +17,7 @@ import (
 // assemble makes the parts and joins them. The watch tells the broker and the broker asks the resolver, which asks the
 // watch: the relay in between lets each be made before the next.
 func assemble(o *options, client cluster, sts credentials.Assumer, records *attachment.Index, log *slog.Logger) (*parts, error) {
-	p := new(parts)
+	p := &parts{records: records}
 	relay := new(relay)
 	var err error
 	p.watch, err = pods.NewWatch(pods.WatchConfig{API: client, Node: o.node, Keep: o.rules.Keeps, Resync: o.resync, Watcher: relay, Log: log})
@@ -72,13 +72,8 @@ func (r *relay) PodGone(p *pods.Pod) {
 	}
 }
 
-// reportState logs when the node's pods are known, keeps saying so while they are not, and says where pods cannot be told
-// apart as well as they should.
-func reportState(ctx context.Context, p *parts, records *attachment.Index, o *options, log *slog.Logger) error {
-	if !records.Present() {
-		log.Warn("no pod of this node is on record: pods are found by what they report, until the plugin attaches one. "+
-			"Is --state-dir the plugin's stateDir?", "state dir", o.stateDir)
-	}
+// reportState logs when the node's pods are known, and keeps saying so while they are not.
+func reportState(ctx context.Context, p *parts, o *options, log *slog.Logger) error {
 	tick := time.NewTicker(10 * time.Second)
 	defer tick.Stop()
 	synced := p.watch.Synced()

@@ -53,8 +53,20 @@ func lives(t *testing.T, client cluster, change func(*options)) (p *parts, recor
 	if change != nil {
 		change(o)
 	}
-	records = attachment.In(t.TempDir())
-	p, err := assemble(o, client, new(countingSTS), attachment.NewIndex(records), slog.New(slog.DiscardHandler))
+	p, dir, end := livesWith(t, client, o)
+	return p, attachment.In(dir), end
+}
+
+// livesIn is lives, and the state directory.
+func livesIn(t *testing.T, client cluster) (p *parts, stateDir string, end func()) {
+	t.Helper()
+	return livesWith(t, client, &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}})
+}
+
+func livesWith(t *testing.T, client cluster, o *options) (p *parts, stateDir string, end func()) {
+	t.Helper()
+	stateDir = t.TempDir()
+	p, err := assemble(o, client, new(countingSTS), attachment.NewIndex(attachment.In(stateDir)), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +75,7 @@ func lives(t *testing.T, client cluster, change func(*options)) (p *parts, recor
 	go func() {
 		done <- live(ctx, p, func(ctx context.Context) error { <-ctx.Done(); return nil })
 	}()
-	return p, records, func() {
+	return p, stateDir, func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

@@ -91,18 +91,22 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	})
 	err = live(ctx, parts, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return reportState(ctx, parts, records, o, log) })
+		g.Go(func() error { return reportState(ctx, parts, o, log) })
 		g.Go(func() error { return keepSmall(ctx) })
 		g.Go(func() error {
 			sockets, err := takeover.sockets(ctx)
 			if err != nil || sockets == nil {
 				return err
 			}
+			let := destinations(records, o.metadataIP)
+			if !o.iptables { // that rule redirects pods without a record
+				let = newStateDirCheck(o.stateDir, records, parts.broker.Assignments, log).watching(let)
+			}
 			for i, l := range sockets {
 				if i == 1 {
 					continue
 				}
-				app := imds.NewListener(l, destinations(records, o.metadataIP), parts.metrics.ConnectionRefused, log)
+				app := imds.NewListener(l, let, parts.metrics.ConnectionRefused, log)
 				g.Go(func() error {
 					return serveHTTP(ctx, podServer(takeover.draining(handler), log), app, takeover.drained(app))
 				})
@@ -197,6 +201,7 @@ func destinations(records *attachment.Index, configured netip.Addr) imds.Destina
 
 // parts are what lives as long as the process.
 type parts struct {
+	records    *attachment.Index
 	cache      *credentials.Cache
 	watch      *pods.Watch
 	namespaces *pods.Namespaces // nil where namespaces restrict nothing

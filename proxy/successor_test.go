@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
@@ -98,8 +99,17 @@ func (s *successor) waits(t *testing.T) {
 }
 
 func onePod() faked {
-	return faked{fake.NewClientset(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pod", UID: "uid", Annotations: map[string]string{roleKey: "reader"}},
-		Spec: corev1.PodSpec{NodeName: "node-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"}})}
+	return faked{fake.NewClientset(runningPod("pod", "reader", "10.0.0.1"))}
+}
+
+// runningPod is a pod of the node; without an annotation where the role is empty.
+func runningPod(name, role, ip string) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID("uid-" + name)},
+		Spec: corev1.PodSpec{NodeName: "node-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip}}
+	if role != "" {
+		p.Annotations = map[string]string{roleKey: role}
+	}
+	return p
 }
 
 // shown is onePod whose namespace allows all, once it is shown.

@@ -305,6 +305,8 @@ type Assignment struct {
 	Role string       `json:"role,omitempty"`
 	// Reason is why there is no role.
 	Reason string `json:"reason,omitempty"`
+	// Assumption is what STS is asked for; zero where there is no role.
+	Assumption roles.Assumption `json:"-"`
 }
 
 // Assignments is which pod may assume which role, in no order, for people to read.
@@ -313,7 +315,7 @@ func (b *Broker) Assignments() []Assignment {
 	defer b.mu.RUnlock()
 	all := make([]Assignment, 0, len(b.decisions))
 	for _, d := range b.decisions {
-		a := Assignment{Pod: d.pod.String(), IPs: d.pod.IPs, Role: d.assumption.RoleARN}
+		a := Assignment{Pod: d.pod.String(), IPs: d.pod.IPs, Role: d.assumption.RoleARN, Assumption: d.assumption}
 		if d.err != nil {
 			a.Reason = d.err.Error()
 		}

@@ -297,6 +297,16 @@ func (c *Cache) Len() int {
 	return len(c.entries)
 }
 
+// Failure returns the error of the last call to STS for the assumption. It is nil after a success, and while STS has not answered yet.
+func (c *Cache) Failure(a roles.Assumption) *Error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[a]; e != nil {
+		return e.err
+	}
+	return nil
+}
+
 // release has a holder hold nothing. The mutex is held.
 func (c *Cache) release(h *hold) {
 	if !h.holding {

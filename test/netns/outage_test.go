@@ -195,3 +195,31 @@ func TestStateDirectoryGone(t *testing.T) {
 		n.wantOwn(pod, "app")
 	})
 }
+
+// TestStateDirectoriesDiffer has the proxy look elsewhere for records than where the plugin keeps them. It
+// warns once a pod asks; and not on a node where the two agree, which has no record before the first pod.
+func TestStateDirectoriesDiffer(t *testing.T) {
+	onThese(t, []setup{bridged, routed}, func(t *testing.T, n *node) {
+		const warning = "is --state-dir the plugin's stateDir?"
+		p := n.proxy()
+		if strings.Contains(p.Log(), warning) {
+			t.Errorf("on a fresh node: %s", p.Log())
+		}
+		pod := n.run("pod", "app")
+		n.wantOwn(pod, "app")
+		if strings.Contains(p.Log(), warning) {
+			t.Errorf("of the plugin's own directory: %s", p.Log())
+		}
+		n.must(p.Stop())
+
+		p = n.proxy("--state-dir", filepath.Join(n.Dir, "other"))
+		if strings.Contains(p.Log(), warning) {
+			t.Errorf("before a pod connects: %s", p.Log())
+		}
+		n.wantOwn(pod, "app")
+		n.wantOwn(n.run("second", "other"), "other")
+		if got := strings.Count(p.Log(), warning); got != 1 {
+			t.Errorf("warned %d times: %s", got, p.Log())
+		}
+	})
+}

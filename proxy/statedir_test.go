@@ -1,0 +1,139 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
+)
+
+// recorded writes the record of a pod that holds an address, as the plugin does.
+func recorded(t *testing.T, stateDir, namespace, pod, ip string) {
+	t.Helper()
+	a := netip.MustParseAddr(ip)
+	err := attachment.In(stateDir).Put(t.Context(), &attachment.Record{
+		ContainerID: namespace + pod, IfName: "eth0", Network: "net", Netns: "/run/netns/" + pod, Pod: attachment.Pod{Namespace: namespace, Name: pod, UID: "uid-" + pod},
+		IPs: []netip.Addr{a}, Path: attachment.PathRouted, HostLink: attachment.HostLink{Name: "veth0", Index: 7}, Backend: "nftables", Created: time.Now(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAnotherStateDirectoryIsWarnedOf has pods connect, or not, to a proxy with these records.
+func TestAnotherStateDirectoryIsWarnedOf(t *testing.T) {
+	pods := []broker.Assignment{
+		{Pod: "ns/one", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}},
+		{Pod: "ns/two", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}},
+		{Pod: "ns/starting"},
+	}
+	for name, tt := range map[string]struct {
+		before  func(t *testing.T, stateDir string)
+		sources []string
+		warned  int
+	}{
+		"a fresh node, and nobody connects":          {},
+		"the node itself connects":                   {sources: []string{"10.0.0.254"}},
+		"a pod that is not known yet connects":       {sources: []string{"10.0.0.9"}},
+		"pods connect, and there is no record":       {sources: []string{"10.0.0.1", "10.0.0.2", "10.0.0.1"}, warned: 1},
+		"by their other address":                     {sources: []string{"fd00::1"}, warned: 1},
+		"first the node, then a pod":                 {sources: []string{"10.0.0.254", "10.0.0.2"}, warned: 1},
+		"the pod is on record":                       {before: func(t *testing.T, dir string) { recorded(t, dir, "ns", "one", "10.0.0.1") }, sources: []string{"10.0.0.1"}},
+		"another pod is on record":                   {before: func(t *testing.T, dir string) { recorded(t, dir, "ns", "two", "10.0.0.2") }, sources: []string{"10.0.0.1", "10.0.0.1"}},
+		"a pod of another node's disk is on record":  {before: func(t *testing.T, dir string) { recorded(t, dir, "ns", "old", "10.0.0.7") }, sources: []string{"10.0.0.1"}, warned: 1},
+		"a pod's record cannot be read":              {before: func(t *testing.T, dir string) { unreadable(t, dir, "10.0.0.2") }, sources: []string{"10.0.0.1"}},
+		"the records were there, and vanished since": {before: vanished, sources: []string{"10.0.0.1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			records := attachment.NewIndex(attachment.In(dir))
+			if tt.before != nil {
+				tt.before(t, dir)
+				records.Present()
+				if name == "the records were there, and vanished since" {
+					os.RemoveAll(dir)
+				}
+			}
+			var log strings.Builder
+			check := newStateDirCheck(dir, records, func() []broker.Assignment { return pods }, slog.New(slog.NewTextHandler(&log, nil)))
+			asked := 0
+			destinations := check.watching(func(netip.Addr, netip.AddrPort) bool { asked++; return asked%2 == 0 })
+			for i, s := range tt.sources {
+				if got := destinations(netip.MustParseAddr(s), netip.AddrPort{}); got != (i%2 == 1) {
+					t.Errorf("connection %d: %v", i, got)
+				}
+			}
+			if n := strings.Count(log.String(), "level=WARN"); n != tt.warned || n > 0 && !strings.Contains(log.String(), dir) {
+				t.Errorf("warned %d times, want %d: %s", n, tt.warned, &log)
+			}
+		})
+	}
+}
+
+func unreadable(t *testing.T, stateDir, ip string) {
+	t.Helper()
+	dir := filepath.Join(stateDir, "by-ip")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, ip), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func vanished(t *testing.T, stateDir string) { unreadable(t, stateDir, "10.0.0.2") }
+
+// TestStoreShowsPodsWithoutCredentials has pods whose role STS refuses, which have no role, and
+// whose addresses have no record, or that of another pod.
+func TestStoreShowsPodsWithoutCredentials(t *testing.T) {
+	client := onePod()
+	for _, p := range []struct{ name, role, ip string }{
+		{"denied", "denied", "10.0.0.2"}, {"no-role", "", "10.0.0.3"}, {"unrecorded", "reader", "10.0.0.4"}, {"anothers", "reader", "10.0.0.5"},
+	} {
+		pod := runningPod(p.name, p.role, p.ip)
+		if err := client.Tracker().Add(pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, dir, end := livesIn(t, client)
+	defer end()
+	recorded(t, dir, "ns", "pod", "10.0.0.1")
+	recorded(t, dir, "ns", "denied", "10.0.0.2")
+	recorded(t, dir, "ns", "no-role", "10.0.0.3")
+	recorded(t, dir, "other", "anothers", "10.0.0.5")
+	var got map[string]storeEntry
+	eventually(t, "STS has answered for all", func() bool {
+		got = make(map[string]storeEntry)
+		for _, e := range p.store() {
+			got[e.Pod] = e
+		}
+		return len(got) == 5 && p.cache.Pending() == 0
+	})
+	for pod, want := range map[string]struct{ role, reason, sts, without string }{
+		"ns/pod":        {role: "reader"},
+		"ns/denied":     {role: "denied", sts: "AccessDenied"},
+		"ns/no-role":    {reason: "no role"},
+		"ns/unrecorded": {role: "reader", without: "10.0.0.4"},
+		"ns/anothers":   {role: "reader", without: "10.0.0.5"},
+	} {
+		e := got[pod]
+		without := ""
+		if len(e.WithoutRecord) == 1 {
+			without = e.WithoutRecord[0].String()
+		}
+		if !strings.HasSuffix(e.Role, want.role) || (e.Reason == "") != (want.reason == "") || (e.STSError == "") != (want.sts == "") ||
+			!strings.Contains(e.STSError, want.sts) || without != want.without {
+			t.Errorf("%s: %+v, want %+v", pod, e, want)
+		}
+	}
+	if _, body := get(adminServer(p, &options{debug: true}, slog.New(slog.DiscardHandler)).Handler, "/debug/store"); !strings.Contains(body, `"stsError": "sts: denied: AccessDenied`) ||
+		!strings.Contains(body, `"withoutRecord": [`) || strings.Contains(body, "secret") {
+		t.Error(body)
+	}
+}
