@@ -47,7 +47,7 @@ func New(version, commit, date string, pods func() int, synced func() bool) *Met
 	}
 	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Subsystem: "http", Name: "refusals_total",
-		Help: "Requests of pods that were refused, by the status of the answer; 200 is a document that says why.",
+		Help: "Requests of pods that were refused, by the status of the answer.",
 	}, []string{"status"})
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "info", Help: "Always 1; the labels tell which build runs.",
