@@ -44,6 +44,9 @@ type UnsupportedError struct {
 	Kind string
 	// IPs are the interface's, as a Link has them.
 	IPs []netip.Addr
+	// HostLink and HostIndex are the host side of a veth that has a master whose packets cannot be matched.
+	HostLink  string
+	HostIndex int
 }
 
 // Loopback tells an interface that leads nowhere.
@@ -86,7 +89,7 @@ func Find(netnsPath, ifName string) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("interface %s in %s: %w", ifName, netnsPath, err)
 	}
-	ips, err := addresses(podLinks, inPod)
+	ips, err := addresses(pod, inPod.Attrs().Index)
 	if err != nil {
 		return nil, fmt.Errorf("addresses of %s in %s: %w", ifName, netnsPath, err)
 	}
@@ -177,30 +180,16 @@ func peer(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (netlink
 // enterBy is for a host side that has a master, which takes its packets before the IP layer does.
 func (l *Link) enterBy(master, inPod netlink.Link) (err error) {
 	if kind := master.Type(); kind != "bridge" {
-		return unsupported(inPod, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",
+		err := unsupported(inPod, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",
 			l.Name, master.Attrs().Name, kind))
+		err.HostLink, err.HostIndex = l.Name, l.Index
+		return err
 	}
 	l.Bridge = master.Attrs().Name
 	if l.BridgeNF, err = bridgeNF(master.Attrs().Index); err != nil {
 		return fmt.Errorf("bridge %s: %w", l.Bridge, err)
 	}
 	return nil
-}
-
-func addresses(h *netlink.Handle, link netlink.Link) ([]netip.Addr, error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(link, unix.AF_UNSPEC) })
-	if err != nil {
-		return nil, err
-	}
-	var ips []netip.Addr
-	for _, a := range list {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		ip = ip.Unmap()
-		if ok && !ip.IsLoopback() && !(ip.Is6() && ip.IsLinkLocalUnicast()) {
-			ips = append(ips, ip)
-		}
-	}
-	return ips, nil
 }
 
 func missing(err error) bool {

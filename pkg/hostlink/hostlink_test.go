@@ -293,10 +293,10 @@ func TestMasters(t *testing.T) {
 		&netlink.Bond{LinkAttrs: netlink.LinkAttrs{Name: "bond0"}},
 	} {
 		t.Run(master.Type(), func(t *testing.T) {
-			link := &Link{Name: "veth0"}
+			link := &Link{Name: "veth0", Index: 7}
 			err := link.enterBy(master, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}})
 			want := &UnsupportedError{IfName: "eth0", Kind: "veth", Why: "its host side veth0 belongs to " + master.Attrs().Name + ", which is a " + master.Type() +
-				" and no bridge, so its packets pass by the host's rules"}
+				" and no bridge, so its packets pass by the host's rules", HostLink: "veth0", HostIndex: 7}
 			var got *UnsupportedError
 			if !errors.As(err, &got) {
 				t.Fatalf("got %v, want %v", err, want)

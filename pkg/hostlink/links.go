@@ -60,12 +60,15 @@ func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("interface %s of %s: %w", ifName, netnsPath, err)
 	}
-	return addresses(h, link)
+	return addresses(pod, link.Attrs().Index)
 }
 
 // HostSide is the name of the host side of an interface in the namespace at netnsPath; empty where Find has none.
 func HostSide(netnsPath, ifName string) string {
 	link, err := Find(netnsPath, ifName)
+	if unsupported, ok := errors.AsType[*UnsupportedError](err); ok {
+		return unsupported.HostLink
+	}
 	if err != nil {
 		return ""
 	}

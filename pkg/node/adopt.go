@@ -36,9 +36,13 @@ func (a *Agent) adopt(ctx context.Context) (adopted int) {
 
 // adoptOne attaches a pod if that is still right when nobody else can change anything: since the look at the cache its DEL may
 // have come, and an ADD that was given its address.
-func (a *Agent) adoptOne(ctx context.Context, r Request) error {
-	p, err := a.prepare(r)
+func (a *Agent) adoptOne(ctx context.Context, r cached) error {
+	p, err := a.prepare(r.Request)
 	if err != nil {
+		return err
+	}
+	// Again, for the pod may have replaced its interface since the look at the cache.
+	if err := r.differs(p.HostLink.Name); err != nil {
 		return err
 	}
 	unlock, err := a.exclusive(ctx)
@@ -60,15 +64,17 @@ func (a *Agent) adoptOne(ctx context.Context, r Request) error {
 	return a.attach(ctx, p)
 }
 
-// stands is an error where the interface of a record is no more.
+// stands returns an error if the host link of a record is no more. An attachment without a host link is not looked for, because
+// that is inside the pod and callers hold the exclusive lock: prepare has just found the interface. If the pod ended since, the
+// record is one whose DEL never came: the next round collects it, an ADD that gets its address takes it over, and no pod is served by it
+// because the API no longer has the pod that it names.
 func (a *Agent) stands(r *attachment.Record) error {
-	links, err := a.Links()
-	if err != nil {
-		return err
+	if r.HostLink.Index == 0 {
+		return nil
 	}
-	gone, err := a.isGone(r, links)
-	if gone {
-		return fmt.Errorf("its interface %s is gone", r.IfName)
+	links, err := a.Links()
+	if err == nil && links[r.HostLink.Index] != r.HostLink.Name {
+		err = fmt.Errorf("its interface %s is gone", r.IfName)
 	}
 	return err
 }

@@ -128,7 +128,7 @@ func TestAdoptRefuses(t *testing.T) {
 			b := newBed(t, "nftables")
 			tc.build(b)
 			b.pod("c9", 9, "10.1.0.9")
-			b.cached("c9", cacheEntry("c9", "/netns/c9", result("1.1.0", "10.1.0.9")))
+			b.cached("c9", cacheEntry("c9", "/netns/c9", resultBy("veth9", "1.1.0", "10.1.0.9")))
 			b.round()
 			if said := b.log(); strings.Count(said, "a pod was not adopted") != 1 || !strings.Contains(said, "attachment=c1@eth0") || !strings.Contains(said, tc.why) {
 				t.Errorf("said %s", said)

@@ -122,7 +122,7 @@ func (a *Agent) Round(ctx context.Context) error {
 
 // repair makes records and rules agree with the node and with each other.
 func (a *Agent) repair(ctx context.Context) error {
-	s, err := a.state()
+	s, err := a.state(nil)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (a *Agent) repair(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	if s, err = a.state(); err != nil {
+	if s, err = a.state(s); err != nil {
 		return err
 	}
 	errs = append(errs, a.collect(ctx, s))
@@ -183,7 +183,9 @@ type snapshot struct {
 	wanted     redirect.Wanted
 }
 
-func (a *Agent) state() (*snapshot, error) {
+// state returns the records, and what they ask of the node. With before it does not look into pods, but relies on that earlier
+// look, for a caller that holds a lock.
+func (a *Agent) state(before *snapshot) (*snapshot, error) {
 	chosen, err := a.rules.Choose(a.Backend)
 	if err != nil {
 		return nil, about(State, err)
@@ -202,7 +204,16 @@ func (a *Agent) state() (*snapshot, error) {
 	}
 	s := &snapshot{Agent: a}
 	for _, r := range records {
-		gone, err := a.isGone(r, links)
+		var gone bool
+		var err error
+		switch {
+		case r.HostLink.Index != 0:
+			gone = links[r.HostLink.Index] != r.HostLink.Name
+		case before != nil:
+			gone = before.wasGone(r)
+		default:
+			gone, err = a.isGoneInPod(r)
+		}
 		if err != nil {
 			a.Log.Warn("an attachment of which it is not known whether it is gone; it stays", "attachment", r.ID(), "error", err)
 		}
@@ -224,17 +235,21 @@ func (a *Agent) state() (*snapshot, error) {
 	return s, nil
 }
 
-// isGone tells an attachment whose interface is no more: for a veth, its host side of that name and index; for others, the
-// interface in the pod with one of its addresses.
-func (a *Agent) isGone(r *attachment.Record, links map[int]string) (bool, error) {
-	if r.HostLink.Index != 0 {
-		return links[r.HostLink.Index] != r.HostLink.Name, nil
-	}
+// isGoneInPod reports whether the interface of an attachment without a host link has none of its addresses any more. How long
+// this takes depends on the pod, so no caller holds a lock.
+func (a *Agent) isGoneInPod(r *attachment.Record) (bool, error) {
 	held, err := a.Addresses(r.Netns, r.IfName)
 	if err != nil {
 		return false, err
 	}
-	return !slices.ContainsFunc(r.IPs, func(ip netip.Addr) bool { return slices.Contains(held, ip) }), nil
+	return !holdsOne(held, r.IPs), nil
+}
+
+// wasGone reports whether the snapshot has that very record among those that are gone. An older answer is safe here: an interface
+// that was gone comes back only with an ADD, which writes another record (Created), and one that has gone since is collected in
+// the next round. A pod that takes its own address away for a moment only harms itself.
+func (s *snapshot) wasGone(r *attachment.Record) bool {
+	return slices.ContainsFunc(s.gone, func(g *attachment.Record) bool { return g.ID() == r.ID() && g.Created.Equal(r.Created) })
 }
 
 func (s *snapshot) repair(ctx context.Context, dry bool) ([]string, error) {

@@ -62,12 +62,12 @@ const (
 // that are left out; the others come with it all the same. An entry that is no pod's is passed over, and so are those whose
 // namespace could be several pods'.
 //
-// What an interface holds is the pod's own word, if it has NET_ADMIN: one could take the address of a pod that is no more, and
-// be taken for it. So a namespace that the entry does not name must have the entry's host interface, too, which no pod
-// chooses; where the result names none, the pod is not adopted.
+// A pod with NET_ADMIN chooses its addresses and can replace its interface, and the path /proc/PID/ns/net leads to another pod once
+// the PID is reused. Neither chooses the host interface, so an entry whose result names host interfaces is only adopted if the
+// interface leads to one of them. An entry that names neither them nor the namespace is not adopted.
 //
 // Where all are on record no namespace is looked into, and else each at most once for each name of an interface.
-func (c Cache) Attachments(records []*attachment.Record) ([]Request, error) {
+func (c Cache) Attachments(records []*attachment.Record) ([]cached, error) {
 	entries, err := c.entries()
 	errs := []error{err}
 	attached := make(map[string]*attachment.Record, len(records))
@@ -91,7 +91,7 @@ func (c Cache) Attachments(records []*attachment.Record) ([]Request, error) {
 	for _, r := range located {
 		claims[place{r.Netns, r.IfName}]++
 	}
-	var requests []Request
+	var requests []cached
 	left := make(map[string]bool)
 	for _, r := range located {
 		if chained[r.Network] && claims[place{r.Netns, r.IfName}] == 1 {
@@ -146,6 +146,15 @@ type cached struct {
 	Request
 	hostLinks []string
 	chained   bool
+}
+
+// differs returns an error if the result names host interfaces, and the one that the pod's interface leads to is none of them; it is
+// empty for an interface that leads to none. So what the runtime made as a veth is not adopted as anything else.
+func (e *cached) differs(hostLink string) error {
+	if len(e.hostLinks) == 0 || slices.Contains(e.hostLinks, hostLink) {
+		return nil
+	}
+	return fmt.Errorf("its interface leads to %q on the host, and the runtime's cache names %q", hostLink, e.hostLinks)
 }
 
 func (c Cache) entries() ([]cached, error) {
@@ -240,20 +249,25 @@ func ResultIPs(result types.Result) ([]netip.Addr, error) {
 }
 
 // located keeps those whose namespace is known, or the only one that fits, and whose interface holds one of the addresses.
-func (c Cache) located(entries []cached) ([]Request, error) {
+func (c Cache) located(entries []cached) ([]cached, error) {
 	v := &views{cache: c, seen: make(map[place][]netip.Addr)}
-	var located []Request
+	var located []cached
 	for _, e := range entries {
 		if e.Netns == "" {
-			fitting := slices.DeleteFunc(v.holders(e.Request), func(path string) bool { return !slices.Contains(e.hostLinks, c.HostLink(path, e.IfName)) })
+			fitting := slices.DeleteFunc(v.holders(e.Request), func(path string) bool {
+				return len(e.hostLinks) == 0 || e.differs(c.HostLink(path, e.IfName)) != nil
+			})
 			if len(fitting) != 1 {
 				continue
 			}
 			e.Netns = fitting[0]
 		} else if !holdsOne(v.addresses(place{e.Netns, e.IfName}), e.IPs) {
 			continue
+		} else if err := e.differs(c.HostLink(e.Netns, e.IfName)); err != nil {
+			v.errs = append(v.errs, fmt.Errorf("%s: %w", attachment.ID(e.ContainerID, e.IfName), err))
+			continue
 		}
-		located = append(located, e.Request)
+		located = append(located, e)
 	}
 	return located, errors.Join(v.errs...)
 }

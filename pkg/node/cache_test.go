@@ -41,7 +41,10 @@ func with(key string, value any) func(map[string]any) {
 }
 
 // result is one as plugins of a version of the CNI specification return it.
-func result(version string, ips ...string) any {
+func result(version string, ips ...string) any { return resultBy(hostLink, version, ips...) }
+
+// resultBy is a result that names the pod's host side; of the plugin of an interface that has none where it is empty.
+func resultBy(hostLink, version string, ips ...string) any {
 	r := map[string]any{"cniVersion": version, "dns": map[string]any{}}
 	var list []any
 	for _, ip := range ips {
@@ -60,7 +63,11 @@ func result(version string, ips ...string) any {
 	}
 	if list != nil {
 		r["ips"] = list
-		r["interfaces"] = []any{map[string]any{"name": "br0"}, map[string]any{"name": hostLink}, map[string]any{"name": "eth0", "sandbox": "/ns"}}
+		interfaces := []any{map[string]any{"name": "br0"}, map[string]any{"name": hostLink}, map[string]any{"name": "eth0", "sandbox": "/ns"}}
+		if hostLink == "" {
+			interfaces = interfaces[2:]
+		}
+		r["interfaces"] = interfaces
 	}
 	return r
 }
@@ -91,6 +98,25 @@ func TestCachedAttachments(t *testing.T) {
 			map[string]string{"net-c1-eth0": cacheEntry("c1", "/run/netns/c1", result(latest, "10.1.0.5"))},
 			map[string]string{"/run/netns/c1": "10.1.0.5"},
 			want{[]Request{one("c1", "/run/netns/c1", "10.1.0.5")}, ""},
+		},
+		"a namespace that another pod has by now": { // by the PID in its path
+			map[string]string{"net-c1-eth0": cacheEntry("c1", "/proc/7/of-another-link", result(latest, "10.1.0.5"))},
+			map[string]string{"/proc/7/of-another-link": "10.1.0.5"}, want{nil, `c1@eth0: its interface leads to "veth9"`},
+		},
+		"a namespace that another pod has by now, which is found": {
+			map[string]string{"net-c1-eth0": cacheEntry("c1", "/proc/7/of-another-link", result(latest, "10.1.0.5")),
+				"net-c2-eth0": cacheEntry("c2", "/proc/7/of-another-link", resultBy("veth9", latest, "10.1.0.5"))},
+			map[string]string{"/proc/7/of-another-link": "10.1.0.5"},
+			want{[]Request{one("c2", "/proc/7/of-another-link", "10.1.0.5")}, "c1@eth0"},
+		},
+		"a veth that is none by now": {
+			map[string]string{"net-c1-eth0": cacheEntry("c1", "/run/netns/replaced", result(latest, "10.1.0.5"))},
+			map[string]string{"/run/netns/replaced": "10.1.0.5"}, want{nil, `c1@eth0: its interface leads to ""`},
+		},
+		"a result that names no host interface": {
+			map[string]string{"net-c1-eth0": cacheEntry("c1", "/run/netns/replaced", resultBy("", latest, "10.1.0.5"))},
+			map[string]string{"/run/netns/replaced": "10.1.0.5"},
+			want{[]Request{one("c1", "/run/netns/replaced", "10.1.0.5")}, ""},
 		},
 		"an entry of a libcni that names none": {
 			map[string]string{"net-c1-eth0": cacheEntry("c1", "", result(latest, "10.1.0.5"), without("netns"))},
@@ -206,8 +232,11 @@ func TestCachedAttachments(t *testing.T) {
 			c := Cache{
 				Dir: cache, NetnsDirs: []string{filepath.Join(t.TempDir(), "none"), searched}, Pod: podOf,
 				HostLink: func(path, _ string) string {
-					if strings.HasSuffix(path, "of-another-link") {
+					switch {
+					case strings.HasSuffix(path, "of-another-link"):
 						return "veth9"
+					case strings.HasSuffix(path, "replaced"):
+						return ""
 					}
 					return hostLink
 				},
@@ -220,7 +249,11 @@ func TestCachedAttachments(t *testing.T) {
 				Chained: func() ([]string, error) { return []string{"net"}, nil },
 				Is:      func(config []byte) bool { return strings.Contains(string(config), "kube2iam-cni") },
 			}
-			got, err := c.Attachments(nil)
+			found, err := c.Attachments(nil)
+			var got []Request
+			for _, f := range found {
+				got = append(got, f.Request)
+			}
 			if (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("got the error %v, want %q", err, tc.err)
 			}

@@ -104,15 +104,15 @@ func TestUnknownIsNotGone(t *testing.T) {
 	record.HostLink.Index, record.HostLink.Name, record.Path = 0, "", "netns"
 	addresses := b.Addresses
 	b.Addresses = func(string, string) ([]netip.Addr, error) { return nil, errors.New("too many open files") }
-	if gone, err := b.isGone(record, b.links); gone || err == nil {
+	if gone, err := b.isGoneInPod(record); gone || err == nil {
 		t.Errorf("gone %v, %v", gone, err)
 	}
 	b.Addresses = addresses
-	if gone, err := b.isGone(record, b.links); gone || err != nil {
+	if gone, err := b.isGoneInPod(record); gone || err != nil {
 		t.Errorf("gone %v, %v", gone, err)
 	}
 	b.pods[r.Netns].IPs = slices.DeleteFunc(b.pods[r.Netns].IPs, func(netip.Addr) bool { return true })
-	if gone, err := b.isGone(record, b.links); !gone || err != nil {
+	if gone, err := b.isGoneInPod(record); !gone || err != nil {
 		t.Errorf("without its address: gone %v, %v", gone, err)
 	}
 }

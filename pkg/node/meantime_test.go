@@ -123,7 +123,7 @@ func TestAdoptOfOtherNetworks(t *testing.T) {
 	// A configuration that is away for a while takes nothing from a network that pods are attached of.
 	b.chained = nil
 	b.pod("c2", 8, "10.1.0.6")
-	b.cached("c2", cacheEntry("c2", "/netns/c2", result("1.1.0", "10.1.0.6")))
+	b.cached("c2", cacheEntry("c2", "/netns/c2", resultBy("veth8", "1.1.0", "10.1.0.6")))
 	b.round()
 	if diff := cmp.Diff([]string{"c1@eth0", "c2@eth0"}, b.recorded()); diff != "" {
 		t.Errorf("by the records: %s", diff)

@@ -67,7 +67,7 @@ func (n *Node) look(r Request) (*hostlink.Link, attachment.Path, error) {
 	if unsupported, ok := errors.AsType[*hostlink.UnsupportedError](err); ok && !unsupported.Loopback() && (n.InPod || unsupported.Kind != "veth") {
 		n.Log.Warn("the interface's packets do not pass the host's rules: the redirection is made inside the pod, which can undo it, and no guard stands behind it",
 			"container", r.ContainerID, "interface", r.IfName, "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "why", unsupported.Why)
-		return &hostlink.Link{IPs: unsupported.IPs}, attachment.PathNetns, nil
+		return &hostlink.Link{Name: unsupported.HostLink, Index: unsupported.HostIndex, IPs: unsupported.IPs}, attachment.PathNetns, nil
 	}
 	if err != nil {
 		return nil, "", about(Link, err)

@@ -57,7 +57,7 @@ func TestOutdated(t *testing.T) {
 
 // would is what a round would do.
 func would(t *testing.T, a *Agent) ([]string, error) {
-	s, err := a.state()
+	s, err := a.state(nil)
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func (b *bed) macvlan(id, ip string) (netnsPath string, rules func(nft ...string
 		}
 		return find(path, ifName)
 	}
-	b.cached(id, cacheEntry(id, netnsPath, result("1.1.0", ip)))
+	b.cached(id, cacheEntry(id, netnsPath, resultBy("", "1.1.0", ip)))
 	// rules runs nft in the pod, and returns what stands there of ours.
 	return netnsPath, func(nft ...string) string {
 		b.Helper()

@@ -1,0 +1,162 @@
+package node
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+)
+
+// unlocked fails the test where the exclusive lock is held.
+func (b *bed) unlocked(what string) {
+	b.Helper()
+	f, err := os.Open(filepath.Join(b.StateDir, "change.lock"))
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	b.must(err)
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		b.Errorf("%s while the lock is held: %v", what, err)
+	}
+}
+
+// TestPodsAreLookedIntoWithoutTheLock has rounds adopt, repair and collect pods without a veth. ADDs wait for the lock, so no pod may
+// decide how long it is held.
+func TestPodsAreLookedIntoWithoutTheLock(t *testing.T) {
+	b := newBed(t, "nftables")
+	looks := 0
+	addresses := func(inner func(string, string) ([]netip.Addr, error)) func(string, string) ([]netip.Addr, error) {
+		return func(netnsPath, ifName string) ([]netip.Addr, error) {
+			looks++
+			b.unlocked("addresses are read")
+			return inner(netnsPath, ifName)
+		}
+	}
+	b.Addresses, b.Cache.Addresses = addresses(b.Addresses), addresses(b.Cache.Addresses)
+	path, rules := b.macvlan("c1", "10.1.0.5")
+	find := b.FindLink
+	b.FindLink = func(netnsPath, ifName string) (*hostlink.Link, error) {
+		b.unlocked("an interface is looked for")
+		return find(netnsPath, ifName)
+	}
+	for _, step := range []struct {
+		what    string
+		do      func()
+		records string
+	}{
+		{"adopted", func() {}, "c1@eth0"},
+		{"repaired", func() { b.run("nft flush ruleset") }, "c1@eth0"},
+		{"collected", func() { b.pods[path].IPs = nil }, ""},
+	} {
+		looks = 0
+		step.do()
+		b.round()
+		if got := strings.Join(b.recorded(), " "); got != step.records || looks == 0 {
+			t.Errorf("%s: records %q after %d looks", step.what, got, looks)
+		}
+	}
+	if left := rules(); strings.Contains(left, "c1@eth0") {
+		t.Errorf("in the pod there is\n%s", left)
+	}
+}
+
+// TestGoneInTheMeantime has an attachment without a veth be gone at the look, and change before the lock is taken.
+func TestGoneInTheMeantime(t *testing.T) {
+	for name, tc := range map[string]struct {
+		do      func(*bed, *attachment.Record) error
+		records string
+	}{
+		"nothing":       {func(*bed, *attachment.Record) error { return nil }, ""},
+		"its DEL comes": {func(b *bed, r *attachment.Record) error { return b.Detach(b.Context(), r.ContainerID, r.IfName) }, ""},
+		"its ADD comes": {func(b *bed, r *attachment.Record) error {
+			r.Created = r.Created.Add(1)
+			return b.records().Put(b.Context(), r)
+		}, "c1@eth0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, "nftables")
+			path, _ := b.macvlan("c1", "10.1.0.5")
+			b.round()
+			r, err := b.records().Get("c1", "eth0")
+			b.must(err)
+			b.must(os.RemoveAll(b.Cache.Dir)) // nobody adopts it again
+			b.pods[path].IPs = nil
+			addresses := b.Addresses
+			b.Addresses = func(netnsPath, ifName string) ([]netip.Addr, error) {
+				held, err := addresses(netnsPath, ifName)
+				b.must(tc.do(b, r))
+				return held, err
+			}
+			b.round()
+			if got := strings.Join(b.recorded(), " "); got != tc.records {
+				t.Errorf("records %q, want %q", got, tc.records)
+			}
+		})
+	}
+}
+
+// TestAdoptTakesNoVethForAnotherInterface has a pod with NET_ADMIN put another interface of its name in the place of its veth, between
+// the look at the cache and the adoption: its redirection would be made inside the pod, and its address bound to no link.
+func TestAdoptTakesNoVethForAnotherInterface(t *testing.T) {
+	for name, now := range map[string]func(*hostlink.Link) (*hostlink.Link, error){
+		"a dummy interface": func(pod *hostlink.Link) (*hostlink.Link, error) {
+			return nil, &hostlink.UnsupportedError{IfName: "eth0", Kind: "dummy", Why: "it is a dummy", IPs: pod.IPs}
+		},
+		"another veth": func(pod *hostlink.Link) (*hostlink.Link, error) {
+			return &hostlink.Link{Name: "veth8", Index: 8, IPs: pod.IPs}, nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, "nftables")
+			r := b.pod("c1", 7, "10.1.0.5")
+			b.links[8] = "veth8"
+			b.cached("c1", cacheEntry("c1", r.Netns, result("1.1.0", "10.1.0.5")))
+			find := b.FindLink
+			b.FindLink = func(netnsPath, _ string) (*hostlink.Link, error) { return now(b.pods[netnsPath]) }
+			b.round()
+			if recorded := b.recorded(); len(recorded) > 0 {
+				t.Errorf("it was adopted: %v", recorded)
+			}
+			if said := b.log(); !strings.Contains(said, "a pod was not adopted") || !strings.Contains(said, "cache names") {
+				t.Errorf("said %s", said)
+			}
+			b.FindLink = find
+			b.round()
+			if got := strings.Join(b.recorded(), " "); got != "c1@eth0" {
+				t.Errorf("with its own interface: records %q", got)
+			}
+		})
+	}
+}
+
+// TestAdoptOfAVethInsideThePod is a veth whose host side is a port of Open vSwitch: it is adopted as what the cache calls it, and gone
+// with its host side.
+func TestAdoptOfAVethInsideThePod(t *testing.T) {
+	b := newBed(t, "nftables")
+	path, _ := b.macvlan("c1", "10.1.0.5")
+	b.InPod = true
+	b.cached("c1", cacheEntry("c1", path, result("1.1.0", "10.1.0.5")))
+	b.pods[path].Name, b.links[7] = hostLink, hostLink
+	b.FindLink = func(string, string) (*hostlink.Link, error) {
+		return nil, &hostlink.UnsupportedError{IfName: "eth0", Kind: "veth", Why: "a port of ovs-system", IPs: b.pods[path].IPs, HostLink: hostLink, HostIndex: 7}
+	}
+	b.round()
+	want := attachment.HostLink{Name: hostLink, Index: 7}
+	if r, err := b.records().Get("c1", "eth0"); err != nil || r.Path != attachment.PathNetns || r.HostLink != want {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	b.must(os.RemoveAll(b.Cache.Dir))
+	delete(b.links, 7)
+	b.round()
+	if recorded := b.recorded(); len(recorded) > 0 {
+		t.Errorf("without its host side: %v", recorded)
+	}
+}
