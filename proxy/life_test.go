@@ -348,7 +348,7 @@ func TestRequestThatWaitsAtTheEndIsAnswered(t *testing.T) {
 		var answer error
 		err = live(ctx, p, func(ctx context.Context) error {
 			a := roles.Assumption{RoleARN: "arn:aws:iam::123456789012:role/a", SessionName: "ns.pod", Duration: time.Hour}
-			_, answer = p.cache.Get(context.Background(), a)
+			_, answer = p.cache.Get(context.Background(), "pod", a)
 			return nil
 		})
 		if err != nil || answer != nil || ctx.Err() == nil {

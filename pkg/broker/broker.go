@@ -26,7 +26,7 @@ type Pods interface {
 
 // Credentials keeps the credentials of assumptions.
 type Credentials interface {
-	Get(ctx context.Context, a roles.Assumption) (*credentials.Document, error)
+	Get(ctx context.Context, pod string, a roles.Assumption) (*credentials.Document, error)
 	Hold(holder string, a roles.Assumption)
 	Release(holder string)
 	Forget(holder string)
@@ -133,7 +133,7 @@ func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Doc
 	if role != a.RoleName() {
 		return nil, &Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errOtherRole}
 	}
-	doc, err := c.broker.credentials.Get(ctx, a)
+	doc, err := c.broker.credentials.Get(ctx, string(pod.UID), a)
 	if err != nil {
 		return nil, refuseCredentials(pod, a, err)
 	}

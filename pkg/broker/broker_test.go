@@ -56,7 +56,10 @@ func (n *node) Resolve(context.Context, pods.Source) (*pods.Pod, error) { return
 func (n *node) Hold(uid string, a roles.Assumption)                     { n.holds[uid] = a.RoleName() }
 func (n *node) Release(uid string)                                      { delete(n.holds, uid) }
 func (n *node) Forget(uid string)                                       { delete(n.holds, uid) }
-func (n *node) Get(_ context.Context, a roles.Assumption) (*credentials.Document, error) {
+func (n *node) Get(_ context.Context, pod string, a roles.Assumption) (*credentials.Document, error) {
+	if pod != string(n.pod.UID) {
+		return nil, fmt.Errorf("%q asks, and the pod is %q", pod, n.pod.UID)
+	}
 	n.asked = append(n.asked, a)
 	if n.meanwhile != nil {
 		n.meanwhile()

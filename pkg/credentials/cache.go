@@ -38,8 +38,6 @@ type Cache struct {
 
 	life   context.Context // that of every flight
 	end    context.CancelFunc
-	ahead  chan struct{}  // bounds the flights that nobody waits for yet
-	renew  chan struct{}  // and those of them that renew what is there, which must not stand behind many pods that come
 	wake   chan struct{}  // tells Run that the next deadline may have changed
 	flying sync.WaitGroup // the flights
 
@@ -47,6 +45,7 @@ type Cache struct {
 	closed  bool
 	entries map[roles.Assumption]*entry
 	holds   map[string]*hold // by holder
+	queue
 }
 
 // hold is what a holder holds.
@@ -64,7 +63,7 @@ type entry struct {
 	err      *Error        // of the last flight, nil after a success
 	errUntil time.Time     // until then err answers in place of a flight
 	failures int           // in a row
-	flight   *flight       // nil while none is in the air
+	flight   *flight       // queued, or a call on its way; nil for none
 	holders  int
 	keep     time.Time // until when it stays where nobody holds it; zero where nobody ever asked
 }
@@ -100,9 +99,9 @@ func New(sts Assumer, c Config) *Cache {
 	}
 	return &Cache{
 		sts: sts, log: c.Log, observer: c.Observer, failure: c.Failed, schedule: c.Schedule, pace: NewPace(time.Now()),
-		life: life, end: end,
-		ahead: make(chan struct{}, background), renew: make(chan struct{}, background), wake: make(chan struct{}, 1),
+		life: life, end: end, wake: make(chan struct{}, 1),
 		entries: make(map[roles.Assumption]*entry), holds: make(map[string]*hold),
+		queue: queue{requesters: make(map[string]*requester)},
 	}
 }
 
@@ -117,7 +116,7 @@ var ErrClosed = errors.New("credentials: the proxy is shutting down")
 // Get is the document of the newest credentials: from the cache while they last long enough for every SDK, else from a
 // flight that is joined or started. Where STS fails, credentials that are still valid are answered all the same. The error
 // is an *Error, ErrClosed, or that of ctx.
-func (c *Cache) Get(ctx context.Context, a roles.Assumption) (*Document, error) {
+func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Document, error) {
 	now := time.Now()
 	c.mu.Lock()
 	e := c.entry(a)
@@ -142,14 +141,17 @@ func (c *Cache) Get(ctx context.Context, a roles.Assumption) (*Document, error) 
 	f := c.launch(a, e)
 	if f == nil {
 		defer c.mu.Unlock()
-		if d, err := e.answer(now); err == nil {
-			return d, nil
+		return e.answerOr(ErrClosed, now)
+	}
+	var superseded <-chan struct{}
+	if f.waiting++; f.queued {
+		superseded = c.enqueue(pod, f, now).superseded
+		if c.dispatch(now) != never {
+			c.stir() // Run dispatches next
 		}
-		return nil, ErrClosed
 	}
 	valid := e.document != nil && e.document.expiration.After(now)
 	c.mu.Unlock()
-	f.hurry.Do(func() { close(f.urgent) })
 	c.observer.Asked(false)
 	// Valid credentials are worth more than new ones: who could be served waits only for a moment.
 	var patience <-chan time.Time
@@ -158,16 +160,30 @@ func (c *Cache) Get(ctx context.Context, a roles.Assumption) (*Document, error) 
 		defer t.Stop()
 		patience = t.C
 	}
+	var err error
 	select {
 	case <-f.done:
+	case <-superseded:
+		err = errSuperseded
 	case <-patience:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		err = ctx.Err()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if f.dropped { // although clients wait
+		err = ErrClosed
+	}
+	f.waiting--
+	c.prune(f)
+	if err != nil {
+		return e.answerOr(err, time.Now())
+	}
 	return e.answer(time.Now())
 }
+
+// errSuperseded is what clients get that waited for an assumption when their pod asked for another.
+var errSuperseded = &Error{Kind: Unavailable, Code: "Superseded", Message: "the pod asked for another role before STS was asked for this one"}
 
 // answer is the credentials while they are valid, else the error that stands in their way. The mutex is held.
 func (e *entry) answer(now time.Time) (*Document, error) {
@@ -178,6 +194,14 @@ func (e *entry) answer(now time.Time) (*Document, error) {
 		return nil, e.err
 	}
 	return nil, &Error{Kind: Unavailable, Code: "Expired", Message: "the credentials ended and STS has not answered"}
+}
+
+// answerOr is the credentials while they are valid, else the error. The mutex is held.
+func (e *entry) answerOr(err error, now time.Time) (*Document, error) {
+	if d, invalid := e.answer(now); invalid == nil {
+		return d, nil
+	}
+	return nil, err
 }
 
 // entry is that of the assumption, made where there is none; nil where there is no room for what nobody holds. The mutex is held.
@@ -223,11 +247,10 @@ func (c *Cache) Hold(holder string, a roles.Assumption) {
 		return
 	}
 	c.release(h)
-	e := c.entries[a]
+	e := c.entry(a)
 	if e == nil {
-		// There is always room for what pods hold: of those there are no more than the node has.
-		e = new(entry)
-		c.entries[a] = e
+		c.log.Warn("credentials are not kept: more are held than this proxy keeps", "role", a.RoleARN, "session", a.SessionName, "limit", maxEntries)
+		return
 	}
 	h.holding, h.assumption = true, a
 	if e.holders++; e.holders == 1 {
@@ -253,7 +276,7 @@ func (c *Cache) fetch(h *hold, a roles.Assumption, e *entry, now time.Time) {
 	default:
 		// Two changes at once are somebody's mistake and its correction.
 		h.next = later(h.next, now.Add(-changeEvery)).Add(changeEvery)
-		c.launch(a, e)
+		c.fetchAhead(c.launch(a, e))
 	}
 }
 
@@ -319,29 +342,31 @@ func (c *Cache) release(h *hold) {
 		return
 	}
 	c.pace.LetGo(time.Now(), a.Duration)
-	switch f := e.flight; {
-	case f == nil:
+	f := e.flight
+	if f == nil {
 		delete(c.entries, a)
-	case f.queued && e.keep.IsZero():
-		// A pod that changes its mind again and again would have the others wait behind calls for nobody.
-		delete(c.entries, a)
-		close(f.left)
+		return
 	}
+	// A call that is on its way ends, and what it brings is not kept. One that is queued is made only if clients wait for it.
+	e.keep = time.Time{}
+	c.prune(f)
 }
 
 // settle gives the entry the outcome of its flight, and tells who is to hear of a failure.
-func (c *Cache) settle(a roles.Assumption, e *entry, creds *Credentials, failure *Error, now time.Time) (concerned []string) {
+func (c *Cache) settle(f *flight, creds *Credentials, failure *Error, now time.Time) (concerned []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	a, e := f.assumption, f.entry
 	e.flight = nil
+	c.callEnded(f)
 	if failure != nil {
 		c.failed(a, e, failure, now)
 		concerned = c.concerned(a, e, failure, now)
 	} else {
 		c.landed(a, e, creds, now)
 	}
-	if e.holders == 0 && c.entries[a] == e && e.keep.IsZero() {
-		delete(c.entries, a) // everybody left while it flew, and nobody ever asked
+	if e.holders == 0 && e.keep.IsZero() {
+		delete(c.entries, a) // everybody left during the call
 	}
 	c.stir()
 	return concerned

@@ -21,9 +21,15 @@ func has(c *Cache, a roles.Assumption) bool {
 	return e != nil && e.document != nil
 }
 
+// mustGet asks for the assumption by a pod that asks for no other.
 func mustGet(t *testing.T, c *Cache, a roles.Assumption) *Document {
 	t.Helper()
-	d, err := c.Get(t.Context(), a)
+	return mustGetFor(t, c, "pod of "+a.RoleARN, a)
+}
+
+func mustGetFor(t *testing.T, c *Cache, pod string, a roles.Assumption) *Document {
+	t.Helper()
+	d, err := c.Get(t.Context(), pod, a)
 	if err != nil {
 		t.Fatalf("%s: %v", a.RoleARN, err)
 	}
@@ -37,7 +43,7 @@ func TestHundredColdRequestsAreOneCall(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 100 {
 			wg.Go(func() {
-				if _, err := c.Get(t.Context(), assumption("a")); err != nil {
+				if _, err := c.Get(t.Context(), "pod", assumption("a")); err != nil {
 					t.Error(err)
 				}
 			})
@@ -56,14 +62,14 @@ func TestLeaderThatLeavesHarmsNobody(t *testing.T) {
 		leader, leave := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := c.Get(leader, assumption("a")); !errors.Is(err, context.Canceled) {
+			if _, err := c.Get(leader, "pod", assumption("a")); !errors.Is(err, context.Canceled) {
 				t.Errorf("the leader: %v", err)
 			}
 		})
 		synctest.Wait()
 		for range 10 {
 			wg.Go(func() {
-				if _, err := c.Get(t.Context(), assumption("a")); err != nil {
+				if _, err := c.Get(t.Context(), "pod", assumption("a")); err != nil {
 					t.Errorf("a follower: %v", err)
 				}
 			})
@@ -83,7 +89,7 @@ func TestIMDS24FlightEndsThoughEverybodyLeft(t *testing.T) {
 		c := running(t, sts, Config{})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := c.Get(ctx, assumption("a")); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := c.Get(ctx, "pod", assumption("a")); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("%v", err)
 		}
 		time.Sleep(1500 * time.Millisecond) // an SDK that comes back
@@ -134,11 +140,11 @@ func TestErrorOfOneIsNotTheRightfulOwners(t *testing.T) {
 		c := running(t, sts, Config{})
 		owner, other := assumption("a"), assumption("a")
 		owner.ExternalID = "right"
-		if _, err := c.Get(t.Context(), other); err == nil {
+		if _, err := c.Get(t.Context(), "pod", other); err == nil {
 			t.Error("without the external ID: credentials")
 		}
 		mustGet(t, c, owner)
-		if _, err := c.Get(t.Context(), other); err == nil {
+		if _, err := c.Get(t.Context(), "pod", other); err == nil {
 			t.Error("after the owner warmed the cache: credentials without the external ID")
 		}
 	})
@@ -186,7 +192,7 @@ func TestOutageOf29MinutesRefusesNobody(t *testing.T) {
 				least := time.Hour
 				for outage := time.Now(); time.Since(outage) < 29*time.Minute; {
 					for i := range 200 {
-						d, err := c.Get(t.Context(), assumption(fmt.Sprint(i)))
+						d, err := c.Get(t.Context(), fmt.Sprint(i), assumption(fmt.Sprint(i)))
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -268,7 +274,7 @@ func TestNoCallIsWaitedForForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Hour}, Config{})
 		start := time.Now()
-		if _, err := c.Get(t.Context(), assumption("a")); err == nil || time.Since(start) != flightTime {
+		if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil || time.Since(start) != flightTime {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 	})
@@ -293,17 +299,24 @@ func TestCacheIsBounded(t *testing.T) {
 			t.Error("another than the one asked for longest ago made room")
 		}
 		c.mu.Lock()
-		for a := range c.entries {
-			c.entries[a].holders++
+		for a, e := range c.entries {
+			if a != assumption("held") {
+				e.holders++
+			}
 		}
 		n := len(c.entries)
 		c.mu.Unlock()
-		if _, err := c.Get(t.Context(), assumption("two more")); err == nil || asError(err).Kind != Throttled {
+		if _, err := c.Get(t.Context(), "pod", assumption("two more")); err == nil || asError(err).Kind != Throttled {
 			t.Errorf("%v where all is held", err)
 		}
 		c.Hold("another pod", assumption("three more"))
-		if n != maxEntries || len(c.entries) != n+1 {
-			t.Errorf("%d entries, then %d", n, len(c.entries))
+		if n != maxEntries || c.Len() != n {
+			t.Errorf("%d entries, then %d", n, c.Len())
+		}
+		c.Hold("pod", assumption("four more")) // in place of what it held
+		synctest.Wait()
+		if c.Len() != n || !has(c, assumption("four more")) {
+			t.Errorf("%d entries after a pod's change", c.Len())
 		}
 	})
 }
@@ -317,7 +330,7 @@ func TestExpiredCredentialsAreNeverServed(t *testing.T) {
 		time.Sleep(time.Second)
 		sts.set(func(s *fakeSTS) { s.err = errors.New("down") })
 		time.Sleep(time.Hour)
-		if d, err := c.Get(t.Context(), a); err == nil {
+		if d, err := c.Get(t.Context(), "pod", a); err == nil {
 			t.Errorf("%v", d)
 		}
 		sts.set(func(s *fakeSTS) { s.err = nil })
@@ -338,7 +351,7 @@ func TestErrorsAreRememberedBriefly(t *testing.T) {
 				c := running(t, sts, Config{})
 				ask := func() {
 					t.Helper()
-					if _, err := c.Get(t.Context(), assumption("a")); err == nil {
+					if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil {
 						t.Fatal("credentials")
 					}
 				}
@@ -363,7 +376,7 @@ func TestErrorTTLIsTheOperators(t *testing.T) {
 		sts := &fakeSTS{err: errors.New("down")}
 		c := running(t, sts, Config{Schedule: Schedule{ErrorTTL: 5 * time.Minute}})
 		for range 4 {
-			c.Get(t.Context(), assumption("a"))
+			c.Get(t.Context(), "pod", assumption("a"))
 			time.Sleep(time.Minute)
 		}
 		if n := sts.count(); n != 1 {
@@ -441,7 +454,7 @@ func TestChurnLeavesNothing(t *testing.T) {
 			c.Hold(uid, a)
 			if i%3 == 0 {
 				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-				c.Get(ctx, a)
+				c.Get(ctx, uid, a)
 				cancel()
 			}
 			c.Forget(uid)
@@ -482,7 +495,7 @@ func TestEndedCacheAnswersWithItsError(t *testing.T) {
 		if err := c.Run(ctx); err != nil { // returns though a flight would last an hour
 			t.Error(err)
 		}
-		if _, err := c.Get(context.Background(), assumption("b")); !errors.Is(err, ErrClosed) {
+		if _, err := c.Get(context.Background(), "pod", assumption("b")); !errors.Is(err, ErrClosed) {
 			t.Errorf("%v, want ErrClosed", err)
 		}
 	})
@@ -505,7 +518,7 @@ func TestEndedCacheStillAnswersWithWhatIsValid(t *testing.T) {
 func TestCredentialsThatHaveEndedAreAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{lifetime: -time.Minute}, Config{})
-		if _, err := c.Get(t.Context(), assumption("a")); err == nil || !strings.Contains(err.Error(), "clock") {
+		if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil || !strings.Contains(err.Error(), "clock") {
 			t.Errorf("%v", err)
 		}
 	})

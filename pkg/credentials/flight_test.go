@@ -58,7 +58,7 @@ func TestObserverIsToldOfCallsAndOfHits(t *testing.T) {
 		mustGet(t, c, assumption("a"))
 		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Denied} })
 		for range 2 { // the second is answered by what STS said to the first
-			if _, err := c.Get(t.Context(), assumption("b")); err == nil {
+			if _, err := c.Get(t.Context(), "pod", assumption("b")); err == nil {
 				t.Error("credentials")
 			}
 		}
@@ -108,7 +108,7 @@ func TestChangeToWhatWasRefusedDoesNotWaitForItsNextTry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Denied}}
 		c := running(t, sts, Config{})
-		if _, err := c.Get(t.Context(), assumption("a")); err == nil {
+		if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil {
 			t.Fatal("credentials")
 		}
 		time.Sleep(31 * time.Second) // the refusal counts no more, and its next try would be at 90 seconds at the earliest
@@ -158,8 +158,8 @@ func TestPodsThatWentLeaveNoCallSlotOrToken(t *testing.T) {
 		}
 		synctest.Wait()
 		// Each pod brought a token of its own.
-		if owed() != before-100 || len(c.ahead) != 0 || sts.count() != 0 {
-			t.Errorf("%v tokens are owed and were %v, %d slots are taken, %d calls", owed(), before, len(c.ahead), sts.count())
+		if owed() != before-100 || c.ahead.calls != 0 || sts.count() != 0 {
+			t.Errorf("%v tokens are owed and were %v, %d slots are taken, %d calls", owed(), before, c.ahead.calls, sts.count())
 		}
 	})
 }
@@ -276,7 +276,7 @@ func TestHangingSTSIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Hour}, Config{})
 		start := time.Now()
-		if _, err := c.Get(t.Context(), assumption("a")); err == nil || time.Since(start) > 20*time.Second {
+		if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil || time.Since(start) > 20*time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 	})
@@ -311,8 +311,8 @@ func TestWhoIsInAHurryLeavesItsSlot(t *testing.T) {
 			mustGet(t, c, assumption(fmt.Sprint(i)))
 		}
 		synctest.Wait()
-		if len(c.ahead) != 0 {
-			t.Errorf("%d slots stay taken", len(c.ahead))
+		if c.ahead.calls != 0 {
+			t.Errorf("%d slots stay taken", c.ahead.calls)
 		}
 	})
 }

@@ -65,7 +65,7 @@ func TestChangedMindIsServedAtOnce(t *testing.T) {
 		for i := range 20 {
 			a := assumption(fmt.Sprint(i))
 			c.Hold("pod", a)
-			mustGet(t, c, a)
+			mustGetFor(t, c, "pod", a)
 		}
 		if waited := time.Since(start); waited > 0 {
 			t.Errorf("it waited %v", waited)
@@ -115,7 +115,7 @@ func TestRememberedErrorIsNotAskedForAgain(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Denied, Code: "AccessDenied"}}
 		c := running(t, sts, Config{})
 		a := assumption("a")
-		if _, err := c.Get(t.Context(), a); err == nil {
+		if _, err := c.Get(t.Context(), "pod", a); err == nil {
 			t.Fatal("credentials")
 		}
 		c.Hold("pod", a)

@@ -111,8 +111,7 @@ func (t Ticket) Wait(now time.Time) time.Duration {
 	t.pace.mu.Lock()
 	defer t.pace.mu.Unlock()
 	t.pace.fill(now)
-	missing := t.number - t.bucket.made
-	return time.Duration(missing / t.bucket.perSecond * float64(time.Second))
+	return t.bucket.wait(t.number)
 }
 
 // GiveBack is for a call that is not made.
@@ -155,6 +154,11 @@ type bucket struct {
 	made, taken     float64 // so far; more may be taken than made
 	perSecond, most float64 // most is how many are kept that nobody takes
 	at              time.Time
+}
+
+// wait is how long it is until so many tokens have been made.
+func (b *bucket) wait(number float64) time.Duration {
+	return time.Duration((number - b.made) / b.perSecond * float64(time.Second))
 }
 
 func (b *bucket) set(perSecond, most float64) {

@@ -92,11 +92,7 @@ func (s Schedule) RetryAfter(k Kind, failures int) time.Duration {
 func (c *Cache) Run(ctx context.Context) error {
 	defer c.flying.Wait()
 	defer c.end()
-	defer func() {
-		c.mu.Lock()
-		c.closed = true
-		c.mu.Unlock()
-	}()
+	defer c.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -110,24 +106,39 @@ func (c *Cache) Run(ctx context.Context) error {
 	}
 }
 
-// sweep launches what is due, drops what has no use, and tells when to look again.
+// close drops what is queued, and lets nothing else in.
+func (c *Cache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, e := range c.entries {
+		if e.flight != nil && e.flight.queued {
+			c.drop(e.flight)
+		}
+	}
+}
+
+// sweep launches what is due, drops what has no use, starts the calls that may be made, and returns when to look again.
 func (c *Cache) sweep(now time.Time) time.Time {
 	next := now.Add(unheld)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for a, e := range c.entries {
 		switch {
-		case e.flight != nil:
 		case e.holders == 0:
-			if !now.Before(e.keep) && !now.Before(e.errUntil) {
+			if e.flight == nil && !now.Before(e.keep) && !now.Before(e.errUntil) {
 				delete(c.entries, a)
 			}
 		case e.renewAt.IsZero():
 		case !e.renewAt.After(now):
-			c.launch(a, e)
+			c.fetchAhead(c.launch(a, e))
 		case e.renewAt.Before(next):
 			next = e.renewAt
 		}
+	}
+	c.forgetRequesters(now)
+	if wait := c.dispatch(now); wait < next.Sub(now) {
+		return now.Add(wait)
 	}
 	return next
 }

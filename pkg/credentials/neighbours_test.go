@@ -1,0 +1,391 @@
+package credentials
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
+)
+
+// TestPodThatFloodsDelaysOnlyItself has a client change its own pod's annotation 50 times a second for two minutes. It asks each time and
+// hangs up. Every few seconds a new pod of the node asks for the first time.
+func TestPodThatFloodsDelaysOnlyItself(t *testing.T) {
+	const call = 200 * time.Millisecond
+	for name, tt := range map[string]struct {
+		refuse  error         // STS's answer to the flooding pod
+		patient time.Duration // how long its client waits for an answer
+		unheld  bool          // the proxy does not know of the changes yet
+	}{
+		"hangs up at once":                   {patient: 5 * time.Millisecond},
+		"hangs up before STS answers":        {patient: 150 * time.Millisecond},
+		"waits":                              {patient: time.Hour},
+		"is ahead of the watch":              {patient: 5 * time.Millisecond, unheld: true},
+		"waits, ahead of the watch":          {patient: time.Hour, unheld: true},
+		"is throttled":                       {patient: 5 * time.Millisecond, refuse: &Error{Kind: Throttled, Code: "Throttling"}},
+		"asks for what makes STS fail":       {patient: time.Hour, refuse: &Error{Kind: Unavailable, Code: "InternalFailure"}},
+		"asks for what STS refuses, ignored": {patient: time.Hour, unheld: true, refuse: &Error{Kind: Denied, Code: "AccessDenied"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sts := &fakeSTS{latency: call, refuse: func(a roles.Assumption) error {
+					if a.SessionName == "flood" {
+						return tt.refuse
+					}
+					return nil
+				}}
+				c := running(t, sts, Config{})
+				before := runtime.NumGoroutine()
+				ctx, hangUp := context.WithCancel(t.Context())
+				defer hangUp()
+				newcomer := make(chan time.Duration, 1)
+				waiting, newcomers, longest, goroutines, entries := 0, 0, time.Duration(0), 0, 0
+				const everySecond, seconds = 50, 120
+				for i := range everySecond * seconds {
+					a := assumption(fmt.Sprint("flood-", i))
+					a.SessionName = "flood"
+					if !tt.unheld {
+						c.Hold("flood", a)
+					}
+					go func() {
+						ctx, cancel := context.WithTimeout(ctx, tt.patient)
+						defer cancel()
+						c.Get(ctx, "flood", a)
+					}()
+					if i%(10*everySecond) == 5*everySecond {
+						newcomers++
+						waiting++
+						go func() {
+							began := time.Now()
+							pod := fmt.Sprint("new-", i)
+							if _, err := c.Get(t.Context(), pod, assumption(pod)); err != nil {
+								t.Errorf("a new pod: %v", err)
+							}
+							newcomer <- time.Since(began)
+						}()
+					}
+					time.Sleep(time.Second / everySecond)
+					synctest.Wait()
+					select {
+					case took := <-newcomer:
+						waiting--
+						longest = max(longest, took)
+					default:
+					}
+					if n := c.Len(); n > 1000 {
+						t.Fatalf("%d entries after %d changes", n, i+1)
+					}
+					goroutines, entries = max(goroutines, runtime.NumGoroutine()-before), max(entries, c.Len())
+				}
+				for range waiting {
+					longest = max(longest, <-newcomer)
+				}
+				t.Logf("new pods waited up to %v; %d goroutines, %d entries, %d calls", longest, goroutines, entries, sts.count())
+				if newcomers != seconds/10 || longest > 2*call {
+					t.Errorf("%d new pods waited up to %v, and one call takes %v", newcomers, longest, call)
+				}
+				if goroutines > 25 || entries > 60 {
+					t.Errorf("up to %d goroutines and %d entries", goroutines, entries)
+				}
+				if n := sts.count() - newcomers; n > 100 {
+					t.Errorf("%d calls for the pod that floods", n)
+				}
+			})
+		})
+	}
+}
+
+// withoutTokens has a node owe so many calls for clients that wait, and many for all others.
+func withoutTokens(c *Cache, owed int) {
+	for range waitingBurst + owed {
+		c.pace.Take(time.Now(), true)
+	}
+	for range 1000 {
+		c.pace.Take(time.Now(), false)
+	}
+}
+
+// inOrder is an STS that notes which assumptions it is asked for.
+type inOrder struct {
+	fakeSTS
+	roles []string
+}
+
+func (s *inOrder) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
+	s.set(func(*fakeSTS) { s.roles = append(s.roles, a.RoleName()) })
+	return s.fakeSTS.AssumeRole(ctx, a)
+}
+
+func TestPodsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(inOrder)
+		c := running(t, sts, Config{})
+		withoutTokens(c, 0)
+		get := func(pod, role string) {
+			go c.Get(t.Context(), pod, assumption(role))
+			synctest.Wait()
+		}
+		get("a", "a1")
+		get("b", "b1")
+		get("a", "a2")
+		get("c", "c1")
+		get("b", "b2")
+		get("b", "b3")
+		time.Sleep(110 * time.Millisecond) // one call
+		get("a", "a3")
+		time.Sleep(time.Second)
+		sts.mu.Lock()
+		defer sts.mu.Unlock()
+		if got := fmt.Sprint(sts.roles); got != "[a2 b3 c1 a3]" {
+			t.Errorf("STS was asked for %s", got)
+		}
+	})
+}
+
+// TestSupersededRequestIsAnsweredAtOnce has a pod ask for another role while it waits for its turn.
+func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(fakeSTS)
+		c := running(t, sts, Config{})
+		withoutTokens(c, 10)
+		began := time.Now()
+		answered := make(chan error, 1)
+		go func() {
+			_, err := c.Get(t.Context(), "pod", assumption("old"))
+			answered <- err
+		}()
+		synctest.Wait()
+		go c.Get(t.Context(), "pod", assumption("new"))
+		if err := <-answered; err != errSuperseded || time.Since(began) > 0 {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		time.Sleep(10 * time.Second)
+		if n := sts.count(); n != 1 || !has(c, assumption("new")) || c.Len() != 1 {
+			t.Errorf("%d calls, %d entries", n, c.Len())
+		}
+	})
+}
+
+// TestSharedRoleIsServedWithTheFirstTurn has a pod that floods want the same as its neighbour, which is next.
+func TestSharedRoleIsServedWithTheFirstTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(fakeSTS)
+		c := running(t, sts, Config{})
+		for i := range podBurst {
+			mustGetFor(t, c, "flood", assumption(fmt.Sprint(i)))
+		}
+		shared, began := assumption("shared"), time.Now()
+		flood := make(chan error, 1)
+		go func() {
+			_, err := c.Get(t.Context(), "flood", shared)
+			flood <- err
+		}()
+		synctest.Wait()
+		mustGetFor(t, c, "neighbour", shared)
+		if err := <-flood; err != nil || time.Since(began) > 0 {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		// What it asks for alone waits for a token of its own.
+		mustGetFor(t, c, "flood", assumption("more"))
+		if waited := time.Since(began); waited < time.Second || sts.count() != podBurst+2 {
+			t.Errorf("%v, %d calls", waited, sts.count())
+		}
+	})
+}
+
+// TestPodThatAsksForAnotherRoleTakesNothingFromItsNeighbour has two pods wait for the same, and one of them change its mind.
+func TestPodThatAsksForAnotherRoleTakesNothingFromItsNeighbour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		withoutTokens(c, 10)
+		shared := assumption("shared")
+		neighbour := make(chan error, 1)
+		go c.Get(t.Context(), "pod", shared)
+		go func() {
+			_, err := c.Get(t.Context(), "neighbour", shared)
+			neighbour <- err
+		}()
+		synctest.Wait()
+		go c.Get(t.Context(), "pod", assumption("other"))
+		if err := <-neighbour; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestQueueHoldsOnlyWhatIsWanted is when an assumption that waits for its turn leaves the queue.
+func TestQueueHoldsOnlyWhatIsWanted(t *testing.T) {
+	a := assumption("a")
+	for name, tt := range map[string]struct {
+		leave func(c *Cache, hangUp context.CancelFunc)
+		calls int
+	}{
+		"its client hung up":                    {func(c *Cache, hangUp context.CancelFunc) { hangUp() }, 0},
+		"its client hung up, a pod holds it":    {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); hangUp() }, 1},
+		"its pod let go, then its client":       {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); c.Release("pod"); hangUp() }, 0},
+		"its pod is gone, and its client waits": {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); c.Forget("pod") }, 1},
+		"its client hung up, then its pod let go": {func(c *Cache, hangUp context.CancelFunc) {
+			c.Hold("pod", a)
+			hangUp()
+			synctest.Wait()
+			c.Release("pod")
+		}, 0},
+		"its pod asks for another, and holds it": {func(c *Cache, hangUp context.CancelFunc) {
+			c.Hold("pod", a)
+			hangUp()
+			synctest.Wait()
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			c.Get(ctx, "pod", assumption("other"))
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sts := new(fakeSTS)
+				c := running(t, sts, Config{})
+				withoutTokens(c, 10)
+				ctx, hangUp := context.WithCancel(t.Context())
+				defer hangUp()
+				go c.Get(ctx, "pod", a)
+				synctest.Wait()
+				tt.leave(c, hangUp)
+				synctest.Wait()
+				if n := c.Len(); n != tt.calls {
+					t.Errorf("%d entries", n)
+				}
+				time.Sleep(3 * time.Hour)
+				sts.mu.Lock()
+				n := sts.calls[a]
+				sts.mu.Unlock()
+				if min(n, 1) != tt.calls {
+					t.Errorf("STS was asked %d times", n)
+				}
+				hangUp()
+				c.Forget("pod")
+				time.Sleep(5 * time.Minute)
+				if c.Len() != 0 || len(c.requesters) != 0 || len(c.turns) != 0 || len(c.ahead.flights) != 0 || len(c.renew.flights) != 0 {
+					t.Errorf("left: %+v", c.queue)
+				}
+			})
+		})
+	}
+}
+
+// TestQueueTakesNoGoroutines has many pods come to a node that has no token for them.
+func TestQueueTakesNoGoroutines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		withoutTokens(c, 0)
+		before := runtime.NumGoroutine()
+		for i := range 500 {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+		}
+		synctest.Wait()
+		if n := runtime.NumGoroutine() - before; n > background {
+			t.Errorf("%d goroutines", n)
+		}
+	})
+}
+
+// TestPodHasOneCallOnItsWay has STS hang, and a pod ask for one role after the other.
+func TestPodHasOneCallOnItsWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: time.Hour}
+		c := running(t, sts, Config{})
+		for i := range 100 {
+			ctx, hangUp := context.WithCancel(t.Context())
+			go c.Get(ctx, "pod", assumption(fmt.Sprint(i)))
+			synctest.Wait()
+			hangUp()
+			synctest.Wait()
+		}
+		sts.set(func(s *fakeSTS) {
+			if s.peak != 1 {
+				t.Errorf("%d calls at once", s.peak)
+			}
+			s.latency = 0
+		})
+		mustGetFor(t, c, "neighbour", assumption("neighbour's"))
+		mustGetFor(t, c, "pod", assumption("last"))
+	})
+}
+
+// TestRenewalsAndPrefetchesAlternate has both wait for tokens.
+func TestRenewalsAndPrefetchesAlternate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(inOrder)
+		c := running(t, sts, Config{})
+		withoutTokens(c, 0)
+		document := newDocument(&Credentials{Expiration: time.Now().Add(time.Hour)})
+		c.mu.Lock()
+		for i := range 20 {
+			a := assumption(fmt.Sprint("new-", i))
+			c.entries[a] = &entry{holders: 1}
+			if i < 10 {
+				a = assumption(fmt.Sprint("due-", i))
+				c.entries[a] = &entry{holders: 1, document: document}
+			}
+			c.fetchAhead(c.launch(a, c.entries[a]))
+		}
+		c.stir()
+		c.mu.Unlock()
+		for sts.count() < 8 {
+			time.Sleep(time.Minute)
+		}
+		sts.mu.Lock()
+		defer sts.mu.Unlock()
+		renewals := 0
+		for _, role := range sts.roles[:8] {
+			if strings.HasPrefix(role, "due") {
+				renewals++
+			}
+		}
+		if renewals != 4 {
+			t.Errorf("%d renewals among the first eight calls: %v", renewals, sts.roles)
+		}
+	})
+}
+
+func TestEndAnswersClientsInTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(new(fakeSTS), Config{Log: discard})
+		withoutTokens(c, 1000)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		answered := make(chan error, 1)
+		go func() {
+			_, err := c.Get(t.Context(), "pod", assumption("a"))
+			answered <- err
+		}()
+		if err := c.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		began := time.Now()
+		if err := <-answered; !errors.Is(err, ErrClosed) || time.Since(began) > 0 {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+	})
+}
+
+// TestCallForNobodyLeavesNothing has a pod let go of what its client asked for, during the call.
+func TestCallForNobodyLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, &fakeSTS{latency: time.Second}, Config{})
+		c.Hold("pod", assumption("a"))
+		ctx, hangUp := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer hangUp()
+		if d, err := c.Get(ctx, "pod", assumption("a")); err == nil {
+			t.Fatal(d)
+		}
+		c.Release("pod")
+		time.Sleep(time.Second)
+		if n := c.Len(); n != 0 {
+			t.Errorf("%d entries", n)
+		}
+	})
+}
