@@ -171,6 +171,7 @@ func (a *Agent) collect(ctx context.Context, s *snapshot) error {
 	for _, r := range s.gone {
 		a.Log.Info("collecting an attachment that is gone", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
 		errs = append(errs, a.records().Delete(ctx, r.ContainerID, r.IfName))
+		a.silenceGone(r)
 		s.wanted.Everywhere = true
 	}
 	return errors.Join(errs...)

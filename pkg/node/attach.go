@@ -25,7 +25,13 @@ func (n *Node) Attach(ctx context.Context, r Request) (*attachment.Record, error
 		return nil, err
 	}
 	defer unlock()
-	return p.Record, n.attach(ctx, p)
+	if err := n.attach(ctx, p); err != nil {
+		return p.Record, err
+	}
+	if err := n.silence(p.Record); err != nil {
+		return p.Record, about(State, errors.Join(err, n.tearDown(ctx, p.Record)))
+	}
+	return p.Record, nil
 }
 
 // prepared is an attachment that is planned, and not made.
@@ -197,7 +203,11 @@ func (n *Node) tearDown(ctx context.Context, record *attachment.Record) error {
 	if err := n.remove(record); err != nil {
 		return err
 	}
-	return n.records().Delete(ctx, record.ContainerID, record.IfName)
+	if err := n.records().Delete(ctx, record.ContainerID, record.IfName); err != nil {
+		return err
+	}
+	n.silenceGone(record)
+	return nil
 }
 
 func (n *Node) remove(record *attachment.Record) error {

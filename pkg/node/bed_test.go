@@ -28,12 +28,14 @@ import (
 type bed struct {
 	*testing.T
 	*Agent
-	links   map[int]string            // the host's interfaces
-	pods    map[string]*hostlink.Link // the eth0 of each pod, by the path of its network namespace
-	cuts    []netip.AddrPort
-	chained []string        // the networks that the plugin is chained in
-	looks   int             // into network namespaces
-	said    strings.Builder // the log
+	links      map[int]string            // the host's interfaces
+	pods       map[string]*hostlink.Link // the eth0 of each pod, by the path of its network namespace
+	cuts       []netip.AddrPort
+	chained    []string // the networks that the plugin is chained in
+	looks      int      // into network namespaces
+	destroyed  []string // for each time that sockets were: ports, peers and the records of that moment
+	destroyErr error
+	said       strings.Builder // the log
 }
 
 var services = []netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("[fd00:ec2::254]:80")}
@@ -65,6 +67,10 @@ func newBed(t *testing.T, backend string) *bed {
 		BridgeNF: func(string) (hostlink.BridgeNF, error) { return hostlink.BridgeNF{IPv4: true, IPv6: true}, nil },
 		Dirs:     redirect.Dirs(),
 		Now:      func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) },
+		DestroySockets: func(ports []uint16, peers []netip.Addr) (int, error) {
+			b.destroyed = append(b.destroyed, fmt.Sprint(ports, peers, b.recorded()))
+			return 1, b.destroyErr
+		},
 	}
 	addresses := func(netnsPath, ifName string) ([]netip.Addr, error) {
 		b.looks++

@@ -18,6 +18,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/sockdiag"
 )
 
 // metadata6 is the service's IPv6 address (Amazon EC2 User Guide, "Access instance metadata"), which no configuration
@@ -49,11 +50,16 @@ type System struct {
 	BridgeNF func(bridge string) (hostlink.BridgeNF, error)
 	Dirs     []string // of the iptables commands
 	Now      func() time.Time
+	// DestroySockets destroys the host's TCP sockets by local port and peer (sockdiag.Destroy).
+	DestroySockets func(ports []uint16, peers []netip.Addr) (int, error)
 }
 
 // Host is the operating system.
 func Host() System {
-	return System{FindLink: hostlink.Find, NodeIP: hostlink.NodeIP, Has: hostlink.Has, BridgeNF: hostlink.BridgeNFOf, Dirs: redirect.Dirs(), Now: time.Now}
+	return System{
+		FindLink: hostlink.Find, NodeIP: hostlink.NodeIP, Has: hostlink.Has, BridgeNF: hostlink.BridgeNFOf, Dirs: redirect.Dirs(), Now: time.Now,
+		DestroySockets: sockdiag.Destroy,
+	}
 }
 
 // Node is this node, as one configuration has it. It is not for concurrent use.

@@ -1,0 +1,237 @@
+// Package sockdiag destroys TCP sockets by the kernel's sock_diag interface (sock_diag(7), linux/sock_diag.h).
+package sockdiag
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnsupported is the error of a kernel that cannot list TCP sockets or destroy them (CONFIG_INET_TCP_DIAG or
+// CONFIG_INET_DIAG_DESTROY is off, or a module is missing), or that does not let this process.
+var ErrUnsupported = errors.New("the kernel does not destroy sockets")
+
+// Names of linux/inet_diag.h.
+const (
+	getSocket = 18 // TCPDIAG_GETSOCK
+	bytecode  = 1  // INET_DIAG_REQ_BYTECODE
+	jump      = 1  // INET_DIAG_BC_JMP
+	peerCond  = 8  // INET_DIAG_BC_D_COND
+	anyPort   = 1<<32 - 1
+)
+
+// unsentStates are the TCP states, as bits, in which a socket may hold data that it still sends or retransmits, with or
+// without a process that has it open: ESTABLISHED, FIN_WAIT1, CLOSE_WAIT, LAST_ACK and CLOSING (net/tcp_states.h).
+const unsentStates = 1<<1 | 1<<4 | 1<<8 | 1<<9 | 1<<11
+
+// maxDumps bounds how often Destroy asks for the sockets of one port and peer.
+const maxDumps = 5
+
+// Destroy destroys the TCP sockets of the thread's network namespace whose local port is one of ports, whose peer is one of
+// peers, and which may hold unsent data. It returns how many there were. The kernel drops what such a socket has queued,
+// sends the peer a reset, and fails every later write to the socket. Sockets without a process are destroyed, too.
+//
+// The kernel filters by port and peer. The cost is that of one walk over its table of connections for each port, a
+// millisecond for 262,144 buckets. The error wraps ErrUnsupported where the kernel lacks what it takes; one without
+// CONFIG_INET_DIAG_DESTROY says so only when there is a socket to destroy.
+func Destroy(ports []uint16, peers []netip.Addr) (destroyed int, err error) {
+	d, err := open()
+	if err != nil {
+		return 0, err
+	}
+	defer d.close()
+	for _, port := range ports {
+		for some := range slices.Chunk(peers, maxPeers) {
+			n, err := d.destroyAll(port, some)
+			destroyed += n
+			if err != nil {
+				return destroyed, fmt.Errorf("sockets of port %d to %v: %w", port, some, err)
+			}
+		}
+	}
+	return destroyed, nil
+}
+
+// maxPeers bounds the length of a filter.
+const maxPeers = 64
+
+// socket is what sock_diag knows of one socket: its family and its struct inet_diag_sockid, which ends with a cookie that no
+// other socket has.
+type socket struct {
+	family uint8
+	id     [48]byte
+}
+
+func (s *socket) cookie() [8]byte { return [8]byte(s.id[40:]) }
+
+// diag is a netlink socket of NETLINK_SOCK_DIAG.
+type diag struct {
+	fd     int
+	seq    uint32
+	buffer []byte
+}
+
+func open() (*diag, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, unsupported(err)
+	}
+	d := &diag{fd: fd, buffer: make([]byte, 64<<10)} // a dump's messages have at most 32 KiB
+	patience := unix.NsecToTimeval(int64(5 * time.Second))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *diag) close() { unix.Close(d.fd) }
+
+// destroyAll dumps and destroys until a dump shows no socket that is new. A dump can miss one when others of the same hash
+// bucket vanish between two of its messages. Kernels before 6.11 keep an orphan in the table after they dropped its data, so
+// the same socket can come twice.
+func (d *diag) destroyAll(port uint16, peers []netip.Addr) (destroyed int, err error) {
+	seen := make(map[[8]byte]bool)
+	for range maxDumps {
+		sockets, err := d.dump(port, peers)
+		if err != nil {
+			return destroyed, unsupported(err)
+		}
+		before := len(seen)
+		for _, s := range sockets {
+			if seen[s.cookie()] {
+				continue
+			}
+			seen[s.cookie()] = true
+			switch err := d.destroy(s); {
+			case err == nil:
+				destroyed++
+			case !errors.Is(err, unix.ENOENT): // it has ended by itself
+				return destroyed, unsupported(err)
+			}
+		}
+		if len(seen) == before {
+			break
+		}
+	}
+	return destroyed, nil
+}
+
+// dump returns the sockets with this local port and one of the peers. Its request is the old one (struct inet_diag_req),
+// because SOCK_DIAG_BY_FAMILY shows one family, and so takes two walks for IPv4: the sockets of a dual-stack listener are of
+// AF_INET6 with IPv4-mapped addresses, those of an IPv4 listener of AF_INET. This one shows all families
+// (net/ipv4/inet_diag.c, inet_diag_dump_compat).
+func (d *diag) dump(port uint16, peers []netip.Addr) (sockets []socket, err error) {
+	request := make([]byte, 4, 60)
+	request = binary.BigEndian.AppendUint16(request, port) // idiag_sport; the rest of the socket's identity is no filter
+	request = append(request, make([]byte, 46)...)
+	request = binary.NativeEndian.AppendUint32(request, unsentStates)
+	request = binary.NativeEndian.AppendUint32(request, 0)
+	err = d.ask(getSocket, unix.NLM_F_DUMP, append(request, attribute(bytecode, hasPeer(peers))...), func(data []byte) {
+		if s := (socket{}); len(data) >= 4+len(s.id) { // struct inet_diag_msg
+			s.family = data[0]
+			copy(s.id[:], data[4:])
+			sockets = append(sockets, s)
+		}
+	})
+	return sockets, err
+}
+
+// destroy needs CAP_NET_ADMIN. The kernel finds the socket of IPv4-mapped addresses by family AF_INET6, as dump showed it
+// (inet_diag_find_one_icsk). Its request is a struct inet_diag_req_v2.
+func (d *diag) destroy(s socket) error {
+	request := []byte{s.family, unix.IPPROTO_TCP, 0, 0, 0, 0, 0, 0}
+	return d.ask(unix.SOCK_DESTROY, unix.NLM_F_ACK, append(request, s.id[:]...), func([]byte) {})
+}
+
+// hasPeer is a filter that accepts sockets with one of the peers: a condition for each, with a jump to the end where it is met.
+// An operation (struct inet_diag_bc_op) names how far it is to the next one, if it is met and if it is not; a filter that ends
+// at its length accepts, and four bytes further refuses. A condition (struct inet_diag_hostcond) of AF_INET is met by IPv4
+// peers of AF_INET6 sockets, too (inet_diag_bc_run).
+func hasPeer(peers []netip.Addr) (filter []byte) {
+	const operation, condition = 4, 8
+	for _, peer := range slices.Backward(peers) {
+		family, address := uint8(unix.AF_INET), peer.AsSlice()
+		if peer.Is6() {
+			family = unix.AF_INET6
+		}
+		rest := filter
+		if len(rest) > 0 { // unmet, the condition is followed by what is behind the jump
+			rest = append(op(jump, operation, operation+len(rest)), rest...)
+		}
+		length := operation + condition + len(address)
+		filter = op(peerCond, length, length+operation)
+		filter = append(filter, family, uint8(8*len(address)), 0, 0)
+		filter = binary.NativeEndian.AppendUint32(filter, anyPort)
+		filter = append(append(filter, address...), rest...)
+	}
+	return filter
+}
+
+// op is a struct inet_diag_bc_op.
+func op(code uint8, met, unmet int) []byte {
+	return binary.NativeEndian.AppendUint16([]byte{code, uint8(met)}, uint16(unmet))
+}
+
+func attribute(kind uint16, data []byte) []byte {
+	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(data)))
+	return append(binary.NativeEndian.AppendUint16(b, kind), data...)
+}
+
+// ask sends a request and reads the answer to its end.
+func (d *diag) ask(kind uint16, flags int, request []byte, each func(data []byte)) error {
+	d.seq++
+	b := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(request)))
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	b = binary.NativeEndian.AppendUint16(b, uint16(unix.NLM_F_REQUEST|flags))
+	b = binary.NativeEndian.AppendUint32(b, d.seq)
+	b = binary.NativeEndian.AppendUint32(b, 0)
+	if err := unix.Sendto(d.fd, append(b, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	for {
+		n, _, err := unix.Recvfrom(d.fd, d.buffer, 0)
+		if err == unix.EINTR { // as signal(7) has it of a socket with a time limit
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		messages, err := syscall.ParseNetlinkMessage(d.buffer[:n])
+		if err != nil {
+			return err
+		}
+		for _, m := range messages {
+			switch {
+			case m.Header.Seq != d.seq:
+			case m.Header.Type == unix.NLMSG_ERROR, m.Header.Type == unix.NLMSG_DONE:
+				if len(m.Data) < 4 {
+					return nil
+				}
+				if errno := -int32(binary.NativeEndian.Uint32(m.Data)); errno > 0 {
+					return unix.Errno(errno)
+				}
+				return nil
+			default:
+				each(m.Data)
+			}
+		}
+	}
+}
+
+// unsupported wraps ErrUnsupported around what kernels answer that lack sock_diag (EPROTONOSUPPORT), its part for TCP
+// (ENOENT) or SOCK_DESTROY (EOPNOTSUPP), and around a refusal by capability or security module.
+func unsupported(err error) error {
+	for _, lacking := range []error{unix.EPROTONOSUPPORT, unix.ENOENT, unix.EOPNOTSUPP, unix.EPERM, unix.EACCES} {
+		if errors.Is(err, lacking) {
+			return fmt.Errorf("%w: %w", ErrUnsupported, err)
+		}
+	}
+	return err
+}
