@@ -106,7 +106,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 				if i == 1 {
 					continue
 				}
-				app := imds.NewListener(l, let, parts.metrics.ConnectionRefused, log)
+				app := imds.NewListener(l, let, parts.broker.Holder, parts.metrics.ConnectionRefused, log)
 				g.Go(func() error {
 					return serveHTTP(ctx, podServer(takeover.draining(handler), log), app, takeover.drained(app))
 				})

@@ -103,6 +103,9 @@ func (b *Broker) Caller(ip netip.Addr, now time.Time) *Caller {
 	return &Caller{broker: b, source: b.pods.Source(ip), came: now}
 }
 
+// Holder identifies the holder of the address now, as pods.Source has it.
+func (b *Broker) Holder(ip netip.Addr) string { return b.pods.Source(ip).Identity() }
+
 // Name is the caller's pod by the records, or its address.
 func (c *Caller) Name() string { return c.source.String() }
 

@@ -1,8 +1,12 @@
 package imds
 
 import (
+	"errors"
+	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +21,9 @@ type conn struct {
 	source netip.Addr
 	closed func() // may be nil
 	proof  proof  // for the Handler, which serves one request of a connection at a time
+
+	holderOf Holder
+	holder   atomic.Pointer[string] // the pod that the connection belongs to, as Holder returns it; nil while that is not known
 
 	readBy      atomic.Int64 // in nanoseconds since 1970; 0 for no end
 	interrupted atomic.Bool  // whether a deadline of the kernel's poller ends reads at once
@@ -53,6 +60,38 @@ func (c *conn) SetDeadline(t time.Time) error {
 // read says that all of a request is there: how long its answer takes is not for its sender to hurry.
 func (c *conn) read() { c.readBy.Store(0) }
 
+var errOtherHolder = errors.New("the source address of the connection has another holder")
+
+// Write implements net.Conn. It resets the connection, and writes nothing, where another pod holds the source address than
+// the one that the connection belongs to. CNI ADD relies on this order: see silence in pkg/node.
+func (c *conn) Write(b []byte) (int, error) {
+	if !c.isHeldBy(c.holderOf(c.source)) {
+		c.reset()
+		return 0, errOtherHolder
+	}
+	return c.TCPConn.Write(b)
+}
+
+// ReadFrom implements io.ReaderFrom, which net/http prefers to Write, by way of Write.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	return io.Copy(struct{ io.Writer }{c}, r)
+}
+
+// isHeldBy reports whether the connection belongs to holder. One whose holder was not known belongs to the first that is.
+func (c *conn) isHeldBy(holder string) bool {
+	if holder != "" && c.holder.CompareAndSwap(nil, &holder) {
+		return true
+	}
+	belongsTo := c.holder.Load()
+	return belongsTo == nil || *belongsTo == holder
+}
+
+// reset closes the connection, and has the kernel drop what it has not sent (socket(7), SO_LINGER).
+func (c *conn) reset() {
+	c.SetLinger(0)
+	c.Close()
+}
+
 // Close implements net.Conn.
 func (c *conn) Close() error {
 	if c.closed != nil {
@@ -61,8 +100,11 @@ func (c *conn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// open are the connections of a Listener. It closes those that have not been read from in time.
+// open are the connections of a Listener. It closes those that have not been read from in time, and resets those whose source
+// address has another holder.
 type open struct {
+	holder Holder
+
 	mu    sync.Mutex
 	conns map[*conn]bool
 	sweep *time.Timer // nil while there is no connection
@@ -72,7 +114,9 @@ type open struct {
 // sweepTime is how late a connection may be closed.
 const sweepTime = time.Second
 
-func newOpen() *open { return &open{conns: make(map[*conn]bool), every: sweepTime} }
+func newOpen(holder Holder) *open {
+	return &open{holder: holder, conns: make(map[*conn]bool), every: sweepTime}
+}
 
 func (o *open) add(c *conn) {
 	o.mu.Lock()
@@ -95,10 +139,22 @@ func (o *open) len() int {
 	return len(o.conns)
 }
 
-// close closes what is late, and comes again as long as there are connections.
+// close closes what is late and resets what has another holder, and comes again as long as there are connections.
 func (o *open) close() {
-	for _, c := range o.late(time.Now()) {
-		c.Close()
+	now := time.Now()
+	holders := make(map[netip.Addr]string)
+	for _, c := range o.all() {
+		holder, asked := holders[c.source]
+		if !asked {
+			holder = o.holder(c.source)
+			holders[c.source] = holder
+		}
+		switch {
+		case !c.isHeldBy(holder):
+			c.reset()
+		case c.isLate(now):
+			c.Close()
+		}
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -109,13 +165,14 @@ func (o *open) close() {
 	o.sweep.Reset(o.every)
 }
 
-func (o *open) late(now time.Time) (late []*conn) {
+func (o *open) all() []*conn {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for c := range o.conns {
-		if by := c.readBy.Load(); by != 0 && by < now.UnixNano() {
-			late = append(late, c)
-		}
-	}
-	return late
+	return slices.Collect(maps.Keys(o.conns))
+}
+
+// isLate reports whether the connection should have been read from by now.
+func (c *conn) isLate(now time.Time) bool {
+	by := c.readBy.Load()
+	return by != 0 && by < now.UnixNano()
 }

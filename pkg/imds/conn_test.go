@@ -14,12 +14,18 @@ import (
 // limited is a server as the proxy has it, with times that a test can wait for, whose handler is h.
 func limited(t *testing.T, h http.HandlerFunc) (address string, l *Listener) {
 	t.Helper()
+	return limitedFor(t, anyHolder, 10*time.Millisecond, h)
+}
+
+// limitedFor is limited for pods that holder tells, with the time between two sweeps.
+func limitedFor(t *testing.T, holder Holder, every time.Duration, h http.HandlerFunc) (address string, l *Listener) {
+	t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l = NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, func() {}, slog.New(slog.DiscardHandler))
-	l.open.every = 10 * time.Millisecond
+	l = NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, holder, func() {}, slog.New(slog.DiscardHandler))
+	l.open.every = every
 	s := &http.Server{ConnContext: ConnContext, ReadTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond, Handler: h}
 	go s.Serve(l)
 	t.Cleanup(func() { s.Close() })

@@ -17,14 +17,21 @@ import (
 // Destinations tells whether a connection from source that was bound for destination is one that was redirected here.
 type Destinations func(source netip.Addr, destination netip.AddrPort) bool
 
+// Holder returns what identifies the pod that holds a source address now, or an empty string where that is not known.
+type Holder func(source netip.Addr) string
+
 // Listener accepts only connections that this node's rules redirected: it asks the kernel where each was bound for
 // originally, and what was dialled here directly is reset before a byte is read. So nobody on the network can dial the proxy
 // and claim an address.
+//
+// A connection belongs to the pod that held its source address when it was accepted. It is reset once another pod holds the
+// address.
 //
 // A pod may have maxConnections at a time; one more is reset.
 type Listener struct {
 	net.Listener
 	allowed Destinations
+	holder  Holder
 	refused func()
 	log     *slog.Logger
 	shares  *shares
@@ -36,8 +43,8 @@ type Listener struct {
 const maxConnections = 256
 
 // NewListener is a Listener over a TCP listener. refused is called for each connection that was not let through.
-func NewListener(l net.Listener, allowed Destinations, refused func(), log *slog.Logger) *Listener {
-	return &Listener{Listener: l, allowed: allowed, refused: refused, log: log, shares: newShares(maxConnections), open: newOpen()}
+func NewListener(l net.Listener, allowed Destinations, holder Holder, refused func(), log *slog.Logger) *Listener {
+	return &Listener{Listener: l, allowed: allowed, holder: holder, refused: refused, log: log, shares: newShares(maxConnections), open: newOpen(holder)}
 }
 
 // Accept implements net.Listener.
@@ -61,7 +68,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 			l.log.Debug("connection refused: its pod has too many", "source", source)
 		default:
 			boundWrites(tcp)
-			c := &conn{TCPConn: tcp, source: source.Addr()}
+			c := &conn{TCPConn: tcp, source: source.Addr(), holderOf: l.holder}
+			c.isHeldBy(l.holder(c.source))
 			c.closed = sync.OnceFunc(func() {
 				l.open.remove(c)
 				l.shares.give(c.source)
@@ -78,8 +86,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 // Len is how many connections are open.
 func (l *Listener) Len() int { return l.open.len() }
 
-// unread is how long an answer may lie unread or unacknowledged before the kernel ends the connection.
-const unread = 30 * time.Second
+// ackTimeout is how long sent data may stay unacknowledged, and the pod's window closed, before the kernel ends the
+// connection. AWS SDKs wait one second for the metadata service by default (AWS SDKs and Tools Reference Guide,
+// "AWS_METADATA_SERVICE_TIMEOUT"), and read nothing of the connection later.
+const ackTimeout = time.Second
 
 // boundWrites has the kernel bound what net/http's WriteTimeout would, once for a connection and not by a timer for each
 // answer. (tcp(7), TCP_USER_TIMEOUT, which covers a window that stays closed too.)
@@ -89,7 +99,7 @@ func boundWrites(c *net.TCPConn) {
 		return
 	}
 	raw.Control(func(fd uintptr) {
-		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unread.Milliseconds()))
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(ackTimeout.Milliseconds()))
 	})
 }
 

@@ -305,7 +305,7 @@ func TestOnePodCannotTakeAllConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := make(chan struct{}, 100)
-	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
+	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, anyHolder, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
 	l.shares = newShares(3)
 	defer l.Close()
 	accepted := make(chan net.Conn, 100)

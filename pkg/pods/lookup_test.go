@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -230,4 +232,35 @@ func TestWhoWaitsHearsOfAChange(t *testing.T) {
 			t.Errorf("%v, %v after %v", p, err, time.Since(start))
 		}
 	})
+}
+
+// TestIdentity tells holders of an address apart, and knows a pod again that is put on record.
+func TestIdentity(t *testing.T) {
+	root := t.TempDir()
+	b := newBed(t, func(c *ResolverConfig) { c.Records = attachment.NewIndex(attachment.In(root)) })
+	b.dir = attachment.In(root)
+	identity := func() string { return b.resolver.Source(ipA).Identity() }
+	if got := identity(); got != "" {
+		t.Errorf("nobody's address: %q", got)
+	}
+	a := b.running("a", ipA.String())
+	reported := identity()
+	b.record(ipA, "c1", of(a))
+	if recorded := identity(); reported == "" || recorded != reported {
+		t.Errorf("%q where the pod reports the address, %q where it is on record", reported, recorded)
+	}
+	b.record(ipA, "c2", attachment.Pod{Namespace: "ns", Name: "a"})
+	second := identity()
+	b.record(ipA, "c3", attachment.Pod{Namespace: "ns", Name: "a"})
+	third := identity()
+	if second == "" || third == "" || second == third || second == reported {
+		t.Errorf("without UIDs, one pod is %q and the next %q", second, third)
+	}
+	if err := os.Remove(filepath.Join(root, "by-ip", ipA.String())); err != nil {
+		t.Fatal(err)
+	}
+	spoil(t, root, ipA)
+	if got := identity(); got == "" || got == reported || got == third {
+		t.Errorf("a record that cannot be read: %q", got)
+	}
 }

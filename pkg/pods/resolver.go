@@ -102,6 +102,18 @@ func (s Source) Holder() string {
 	return s.record.Pod.UID
 }
 
+// Identity tells the address's holder from every other one: by its pod's UID, which is the same once a pod without a record is
+// put on record, or by its attachment where the record has no UID. It is empty where nothing tells who holds the address.
+func (s Source) Identity() string {
+	switch {
+	case s.err != nil:
+		return "a holder whose record cannot be read"
+	case s.record != nil && s.record.Pod.UID == "":
+		return s.record.ID()
+	}
+	return s.Holder()
+}
+
 // String is the pod that the records say holds the address, or the address.
 func (s Source) String() string {
 	if s.record == nil || s.record.Pod.Name == "" {
