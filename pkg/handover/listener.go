@@ -22,9 +22,12 @@ type Listener struct {
 	gate   chan struct{} // closed while it accepts
 }
 
-// Listen is net.Listen of TCP, for a Listener.
+// Listen is net.Listen of TCP, for a Listener. It leaves MPTCP off, which Go has on by default: an MPTCP socket has neither
+// SO_ORIGINAL_DST nor TCP_USER_TIMEOUT (net/mptcp/sockopt.c). A client that asks for MPTCP is served by TCP.
 func Listen(ctx context.Context, address string) (*Listener, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	l, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
