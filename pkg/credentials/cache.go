@@ -113,9 +113,9 @@ func (unobserved) Asked(bool)                    {}
 // ErrClosed is the error of a cache whose Run has ended.
 var ErrClosed = errors.New("credentials: the proxy is shutting down")
 
-// Get is the document of the newest credentials: from the cache while they last long enough for every SDK, else from a
-// flight that is joined or started. Where STS fails, credentials that are still valid are answered all the same. The error
-// is an *Error, ErrClosed, or that of ctx.
+// Get returns the document of the newest credentials for a client of the pod, which is given by its UID. It comes from the cache
+// while it lasts long enough for every SDK, else from a flight, which may have to wait for the pod's turn. Where STS fails,
+// credentials that are still valid are returned. The error is an *Error, ErrClosed, or that of ctx.
 func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Document, error) {
 	now := time.Now()
 	c.mu.Lock()
@@ -204,7 +204,7 @@ func (e *entry) answerOr(err error, now time.Time) (*Document, error) {
 	return nil, err
 }
 
-// entry is that of the assumption, made where there is none; nil where there is no room for what nobody holds. The mutex is held.
+// entry is that of the assumption, made where there is none; nil where there is no room. The mutex is held.
 func (c *Cache) entry(a roles.Assumption) *entry {
 	e := c.entries[a]
 	if e == nil {

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
@@ -44,8 +47,8 @@ func (n *node) servedAtOnce(s *testbed.Sandbox, role string, stop <-chan struct{
 }
 
 // TestOnePodCannotStarveItsNeighbour has a pod open ten thousand connections, then hold as many as it may without saying what it
-// wants, and ask for other metadata without an end. Its neighbour is served at once through it all, and so is the pod when it
-// has stopped.
+// wants, ask for other metadata without an end, and change what it asks STS for 50 times a second. Its neighbour is served at once through
+// it all, and so is the pod when it has stopped.
 func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -66,6 +69,7 @@ func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
 				}
 				asking.Wait()
 			},
+			"changes of its session": func() { n.changeOften(greedy, "app", "other") },
 		} {
 			stop, times := make(chan struct{}), served(nil)
 			var neighbours sync.WaitGroup
@@ -83,6 +87,63 @@ func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
 		}
 		n.eventually(func() bool { return n.getSoon(greedy, credentials+"app").status == http.StatusOK })
 	})
+}
+
+// changeOften changes a pod's session 50 times a second. A client of the pod asks for its credentials after each change and hangs up. After ten
+// seconds of it new pods come, and change their session more often than it is fetched ahead. STS must be asked for the last one at once.
+func (n *node) changeOften(s *testbed.Sandbox, role, newRole string) {
+	n.t.Helper()
+	stop, begun := make(chan struct{}), make(chan struct{})
+	var changing sync.WaitGroup
+	defer changing.Wait()
+	defer close(stop)
+	changing.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			n.changeSession(s, fmt.Sprint("session-", i))
+			changing.Go(func() { n.requestWithin(100*time.Millisecond, s, http.MethodGet, credentials+role) })
+			if i == 500 {
+				close(begun)
+			}
+		}
+	})
+	select {
+	case <-begun:
+	case <-time.After(time.Minute):
+		n.t.Error("the pod did not change 500 times within a minute")
+		return
+	}
+	for i := range 3 {
+		pod := n.run(fmt.Sprint("new-", i), newRole)
+		for _, session := range []string{"first", "second", "last"} {
+			n.changeSession(pod, session)
+		}
+		began := time.Now()
+		for session := ""; session != "last"; { // the proxy may not know of the changes yet
+			got := n.requestWithin(5*time.Second, pod, http.MethodGet, credentials+newRole)
+			var doc struct{ AccessKeyID string }
+			if err := json.Unmarshal([]byte(got.body), &doc); got.status != http.StatusOK || err != nil || time.Since(began) > 5*time.Second {
+				n.t.Errorf("%s, while its neighbour changes its session, after %v: %d, %v", pod.Name, time.Since(began), got.status, got.err)
+				return
+			}
+			session = n.issued(doc.AccessKeyID).SessionName
+		}
+		n.t.Logf("%s was served after %v", pod.Name, time.Since(began))
+	}
+}
+
+func (n *node) changeSession(s *testbed.Sandbox, session string) {
+	n.t.Helper()
+	err := n.KubeAPI.UpdatePod(s.Namespace, s.Name, func(p *corev1.Pod) { p.Annotations["iam.amazonaws.com/session-name"] = session })
+	if err != nil {
+		n.t.Error(err)
+	}
 }
 
 // dialMany opens connections to the service, a hundred at a time, that say nothing, and holds them until all were opened or
