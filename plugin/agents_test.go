@@ -56,6 +56,13 @@ func (n *installed) start(more ...string) *agentProcess {
 	a.cmd = exec.Command(self, append([]string{"agent"}, a.flags...)...)
 	a.cmd.Stdout, a.cmd.Stderr = a, a
 	a.cmd.Env = append(n.env, "TEST_AS_PLUGIN=1", "GORACE=atexit_sleep_ms=0", "GOCOVERDIR="+n.TempDir())
+	n.launch(a)
+	return a
+}
+
+// launch starts the process from this thread, and ends it with the test.
+func (n *installed) launch(a *agentProcess) {
+	n.Helper()
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	n.must(a.cmd.Start())
 	go func() {
@@ -65,10 +72,9 @@ func (n *installed) start(more ...string) *agentProcess {
 	n.Cleanup(func() {
 		a.end(syscall.SIGTERM) // which removes the lock's file
 		if n.Failed() {
-			n.Logf("agent %d %q:\n%s", a.cmd.Process.Pid, more, a.said())
+			n.Logf("agent %d %q:\n%s", a.cmd.Process.Pid, a.flags, a.said())
 		}
 	})
-	return a
 }
 
 // end ends the process by a signal, and returns its exit status, -1 where the signal killed it.

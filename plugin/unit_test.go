@@ -1,0 +1,250 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
+)
+
+// unit is the settings of the service in conf/kube2iam-cni-agent.service.
+type unit map[string]string
+
+func readUnit(t *testing.T) unit {
+	t.Helper()
+	text, err := os.ReadFile("../conf/kube2iam-cni-agent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := make(unit)
+	for line := range strings.Lines(string(text)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(key, "#") {
+			if _, twice := u[key]; twice {
+				t.Fatalf("%s stands twice", key)
+			}
+			u[key] = value
+		}
+	}
+	return u
+}
+
+// command is ExecStart as systemd splits and expands it (systemd.service(5), "COMMAND LINES").
+func (u unit) command() []string {
+	name, value, _ := strings.Cut(u["Environment"], "=")
+	return strings.Fields(strings.ReplaceAll(u["ExecStart"], "${"+name+"}", value))
+}
+
+// capabilities are the unit's, by their numbers in linux/capability.h.
+func (u unit) capabilities(t *testing.T) (mask uint64) {
+	t.Helper()
+	numbers := map[string]int{
+		"CAP_CHOWN": unix.CAP_CHOWN, "CAP_DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_NET_RAW": unix.CAP_NET_RAW,
+		"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN,
+	}
+	for _, name := range strings.Fields(u["CapabilityBoundingSet"]) {
+		number, ok := numbers[name]
+		if !ok {
+			t.Fatalf("the test does not know %s", name)
+		}
+		mask |= 1 << number
+	}
+	return mask
+}
+
+// restrict leaves no other capabilities to the programs that this thread starts, and no way to more.
+func (n *installed) restrict(mask uint64) {
+	n.Helper()
+	for number := 0; ; number++ {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(number), 0, 0, 0); err != nil {
+			break // beyond the last one of this kernel
+		}
+		if mask&(1<<number) == 0 {
+			n.must(unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(number), 0, 0, 0))
+		}
+	}
+	n.must(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+}
+
+// runtimeSocket listens where a container runtime does, by which the runtime is found.
+func (n *installed) runtimeSocket(path string) {
+	n.Helper()
+	n.must(os.MkdirAll(filepath.Dir(path), 0o755))
+	l, err := net.Listen("unix", path)
+	n.must(err)
+	n.Cleanup(func() { l.Close() })
+}
+
+// TestUnitFindsTheProgramAndInstalls runs the unit's command with the unit's capabilities on nodes of
+// several distributions, after `install`: the directories are the node's own, in a mount namespace.
+func TestUnitFindsTheProgramAndInstalls(t *testing.T) {
+	const user = 1000 // that owns the network configurations, as on some distributions
+	for distribution, tt := range map[string]struct {
+		socket, config, text string
+		bin, conf            string
+		lone                 bool
+	}{
+		"defaults":                      {bin: places.Default.Programs, conf: places.Default.Configurations},
+		"a lone plugin's configuration": {bin: places.Default.Programs, conf: places.Default.Configurations, lone: true},
+		"GKE": {
+			"/run/containerd/containerd.sock", "/etc/containerd/config.toml", "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/home/kubernetes/bin\"\n",
+			"/home/kubernetes/bin", places.Default.Configurations, false,
+		},
+		"k3s": {
+			"/run/k3s/containerd/containerd.sock", "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
+			"[plugins.\"io.containerd.cri.v1.runtime\".cni]\nbin_dirs = [\"/var/lib/rancher/k3s/data/cni\"]\nconf_dir = \"/var/lib/rancher/k3s/agent/etc/cni/net.d\"\n",
+			"/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/agent/etc/cni/net.d", false,
+		},
+		"microk8s": {
+			"/var/snap/microk8s/common/run/containerd.sock", "/var/snap/microk8s/current/args/containerd.toml",
+			"[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"${SNAP_DATA}/opt/cni/bin\"\nconf_dir = \"${SNAP_DATA}/args/cni-network\"\n",
+			"/var/snap/microk8s/current/opt/cni/bin", "/var/snap/microk8s/current/args/cni-network", false,
+		},
+		"OpenShift": {
+			"/run/crio/crio.sock", "/etc/crio/crio.conf", "[crio.network]\nnetwork_dir = \"/etc/cni/multus/net.d\"\nplugin_dirs = [\"/var/lib/cni/bin\"]\n",
+			"/var/lib/cni/bin", "/etc/cni/multus/net.d", false,
+		},
+	} {
+		t.Run(distribution, func(t *testing.T) {
+			n := newInstalled(t, "nftables")
+			u := readUnit(t)
+			n.must(unix.Unshare(unix.CLONE_NEWNS))
+			n.must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+			for _, dir := range []string{"/etc", "/home", "/opt", "/run", "/var"} {
+				n.must(unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"))
+			}
+			n.bin, n.conf = tt.bin, tt.conf
+			for _, dir := range []string{n.bin, n.conf} {
+				n.must(os.MkdirAll(dir, 0o755))
+			}
+			if tt.socket != "" {
+				n.runtimeSocket(tt.socket)
+				n.must(os.MkdirAll(filepath.Dir(tt.config), 0o755))
+				n.must(os.WriteFile(tt.config, []byte(tt.text), 0o644))
+			}
+			path, chained := filepath.Join(n.conf, "10-pods.conflist"), filepath.Join(n.conf, "10-pods.conflist")
+			text := primary
+			if tt.lone {
+				path, chained = filepath.Join(n.conf, "10-pods.conf"), filepath.Join(n.conf, "10-pods-conf-kube2iam-cni.conflist")
+				text = `{"cniVersion": "1.0.0", "name": "pods", "type": "ptp"}`
+			}
+			write := func() {
+				t.Helper()
+				n.must(os.WriteFile(path, []byte(text), 0o640))
+				n.must(os.Chown(path, user, user))
+			}
+			write()
+			if got := binary(t, nil, n.env, "install"); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin+"/"+name) {
+				t.Fatalf("install: %+v", got)
+			}
+			if tt.lone {
+				n.must(os.Remove(chained))
+			}
+			write() // as the primary CNI does at a boot
+
+			n.restrict(u.capabilities(t))
+			notified, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: "/run/notify"})
+			n.must(err)
+			defer notified.Close()
+			command := u.command()
+			agent := &agentProcess{t: t, ended: make(chan struct{})}
+			agent.cmd = exec.Command(command[0], command[1:]...)
+			agent.cmd.Stdout, agent.cmd.Stderr = agent, agent
+			agent.cmd.Env = []string{"TEST_AS_PLUGIN=1", "GORACE=atexit_sleep_ms=0", "NOTIFY_SOCKET=/run/notify", "GOCOVERDIR=" + t.TempDir()}
+			n.launch(agent)
+			n.must(notified.SetReadDeadline(time.Now().Add(time.Minute)))
+			message := make([]byte, 4096)
+			size, err := notified.Read(message)
+			if err != nil || !strings.HasPrefix(string(message[:size]), "READY=1") {
+				t.Fatalf("it tells systemd %q, %v", message[:size], err)
+			}
+			n.eventuallyReady()
+			if got, want := effective(t, agent.cmd.Process.Pid), u.capabilities(t); got != want {
+				t.Errorf("capabilities %#x, want %#x", got, want)
+			}
+			owned := func(when string) {
+				t.Helper()
+				var st unix.Stat_t
+				n.must(unix.Stat(chained, &st))
+				if st.Uid != user || st.Gid != user || st.Mode&0o777 != 0o640 {
+					t.Errorf("%s: %s is owned by %d:%d, with mode %#o", when, chained, st.Uid, st.Gid, st.Mode&0o777)
+				}
+			}
+			owned("chained")
+			// The agent heals what it put there, with no more than the unit allows.
+			n.must(os.Remove(filepath.Join(n.bin, name)))
+			n.eventually("the program is there again", func() bool { _, err := os.Stat(filepath.Join(n.bin, name)); return err == nil })
+			text = strings.Replace(text, "pods", "pods2", 1)
+			write()
+			n.eventually("chained again", func() bool {
+				now, _ := os.ReadFile(chained)
+				return strings.Contains(string(now), "pods2") && strings.Contains(string(now), name)
+			})
+			owned("chained again")
+			n.must(n.add(n.args("c1", n.pod, pod4)))
+			n.run("nft flush ruleset")
+			n.eventually("guarded again", func() bool { return strings.Contains(n.rules(), "guard") })
+			if code := agent.end(syscall.SIGTERM); code != 0 {
+				t.Errorf("it ends with %d", code)
+			}
+		})
+	}
+}
+
+// effective returns the effective capabilities of a process (proc(5), CapEff).
+func effective(t *testing.T, pid int) (mask uint64) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			if _, err := fmt.Sscanf(strings.TrimSpace(value), "%x", &mask); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return mask
+}
+
+// TestUnitKnowsTheDocumentedDirectories compares the unit with the table "Places" of the documentation.
+func TestUnitKnowsTheDocumentedDirectories(t *testing.T) {
+	text, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, dirs, _ := strings.Cut(readUnit(t)["Environment"], "=")
+	known := strings.Split(dirs, ":")
+	_, table, _ := strings.Cut(string(text), "(`--cni-bin-dir`)")
+	rows := 0
+	for line := range strings.Lines(table) {
+		fields := strings.Split(line, "|")
+		if len(fields) < 4 {
+			if rows > 0 {
+				break
+			}
+			continue
+		}
+		for i, quoted := range strings.Split(fields[2], "`") {
+			if i%2 == 1 {
+				rows++
+				if !slices.Contains(known, quoted) {
+					t.Errorf("the unit does not look in %s", quoted)
+				}
+			}
+		}
+	}
+	if rows < 5 {
+		t.Errorf("%d directories in the table", rows)
+	}
+}
