@@ -47,8 +47,9 @@ func (n *Node) Usable(backend string) error {
 
 func (n *Node) auto() (Backend, error) {
 	if data, err := os.ReadFile(n.Choice); err == nil {
-		// A command that is gone since is chosen anew.
-		if t, err := n.Backend(Form(strings.TrimSpace(string(data)))); err == nil {
+		// A command that is gone since, or one whose kernel lacks nf_tables, is chosen anew.
+		form := Form(strings.TrimSpace(string(data)))
+		if t, err := n.Backend(form); err == nil && (form == Legacy || n.bridges().inKernel() == nil) {
 			return t, nil
 		}
 	}
@@ -86,11 +87,11 @@ func (n *Node) judge() Form {
 // the node's "iptables" is.
 func (n *Node) usable() []Form {
 	var usable []Form
-	if path, err := n.find(NFT, false); err == nil && works(path+"-save") {
+	if path, err := n.find(NFT, false); err == nil && n.bridges().inKernel() == nil && works(path+"-save") {
 		usable = append(usable, NFT)
 	}
 	if path, err := n.find(Legacy, false); err == nil {
-		there := used(Legacy, false, "mangle") || used(Legacy, false, "nat")
+		there := n.bridges().used(Legacy, false, "mangle") || n.bridges().used(Legacy, false, "nat")
 		if !there && len(usable) > 0 {
 			form, err := n.plain()
 			there = err == nil && form == Legacy
@@ -109,7 +110,7 @@ func works(path string, args ...string) bool {
 
 // kubernetesIn is false too where the form does not work: it holds nobody's chains then.
 func (n *Node) kubernetesIn(form Form) bool {
-	if !used(form, false, "mangle") {
+	if !n.bridges().used(form, false, "mangle") {
 		return false
 	}
 	t, err := n.IPTables(form)

@@ -38,7 +38,7 @@ func (n *Node) Clear(ctx context.Context, services []netip.AddrPort) error {
 
 // clear removes what stands in one form and family, in one run for each table: an iptables table changes at once or not at all.
 func (t *IPTables) clear(ctx context.Context, family netip.Addr, services []netip.AddrPort) error {
-	tables := slices.DeleteFunc([]string{"nat", "filter", "mangle"}, func(table string) bool { return !used(t.form, family.Is6(), table) })
+	tables := slices.DeleteFunc([]string{"nat", "filter", "mangle"}, func(table string) bool { return !t.ports.used(t.form, family.Is6(), table) })
 	if len(tables) == 0 {
 		return nil
 	}
@@ -144,9 +144,9 @@ func (k *nft) clear() error {
 	if err != nil {
 		return err
 	}
-	tables, err := conn.ListTables()
+	tables, err := listTables(conn)
 	if err != nil {
-		return supported(err)
+		return err
 	}
 	gone := 0
 	for _, t := range tables {

@@ -3,6 +3,8 @@ package redirect
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -103,10 +105,14 @@ func TestGuardIsNeverTaken(t *testing.T) {
 	}
 }
 
-// withoutNFTables makes the node's kernel one that has no nftables, and notes what is told to be unguarded.
+// withoutNFTables makes the node's kernel one that has no nftables, and notes what is told to be unguarded. It answers as the
+// kernel does: a read with EINVAL, and a batch with EOPNOTSUPP.
 func (n *namespace) withoutNFTables() (unguarded *[]netip.AddrPort) {
-	n.netlink = []nftables.ConnOption{nftables.WithTestDial(func([]netlink.Message) ([]netlink.Message, error) {
-		return nil, unix.EOPNOTSUPP
+	n.netlink = []nftables.ConnOption{nftables.WithTestDial(func(request []netlink.Message) ([]netlink.Message, error) {
+		if len(request) > 0 && request[0].Header.Type == unix.NFNL_MSG_BATCH_BEGIN {
+			return nil, unix.EOPNOTSUPP
+		}
+		return nil, unix.EINVAL
 	})}
 	unguarded = new([]netip.AddrPort)
 	n.Unguarded = func(service netip.AddrPort, err error) {
@@ -172,5 +178,80 @@ func TestUnguarded(t *testing.T) {
 	}
 	if missing, err := n.iptables(Legacy).Missing(guarded4, routed("c1@eth0", "veth0", "10.1.0.5")); err != nil || missing != nil {
 		t.Errorf("missing %v, %v", missing, err)
+	}
+}
+
+// noNFTablesStatus is iptables-nft's exit status on such a kernel, and its status where it cannot have the lock.
+const noNFTablesStatus = 4
+
+// TestKernelWithoutNFTables is each backend on a kernel without nftables: "auto" takes what works, and a backend that needs
+// nftables says so. The guard is iptables-legacy's with all of them, and whatever a record names, its DEL succeeds.
+func TestKernelWithoutNFTables(t *testing.T) {
+	for backend, works := range map[string]bool{"auto": true, "iptables": false, "iptables-legacy": true, "iptables-nft": false, "nftables": false} {
+		t.Run(backend, func(t *testing.T) {
+			n := newNamespace(t, both...)
+			n.program("iptables", "xtables-nft-multi")
+			unguarded := n.withoutNFTables()
+			n.fail(noNFTablesStatus, "-nft")
+			if backend == "auto" { // a choice of a process that knew less
+				n.must(os.MkdirAll(filepath.Dir(n.Choice), 0o755))
+				n.must(os.WriteFile(n.Choice, []byte(NFT), 0o644))
+			}
+			b, err := n.Choose(backend)
+			n.must(err)
+			if works && b.Form() != Legacy {
+				t.Errorf("chosen %s", b.Form())
+			}
+			check := func(what string, err error) {
+				t.Helper()
+				if works && err != nil || !works && (!errors.Is(err, ErrUnsupported) || errors.Is(err, ErrBusy)) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			pod := routed("c1@eth0", "veth0", "10.1.0.5")
+			if !works {
+				_, err = n.Repair(t.Context(), Wanted{Base: Base{Guard: true, Guarded: guarded4.Guarded}, Chosen: b.Form()}, false)
+				check("agent", err)
+			}
+			check("ADD", b.Add(t.Context(), guarded4, pod))
+			if works {
+				_, err = n.Repair(t.Context(), Wanted{Base: guarded4, Chosen: b.Form(), Attachments: map[Form][]Attachment{b.Form(): {pod}}}, false)
+				check("agent", err)
+				missing, err := b.Missing(guarded4, pod)
+				check("CHECK", err)
+				if missing != nil {
+					t.Errorf("missing %v", missing)
+				}
+			}
+			for _, m := range guarded4.Guarded {
+				rules := n.rules(Legacy, m.Addr().Is6())
+				for _, r := range []rule{refusal(m), backstop(m)} {
+					if !strings.Contains(rules, "-A "+r.chain+" "+strings.Join(r.spec, " ")) {
+						t.Errorf("no %s for %s in\n%s", r, m, rules)
+					}
+				}
+			}
+			if len(*unguarded) > 0 && backend != "nftables" {
+				t.Errorf("told to be unguarded: %v", *unguarded)
+			}
+			for _, made := range allForms {
+				n.must(n.Remove(made, pod))
+				n.must(n.Remove(made, bridged("c2@eth0", "veth1", "10.1.0.6")))
+			}
+			n.must(n.RemoveLeftovers(pod.ID))
+			n.must(n.Clear(t.Context(), guarded4.Guarded))
+			if rules := n.rules(Legacy, false); strings.Contains(rules, Comment) || strings.Contains(rules, pod.ID) {
+				t.Errorf("left:\n%s", rules)
+			}
+		})
+	}
+}
+
+// TestKernelWithoutNFTablesInPods is a redirection inside a pod on such a kernel, which takes nftables.
+func TestKernelWithoutNFTablesInPods(t *testing.T) {
+	n := newNamespace(t, both...)
+	n.withoutNFTables()
+	if err := n.Guard(guarded4); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("guard: %v", err)
 	}
 }

@@ -1,10 +1,14 @@
 package redirect
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // inPod is the redirection in a pod's own network namespace, for an interface whose packets the host's rules do not see. It
@@ -39,6 +43,16 @@ func (p *inPod) elements(base Base, a Attachment) []element {
 // podBase is what of a base concerns an attachment inside its pod: there is no guard, and nothing that others ask.
 func podBase(a Attachment) Base { return Base{Metadata: a.services()} }
 
+// Guard makes the guard of base.Guarded and nothing else. It takes nftables in the kernel, as AddInPod does.
+func (n *Node) Guard(base Base) error {
+	return n.bridges().add(Base{Guarded: base.Guarded}, Attachment{})
+}
+
+// MissingGuard names what Guard would make.
+func (n *Node) MissingGuard(base Base) ([]string, error) {
+	return n.bridges().missing(guards(base.Guarded), guarded(base.Guarded))
+}
+
 // AddInPod makes the attachment's redirections inside its pod. It takes nftables in the kernel; the error is ErrUnsupported
 // without it.
 func (n *Node) AddInPod(a Attachment) error {
@@ -69,10 +83,36 @@ func (n *Node) within(a Attachment, do func(*inPod) error) error {
 	if err := a.validateID(); err != nil {
 		return err
 	}
-	p := &inPod{&nft{netns: a.Netns}} // no lock of the node for what a pod has in its hand
-	defer p.close()
-	if err := do(p); err != nil {
+	in := func(netns string) error {
+		p := &inPod{&nft{netns: netns}} // no lock of the node for what a pod has in its hand
+		defer p.close()
+		return do(p)
+	}
+	err := in(a.Netns)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// The kernel may have loaded modules in that time, as for the first pod after a boot. The same in a namespace without
+		// any rules loads them all.
+		if err := inNewNetns(func() error { return in("") }); err != nil {
+			return fmt.Errorf("a new network namespace: %w", err)
+		}
+		err = in(a.Netns)
+	}
+	if err != nil {
 		return fmt.Errorf("network namespace %s: %w", a.Netns, err)
 	}
 	return nil
+}
+
+// inNewNetns calls do on a thread of a new network namespace, which ends with do.
+func inNewNetns(do func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- do()
+	}()
+	return <-done
 }

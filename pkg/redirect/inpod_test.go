@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netns"
 )
@@ -222,5 +223,92 @@ func TestAddInPodThatIsGone(t *testing.T) {
 	a.Netns = filepath.Join(t.TempDir(), "none")
 	if err := n.AddInPod(a); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrUnsupported) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestModulesAreLoadedInPods is a pod whose namespace takes too long once, as where the kernel loads modules for it: the same is
+// done in a namespace of ours without a bound, and then in the pod again. One that always takes too long is given up.
+func TestModulesAreLoadedInPods(t *testing.T) {
+	n := newNamespace(t)
+	p := n.newPod()
+	a := p.attachment("10.1.0.5")
+	for name, tc := range map[string]struct{ slow, calls int }{"in time": {0, 1}, "once": {1, 3}, "always": {9, 3}} {
+		calls := 0
+		err := n.within(a, func(in *inPod) error {
+			calls++
+			if calls == 2 {
+				if in.netns != "" || in.options != nil {
+					t.Errorf("%s: the second call is in %q", name, in.netns)
+				}
+				own, err := netns.Get()
+				n.must(err)
+				defer own.Close()
+				if own.Equal(p.host) || own.Equal(p.own) {
+					t.Errorf("%s: the second call is in the host's or the pod's namespace", name)
+				}
+				return in.replace(in.tables(podBase(a)), in.elements(podBase(a), a), a.ID)
+			}
+			if in.netns != a.Netns {
+				t.Errorf("%s: call %d is in %q", name, calls, in.netns)
+			}
+			if calls <= tc.slow || tc.slow > 1 {
+				return fmt.Errorf("reading: %w", os.ErrDeadlineExceeded)
+			}
+			return nil
+		})
+		if calls != tc.calls || (err != nil) != (tc.slow > 1) {
+			t.Errorf("%s: %d calls, %v", name, calls, err)
+		}
+	}
+	n.wantRuleset("on the host", "")
+}
+
+// TestEachStepInAPodHasItsTime holds that the time of one step is no other's: a step begins with all of it.
+func TestEachStepInAPodHasItsTime(t *testing.T) {
+	n := newNamespace(t)
+	p := n.newPod()
+	k := &nft{netns: p.path}
+	defer k.close()
+	_, err := k.read(nil)
+	n.must(err)
+	n.must(k.socket.SetReadDeadline(time.Now())) // a step that took all its time
+	_, err = k.read(nil)
+	n.must(err)
+	n.must(k.socket.SetReadDeadline(time.Now()))
+	a := p.attachment("10.1.0.5")
+	in := &inPod{k}
+	n.must(k.apply(in.tables(podBase(a)), nil, nil, in.elements(podBase(a), a)))
+	p.want("after both", inPodGolden(`10.1.0.5 comment "c1@eth0" : 192.168.7.2 . 8181`))
+}
+
+// TestGuardAlone makes the guard of a node whose pods are redirected inside, next to what stands.
+func TestGuardAlone(t *testing.T) {
+	n := newNamespace(t, both...)
+	n.must(n.Guard(Base{}))
+	n.wantRuleset("no guard", "")
+	base := Base{Guard: true, Guarded: guarded4.Guarded}
+	missing, err := n.MissingGuard(base)
+	n.must(err)
+	if len(missing) != 6 {
+		t.Errorf("missing %q", missing)
+	}
+	for _, first := range []func(){
+		func() {},
+		func() {
+			n.must(n.nftables().Add(t.Context(), baseDual, routed("c1@eth0", "veth0", "10.1.0.5", "fd00:1::5")))
+		},
+	} {
+		first()
+		before := n.ruleset()
+		n.must(n.Guard(base))
+		if missing, err := n.MissingGuard(base); err != nil || missing != nil {
+			t.Errorf("missing %q, %v", missing, err)
+		}
+		if strings.Contains(before, "routed") {
+			n.wantRuleset("next to a pod", before)
+		} else {
+			guard := "table ip kube2iam-cni {\n" + strings.TrimSuffix(ipAddresses, "\n") + ipGuard + "}\n"
+			n.wantRuleset("alone", golden(guard, inIPv6(guard)))
+		}
 	}
 }

@@ -54,10 +54,25 @@ func (t *IPTables) Open(base Base, a Attachment) error {
 	if err := a.validate(); err != nil {
 		return err
 	}
+	if err := t.inKernel(); err != nil {
+		return err
+	}
 	for _, metadata := range base.Metadata {
 		if err := t.has(metadata.Addr()); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// inKernel returns an error that is ErrUnsupported where the kernel lacks what the form needs. iptables-nft itself exits there
+// with the status that it has for the lock.
+func (t *IPTables) inKernel() error {
+	if t.form != NFT {
+		return nil
+	}
+	if err := t.ports.inKernel(); err != nil {
+		return fmt.Errorf("%s: %w", t.form, err)
 	}
 	return nil
 }

@@ -30,10 +30,20 @@ type nft struct {
 	// options are for tests.
 	options []nftables.ConnOption
 	conn    *nftables.Conn
+	socket  *netlink.Conn // conn's own, in a pod's namespace
 }
 
-// podPatience bounds what is read in a pod's namespace: a pod with NET_ADMIN can fill its tables with whatever it likes.
+// podPatience bounds each reading and each change of a pod's namespace: a pod with NET_ADMIN can fill its tables with
+// whatever it likes.
 const podPatience = 500 * time.Millisecond
+
+// startStep gives the next reading or change in a pod's namespace its time.
+func (k *nft) startStep() error {
+	if k.socket == nil {
+		return nil
+	}
+	return k.socket.SetReadDeadline(time.Now().Add(podPatience))
+}
 
 func (k *nft) open() (*nftables.Conn, error) {
 	if k.conn != nil {
@@ -47,7 +57,8 @@ func (k *nft) open() (*nftables.Conn, error) {
 		}
 		defer pod.Close()
 		options = append(options, nftables.WithNetNSFd(int(pod)), nftables.WithSockOptions(func(c *netlink.Conn) error {
-			return c.SetReadDeadline(time.Now().Add(podPatience))
+			k.socket = c
+			return nil
 		}))
 	}
 	conn, err := nftables.New(options...)
@@ -61,7 +72,7 @@ func (k *nft) open() (*nftables.Conn, error) {
 func (k *nft) close() {
 	if k.conn != nil {
 		k.conn.CloseLasting()
-		k.conn = nil
+		k.conn, k.socket = nil, nil
 	}
 }
 
@@ -106,6 +117,9 @@ const maxElements = 100
 func (k *nft) apply(tables []table, misplaced []*nftables.Chain, gone, come []element) error {
 	conn, err := k.open()
 	if err != nil {
+		return err
+	}
+	if err := k.startStep(); err != nil {
 		return err
 	}
 	for _, c := range misplaced {
@@ -176,7 +190,7 @@ func supported(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case ofFile:
+	case ofFile, errors.Is(err, ErrUnsupported):
 		return err
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
 		return fmt.Errorf("nftables: %w: %w", ErrUnsupported, err)
@@ -188,12 +202,34 @@ func supported(err error) error {
 	return fmt.Errorf("nftables: %w", err)
 }
 
+// listTables returns the namespace's tables. The error is ErrUnsupported where the kernel has no nf_tables: it answers a read
+// with EINVAL then, and only a batch with EOPNOTSUPP (net/netfilter/nfnetlink.c, nfnetlink_rcv_msg and nfnetlink_rcv_batch).
+func listTables(conn *nftables.Conn) ([]*nftables.Table, error) {
+	tables, err := conn.ListTables()
+	if errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("nftables: %w: %w", ErrUnsupported, err)
+	}
+	return tables, supported(err)
+}
+
+// inKernel returns an error that is ErrUnsupported where the kernel has no nf_tables, and else none.
+func (k *nft) inKernel() error {
+	conn, err := k.open()
+	if err == nil {
+		_, err = listTables(conn)
+	}
+	if errors.Is(err, ErrUnsupported) {
+		return err
+	}
+	return nil
+}
+
 // replace makes tables and wanted elements stand, and no others that carry the identity. Tables that stand as they should are
 // left alone: a transaction that takes nothing away is over at once, and one that does keeps its process waiting at its end
 // until no packet is on its way through what went (an RCU grace period, at the socket's close).
 func (k *nft) replace(tables []table, wanted []element, id string) error {
 	return k.transact(tables, func(s *standing) error {
-		gone, come := s.change(wanted, func(comment string) bool { return comment == id })
+		gone, come := s.change(wanted, func(comment string) bool { return comment == id && id != "" })
 		lacking := slices.DeleteFunc(slices.Clone(tables), func(t table) bool { return len(s.lacks([]table{t})) == 0 })
 		if len(lacking)+len(gone)+len(come) == 0 {
 			return nil

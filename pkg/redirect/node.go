@@ -141,12 +141,15 @@ func executable(path string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
 }
 
-// used tells whether rules can stand in a table in the given form. Asking the legacy command for them would make the
+// used tells whether rules can stand in a table in the given form. In the nft form they cannot without nf_tables. Asking the legacy command for them would make the
 // table, and from then on each packet would pass it; the kernel's list of such tables is free. The list is the calling
 // thread's namespace's.
-func used(form Form, v6 bool, table string) bool {
-	if form != Legacy {
+func (k *nft) used(form Form, v6 bool, table string) bool {
+	switch form {
+	case NFTables:
 		return true
+	case NFT:
+		return k.inKernel() == nil
 	}
 	list := "/proc/thread-self/net/ip_tables_names"
 	if v6 {

@@ -141,9 +141,9 @@ func (k *nft) endProbes(dry bool) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	tables, err := conn.ListTables()
+	tables, err := listTables(conn)
 	if err != nil {
-		return nil, supported(err)
+		return nil, err
 	}
 	var did []string
 	for _, t := range tables {

@@ -42,7 +42,7 @@ func (n *Node) Remove(made Form, a Attachment) error {
 			}
 			continue
 		}
-		usable, rest := split(a.Redirections, form)
+		usable, rest := n.split(a.Redirections, form)
 		a.Redirections = usable
 		absent, err := t.remove(a)
 		if err != nil {
@@ -54,9 +54,9 @@ func (n *Node) Remove(made Form, a Attachment) error {
 }
 
 // split parts the redirections whose rules can stand in a form from those whose family has no table in it.
-func split(all []Redirection, form Form) (usable, rest []Redirection) {
+func (n *Node) split(all []Redirection, form Form) (usable, rest []Redirection) {
 	for _, r := range all {
-		if used(form, r.Source.Is6(), "nat") {
+		if n.bridges().used(form, r.Source.Is6(), "nat") {
 			usable = append(usable, r)
 		} else {
 			rest = append(rest, r)
@@ -85,7 +85,7 @@ func (n *Node) RemoveLeftovers(id string) error {
 func (t *IPTables) removeLeftovers(id string) error {
 	errs := []error{t.ports.removeLeftovers(id)}
 	for _, family := range []netip.Addr{anyIPv4, anyIPv6} {
-		if t.has(family) == nil && used(t.form, family.Is6(), "nat") {
+		if t.has(family) == nil && t.ports.used(t.form, family.Is6(), "nat") {
 			errs = append(errs, t.removeLeftoversOf(family, id))
 		}
 	}

@@ -27,23 +27,24 @@ type Wanted struct {
 func (n *Node) Repair(ctx context.Context, w Wanted, dry bool) ([]string, error) {
 	var did []string
 	var alone []netip.AddrPort // what iptables has to guard, for want of nftables
+	var guard Form             // and in which form
 	err := w.Base.guarding(func(base Base) (err error) {
 		w.Base = base
 		did, err = n.repairNFT(w, dry)
 		return err
 	}, func(services []netip.AddrPort, unsupported error) error {
-		t, err := n.IPTables(w.Chosen)
+		t, err := n.guardCommand(w.Chosen)
 		if err != nil {
 			return n.unguarded(services, errors.Join(unsupported, err))
 		}
+		guard = t.form
 		var none []netip.AddrPort
 		alone, none = t.withCommand(services)
 		return n.unguarded(none, unsupported)
 	})
-	w.Base.Metadata = append(slices.Clone(w.Base.Metadata), alone...)
 	errs := []error{err}
 	for _, form := range []Form{NFT, Legacy} {
-		inUse := form == w.Chosen || len(w.Attachments[form]) > 0
+		inUse := form == w.Chosen || form == guard || len(w.Attachments[form]) > 0
 		if !inUse && !w.Everywhere {
 			continue
 		}
@@ -54,7 +55,16 @@ func (n *Node) Repair(ctx context.Context, w Wanted, dry bool) ([]string, error)
 			}
 			continue
 		}
+		if err := t.inKernel(); err != nil {
+			if inUse {
+				errs = append(errs, err)
+			}
+			continue
+		}
 		base := w.Base
+		if form == guard {
+			base.Metadata = append(slices.Clone(base.Metadata), alone...)
+		}
 		if !inUse {
 			base = Base{}
 		}
@@ -67,6 +77,15 @@ func (n *Node) Repair(ctx context.Context, w Wanted, dry bool) ([]string, error)
 		}
 	}
 	return did, errors.Join(errs...)
+}
+
+// guardCommand returns the iptables that makes the guard on a kernel whose nftables cannot: the chosen form, or the legacy
+// one where the chosen form needs nf_tables and the kernel has none.
+func (n *Node) guardCommand(chosen Form) (*IPTables, error) {
+	if chosen != NFT || n.bridges().inKernel() != nil {
+		chosen = Legacy
+	}
+	return n.IPTables(chosen)
 }
 
 // IsMissing tells whether a line of Repair is of something that was not there. The others are of what is nobody's.
@@ -126,7 +145,7 @@ func (t *IPTables) repair(ctx context.Context, base Base, attachments []Attachme
 			}
 			continue
 		}
-		if !metadata.IsValid() && !used(t.form, family.Is6(), "nat") {
+		if !metadata.IsValid() && !t.ports.used(t.form, family.Is6(), "nat") {
 			continue
 		}
 		lines, err := t.repairFamily(ctx, family, metadata, base.Guard, attachments, dry)

@@ -65,7 +65,10 @@ func (k *nft) readOnce(wanted []table) (*standing, error) {
 	if err != nil {
 		return nil, err
 	}
-	tables, err := conn.ListTables()
+	if err := k.startStep(); err != nil {
+		return nil, err
+	}
+	tables, err := listTables(conn)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +228,11 @@ func (k *nft) transact(wanted []table, change func(*standing) error) (err error)
 		return err
 	}
 	defer unlock()
-	for range 5 {
+	attempts := 5
+	if k.netns != "" {
+		attempts = 2 // a pod can change its tables at any moment
+	}
+	for range attempts {
 		var s *standing
 		if s, err = k.read(wanted); err != nil {
 			return err
