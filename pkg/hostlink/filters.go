@@ -10,10 +10,10 @@ import (
 )
 
 // filtered tells whether anything sees a link's packets before netfilter does, and so may take them past it: a tc filter at
-// its ingress (a BPF program, or one that redirects), or a BPF program attached by tcx or XDP. What it does with them is not
+// its ingress (a BPF program, or one that redirects), or a BPF program attached by tcx, XDP or netkit. What it does with them is not
 // told: most of them do no such thing.
 func filtered(h *netlink.Handle, link netlink.Link) (bool, error) {
-	if xdp(link) || tcx(link.Attrs().Index) {
+	if xdp(link) || programs(link.Attrs().Index) {
 		return true, nil
 	}
 	return tcFiltered(h, link)
@@ -38,10 +38,12 @@ func tcFiltered(h *netlink.Handle, link netlink.Link) (bool, error) {
 }
 
 // What is asked of bpf(2) is how many programs are attached to a link's ingress (linux/bpf.h, BPF_PROG_QUERY,
-// BPF_TCX_INGRESS; Linux 6.6).
+// BPF_TCX_INGRESS; Linux 6.6), and to a netkit pair for what the pod's side sends (BPF_NETKIT_PEER; Linux 6.7). The kernel
+// takes the second question of the primary side only, and has no answer of another link.
 const (
 	progQuery  = 16
 	tcxIngress = 46
+	netkitPeer = 55
 )
 
 // progQueryAttr is the query's part of union bpf_attr.
@@ -53,9 +55,14 @@ type progQueryAttr struct {
 	revision                                     uint64
 }
 
-// tcx is false on a kernel that has no such thing. Who may not ask has to take it that there may be one.
-func tcx(ifIndex int) bool {
-	attr := progQueryAttr{ifIndex: uint32(ifIndex), attachType: tcxIngress}
+// programs tells whether a program of tcx or netkit sees what enters by a link.
+func programs(ifIndex int) bool {
+	return attached(ifIndex, tcxIngress) || attached(ifIndex, netkitPeer)
+}
+
+// attached is false on a kernel that has no such thing. Who may not ask has to take it that there may be one.
+func attached(ifIndex int, attachType uint32) bool {
+	attr := progQueryAttr{ifIndex: uint32(ifIndex), attachType: attachType}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, progQuery, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	switch errno {
 	case 0:
@@ -95,7 +102,7 @@ func Filtered(links map[int]string) (map[int]bool, error) {
 		}
 	}
 	for index, name := range links {
-		if !found[index] && tcx(index) {
+		if !found[index] && programs(index) {
 			found[index] = true
 		}
 		if !may[index] || found[index] {

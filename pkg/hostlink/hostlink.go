@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link is the host side of a pod's veth.
+// Link is the host side of a pod's veth or netkit pair.
 type Link struct {
 	// Name and Index are the host side's.
 	Name  string
@@ -60,7 +60,7 @@ func (e *UnsupportedError) Error() string { return fmt.Sprintf("interface %s: %s
 //
 // It asks the kernel only. What a CNI plugin reports as its host interface is not a source: azure-vnet reports the node's
 // uplink, aws-cni one that does not exist, weave none. And a parent index alone proves nothing: a macvlan has one too, and
-// it is the uplink's. So both sides must be veths, and point at each other: by index, and by the namespace that the index
+// it is the uplink's. So both sides must be veths, or both a netkit's, and point at each other: by index, and by the namespace that the index
 // counts in.
 func Find(netnsPath, ifName string) (*Link, error) {
 	pod, err := netns.GetFromPath(netnsPath)
@@ -148,13 +148,16 @@ func differs(pod netns.NsHandle, path string) error {
 	return nil
 }
 
-// peer is the other side of the pod's veth.
+// peer is the other side of the pod's veth or netkit pair. A netkit device hands what one side sends to the other's receive path,
+// where the host's rules see it, unless a program on the pair takes it. Programs are managed by the primary side, so that has
+// to be the host's (drivers/net/netkit.c).
 func peer(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (netlink.Link, error) {
 	name := inPod.Attrs().Name
-	if kind := inPod.Type(); kind != "veth" {
+	kind := inPod.Type()
+	if kind != "veth" && kind != "netkit" {
 		return nil, unsupported(inPod, fmt.Sprintf("it is a %s and no veth, so its packets pass by the host's rules", kind))
 	}
-	elsewhere := unsupported(inPod, "its veth does not lead to this namespace of the host")
+	elsewhere := unsupported(inPod, fmt.Sprintf("its %s does not lead to this namespace of the host", kind))
 	podID, err := host.GetNetNsIdByFd(int(pod))
 	if err != nil {
 		return nil, fmt.Errorf("the host's ID of the namespace of %s: %w", name, err)
@@ -171,10 +174,19 @@ func peer(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (netlink
 		return nil, fmt.Errorf("peer of %s: %w", name, err)
 	}
 	back := onHost.Attrs()
-	if onHost.Type() != "veth" || back.ParentIndex != inPod.Attrs().Index || back.NetNsID != podID {
+	if onHost.Type() != kind || back.ParentIndex != inPod.Attrs().Index || back.NetNsID != podID {
 		return nil, elsewhere
 	}
+	if !primary(onHost) {
+		return nil, unsupported(inPod, "its netkit's primary side is the pod's, which manages the programs that its packets pass")
+	}
 	return onHost, nil
+}
+
+// primary is true of a veth, whose sides are alike.
+func primary(link netlink.Link) bool {
+	netkit, ok := link.(*netlink.Netkit)
+	return !ok || netkit.IsPrimary()
 }
 
 // enterBy is for a host side that has a master, which takes its packets before the IP layer does.

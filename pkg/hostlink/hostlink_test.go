@@ -8,10 +8,12 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // newNetns makes a namespace that nothing but its handle keeps alive, and the thread's own. It needs root.
@@ -375,4 +377,92 @@ func (n *node) defaultVia(gateway string) {
 	link, err := netlink.LinkByName("uplink")
 	n.must(err)
 	n.must(netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(gateway)}))
+}
+
+// netkit makes a pair from the thread's namespace into the pod's, whose primary side is the host's or the pod's. It skips the
+// test on a kernel that has no such device (before Linux 6.7).
+func (n *node) netkit(primaryOnHost bool) netlink.Link {
+	n.Helper()
+	pair := &netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "nk0"}, Mode: netlink.NETKIT_MODE_L2}
+	peer := &netlink.LinkAttrs{Name: "eth0", Namespace: netlink.NsFd(n.pod)}
+	if !primaryOnHost {
+		pair.Name, pair.Namespace, peer.Name, peer.Namespace = "eth0", netlink.NsFd(n.pod), "nk0", nil
+	}
+	pair.SetPeerAttrs(peer)
+	err := netlink.LinkAdd(pair)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		n.Skipf("this kernel has no netkit: %v", err)
+	}
+	n.must(err)
+	link, err := netlink.LinkByName("nk0")
+	n.must(err)
+	return link
+}
+
+// TestNetkit is a pair of netkit devices, which is treated as a veth is if the host's side is the primary one.
+func TestNetkit(t *testing.T) {
+	n := newNode(t)
+	host := n.netkit(true)
+	n.addr(n.inPod, "eth0", "10.1.0.5/32")
+	got, err := Find(path(n.pod), "eth0")
+	n.must(err)
+	want := &Link{Name: "nk0", Index: host.Attrs().Index, IPs: []netip.Addr{netip.MustParseAddr("10.1.0.5")}}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+	// A program on what the pod's side sends.
+	program, err := loadClassifier()
+	n.must(err)
+	defer unix.Close(program)
+	attached, err := createLink(program, host.Attrs().Index, netkitPeer)
+	n.must(err)
+	defer unix.Close(attached)
+	if got, err = Find(path(n.pod), "eth0"); err != nil || !got.Filtered {
+		t.Errorf("with a program: %+v, %v", got, err)
+	}
+	all, err := Filtered(map[int]string{host.Attrs().Index: "nk0"})
+	n.must(err)
+	if !all[host.Attrs().Index] {
+		t.Errorf("with a program: %v", all)
+	}
+}
+
+// TestNetkitOfThePods is a pair whose primary side is the pod's: the pod attaches programs to it.
+func TestNetkitOfThePods(t *testing.T) {
+	n := newNode(t)
+	n.netkit(false)
+	_, err := Find(path(n.pod), "eth0")
+	if e := (*UnsupportedError)(nil); !errors.As(err, &e) || e.Kind != "netkit" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestPrimary holds which side of a pair is accepted as the host's, on kernels without netkit too.
+func TestPrimary(t *testing.T) {
+	if !primary(&netlink.Veth{}) || primary(&netlink.Netkit{}) {
+		t.Error("a veth has no primary side, and a netkit's other side is none")
+	}
+}
+
+// loadClassifier loads a program that lets every packet go on: r0 = -1, exit.
+func loadClassifier() (int, error) {
+	instructions := []uint64{0xffffffff_000000b7, 0x95}
+	licence := []byte("GPL\x00")
+	return bpf(5 /* BPF_PROG_LOAD */, &struct {
+		kind, count           uint32
+		instructions, licence uint64
+		_                     [96]byte
+	}{3 /* BPF_PROG_TYPE_SCHED_CLS */, uint32(len(instructions)), uint64(uintptr(unsafe.Pointer(&instructions[0]))), uint64(uintptr(unsafe.Pointer(&licence[0]))), [96]byte{}})
+}
+
+func createLink(program, ifIndex int, attachType uint32) (int, error) {
+	return bpf(28 /* BPF_LINK_CREATE */, &struct{ program, ifIndex, attachType, flags uint32 }{uint32(program), uint32(ifIndex), attachType, 0})
+}
+
+func bpf[T any](command uintptr, attr *T) (int, error) {
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(unsafe.Pointer(attr)), unsafe.Sizeof(*attr))
+	if errno != 0 {
+		return -1, fmt.Errorf("bpf %d: %w", command, errno)
+	}
+	return int(fd), nil
 }

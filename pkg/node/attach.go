@@ -57,7 +57,13 @@ func (n *Node) prepare(r Request) (*prepared, error) {
 func (n *Node) program(p *plan) (func(context.Context) error, error) {
 	if p.Path == attachment.PathNetns {
 		p.Backend = string(redirect.NFTables)
-		return func(context.Context) error { return n.rules.AddInPod(rulesOf(p.Record)) }, nil
+		base := n.base(p.Record)
+		return func(context.Context) error {
+			if err := n.rules.Guard(base); err != nil {
+				return err
+			}
+			return n.rules.AddInPod(rulesOf(p.Record))
+		}, nil
 	}
 	chosen, err := n.rules.Choose(n.Backend)
 	if err != nil {

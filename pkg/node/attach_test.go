@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"strings"
 	"testing"
@@ -61,9 +62,7 @@ func TestAttachInsideThePod(t *testing.T) {
 				if record.Path != attachment.PathNetns || record.Backend != string(redirect.NFTables) || record.HostLink != (attachment.HostLink{}) {
 					t.Errorf("the record says %s, %s, %+v", record.Path, record.Backend, record.HostLink)
 				}
-				if got := n.ourTables(); got != "" {
-					t.Errorf("on the host there is %s", got)
-				}
+				n.wantGuardOnly()
 				n.in(pod, func() {
 					if got, want := n.ourTables(), "table ip kube2iam-cni, table ip6 kube2iam-cni"; got != want {
 						t.Errorf("in the pod there is %q, want %q", got, want)
@@ -78,6 +77,9 @@ func TestAttachInsideThePod(t *testing.T) {
 					}
 				}
 				check()
+				n.run("nft delete chain ip6 kube2iam-cni guard")
+				check("no guard in table ip6 kube2iam-cni")
+				n.must(node.rules.Guard(node.base(record)))
 				n.in(pod, func() { n.run("nft flush map ip kube2iam-cni own") })
 				check("no redirection of c1@eth0 from 10.1.0.5 to 192.168.7.2:8181 in own of table ip kube2iam-cni")
 				n.must(node.Detach(t.Context(), "c1", "eth0"))
@@ -106,8 +108,39 @@ func TestAttachInsideThePodByConfiguration(t *testing.T) {
 	if record.Path != attachment.PathNetns || record.HostLink.Name != "veth0" || record.HostLink.Index == 0 {
 		t.Errorf("the record says %s, %+v", record.Path, record.HostLink)
 	}
-	if got := n.ourTables(); got != "" {
-		t.Errorf("on the host there is %s", got)
+	n.wantGuardOnly()
+}
+
+// wantGuardOnly wants the guard of both families on the host, and no pod.
+func (n *network) wantGuardOnly() {
+	n.Helper()
+	rules := n.run("nft list ruleset")
+	if got, want := n.ourTables(), "table ip kube2iam-cni, table ip6 kube2iam-cni"; got != want || strings.Count(rules, `drop comment "guard"`) != 4 || strings.Contains(rules, "c1@eth0") {
+		n.Errorf("on the host there is %s:\n%s", got, rules)
+	}
+}
+
+// TestAttachWithoutItsGuard has the guard fail: nothing is made in the pod, and no record stays.
+func TestAttachWithoutItsGuard(t *testing.T) {
+	n := newNetwork(t)
+	pod := n.namespace()
+	n.run("ip link add veth0 type veth peer name eth0 netns " + path(pod))
+	n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0") })
+	// A set of our name with another type, so the transaction is refused.
+	n.run("nft add table ip kube2iam-cni\nnft add set ip kube2iam-cni addresses { type inet_service; }")
+	node := n.real("nftables")
+	node.InPod = true
+	_, err := node.Attach(t.Context(), request(pod, "10.1.0.5"))
+	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Rules {
+		t.Errorf("got %v, want an error of the rules", err)
+	}
+	n.in(pod, func() {
+		if got := n.ourTables(); got != "" {
+			t.Errorf("in the pod there is %s", got)
+		}
+	})
+	if _, err := node.records().Get("c1", "eth0"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("record: %v", err)
 	}
 }
 

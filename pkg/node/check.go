@@ -43,7 +43,12 @@ func (n *Node) Check(r Request) ([]string, error) {
 
 func (n *Node) missing(record *attachment.Record) ([]string, error) {
 	if record.Path == attachment.PathNetns {
-		return n.rules.MissingInPod(rulesOf(record))
+		guard, err := n.rules.MissingGuard(n.base(record))
+		if err != nil {
+			return nil, err
+		}
+		missing, err := n.rules.MissingInPod(rulesOf(record))
+		return append(guard, missing...), err
 	}
 	b, err := n.rules.Backend(redirect.Form(record.Backend))
 	if err != nil {

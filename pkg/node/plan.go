@@ -60,12 +60,12 @@ func (n *Node) plan(r Request) (*plan, error) {
 	return &plan{record, link.BridgeNF}, nil
 }
 
-// look finds the host side of the interface, and where its packets can be redirected. An interface that is no veth has no
+// look finds the host side of the interface, and where its packets can be redirected. An interface that is no pair has no
 // host side: they can only inside the pod.
 func (n *Node) look(r Request) (*hostlink.Link, attachment.Path, error) {
 	link, err := n.FindLink(r.Netns, r.IfName)
 	if unsupported, ok := errors.AsType[*hostlink.UnsupportedError](err); ok && !unsupported.Loopback() && (n.InPod || unsupported.Kind != "veth") {
-		n.Log.Warn("the interface's packets do not pass the host's rules: the redirection is made inside the pod, which can undo it, and no guard stands behind it",
+		n.Log.Warn("the interface's packets do not pass the host's rules: the redirection is made inside the pod, which can undo it, and the node's guard does not see them",
 			"container", r.ContainerID, "interface", r.IfName, "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "why", unsupported.Why)
 		return &hostlink.Link{Name: unsupported.HostLink, Index: unsupported.HostIndex, IPs: unsupported.IPs}, attachment.PathNetns, nil
 	}

@@ -1,6 +1,6 @@
 // Command calicolike is a CNI plugin that connects a pod as Calico does without eBPF: the host side of the veth has no address
-// and answers ARP for the pod's next hop, 169.254.1.1, in the gateway's place; a route of the host leads to the pod. It is for
-// the suites only: what it stands in for needs a datastore and a daemon.
+// and answers ARP for the pod's next hop, 169.254.1.1, in the gateway's place; a route of the host leads to the pod. With "device":
+// "netkit" the pair is a netkit's (Linux 6.7). It is for the suites only: what it stands in for needs a datastore and a daemon.
 package main
 
 import (
@@ -35,7 +35,10 @@ func hostName(args *skel.CmdArgs) string {
 }
 
 func add(args *skel.CmdArgs) error {
-	conf := types.PluginConf{}
+	conf := struct {
+		types.PluginConf
+		Device string `json:"device"`
+	}{}
 	if err := json.Unmarshal(args.StdinData, &conf); err != nil {
 		return err
 	}
@@ -53,10 +56,16 @@ func add(args *skel.CmdArgs) error {
 	}
 	defer pod.Close()
 	host := hostName(args)
-	if err := netlink.LinkAdd(&netlink.Veth{
+	var pair netlink.Link = &netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: host}, PeerName: args.IfName, PeerNamespace: netlink.NsFd(pod.Fd()),
-	}); err != nil {
-		return fmt.Errorf("veth %s: %w", host, err)
+	}
+	if conf.Device == "netkit" {
+		netkit := &netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: host}, Mode: netlink.NETKIT_MODE_L2}
+		netkit.SetPeerAttrs(&netlink.LinkAttrs{Name: args.IfName, Namespace: netlink.NsFd(pod.Fd())})
+		pair = netkit
+	}
+	if err := netlink.LinkAdd(pair); err != nil {
+		return fmt.Errorf("%s %s: %w", pair.Type(), host, err)
 	}
 	if err := pod.Do(func(ns.NetNS) error { return inPod(args.IfName, result) }); err != nil {
 		return err

@@ -131,6 +131,18 @@ func noVeth(t *testing.T, kind, path string) {
 			t.Errorf("recorded %+v", r)
 		}
 		n.must(n.Check(t.Context(), pod))
+		// The node is guarded from the first ADD on, whatever the pod's own interface is.
+		guard := n.onNode("nft list table ip kube2iam-cni")
+		if strings.Count(guard, `drop comment "guard"`) != 2 {
+			t.Errorf("the node is not guarded:\n%s", guard)
+		}
+		n.onNode("nft delete table ip kube2iam-cni")
+		if err := n.Check(t.Context(), pod); err == nil || !strings.Contains(err.Error(), "no guard") {
+			t.Errorf("CHECK without a guard: %v", err)
+		}
+		_, err := n.AgentRound(t.Context(), "--path", path)
+		n.must(err)
+		n.must(n.Check(t.Context(), pod))
 		// Dialled directly, from another pod's address: taken from those alone whose record says so.
 		stranger, err := n.NewSandbox("default", "stranger", "uid-stranger")
 		n.must(err)

@@ -68,7 +68,8 @@ var (
 type Options struct {
 	// Tools come from BuildTools.
 	Tools Tools
-	// Primary is the CNI plugin that connects the pods: "bridge", "ptp", "macvlan", "ipvlan", or "calicolike" (test/calicolike).
+	// Primary is the CNI plugin that connects the pods: "bridge", "ptp", "macvlan", "ipvlan", "calicolike" (test/calicolike), or
+	// "netkitlike", which is that on a pair of netkit devices.
 	Primary string
 	// IPv6 gives nodes and pods addresses of that family, too.
 	IPv6 bool

@@ -59,6 +59,8 @@ func (b *Bed) entryOf(plugin string) (Entry, error) {
 		e["master"], e["mode"] = LAN, map[string]string{"macvlan": "bridge", "ipvlan": "l2"}[plugin]
 		ranges = [][]map[string]string{{{"subnet": lanSubnet, "gateway": LANIP.String()}}}
 	case "ptp", "calicolike":
+	case "netkitlike":
+		e["type"], e["device"] = "calicolike", "netkit"
 	default:
 		return nil, fmt.Errorf("primary plugin %q: none that the testbed knows", plugin)
 	}

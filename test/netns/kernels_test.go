@@ -1,0 +1,140 @@
+package netns
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
+)
+
+// What depends on the kernel. Each test skips by the kernel's own word only.
+
+// needNoNFTables skips a test on a kernel that has nf_tables: it lists its tables when it is asked for them.
+func needNoNFTables(t *testing.T) {
+	t.Helper()
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.ListTables(); err == nil {
+		t.Skip("this kernel has nf_tables")
+	} else if !errors.Is(err, unix.EINVAL) {
+		t.Fatal(err)
+	}
+}
+
+// TestKernelWithoutNFTables is a node whose kernel has no nf_tables: the guard and the redirections are iptables-legacy's. A
+// backend that needs nf_tables is refused with that reason, and leaves the node guarded.
+func TestKernelWithoutNFTables(t *testing.T) {
+	needNoNFTables(t)
+	var all []setup
+	for _, backend := range []string{"auto", "iptables-legacy", "iptables-nft", "nftables"} {
+		all = append(all, dual(setup{primary: "ptp", backend: backend}), dual(setup{primary: "bridge", backend: backend}))
+	}
+	onThese(t, all, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		works := n.backend == "auto" || n.backend == "iptables-legacy"
+		wantUnsupported := func(what string, err error) {
+			t.Helper()
+			if works && err != nil || !works && (err == nil || !strings.Contains(err.Error(), "does not support") || strings.Contains(err.Error(), "busy")) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		chain := n.SetChain()
+		old := n.pending("old", "app")
+		n.must(n.Add(t.Context(), old))
+		guard := func(when string) {
+			t.Helper()
+			_, err := n.AgentRound(t.Context(), "--backend", n.backend)
+			wantUnsupported("the agent's round "+when, err)
+			for _, f := range fronts(old) {
+				n.wantSilenceOrRefusal(old, f.pod)
+			}
+		}
+		guard("before any pod")
+		for _, table := range []string{"filter", "mangle"} {
+			n.onNode("iptables-legacy -t " + table + " -F")
+			n.onNode("ip6tables-legacy -t " + table + " -F")
+		}
+		guard("after a flush")
+		n.SetChain(chain...)
+		pod, err := n.RunPod(t.Context(), "default", "pod", map[string]string{roleKey: "app"})
+		wantUnsupported("ADD", err)
+		if err != nil {
+			n.must(n.StopPod(t.Context(), old))
+			return
+		}
+		if got := n.record(pod, "eth0").Backend; got != "iptables-legacy" {
+			t.Errorf("recorded %s", got)
+		}
+		n.wantOwn(pod, "app")
+		n.wantOwnAt(pod, "http://"+testbed.MetadataAddr6, "app")
+		n.must(n.Check(t.Context(), pod))
+		for _, stranger := range []string{"10.201.0.200/32", "fd00:201::200/128"} {
+			n.address(pod, "add", stranger)
+			n.wantSilenceOrRefusal(pod, netip.MustParsePrefix(stranger).Addr())
+		}
+		guard("with a pod")
+		n.must(n.StopPod(t.Context(), pod))
+		n.must(n.StopPod(t.Context(), old))
+		if left := n.records(); len(left) > 0 {
+			t.Errorf("records after the last DEL: %v", left)
+		}
+		if rules := n.onNode("iptables-legacy-save"); strings.Contains(rules, "DNAT") {
+			t.Errorf("rules after the last DEL:\n%s", rules)
+		}
+	})
+}
+
+// needNetkit skips a test on a kernel without netkit (before Linux 6.7), which says so when it is asked for such a device.
+func needNetkit(t *testing.T) {
+	t.Helper()
+	pair := &netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "kube2iam-probe"}}
+	pair.SetPeerAttrs(&netlink.LinkAttrs{Name: "kube2iam-peer"})
+	err := netlink.LinkAdd(pair)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skipf("this kernel has no netkit: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkDel(pair); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNetkit is a pod on a netkit pair: it is redirected and guarded by the host's rules, as one on a veth is.
+func TestNetkit(t *testing.T) {
+	needNetkit(t)
+	var all []setup
+	for _, backend := range []string{"auto", "nftables", "iptables-nft", "iptables-legacy"} {
+		all = append(all, setup{primary: "netkitlike", backend: backend})
+	}
+	onThese(t, all, func(t *testing.T, n *node) {
+		n.proxy(impatient...)
+		pod, neighbour := n.run("pod", "app"), n.run("neighbour", "other")
+		if r := n.record(pod, "eth0"); r.Path != attachment.PathRouted {
+			t.Errorf("recorded %+v", r)
+		}
+		n.wantOwn(pod, "app")
+		n.wantOwn(neighbour, "other")
+		n.must(n.Check(t.Context(), pod))
+		_, err := pod.Netns.Run(t.Context(), n.ClientEnv(), "nft", "flush", "ruleset")
+		n.must(err)
+		n.wantOwn(pod, "app")
+		for _, address := range []string{neighbour.IP.String(), "10.201.0.200"} {
+			n.address(pod, "add", address+"/32")
+			n.wantSilenceOrRefusal(pod, netip.MustParseAddr(address))
+		}
+		n.must(n.StopPod(t.Context(), pod))
+		n.wantNoTrace(pod)
+		n.wantOnlyTheNodeAsked()
+	})
+}
