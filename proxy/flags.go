@@ -34,6 +34,7 @@ type options struct {
 	metadataIP           netip.Addr // that of metadataAddr, where it is one
 	metadataDeny         []*regexp.Regexp
 	requireTokens        bool
+	podRequests          float64 // in a second; 0 for no bound
 	stsEndpoint          string
 	regionalSTS, fipsSTS bool
 	throughRole          string
@@ -90,6 +91,7 @@ func flags() *flagSet {
 	f.str(catMetadata, "metadata-addr", "169.254.169.254", "address of the EC2 metadata service")
 	f.list(catMetadata, "metadata-deny", "`REGEXP` that paths which pods must not see match anywhere, as ^/[^/]+/user-data; repeatable. The node's own credentials they never do")
 	f.str(catMetadata, "imds-v2", "optional", "optional, or required: requests without a session token are refused")
+	f.str(catMetadata, "pod-requests-per-second", "200", "requests of one pod that are answered in a second, after 1000 at once; one too many waits. 0 for no bound")
 	f.str(catMetadata, "app-port", "8181", "port that the pods' metadata requests are redirected to")
 	f.str(catMetadata, "metrics-port", "8182", "port of /healthz and /metrics; never the app port, which serves pods only")
 	f.str(catMetadata, "metrics-address", "", "`IP` address of the node that the metrics port is bound to (default: every address of the node)")
@@ -114,6 +116,8 @@ const (
 	minSession = 15 * time.Minute
 	maxSession = 12 * time.Hour
 )
+
+const maxPodRequests = 1_000_000
 
 // parse checks every value; the error names each flag that is wrong.
 func parse(c *flagSet) (*options, error) {
@@ -231,6 +235,9 @@ func parse(c *flagSet) (*options, error) {
 		o.metadataIP = ip.Unmap()
 	}
 	o.requireTokens = word("imds-v2", "optional", "required") == "required"
+	if o.podRequests, err = strconv.ParseFloat(c.text("pod-requests-per-second"), 64); err != nil || !(o.podRequests >= 0 && o.podRequests <= maxPodRequests) {
+		bad("pod-requests-per-second", fmt.Errorf("%q is not a number within 0 and %d", c.text("pod-requests-per-second"), maxPodRequests))
+	}
 	for _, s := range c.all("metadata-deny") {
 		s = strings.TrimSpace(s) // a file's last newline would have it match nothing
 		deny, err := regexp.Compile(s)

@@ -78,7 +78,8 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	handler := imds.NewHandler(imds.Config{
 		Caller:   func(source netip.Addr, now time.Time) imds.Caller { return parts.broker.Caller(source, now) },
 		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream,
-		Deny: o.metadataDeny, RequireTokens: o.requireTokens, Refused: parts.metrics.Refused, Log: log,
+		Deny: o.metadataDeny, RequireTokens: o.requireTokens, RequestsPerSecond: o.podRequests, Delayed: parts.metrics.RequestDelayed,
+		Refused: parts.metrics.Refused, Log: log,
 	})
 	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "metrics address", o.metricsAddress, "sts", sts.Endpoint())
 
@@ -98,6 +99,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 			if err != nil || sockets == nil {
 				return err
 			}
+			connections := imds.NewConnections()
 			let := destinations(records, o.metadataIP)
 			if !o.iptables { // that rule redirects pods without a record
 				let = newStateDirCheck(o.stateDir, records, parts.broker.Assignments, log).watching(let)
@@ -106,7 +108,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 				if i == 1 {
 					continue
 				}
-				app := imds.NewListener(l, let, parts.broker.Holder, parts.metrics.ConnectionRefused, log)
+				app := imds.NewListener(l, let, parts.broker.Holder, connections, parts.metrics.ConnectionRefused, log)
 				g.Go(func() error {
 					return serveHTTP(ctx, podServer(takeover.draining(handler), log), app, takeover.drained(app))
 				})

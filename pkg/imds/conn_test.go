@@ -24,7 +24,7 @@ func limitedFor(t *testing.T, holder Holder, every time.Duration, h http.Handler
 	if err != nil {
 		t.Fatal(err)
 	}
-	l = NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, holder, func() {}, slog.New(slog.DiscardHandler))
+	l = NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, holder, NewConnections(), func() {}, slog.New(slog.DiscardHandler))
 	l.open.every = every
 	s := &http.Server{ConnContext: ConnContext, ReadTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond, Handler: h}
 	go s.Serve(l)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // Caller is the pod that sends one request, as of the moment the request came. An error of its methods should have the
@@ -59,6 +60,8 @@ type Handler struct {
 	deny     []*regexp.Regexp
 	tokens   bool // are required
 	refused  func(status int)
+	requests *ratelimit.Keyed[netip.Addr] // by the source
+	delayed  func()
 }
 
 // Config is what a Handler depends on.
@@ -71,6 +74,10 @@ type Config struct {
 	Deny []*regexp.Regexp
 	// RequireTokens has requests without a session token refused, which is version 2 alone.
 	RequireTokens bool
+	// RequestsPerSecond is how many requests of one source are answered in a second; zero for no bound.
+	RequestsPerSecond float64
+	// Delayed is called for each request that waits because of that. It may be nil.
+	Delayed func()
 	// Refused is called for each request that is refused, with the status. It may be nil.
 	Refused func(status int)
 	Log     *slog.Logger
@@ -79,7 +86,10 @@ type Config struct {
 // NewHandler is the service over its dependencies.
 func NewHandler(c Config) *Handler {
 	h := &Handler{caller: c.Caller, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log),
-		deny: c.Deny, tokens: c.RequireTokens, refused: c.Refused}
+		deny: c.Deny, tokens: c.RequireTokens, refused: c.Refused, requests: newRequestLimit(c.RequestsPerSecond), delayed: c.Delayed}
+	if h.delayed == nil {
+		h.delayed = func() {}
+	}
 	if h.refused == nil {
 		h.refused = func(int) {}
 	}
@@ -113,6 +123,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.read()
 	}
 	source := c.source
+	if !h.admit(source) {
+		h.refusals.log(source, h.caller(source, time.Now()).Name(), http.StatusServiceUnavailable, errRequests)
+		h.fail(w, http.StatusServiceUnavailable)
+		return
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPut {
 		h.refuseMethod(w, "GET, HEAD")
 		return

@@ -27,24 +27,21 @@ type Holder func(source netip.Addr) string
 // A connection belongs to the pod that held its source address when it was accepted. It is reset once another pod holds the
 // address.
 //
-// A pod may have maxConnections at a time; one more is reset.
+// Connections bounds those that are open; one too many is reset.
 type Listener struct {
 	net.Listener
 	allowed Destinations
 	holder  Holder
 	refused func()
 	log     *slog.Logger
-	shares  *shares
+	pods    *Connections
 	open    *open
 }
 
-// maxConnections is more than the processes of a pod have with it, whose SDKs keep one each at most. A connection costs some
-// 10 KB.
-const maxConnections = 256
-
-// NewListener is a Listener over a TCP listener. refused is called for each connection that was not let through.
-func NewListener(l net.Listener, allowed Destinations, holder Holder, refused func(), log *slog.Logger) *Listener {
-	return &Listener{Listener: l, allowed: allowed, holder: holder, refused: refused, log: log, shares: newShares(maxConnections), open: newOpen(holder)}
+// NewListener is a Listener over a TCP listener. refused is called for each connection that was not let through, or was closed for another
+// pod's.
+func NewListener(l net.Listener, allowed Destinations, holder Holder, pods *Connections, refused func(), log *slog.Logger) *Listener {
+	return &Listener{Listener: l, allowed: allowed, holder: holder, refused: refused, log: log, pods: pods, open: newOpen(holder)}
 }
 
 // Accept implements net.Listener.
@@ -61,26 +58,37 @@ func (l *Listener) Accept() (net.Conn, error) {
 		}
 		source := addrPort(tcp.RemoteAddr())
 		destination, err := originalDestination(tcp)
+		accepted := &conn{TCPConn: tcp, source: source.Addr(), holderOf: l.holder}
+		accepted.closed = sync.OnceFunc(func() {
+			l.open.remove(accepted)
+			l.pods.remove(accepted)
+		})
 		switch {
 		case err != nil || !l.allowed(source.Addr(), destination):
 			l.log.Debug("connection refused: it was not redirected", "source", source, "destination", destination, "error", err)
-		case !l.shares.take(source.Addr()):
+		case !l.admit(accepted):
 			l.log.Debug("connection refused: its pod has too many", "source", source)
 		default:
 			boundWrites(tcp)
-			c := &conn{TCPConn: tcp, source: source.Addr(), holderOf: l.holder}
-			c.isHeldBy(l.holder(c.source))
-			c.closed = sync.OnceFunc(func() {
-				l.open.remove(c)
-				l.shares.give(c.source)
-			})
-			l.open.add(c)
-			return c, nil
+			accepted.isHeldBy(l.holder(accepted.source))
+			return accepted, nil
 		}
 		l.refused()
 		tcp.SetLinger(0) // a reset: whoever dialled sees at once that nobody serves here
-		tcp.Close()
+		accepted.Close()
 	}
+}
+
+// admit counts a connection, and closes the one whose place it takes.
+func (l *Listener) admit(c *conn) bool {
+	l.open.add(c) // first: another Listener may close c as soon as it counts
+	replaced, ok := l.pods.add(c)
+	if replaced != nil {
+		l.log.Debug("connection closed: another pod has fewer", "source", replaced.source, "other", c.source)
+		l.refused()
+		replaced.Close()
+	}
+	return ok
 }
 
 // Len is how many connections are open.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // backend is the node's metadata service behind the real Upstream; it writes down each request that reaches it.
@@ -129,7 +131,7 @@ func FuzzRawRequestsNeverReachCredentials(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	upstream.paces = newPaces(rate.Inf, 1) // each request is to be seen
+	upstream.paces = ratelimit.NewKeyed[netip.Addr](rate.Inf, 1) // each request is to be seen
 	caller := &fakeCaller{session: "uid", role: "own", err: &refusal{status: http.StatusNotFound}}
 	h := NewHandler(Config{
 		Caller: func(netip.Addr, time.Time) Caller { return caller }, Sessions: NewSessions(NewKey()), Upstream: upstream, Log: log,

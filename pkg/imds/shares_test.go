@@ -270,34 +270,6 @@ func TestIMDS28NodeKeepsToItsAllowance(t *testing.T) {
 	})
 }
 
-// TestPacesAreBounded has more sources come than are remembered.
-func TestPacesAreBounded(t *testing.T) {
-	p := newPaces(upstreamPace, upstreamBurst)
-	now := time.Now()
-	source := podA
-	for range 10 * maxPaces {
-		p.allow(source, now)
-		source = source.Next()
-		if len(p.sources) > maxPaces {
-			t.Fatalf("%d remembered", len(p.sources))
-		}
-	}
-	// Who rests is forgotten before who does not.
-	p = newPaces(upstreamPace, upstreamBurst)
-	source = podA
-	for range maxPaces {
-		p.allow(source, now)
-		source = source.Next()
-	}
-	for range upstreamBurst {
-		p.allow(podA, now)
-	}
-	p.allow(source, now.Add(time.Second))
-	if len(p.sources) != 2 || p.allow(podA, now) {
-		t.Errorf("%d remembered", len(p.sources))
-	}
-}
-
 // TestOnePodCannotTakeAllConnections holds how many one address may have open; what it closes it may open again.
 func TestOnePodCannotTakeAllConnections(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
@@ -305,8 +277,9 @@ func TestOnePodCannotTakeAllConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := make(chan struct{}, 100)
-	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, anyHolder, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
-	l.shares = newShares(3)
+	connections := NewConnections()
+	connections.each = 3
+	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, anyHolder, connections, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
 	defer l.Close()
 	accepted := make(chan net.Conn, 100)
 	go func() {
@@ -343,7 +316,7 @@ func TestOnePodCannotTakeAllConnections(t *testing.T) {
 	for _, c := range open {
 		c.Close()
 	}
-	if len(l.shares.held) > 0 {
-		t.Errorf("still held: %v", l.shares.held)
+	if connections.len > 0 || len(connections.open) > 0 {
+		t.Errorf("still held: %v", connections.open)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // Upstream asks the node's own metadata service, with a session token of its own. It implements Forwarder for what pods may see
@@ -22,7 +25,7 @@ type Upstream struct {
 	client *http.Client
 	slots  chan struct{}
 	shares *shares // of the slots, by the pod's address
-	paces  *paces
+	paces  *ratelimit.Keyed[netip.Addr]
 	pace   *rate.Limiter // of all pods
 	kept   kept
 
@@ -72,7 +75,7 @@ func NewUpstream(address string) (*Upstream, error) {
 			Timeout:       upstreamTime,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		slots: make(chan struct{}, upstreamSlots), shares: newShares(upstreamShare), paces: newPaces(upstreamPace, upstreamBurst),
+		slots: make(chan struct{}, upstreamSlots), shares: newShares(upstreamShare), paces: ratelimit.NewKeyed[netip.Addr](upstreamPace, upstreamBurst),
 		pace: rate.NewLimiter(nodePace, nodePace), kept: kept{answers: make(map[string]*keptAnswer)},
 	}, nil
 }
@@ -96,7 +99,7 @@ func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request) error {
 		return &forwardError{http.StatusServiceUnavailable, errShare}
 	}
 	done := func() { u.shares.give(source) }
-	if now := time.Now(); !u.paces.allow(source, now) {
+	if now := time.Now(); !u.paces.Allow(source, now) {
 		done()
 		return &forwardError{http.StatusServiceUnavailable, errPace}
 	} else if !u.pace.AllowN(now, 1) {

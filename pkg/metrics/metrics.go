@@ -21,6 +21,7 @@ type Metrics struct {
 	misses   prometheus.Counter
 	refused  prometheus.Counter
 	refusals *prometheus.CounterVec
+	delayed  prometheus.Counter
 }
 
 // New is a registry with every metric in it. pods and synced are asked at each scrape.
@@ -42,9 +43,13 @@ func New(version, commit, date string, pods func() int, synced func() bool) *Met
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: "http", Name: "connections_refused_total",
-			Help: "Connections that were reset: no rule of this node had redirected them, or their pod had too many.",
+			Help: "Connections that were refused or closed: no rule of this node had redirected them, their pod had too many, or all pods had.",
 		}),
 	}
+	m.delayed = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: namespace, Subsystem: "http", Name: "requests_delayed_total",
+		Help: "Requests of pods that waited because their pod makes more than it may.",
+	})
 	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Subsystem: "http", Name: "refusals_total",
 		Help: "Requests of pods that were refused, by the status of the answer.",
@@ -54,7 +59,7 @@ func New(version, commit, date string, pods func() int, synced func() bool) *Met
 		ConstLabels: prometheus.Labels{"version": version, "commit_hash": commit, "build_date": date},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.assumed, m.hits, m.misses, m.refused, m.refusals, info,
+	m.registry.MustRegister(m.assumed, m.hits, m.misses, m.refused, m.refusals, m.delayed, info,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "pods", Help: "Pods of this node that are known.",
 		}, func() float64 { return float64(pods()) }),
@@ -93,5 +98,8 @@ func (m *Metrics) Asked(hit bool) {
 // Refused counts a request that was refused with a status, of which there are a handful.
 func (m *Metrics) Refused(status int) { m.refusals.WithLabelValues(strconv.Itoa(status)).Inc() }
 
-// ConnectionRefused counts a connection that was reset.
+// RequestDelayed counts a request that waited because its pod makes too many.
+func (m *Metrics) RequestDelayed() { m.delayed.Inc() }
+
+// ConnectionRefused counts a connection that was reset, or closed for another pod's.
 func (m *Metrics) ConnectionRefused() { m.refused.Inc() }

@@ -35,12 +35,14 @@ func TestWhatIsCountedIsServed(t *testing.T) {
 	m.Asked(true)
 	m.Asked(false)
 	m.ConnectionRefused()
+	m.RequestDelayed()
 	m.Assumed("ok", 100*time.Millisecond)
 	m.Assumed("denied", time.Second)
 	ready = true
 	want := []string{
 		`kube2iam_healthcheck_status 1`,
 		`kube2iam_http_connections_refused_total 1`,
+		`kube2iam_http_requests_delayed_total 1`,
 		`kube2iam_iam_cache_hits_total 2`,
 		`kube2iam_iam_cache_misses_total 1`,
 		`kube2iam_iam_request_duration_seconds_count{code="denied"} 1`,

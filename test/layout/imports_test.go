@@ -17,11 +17,11 @@ var allowed = map[string][]string{
 	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover"},
 	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials"},
-	"pkg/pods":        {"pkg/attachment"},
+	"pkg/pods":        {"pkg/attachment", "pkg/ratelimit"},
 	"pkg/events":      {"pkg/pods"},
 	"pkg/kube":        {},
 	"pkg/credentials": {"pkg/roles"},
-	"pkg/imds":        {"pkg/credentials"},
+	"pkg/imds":        {"pkg/credentials", "pkg/ratelimit"},
 	"pkg/node":        {"pkg/redirect", "pkg/attachment", "pkg/hostlink", "pkg/sockdiag"},
 	"pkg/netconf":     {},
 	"pkg/hostlink":    {},
@@ -33,6 +33,7 @@ var allowed = map[string][]string{
 	"pkg/attachment":  {},
 	"pkg/roles":       {},
 	"pkg/metrics":     {},
+	"pkg/ratelimit":   {},
 }
 
 func list(t *testing.T, args ...string) []string {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,7 +19,7 @@ import (
 // is served meanwhile, and the proxy is no bigger for it.
 func TestAMillionRequests(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
-		n.proxy(impatient...)
+		n.proxy(slices.Concat(impatient, []string{"--pod-requests-per-second", "0"})...)
 		greedy, neighbour := n.run("greedy", "app"), n.run("neighbour", "other")
 		n.wantOwn(greedy, "app")
 		n.wantOwn(neighbour, "other")
