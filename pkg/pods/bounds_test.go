@@ -26,6 +26,9 @@ type hanging struct {
 	gets, lists, follows atomic.Int64
 	waited               atomic.Int64 // the longest that one question waited, in nanoseconds
 	fails                bool         // it answers with an error, at once
+
+	mu   sync.Mutex
+	pods map[string]int // gets by the pod's name
 }
 
 func (h *hanging) hang(ctx context.Context) error {
@@ -47,8 +50,14 @@ func (h *hanging) WatchPods(ctx context.Context, _ metav1.ListOptions) (watch.In
 	return nil, h.hang(ctx)
 }
 
-func (h *hanging) GetPod(ctx context.Context, _, _ string) (*corev1.Pod, error) {
+func (h *hanging) GetPod(ctx context.Context, _, name string) (*corev1.Pod, error) {
 	h.gets.Add(1)
+	h.mu.Lock()
+	if h.pods == nil {
+		h.pods = make(map[string]int)
+	}
+	h.pods[name]++
+	h.mu.Unlock()
 	return nil, h.hang(ctx)
 }
 
@@ -110,7 +119,7 @@ func TestRequestsCannotFloodTheAPIServer(t *testing.T) {
 	}{
 		"on record, not shown": {ips: ips, gets: [2]int64{100, 20 + 20*13}},
 		"nobody's":             {ips: []netip.Addr{ipA, ipB}},
-		"two pods'":            {ips: []netip.Addr{ipA}, pods: []*Pod{reporting("a", ipA), reporting("b", ipA)}, lists: [2]int64{10, 4 + 2*13}},
+		"two pods'":            {ips: []netip.Addr{ipA}, pods: []*Pod{reporting("a", ipA), reporting("b", ipA)}, lists: [2]int64{6, 2 + 7}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -127,6 +136,57 @@ func TestRequestsCannotFloodTheAPIServer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestOnePodCannotUseUpTheAPIServer has one pod, by both of its addresses, ask without an end for what the API does not show. The API is
+// asked little for it, and at once for its neighbours.
+func TestOnePodCannotUseUpTheAPIServer(t *testing.T) {
+	dir := attachment.In(t.TempDir())
+	greedy := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
+	put := func(name string, ips ...netip.Addr) {
+		record := testrecord.New(name, attachment.Pod{Namespace: "ns", Name: name, UID: name}, ips...)
+		if err := dir.Put(t.Context(), record); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("greedy", greedy...)
+	put("neighbour", ipA)
+	shared := netip.MustParseAddr("10.0.0.9")
+	synctest.Test(t, func(t *testing.T) {
+		api := &hanging{fails: true}
+		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), API: api, Node: thisNode, AskDuplicates: true,
+			Watch:      synced(t, api, reporting("a", shared), reporting("b", shared), reporting("c", ipB), reporting("d", ipB)),
+			MaxElapsed: 2 * time.Second, MaxInterval: 50 * time.Millisecond})
+		var asking sync.WaitGroup
+		asking.Go(func() { atOnce(r, append(greedy, shared)...) })
+		time.Sleep(time.Second) // the greedy pods' list is due at even seconds
+		for range 5 {
+			before := api.lists.Load()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			api.mu.Lock()
+			asked := api.pods["neighbour"]
+			api.mu.Unlock()
+			r.Resolve(ctx, r.Source(ipA))
+			r.Resolve(ctx, r.Source(ipB))
+			cancel()
+			api.mu.Lock()
+			if api.pods["neighbour"] != asked+1 {
+				t.Error("the API was not asked for the neighbour at once")
+			}
+			api.mu.Unlock()
+			if api.lists.Load() != before+1 {
+				t.Error("the API was not asked at once whose the neighbours' address is")
+			}
+			time.Sleep(2 * time.Second)
+		}
+		asking.Wait()
+		if n := api.pods["greedy"]; n < 20 || n > 4+2*13 {
+			t.Errorf("the API was asked for the greedy pod %d times", n)
+		}
+		if n := api.lists.Load() - 5; n < 6 || n > 2+7 {
+			t.Errorf("the API was asked whose the greedy pods' address is %d times", n)
+		}
+	})
 }
 
 // TestAPIServerThatHangsIsAskedAgain has a question hang: its request looks again after a second, when the watch may have shown the pod.

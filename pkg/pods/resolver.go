@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // What stands between an address and its pod. All but ErrUnavailable are the API's word.
@@ -36,7 +37,7 @@ var (
 type Resolver struct {
 	c ResolverConfig
 	// These bound what requests can make the API server do: get a pod, and list all of the node's, which costs more.
-	gets, lists *rate.Limiter
+	gets, lists *limiter
 }
 
 // ResolverConfig is what a Resolver depends on.
@@ -58,7 +59,23 @@ type ResolverConfig struct {
 
 // NewResolver is a resolver over records and watch.
 func NewResolver(c ResolverConfig) *Resolver {
-	return &Resolver{c: c, gets: rate.NewLimiter(20, 20), lists: rate.NewLimiter(2, 4)}
+	return &Resolver{c: c, gets: newLimiter(20, 20, 2, 4), lists: newLimiter(2, 4, 0.5, 2)}
+}
+
+// limiter bounds how often all pods together do something, and within that each pod, so that none uses up its neighbours' part.
+type limiter struct {
+	node *rate.Limiter
+	pods *ratelimit.Keyed[string]
+}
+
+func newLimiter(node rate.Limit, nodeBurst int, pod rate.Limit, podBurst int) *limiter {
+	return &limiter{node: rate.NewLimiter(node, nodeBurst), pods: ratelimit.NewKeyed[string](pod, podBurst)}
+}
+
+// allow tells whether the API may be asked for the pod of s now. A pod with several addresses is one pod.
+func (l *limiter) allow(s Source) bool {
+	now := time.Now()
+	return l.pods.Allow(cmp.Or(s.Holder(), s.IP.String()), now) && l.node.AllowN(now, 1)
 }
 
 // Source is a source address and who holds it by the records of this node, as of one moment.
@@ -261,8 +278,11 @@ func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done
 		return pod, err == nil, err
 	}
 	record := s.record
-	if record == nil || !r.gets.Allow() {
+	switch {
+	case record == nil:
 		return nil, false, why
+	case !r.gets.allow(s): // whether the API has the pod is not known then
+		return nil, false, fmt.Errorf("%w: it has been asked too often for this pod or this node", ErrUnavailable)
 	}
 	found, err := r.c.API.GetPod(ctx, record.Pod.Namespace, record.Pod.Name)
 	switch {
@@ -276,7 +296,7 @@ func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done
 }
 
 func (r *Resolver) askDuplicates(ctx context.Context, s Source, why error) (*Pod, error) {
-	if !r.c.AskDuplicates || !r.lists.Allow() {
+	if !r.c.AskDuplicates || !r.lists.allow(s) {
 		return nil, why
 	}
 	// All of the node's: status.podIP would be the first address of a pod only, and what is left out of a list would pass for one that

@@ -1,9 +1,11 @@
 package pods
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
 func TestRecordResolvesAPodWithoutStatus(t *testing.T) {
@@ -223,13 +226,23 @@ func TestDuplicatesAreAskedForWhereTheFlagSaysSo(t *testing.T) {
 func TestDuplicatesAreAskedForByEachAddress(t *testing.T) {
 	second := netip.MustParseAddr("fd00::1")
 	for _, ip := range []netip.Addr{ipA, second} {
-		b := newBed(t, func(c *ResolverConfig) {
-			c.AskDuplicates, c.MaxElapsed, c.MaxInterval = true, 50*time.Millisecond, 10*time.Millisecond
+		dir := attachment.In(t.TempDir())
+		former := kubeapi.NewPod(thisNode, "ns", "former", nil)
+		former.UID = "former"
+		if err := dir.Put(t.Context(), testrecord.New("c1", of(former), ip)); err != nil {
+			t.Fatal(err)
+		}
+		present := kubeapi.NewRunningPod(thisNode, "ns", "present", nil, ipA.String(), second.String())
+		present.UID = "present"
+		synctest.Test(t, func(t *testing.T) {
+			api := &listing{pods: corev1.PodList{Items: []corev1.Pod{*former, *present}}}
+			keep := func(string) bool { return true }
+			r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), API: api, Node: thisNode, Keep: keep, AskDuplicates: true,
+				Watch: synced(t, api, fromAPI(former, keep), fromAPI(present, keep)), MaxElapsed: 50 * time.Millisecond, MaxInterval: 10 * time.Millisecond})
+			if p, err := r.Resolve(t.Context(), r.Source(ip)); !errors.Is(err, ErrAmbiguous) {
+				t.Errorf("%s: %v, %v", ip, p, err)
+			}
 		})
-		former := b.pending("former")
-		b.running("present", ipA.String(), second.String())
-		b.record(ip, "c1", of(former))
-		b.refused(ip, ErrAmbiguous)
 	}
 }
 
