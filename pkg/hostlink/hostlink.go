@@ -135,17 +135,23 @@ func unsupported(inPod netlink.Link, why string) *UnsupportedError {
 }
 
 func differs(pod netns.NsHandle, path string) error {
+	own, err := isHost(pod)
+	if own {
+		return fmt.Errorf("%w %q is the host's own", ErrNetns, path)
+	}
+	return err
+}
+
+// isHost reports whether a namespace is that of the calling thread, by device and inode.
+func isHost(pod netns.NsHandle) (bool, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	host, err := netns.Get()
 	if err != nil {
-		return fmt.Errorf("the host's %w: %w", ErrNetns, err)
+		return false, fmt.Errorf("the host's %w: %w", ErrNetns, err)
 	}
 	defer host.Close()
-	if host.Equal(pod) {
-		return fmt.Errorf("%w %q is the host's own", ErrNetns, path)
-	}
-	return nil
+	return host.Equal(pod), nil
 }
 
 // peer is the other side of the pod's veth or netkit pair. A netkit device hands what one side sends to the other's receive path,

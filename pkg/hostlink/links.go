@@ -31,7 +31,7 @@ func Links() (map[int]string, error) {
 }
 
 // Addresses are those that an interface in the namespace at netnsPath holds, as Link.IPs are. Where there is no such interface,
-// or no namespace, there are none; an error says that this could not be found out.
+// no namespace, or the path leads to the host's own, there are none; an error says that this could not be found out.
 func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 	pod, err := netns.GetFromPath(netnsPath)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -41,6 +41,9 @@ func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)
 	}
 	defer pod.Close()
+	if own, err := isHost(pod); own || err != nil {
+		return nil, err // of a process of the host's that has the PID of a pod's
+	}
 	var of unix.Statfs_t
 	if err := unix.Fstatfs(int(pod), &of); err != nil {
 		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)

@@ -62,6 +62,11 @@ func TestAddresses(t *testing.T) {
 		}
 	}
 	n.addr(n.inPod, "lo", "127.0.0.1/8")
+	onHost, err := netlink.LinkByName("veth0")
+	n.must(err)
+	hostIP, err := netlink.ParseAddr("10.3.0.1/24")
+	n.must(err)
+	n.must(netlink.AddrAdd(onHost, hostIP))
 	pod := path(n.pod)
 	file := filepath.Join(t.TempDir(), "netns")
 	n.must(os.WriteFile(file, nil, 0o444))
@@ -80,6 +85,7 @@ func TestAddresses(t *testing.T) {
 		"loopback's, which is no pod's":       {pod, "lo", "127.0.0.1", false},
 		"no such interface":                   {pod, "eth1", "10.1.0.5", false},
 		"the host side, which is elsewhere":   {pod, "veth0", "10.1.0.5", false},
+		"the host's own namespace":            {"/proc/thread-self/ns/net", "veth0", "10.3.0.1", false},
 		"no namespace":                        {filepath.Join(t.TempDir(), "none"), "eth0", "10.1.0.5", false},
 		"no path":                             {"", "eth0", "10.1.0.5", false},
 		"a file that is no namespace":         {file, "eth0", "10.1.0.5", false},

@@ -230,7 +230,7 @@ func (a *Agent) state(before *snapshot) (*snapshot, error) {
 	for _, r := range s.live {
 		if r.Path != attachment.PathNetns {
 			form := redirect.Form(r.Backend)
-			s.wanted.Attachments[form] = append(s.wanted.Attachments[form], rulesOf(r))
+			s.wanted.Attachments[form] = append(s.wanted.Attachments[form], RulesOf(r))
 		}
 	}
 	return s, nil
@@ -265,10 +265,10 @@ func (a *Agent) repairInPods(s *snapshot) error {
 		if r.Path != attachment.PathNetns {
 			continue
 		}
-		missing, err := a.rules.MissingInPod(rulesOf(r))
+		missing, err := a.rules.MissingInPod(RulesOf(r))
 		if err == nil && len(missing) > 0 {
 			a.Log.Info("repairing a redirection inside a pod", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
-			err = a.rules.AddInPod(rulesOf(r))
+			err = a.rules.AddInPod(RulesOf(r))
 		}
 		errs = append(errs, err)
 	}

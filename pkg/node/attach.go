@@ -62,7 +62,7 @@ func (n *Node) program(p *plan) (func(context.Context) error, error) {
 			if err := n.rules.Guard(base); err != nil {
 				return err
 			}
-			return n.rules.AddInPod(rulesOf(p.Record))
+			return n.rules.AddInPod(RulesOf(p.Record))
 		}, nil
 	}
 	chosen, err := n.rules.Choose(n.Backend)
@@ -73,11 +73,11 @@ func (n *Node) program(p *plan) (func(context.Context) error, error) {
 		return nil, err
 	}
 	base := n.base(p.Record)
-	if err := chosen.Open(base, rulesOf(p.Record)); err != nil {
+	if err := chosen.Open(base, RulesOf(p.Record)); err != nil {
 		return nil, about(Rules, err)
 	}
 	return func(ctx context.Context) error {
-		err := chosen.Add(ctx, base, rulesOf(p.Record))
+		err := chosen.Add(ctx, base, RulesOf(p.Record))
 		if p.Mark != 0 && errors.Is(err, redirect.ErrUnsupported) {
 			return &Error{Bridge, fmt.Errorf("%s is a port of the bridge %s, bridge-nf is off, and no mark can be set at the port: %w",
 				p.HostLink.Name, p.HostLink.Bridge, err)}
@@ -217,5 +217,5 @@ func (n *Node) tearDown(ctx context.Context, record *attachment.Record) error {
 }
 
 func (n *Node) remove(record *attachment.Record) error {
-	return n.rules.Remove(redirect.Form(record.Backend), rulesOf(record))
+	return n.rules.Remove(redirect.Form(record.Backend), RulesOf(record))
 }

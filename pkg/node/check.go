@@ -47,14 +47,14 @@ func (n *Node) missing(record *attachment.Record) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		missing, err := n.rules.MissingInPod(rulesOf(record))
+		missing, err := n.rules.MissingInPod(RulesOf(record))
 		return append(guard, missing...), err
 	}
 	b, err := n.rules.Backend(redirect.Form(record.Backend))
 	if err != nil {
 		return nil, err
 	}
-	return b.Missing(n.base(record), rulesOf(record))
+	return b.Missing(n.base(record), RulesOf(record))
 }
 
 func differences(record *attachment.Record, link *hostlink.Link, path attachment.Path, ips []netip.Addr) []string {

@@ -144,8 +144,8 @@ func (n *Node) metadataFor(ip netip.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(n.MetadataIP, metadataPort)
 }
 
-// rulesOf is what a record says was programmed.
-func rulesOf(r *attachment.Record) redirect.Attachment {
+// RulesOf returns the rules that a record says were programmed, and no more: a fuzz target holds it to that.
+func RulesOf(r *attachment.Record) redirect.Attachment {
 	a := redirect.Attachment{ID: r.ID(), HostLink: r.HostLink.Name, Bridged: r.Path == attachment.PathBridged, Mark: r.Mark}
 	if r.Path == attachment.PathNetns {
 		a.Netns = r.Netns

@@ -13,7 +13,6 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,9 +50,9 @@ func (k *nft) open() (*nftables.Conn, error) {
 	}
 	options := append([]nftables.ConnOption{nftables.AsLasting()}, k.options...)
 	if k.netns != "" {
-		pod, err := netns.GetFromPath(k.netns)
+		pod, err := openPod(k.netns)
 		if err != nil {
-			return nil, &fs.PathError{Op: "open", Path: k.netns, Err: err}
+			return nil, err
 		}
 		defer pod.Close()
 		options = append(options, nftables.WithNetNSFd(int(pod)), nftables.WithSockOptions(func(c *netlink.Conn) error {

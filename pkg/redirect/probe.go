@@ -88,15 +88,15 @@ func portBytes(port uint16) []byte { return []byte{byte(port >> 8), byte(port)} 
 // bound is a socket in a network namespace that has an address of one of its interfaces, and the port that it was given. It
 // belongs to the namespace whichever thread uses it.
 func bound(netnsPath string, source netip.Addr) (fd int, port uint16, err error) {
+	pod, err := openPod(netnsPath)
+	if err != nil {
+		return -1, 0, err
+	}
+	defer pod.Close()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, in the pod's namespace
-		var pod netns.NsHandle
-		if pod, err = netns.GetFromPath(netnsPath); err != nil {
-			return
-		}
-		defer pod.Close()
 		if err = netns.Set(pod); err != nil {
 			return
 		}

@@ -19,6 +19,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Form is the way in which rules were programmed. What is programmed in one, the others neither see nor remove.
@@ -108,7 +110,10 @@ func (a Attachment) redirects(metadata netip.AddrPort) []Redirection {
 
 // validate refuses what iptables would read as something else, and what no comment can hold.
 func (a Attachment) validate() error {
-	if a.HostLink == "" || strings.HasSuffix(a.HostLink, "+") || strings.HasPrefix(a.HostLink, "-") || strings.HasPrefix(a.HostLink, "!") {
+	if !isWord(a.HostLink) || len(a.HostLink) >= unix.IFNAMSIZ {
+		return fmt.Errorf("host interface %.80q: not a plain name of 1 to 15 bytes", a.HostLink)
+	}
+	if strings.HasSuffix(a.HostLink, "+") || strings.HasPrefix(a.HostLink, "-") || strings.HasPrefix(a.HostLink, "!") {
 		// "cali+" is a name that Linux allows, and to iptables it is every interface that begins with "cali".
 		return fmt.Errorf("host interface %q: a name that iptables takes for a pattern or an option", a.HostLink)
 	}
@@ -116,8 +121,8 @@ func (a Attachment) validate() error {
 }
 
 func (a Attachment) validateID() error {
-	if a.ID == "" || len(a.ID) > 250 || strings.ContainsAny(a.ID, " \t\n\"'\\") {
-		return fmt.Errorf("attachment %q: not an identity of 1 to 250 plain bytes", a.ID)
+	if !isWord(a.ID) || len(a.ID) > 250 {
+		return fmt.Errorf("attachment %.80q: not an identity of 1 to 250 plain bytes", a.ID)
 	}
 	return nil
 }

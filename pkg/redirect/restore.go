@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,9 +29,18 @@ const resourceProblem = 4
 type script struct {
 	tables []string
 	lines  map[string][]string
+	err    error // of a rule that was not added
 }
 
+// add adds a line. A rule with a word that iptables-restore would read as several, or as another line, makes the whole script
+// fail: words come from records and from the kernel's rules, which another program may have written.
 func (s *script) add(option string, r rule) {
+	for _, word := range append([]string{option, r.table, r.chain}, r.spec...) {
+		if !isWord(word) {
+			s.err = cmp.Or(s.err, fmt.Errorf("rule in chain %q: %.80q is not a plain word", r.chain, word))
+			return
+		}
+	}
 	if s.lines == nil {
 		s.lines = make(map[string][]string)
 	}
@@ -38,6 +48,16 @@ func (s *script) add(option string, r rule) {
 		s.tables = append(s.tables, r.table)
 	}
 	s.lines[r.table] = append(s.lines[r.table], option+" "+r.chain+" "+strings.Join(r.spec, " "))
+}
+
+// isWord reports whether s is visible ASCII without quotes and backslashes.
+func isWord(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c >= 0x7f || c == '"' || c == '\'' || c == '\\' {
+			return false
+		}
+	}
+	return s != ""
 }
 
 func (s *script) String() string {
@@ -50,8 +70,8 @@ func (s *script) String() string {
 
 // restore runs a script. The error is ErrBusy where the lock could not be had.
 func (t *IPTables) restore(ctx context.Context, v6 bool, s *script) error {
-	if len(s.tables) == 0 {
-		return nil
+	if len(s.tables) == 0 || s.err != nil {
+		return s.err
 	}
 	command, err := t.find(t.form, v6)
 	if err != nil {
