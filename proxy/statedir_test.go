@@ -55,7 +55,7 @@ func TestAnotherStateDirectoryIsWarnedOf(t *testing.T) {
 			records := attachment.NewIndex(attachment.In(dir))
 			if tt.before != nil {
 				tt.before(t, dir)
-				records.Present()
+				records.Holder(netip.MustParseAddr("10.0.0.99"))
 				if name == "the records were there, and vanished since" {
 					os.RemoveAll(dir)
 				}

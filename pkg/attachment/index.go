@@ -18,9 +18,9 @@ import (
 type Index struct {
 	dir Dir
 
-	mu   sync.RWMutex
-	seen bool // whether the directory of addresses was ever there
-	read map[netip.Addr]readRecord
+	mu    sync.RWMutex
+	first *os.File // the directory of addresses when it was first there, open so that its inode is not reused; nil before
+	read  map[netip.Addr]readRecord
 }
 
 type readRecord struct {
@@ -43,9 +43,9 @@ const maxIndex = 8192
 // NewIndex is an index over the records of a state directory, which need not exist yet.
 func NewIndex(d Dir) *Index { return &Index{dir: d, read: make(map[netip.Addr]readRecord)} }
 
-// ErrNoRecords is the error of a lookup after the records' directory has vanished: that there is no entry says nothing
-// then, for the plugin never removes the directory.
-var ErrNoRecords = errors.New("the directory of the records is gone")
+// ErrNoRecords is the error of a lookup that finds no entry after the records' directory was removed, whether or not another
+// one is there since. The plugin never removes it, so the pods whose records were in it may still be there, with their rules.
+var ErrNoRecords = errors.New("the directory of the records was removed")
 
 // Holder is the record of the attachment that holds ip now, or nil where none does. The record is shared: it must not be
 // changed. An error means that who holds the address is not known: there is an entry but it cannot be read, or it wraps
@@ -62,18 +62,6 @@ func (x *Index) Holder(ip netip.Addr) (*Record, error) {
 		x.forget(ip)
 	}
 	return x.load(ip)
-}
-
-// Present tells whether there is a directory of records: without one, no plugin has ever attached a pod by it.
-func (x *Index) Present() bool {
-	info, err := os.Stat(x.dir.byIP())
-	if err != nil || !info.IsDir() {
-		return false
-	}
-	x.mu.Lock()
-	x.seen = true
-	x.mu.Unlock()
-	return true
 }
 
 func (x *Index) load(ip netip.Addr) (*Record, error) {
@@ -103,17 +91,29 @@ func (x *Index) load(ip netip.Addr) (*Record, error) {
 	if len(x.read) >= maxIndex {
 		clear(x.read)
 	}
-	x.seen = true
+	if x.first == nil {
+		x.first, _ = os.Open(x.dir.byIP())
+	}
 	x.read[ip] = readRecord{path: path, id: idOf(&st), record: record}
 	return record, nil
 }
 
-// absent is nil where no entry means that nobody holds the address.
+// absent returns nil if the lack of an entry means that no attachment holds the address.
 func (x *Index) absent() error {
-	x.mu.RLock()
-	seen := x.seen // before looking: it may be made in between
-	x.mu.RUnlock()
-	if !x.Present() && seen {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.first == nil {
+		// Without a directory, no plugin has ever attached a pod by it.
+		f, err := os.Open(x.dir.byIP())
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		x.first = f
+		return err
+	}
+	first, err := x.first.Stat()
+	now, gone := os.Stat(x.dir.byIP())
+	if err != nil || gone != nil || !os.SameFile(first, now) {
 		return fmt.Errorf("%w: %s", ErrNoRecords, x.dir.byIP())
 	}
 	return nil

@@ -47,6 +47,10 @@ func TestIndexFollows(t *testing.T) {
 	}
 	put(t, d, record("c", "10.1.0.5"))
 	wantHolder("the directory is there again", "c")
+	// The others' records are not, and they may hold what no entry names.
+	if r, err := x.Holder(netip.MustParseAddr("10.1.0.6")); !errors.Is(err, ErrNoRecords) {
+		t.Errorf("another address in the directory that is there again: got %v, %v; want ErrNoRecords", r, err)
+	}
 	if err := os.Rename(d.root, d.root+".aside"); err != nil {
 		t.Fatal(err)
 	}

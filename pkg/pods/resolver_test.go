@@ -4,6 +4,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -244,6 +246,35 @@ func TestDuplicatesAreAskedForByEachAddress(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPodWithoutARecord has the state directory be there, and no record of an address that a pod reports: the pod came before the
+// plugin. It is served as the only one that reports the address, until records were lost: then it may be a former holder's.
+func TestPodWithoutARecord(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "state")
+	b := newBed(t, func(c *ResolverConfig) { c.Records = attachment.NewIndex(attachment.In(root)) })
+	b.dir = attachment.In(root)
+	recorded := b.running("recorded", ipB.String())
+	b.record(ipB, "c1", of(recorded))
+	b.running("a", ipA.String())
+	b.want(ipA, "a")
+	b.want(ipB, "recorded")
+
+	if err := os.RemoveAll(root); err != nil {
+		t.Fatal(err)
+	}
+	b.refused(ipA, ErrUnknown)
+	b.record(ipB, "c1", of(recorded))
+	b.want(ipB, "recorded")
+	b.refused(ipA, ErrUnknown)
+}
+
+func TestPodsWithoutARecordThatReportOneAddress(t *testing.T) {
+	b := newBed(t, nil)
+	b.record(ipB, "c1", of(b.running("recorded", ipB.String())))
+	b.running("a", ipA.String())
+	b.running("b", ipA.String())
+	b.refused(ipA, ErrAmbiguous)
 }
 
 func TestUnreadableRecordIsNoReasonToBelieveTheStatus(t *testing.T) {
