@@ -41,9 +41,6 @@ func TestChanges(t *testing.T) {
 // TestConcerns tells what could be ours from what is others' own matter, by what the kernel says of real changes.
 func TestConcerns(t *testing.T) {
 	n := newNetwork(t)
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
-	n.must(err)
-	defer conn.Close()
 	for _, command := range []string{
 		"iptables-nft -t nat -N KUBE-SERVICES", "iptables-nft -t nat -A KUBE-SERVICES -j RETURN", "iptables-nft -t nat -N KUBE-OLD",
 		"iptables-nft -t nat -A PREROUTING -j KUBE-SERVICES", "iptables-nft -A FORWARD -j ACCEPT", "iptables-nft -t mangle -A POSTROUTING -j ACCEPT",
@@ -53,6 +50,9 @@ func TestConcerns(t *testing.T) {
 	} {
 		n.run(command)
 	}
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
+	n.must(err)
+	defer conn.Close()
 	for _, tc := range []struct {
 		change string
 		want   bool
@@ -63,6 +63,9 @@ func TestConcerns(t *testing.T) {
 		{"iptables-nft -F INPUT", false},
 		{"nft flush chain ip kube-proxy x", false},
 		{"nft add rule ip kube2iam-cni guard counter", false},
+		{"iptables-nft -t nat -A POSTROUTING -j RETURN", false},
+		{"iptables-nft -t mangle -A PREROUTING -j RETURN", false},
+		{"iptables-nft -t nat -I PREROUTING -j RETURN", true}, // above our jump
 		{"nft flush chain ip kube2iam-cni guard", true},
 		{"nft delete chain ip kube2iam-cni guard", true},
 		{"iptables-nft -F FORWARD", true},

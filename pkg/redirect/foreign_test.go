@@ -97,7 +97,12 @@ func TestOthersRulesAreLeftAlone(t *testing.T) {
 		n.flushOurs()
 		unchanged("after our rules were flushed, which is the test's own doing")
 		repair("after a Repair of everything", pods...)
-		if missing, err := b.Missing(baseDual, pods[0]); err != nil || len(missing) > 0 {
+		missing, err := b.Missing(baseDual, pods[0])
+		// The other form of iptables has rules at prerouting, too.
+		missing = slices.DeleteFunc(missing, func(what string) bool {
+			return form != NFTables && strings.HasPrefix(what, "precedence over the NAT chain PREROUTING of ")
+		})
+		if err != nil || len(missing) > 0 {
 			t.Errorf("after a Repair of everything: %v, %v", missing, err)
 		}
 		repair("after a Repair that collects a pod", pods[0])

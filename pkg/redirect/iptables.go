@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-iptables/iptables"
 )
@@ -20,7 +21,11 @@ type IPTables struct {
 	// unbound is Node.Unbound, and unguarded its twin.
 	unbound   func(id string, err error)
 	unguarded func([]netip.AddrPort, error) error
+	// conflict is Node.Conflict, or does nothing.
+	conflict func(what string)
+	now      func() time.Time
 
+	moved  map[bool][]time.Time        // when the jump was moved to the first place, by whether it is for IPv6
 	opened map[bool]*iptables.IPTables // by whether it is for IPv6
 }
 
@@ -281,22 +286,45 @@ func (t *IPTables) Missing(base Base, a Attachment) ([]string, error) {
 	}
 	for _, metadata := range services {
 		redirections := a.rules(metadata)
-		wanted := append(baseRules(metadata, base.Guard, len(redirections) > 0), redirections...)
-		ipt, err := t.at(metadata.Addr())
+		lacking, err := t.missing(metadata, base.Guard, redirections)
 		if err != nil {
 			return nil, err
 		}
-		for _, r := range wanted {
-			there, err := standsFirst(ipt, r)
-			if err != nil {
-				return nil, err
-			}
-			if !there {
-				missing = append(missing, r.what)
-			}
-		}
+		missing = append(missing, lacking...)
 	}
 	return missing, nil
+}
+
+func (t *IPTables) missing(metadata netip.AddrPort, guard bool, redirections []rule) (missing []string, err error) {
+	ctx, family := context.Background(), metadata.Addr()
+	s, err := t.save(ctx, family)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range append(baseRules(metadata, guard, len(redirections) > 0), redirections...) {
+		there, err := t.stands(s, family, r)
+		if err != nil {
+			return nil, err
+		}
+		if !there {
+			missing = append(missing, r.what)
+		}
+	}
+	if len(redirections) == 0 {
+		return missing, nil
+	}
+	above, err := t.aboveJump(s, family, jump(metadata, Chain))
+	if err != nil {
+		return nil, err
+	}
+	if above != "" {
+		missing = append(missing, firstPlace(above))
+	}
+	chains, err := t.earlierChains(ctx, family)
+	for _, chain := range chains {
+		missing = append(missing, "precedence over the NAT "+chain)
+	}
+	return missing, err
 }
 
 // withCommand parts the services of the families that the node has a command for from the others.

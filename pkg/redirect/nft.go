@@ -178,6 +178,8 @@ func familyName(f nftables.TableFamily) string {
 		return "ip6"
 	case nftables.TableFamilyBridge:
 		return "bridge"
+	case nftables.TableFamilyINet:
+		return "inet"
 	}
 	return fmt.Sprint(f)
 }

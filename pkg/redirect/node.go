@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-iptables/iptables"
 	"github.com/google/nftables"
@@ -32,10 +33,14 @@ type Node struct {
 	Unbound func(id string, err error)
 	// Unguarded is told of a service of Base.Guarded that this kernel has no guard for. It may be nil.
 	Unguarded func(service netip.AddrPort, err error)
+	// Conflict is told in each Repair of what other programs have before the redirections of iptables, and that is not changed:
+	// NAT chains, and a rule that was put above the jump again and again. It may be nil.
+	Conflict func(what string)
 
 	forms   map[Form]*IPTables
 	ports   *ports
 	netlink []nftables.ConnOption // for tests
+	now     func() time.Time      // for tests, or nil
 }
 
 // allForms are all of them, in the order in which teardown looks for rules whose form it does not know.
@@ -101,8 +106,16 @@ func (n *Node) IPTables(form Form) (*IPTables, error) {
 	if n.forms == nil {
 		n.forms = make(map[Form]*IPTables)
 	}
-	n.forms[form] = &IPTables{form: form, find: n.find, lock: n.Lock, ports: n.bridges(), unbound: n.Unbound, unguarded: n.unguarded, opened: make(map[bool]*iptables.IPTables)}
-	return n.forms[form], nil
+	t := &IPTables{form: form, find: n.find, lock: n.Lock, ports: n.bridges(), unbound: n.Unbound, unguarded: n.unguarded,
+		conflict: n.Conflict, now: n.now, moved: make(map[bool][]time.Time), opened: make(map[bool]*iptables.IPTables)}
+	if t.conflict == nil {
+		t.conflict = func(string) {}
+	}
+	if t.now == nil {
+		t.now = time.Now
+	}
+	n.forms[form] = t
+	return t, nil
 }
 
 // find is the path of the command: the one that is named for its form, or else the plain one if it is of that form. It

@@ -184,6 +184,14 @@ func (t *IPTables) repairFamily(ctx context.Context, family netip.Addr, metadata
 	}
 	wrongBase := len(did) > 0
 	changes := new(script)
+	moves := false
+	if metadata.IsValid() && len(wanted) > 0 {
+		lines, err := t.precedence(ctx, s, metadata, changes)
+		if err != nil {
+			return nil, err
+		}
+		did, moves = append(did, lines...), len(lines) > 0
+	}
 	there := make(map[string]int)
 	for _, r := range wanted {
 		there[canon(r.spec)]++
@@ -219,7 +227,13 @@ func (t *IPTables) repairFamily(ctx context.Context, family netip.Addr, metadata
 			return did, err
 		}
 	}
-	return did, t.restore(ctx, family.Is6(), changes)
+	if err := t.restore(ctx, family.Is6(), changes); err != nil {
+		return did, err
+	}
+	if moves {
+		t.moved[family.Is6()] = append(t.moved[family.Is6()], t.now())
+	}
+	return did, nil
 }
 
 // saved is what stands of the chains that we have rules in.

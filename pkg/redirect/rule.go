@@ -14,8 +14,8 @@ const Chain = "KUBE2IAM-CNI"
 // Comment marks the rules of the base as ours.
 const Comment = "kube2iam-cni"
 
-// rule is one rule of iptables and its place. Rules of the base have position 1: what stands above one of them could take
-// its packets.
+// rule is one rule of iptables and its place. Rules of the base are inserted at position 1: what stands above one of them could
+// take its packets. The jump is kept there (precedence.go).
 type rule struct {
 	what  string // for errors
 	table string
