@@ -110,7 +110,7 @@ func (n *node) foreign() string {
 var (
 	// Comments of the save commands, and the lines of rules and of the chain that are ours.
 	lineOfOurs = regexp.MustCompile(`(?m)^(#.*|:KUBE2IAM-CNI -.*|-A KUBE2IAM-CNI .*|-A (FORWARD|POSTROUTING|PREROUTING) ` +
-		`-d (169\.254\.169\.254/32|fd00:ec2::254/128) -p tcp -m tcp --dport 80 (-m addrtype ! --src-type LOCAL )?` +
+		`-d (169\.254\.169\.254/32|fd00:ec2::254/128) (! -p udp )?(-p tcp )?(-m tcp --dport 80 )?(-m addrtype ! --src-type LOCAL )?` +
 		`-m comment --comment kube2iam-cni -j (REJECT --reject-with tcp-reset|DROP|KUBE2IAM-CNI))\n`)
 	tablesOfOurs = []string{"bridge kube2iam-cni", "ip kube2iam-cni", "ip6 kube2iam-cni"}
 	// iptables-nft-save tells more of its tables than nft does.
