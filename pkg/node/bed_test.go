@@ -33,7 +33,7 @@ type bed struct {
 	cuts       []netip.AddrPort
 	chained    []string // the networks that the plugin is chained in
 	looks      int      // into network namespaces
-	destroyed  []string // for each time that sockets were: ports, peers and the records of that moment
+	destroyed  []string // for each time that sockets were: ports, peers and the records of that moment; and for each address whose queue was
 	destroyErr error
 	said       strings.Builder // the log
 }
@@ -70,6 +70,10 @@ func newBed(t *testing.T, backend string) *bed {
 		DestroySockets: func(ports []uint16, peers []netip.Addr) (int, error) {
 			b.destroyed = append(b.destroyed, fmt.Sprint(ports, peers, b.recorded()))
 			return 1, b.destroyErr
+		},
+		DropQueued: func(ip netip.Addr) error {
+			b.destroyed = append(b.destroyed, fmt.Sprint("queued for ", ip))
+			return nil
 		},
 	}
 	addresses := func(netnsPath, ifName string) ([]netip.Addr, error) {

@@ -52,13 +52,15 @@ type System struct {
 	Now      func() time.Time
 	// DestroySockets destroys the host's TCP sockets by local port and peer (sockdiag.Destroy).
 	DestroySockets func(ports []uint16, peers []netip.Addr) (int, error)
+	// DropQueued drops packets that wait for the link-layer address of ip (hostlink.DropQueued).
+	DropQueued func(ip netip.Addr) error
 }
 
 // Host is the operating system.
 func Host() System {
 	return System{
 		FindLink: hostlink.Find, NodeIP: hostlink.NodeIP, Has: hostlink.Has, BridgeNF: hostlink.BridgeNFOf, Dirs: redirect.Dirs(), Now: time.Now,
-		DestroySockets: sockdiag.Destroy,
+		DestroySockets: sockdiag.Destroy, DropQueued: hostlink.DropQueued,
 	}
 }
 

@@ -31,10 +31,18 @@ func (n *Node) silence(r *attachment.Record) error {
 			"attachment", r.ID(), "addresses", r.IPs, "error", err)
 		return nil
 	}
+	if err != nil {
+		return err
+	}
 	if destroyed > 0 {
 		n.Log.Info("destroyed sockets to an earlier holder of the addresses", "attachment", r.ID(), "addresses", r.IPs, "sockets", destroyed)
 	}
-	return err
+	// What the sockets sent before may still wait for an answer by ARP or NDP, which the new holder is about to give.
+	var errs []error
+	for _, ip := range r.IPs {
+		errs = append(errs, n.DropQueued(ip))
+	}
+	return errors.Join(errs...)
 }
 
 // silenceGone does what silence does for an attachment that is no more, so that its answers are not sent until the next ADD

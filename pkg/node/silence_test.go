@@ -29,16 +29,16 @@ func (b *bed) wantDestroyed(when string, want ...string) {
 func TestSocketsAreDestroyedAfterTheRecord(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
-	b.wantDestroyed("ADD", "[8181] [10.1.0.5 fd00:1::5] [c1@eth0]")
+	b.wantDestroyed("ADD", "[8181] [10.1.0.5 fd00:1::5] [c1@eth0]", "queued for 10.1.0.5", "queued for fd00:1::5")
 	b.must(b.Detach(t.Context(), "c1", "eth0"))
 	b.wantDestroyed("DEL", "[8181] [10.1.0.5 fd00:1::5] []")
 	b.must(b.Detach(t.Context(), "c1", "eth0"))
 	b.wantDestroyed("a second DEL")
 
 	b.attached(b.pod("c1", 7, "10.1.0.5"))
-	b.wantDestroyed("ADD", "[8181] [10.1.0.5] [c1@eth0]")
+	b.wantDestroyed("ADD", "[8181] [10.1.0.5] [c1@eth0]", "queued for 10.1.0.5")
 	b.attached(b.pod("c2", 8, "10.1.0.5"))
-	b.wantDestroyed("ADD without the DEL of the former holder", "[8181] [10.1.0.5] []", "[8181] [10.1.0.5] [c2@eth0]")
+	b.wantDestroyed("ADD without the DEL of the former holder", "[8181] [10.1.0.5] []", "[8181] [10.1.0.5] [c2@eth0]", "queued for 10.1.0.5")
 	b.must(b.Detach(t.Context(), "c1", "eth0"))
 	b.wantDestroyed("the late DEL")
 
@@ -50,7 +50,7 @@ func TestSocketsAreDestroyedAfterTheRecord(t *testing.T) {
 func TestSocketsOfAFormerPort(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
-	b.wantDestroyed("ADD", "[8181] [10.1.0.5 fd00:1::5] [c1@eth0]")
+	b.wantDestroyed("ADD", "[8181] [10.1.0.5 fd00:1::5] [c1@eth0]", "queued for 10.1.0.5", "queued for fd00:1::5")
 	b.ProxyPort = 9000
 	b.must(b.Detach(t.Context(), "c1", "eth0"))
 	b.wantDestroyed("DEL", "[9000 8181] [10.1.0.5 fd00:1::5] []")

@@ -200,7 +200,8 @@ func (n *node) dieUnacknowledged(s *testbed.Sandbox, server, request string, die
 	_, err = io.WriteString(c, request)
 	n.must(err)
 	n.eventually(func() bool { return n.unacknowledged(s.IP) > 0 })
-	n.nft(s, "add chain inet silence out { type filter hook output priority 0 ; policy drop ; }")
+	_, err = s.Netns.Run(n.t.Context(), n.ClientEnv(), "ip", "link", "set", "eth0", "down")
+	n.must(err)
 	n.must(c.(*net.TCPConn).SetLinger(0)) // nothing of the connection holds the namespace then
 	n.must(c.Close())
 	die(s)
