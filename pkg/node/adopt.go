@@ -61,7 +61,7 @@ func (a *Agent) adoptOne(ctx context.Context, r cached) error {
 	if err := a.stands(p.Record); err != nil {
 		return err
 	}
-	return a.attach(ctx, p)
+	return a.attach(ctx, p, nil)
 }
 
 // stands returns an error if the host link of a record is no more. An attachment without a host link is not looked for, because

@@ -170,8 +170,9 @@ func (a *Agent) collect(ctx context.Context, s *snapshot) error {
 	var errs []error
 	for _, r := range s.gone {
 		a.Log.Info("collecting an attachment that is gone", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
+		silenced := a.silenceGone(r)
 		errs = append(errs, a.records().Delete(ctx, r.ContainerID, r.IfName))
-		a.silenceGone(r)
+		silenced()
 		s.wanted.Everywhere = true
 	}
 	return errors.Join(errs...)

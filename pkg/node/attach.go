@@ -25,13 +25,7 @@ func (n *Node) Attach(ctx context.Context, r Request) (*attachment.Record, error
 		return nil, err
 	}
 	defer unlock()
-	if err := n.attach(ctx, p); err != nil {
-		return p.Record, err
-	}
-	if err := n.silence(p.Record); err != nil {
-		return p.Record, about(State, errors.Join(err, n.tearDown(ctx, p.Record)))
-	}
-	return p.Record, nil
+	return p.Record, n.attach(ctx, p, n.silence)
 }
 
 // prepared is an attachment that is planned, and not made.
@@ -86,19 +80,28 @@ func (n *Node) program(p *plan) (func(context.Context) error, error) {
 	}, nil
 }
 
-func (n *Node) attach(ctx context.Context, p *prepared) error {
+// attach calls silence, if it is not nil, when the record is there, and what it returns when the rules are.
+func (n *Node) attach(ctx context.Context, p *prepared, silence func(*attachment.Record) (wait func() error)) error {
 	if err := n.supersede(ctx, p.Record); err != nil {
 		return err
 	}
 	if err := n.records().Put(ctx, p.Record); err != nil {
 		return about(State, err)
 	}
-	if err := p.program(ctx); err != nil {
+	silenced := func() error { return nil }
+	if silence != nil {
+		silenced = silence(p.Record)
+	}
+	err := about(Rules, p.program(ctx))
+	if failed := silenced(); err == nil {
+		err = about(State, failed)
+	}
+	if err != nil {
 		// What cannot be removed stays on record, for the DEL that the runtime sends after a failed ADD.
 		if err := n.tearDown(ctx, p.Record); err != nil {
 			n.Log.Error("failed ADD could not be undone", "attachment", p.ID(), "error", err)
 		}
-		return about(Rules, err)
+		return err
 	}
 	return n.stillMine(ctx, p.Record)
 }
@@ -206,14 +209,11 @@ func (n *Node) DetachAll(ctx context.Context, gone func(*attachment.Record) bool
 
 // tearDown removes the rules before the record: without it they would be hard to find.
 func (n *Node) tearDown(ctx context.Context, record *attachment.Record) error {
+	defer n.silenceGone(record)()
 	if err := n.remove(record); err != nil {
 		return err
 	}
-	if err := n.records().Delete(ctx, record.ContainerID, record.IfName); err != nil {
-		return err
-	}
-	n.silenceGone(record)
-	return nil
+	return n.records().Delete(ctx, record.ContainerID, record.IfName)
 }
 
 func (n *Node) remove(record *attachment.Record) error {

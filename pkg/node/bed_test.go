@@ -67,9 +67,9 @@ func newBed(t *testing.T, backend string) *bed {
 		BridgeNF: func(string) (hostlink.BridgeNF, error) { return hostlink.BridgeNF{IPv4: true, IPv6: true}, nil },
 		Dirs:     redirect.Dirs(),
 		Now:      func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) },
-		DestroySockets: func(ports []uint16, peers []netip.Addr) (int, error) {
+		DestroySockets: func(ports []uint16, peers []netip.Addr) func() (int, error) {
 			b.destroyed = append(b.destroyed, fmt.Sprint(ports, peers, b.recorded()))
-			return 1, b.destroyErr
+			return func() (int, error) { return 1, b.destroyErr }
 		},
 		DropQueued: func(ip netip.Addr) error {
 			b.destroyed = append(b.destroyed, fmt.Sprint("queued for ", ip))

@@ -50,8 +50,8 @@ type System struct {
 	BridgeNF func(bridge string) (hostlink.BridgeNF, error)
 	Dirs     []string // of the iptables commands
 	Now      func() time.Time
-	// DestroySockets destroys the host's TCP sockets by local port and peer (sockdiag.Destroy).
-	DestroySockets func(ports []uint16, peers []netip.Addr) (int, error)
+	// DestroySockets begins to destroy the host's TCP sockets by local port and peer (sockdiag.Destroy).
+	DestroySockets func(ports []uint16, peers []netip.Addr) (wait func() (int, error))
 	// DropQueued drops packets that wait for the link-layer address of ip (hostlink.DropQueued).
 	DropQueued func(ip netip.Addr) error
 }

@@ -66,7 +66,7 @@ func (a *Agent) reattach(ctx context.Context, r *attachment.Record) error {
 	if err != nil || !now.Created.Equal(r.Created) || p.HostLink != r.HostLink || a.stands(r) != nil {
 		return nil
 	}
-	err = a.attach(ctx, p)
+	err = a.attach(ctx, p, nil)
 	if err == nil {
 		return nil
 	}

@@ -24,26 +24,25 @@ func (b *bed) wantDestroyed(when string, want ...string) {
 	b.destroyed = nil
 }
 
-// TestSocketsAreDestroyedAfterTheRecord holds the order: ADD destroys when the record of the new holder is there, DEL when it
-// is not there any more.
+// TestSocketsAreDestroyedAfterTheRecord holds the order: ADD begins to destroy when the record of the new holder is there.
 func TestSocketsAreDestroyedAfterTheRecord(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
 	b.wantDestroyed("ADD", "[8181] [10.1.0.5 fd00:1::5] [c1@eth0]", "queued for 10.1.0.5", "queued for fd00:1::5")
 	b.must(b.Detach(t.Context(), "c1", "eth0"))
-	b.wantDestroyed("DEL", "[8181] [10.1.0.5 fd00:1::5] []")
+	b.wantDestroyed("DEL", "[8181] [10.1.0.5 fd00:1::5] [c1@eth0]")
 	b.must(b.Detach(t.Context(), "c1", "eth0"))
 	b.wantDestroyed("a second DEL")
 
 	b.attached(b.pod("c1", 7, "10.1.0.5"))
 	b.wantDestroyed("ADD", "[8181] [10.1.0.5] [c1@eth0]", "queued for 10.1.0.5")
 	b.attached(b.pod("c2", 8, "10.1.0.5"))
-	b.wantDestroyed("ADD without the DEL of the former holder", "[8181] [10.1.0.5] []", "[8181] [10.1.0.5] [c2@eth0]", "queued for 10.1.0.5")
+	b.wantDestroyed("ADD without the DEL of the former holder", "[8181] [10.1.0.5] [c1@eth0]", "[8181] [10.1.0.5] [c2@eth0]", "queued for 10.1.0.5")
 	b.must(b.Detach(t.Context(), "c1", "eth0"))
 	b.wantDestroyed("the late DEL")
 
 	b.must(b.DetachAll(t.Context(), func(*attachment.Record) bool { return true }))
-	b.wantDestroyed("GC", "[8181] [10.1.0.5] []")
+	b.wantDestroyed("GC", "[8181] [10.1.0.5] [c2@eth0]")
 }
 
 // TestSocketsOfAFormerPort has the proxy's port change between ADD and DEL.
@@ -53,7 +52,7 @@ func TestSocketsOfAFormerPort(t *testing.T) {
 	b.wantDestroyed("ADD", "[8181] [10.1.0.5 fd00:1::5] [c1@eth0]", "queued for 10.1.0.5", "queued for fd00:1::5")
 	b.ProxyPort = 9000
 	b.must(b.Detach(t.Context(), "c1", "eth0"))
-	b.wantDestroyed("DEL", "[9000 8181] [10.1.0.5 fd00:1::5] []")
+	b.wantDestroyed("DEL", "[9000 8181] [10.1.0.5 fd00:1::5] [c1@eth0]")
 }
 
 // TestSocketsOfThoseThatAreGone has the agent collect an attachment, of which one address has another holder.
@@ -66,7 +65,7 @@ func TestSocketsOfThoseThatAreGone(t *testing.T) {
 	delete(b.links, 7)
 	b.destroyed = nil
 	b.round()
-	b.wantDestroyed("collection", "[8181] [fd00:1::5] [c2@eth0]")
+	b.wantDestroyed("collection", "[8181] [fd00:1::5] [c1@eth0 c2@eth0]")
 }
 
 // TestRunningPodsKeepTheirSockets holds that no socket is destroyed of a pod that is adopted, or attached again.

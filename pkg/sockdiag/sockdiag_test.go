@@ -214,7 +214,7 @@ func TestDestroy(t *testing.T) {
 
 			peers := slices.Repeat([]netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}, maxPeers)
 			peers = slices.Insert(peers, maxPeers+1, peer) // in the midst of the second filter
-			destroyed, err := Destroy([]uint16{8180, 8181}, peers)
+			destroyed, err := Destroy([]uint16{8180, 8181}, peers)()
 			if destroyed != 6 || err != nil {
 				t.Errorf("destroyed %d sockets, want 6; %v", destroyed, err)
 			}
@@ -226,7 +226,7 @@ func TestDestroy(t *testing.T) {
 					t.Error("a destroyed socket takes data")
 				}
 			}
-			if destroyed, err := Destroy([]uint16{8181}, []netip.Addr{peer}); destroyed != 0 || err != nil {
+			if destroyed, err := Destroy([]uint16{8181}, []netip.Addr{peer})(); destroyed != 0 || err != nil {
 				t.Errorf("a second time: %d, %v, want none", destroyed, err)
 			}
 		})
@@ -245,7 +245,7 @@ func TestDestroyMany(t *testing.T) {
 		n.must(err)
 		n.Cleanup(func() { c.Close() })
 	}
-	if destroyed, err := Destroy([]uint16{8181}, []netip.Addr{peer}); destroyed != many || err != nil {
+	if destroyed, err := Destroy([]uint16{8181}, []netip.Addr{peer})(); destroyed != many || err != nil {
 		t.Errorf("destroyed %d, %v, want %d", destroyed, err, many)
 	}
 	if left := n.sockets(); len(left) > 0 {
@@ -253,7 +253,7 @@ func TestDestroyMany(t *testing.T) {
 	}
 }
 
-// TestDestroyRefused has a process without CAP_NET_ADMIN destroy.
+// TestDestroyRefused has a thread without CAP_NET_ADMIN destroy.
 func TestDestroyRefused(t *testing.T) {
 	n := newNetwork(t)
 	peer := netip.MustParseAddr("10.1.0.5")
@@ -267,7 +267,10 @@ func TestDestroyRefused(t *testing.T) {
 	n.must(unix.Capget(&header, &before[0]))
 	none[0].Permitted, none[1].Permitted = before[0].Permitted, before[1].Permitted
 	n.must(unix.Capset(&header, &none[0]))
-	destroyed, err := Destroy([]uint16{8181}, []netip.Addr{peer})
+	d, err := open()
+	n.must(err)
+	defer d.close()
+	destroyed, err := d.destroyPeers([]uint16{8181}, []netip.Addr{peer}) // by this thread, which is the one without it
 	n.must(unix.Capset(&header, &before[0]))
 	if destroyed != 0 || !errors.Is(err, ErrUnsupported) || !errors.Is(err, unix.EPERM) {
 		t.Errorf("destroyed %d, %v, want an error that wraps ErrUnsupported and EPERM", destroyed, err)
@@ -288,7 +291,7 @@ func TestUnsupported(t *testing.T) {
 
 func BenchmarkDestroyNone(b *testing.B) {
 	for b.Loop() {
-		if _, err := Destroy([]uint16{8181}, []netip.Addr{netip.MustParseAddr("10.1.0.5")}); err != nil {
+		if _, err := Destroy([]uint16{8181}, []netip.Addr{netip.MustParseAddr("10.1.0.5")})(); err != nil {
 			b.Fatal(err)
 		}
 	}
