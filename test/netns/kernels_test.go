@@ -81,7 +81,10 @@ func TestKernelWithoutNFTables(t *testing.T) {
 			n.address(pod, "add", stranger)
 			n.wantSilenceOrRefusal(pod, netip.MustParsePrefix(stranger).Addr())
 		}
-		guard("with a pod")
+		_, err = n.AgentRound(t.Context(), "--backend", n.backend)
+		n.must(err)
+		n.wantOwn(old, "app") // adopted
+		n.wantOwn(pod, "app")
 		n.must(n.StopPod(t.Context(), pod))
 		n.must(n.StopPod(t.Context(), old))
 		if left := n.records(); len(left) > 0 {
