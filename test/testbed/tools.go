@@ -63,6 +63,7 @@ var packages = map[string]string{
 	"modprobe":         "kmod",
 	"nft":              "nftables",
 	"conntrack":        "conntrack",
+	"ipvsadm":          "ipvsadm",
 	"strace":           "strace",
 	"/usr/bin/aws":     "awscli",
 	"/usr/bin/python3": "python3-boto3",
