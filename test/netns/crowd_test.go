@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -47,7 +49,7 @@ func (n *node) servedAtOnce(s *testbed.Sandbox, role string, stop <-chan struct{
 }
 
 // TestOnePodCannotStarveItsNeighbour has a pod open ten thousand connections, then hold as many as it may without saying what it
-// wants, ask for other metadata without an end, and change what it asks STS for 50 times a second. Its neighbour is served at once through
+// wants, ask for other metadata without an end, ask for what costs little and for what the API server has to be asked for, and change what it asks STS for 50 times a second. Its neighbour is served at once through
 // it all, and so is the pod when it has stopped.
 func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
@@ -69,7 +71,19 @@ func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
 				}
 				asking.Wait()
 			},
-			"changes of its session": func() { n.changeOften(greedy, "app", "other") },
+			"cheap requests": func() {
+				began := time.Now()
+				n.asksOften(greedy, 8, 300)
+				// 1000 are free, and 200 a second.
+				if took := time.Since(began); took < 6*time.Second {
+					t.Errorf("2400 requests were answered within %v", took)
+				}
+				if !strings.Contains(n.metrics(), "kube2iam_http_requests_delayed_total") || strings.Contains(n.metrics(), "kube2iam_http_requests_delayed_total 0\n") {
+					t.Error("no metric tells of requests that waited")
+				}
+			},
+			"questions for the API server": func() { n.askForDeleted("deleted") },
+			"changes of its session":       func() { n.changeOften(greedy, "app", "other") },
 		} {
 			stop, times := make(chan struct{}), served(nil)
 			var neighbours sync.WaitGroup
@@ -87,6 +101,29 @@ func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
 		}
 		n.eventually(func() bool { return n.getSoon(greedy, credentials+"app").status == http.StatusOK })
 	})
+}
+
+// askForDeleted has a pod whose object the API server no longer has ask again and again, each time for what the API server has to be asked for.
+func (n *node) askForDeleted(name string) {
+	n.t.Helper()
+	s := n.run(name, "app")
+	n.must(n.KubeAPI.DeletePod("default", name))
+	n.eventually(func() bool { return n.getSoon(s, credentials).status == http.StatusNotFound })
+	gets := func() int { return n.KubeAPI.Requests()[kubeapi.Request{Verb: "get", Resource: "pods"}] }
+	before, began := gets(), time.Now()
+	var asking sync.WaitGroup
+	for range 16 {
+		asking.Go(func() {
+			for range 20 {
+				n.get(s, credentials)
+			}
+		})
+	}
+	asking.Wait()
+	most := 4 + 2*time.Since(began).Seconds() + 1
+	if asked := gets() - before; asked == 0 || float64(asked) > most {
+		n.t.Errorf("the API server was asked %d times, want 1 to %.0f", asked, most)
+	}
 }
 
 // changeOften changes a pod's session 50 times a second. A client of the pod asks for its credentials after each change and hangs up. After ten
