@@ -28,6 +28,11 @@ func keepSmall(ctx context.Context) error {
 		return nil
 	}
 	debug.SetGCPercent(restingPercent) // what lives for long is made at the start: it lies closer together when there is little garbage between
+	limit := func() {}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		limit = limitMemory
+	}
+	limit()
 	tick := time.NewTicker(memoryCheck)
 	defer tick.Stop()
 	busy, before := false, allocated()
@@ -38,6 +43,7 @@ func keepSmall(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		limit()
 		now := allocated()
 		switch rate := float64(now-before) / memoryCheck.Seconds(); {
 		case busy && rate < busyRate/2:
@@ -52,6 +58,26 @@ func keepSmall(ctx context.Context) error {
 		}
 		before = now
 	}
+}
+
+// memoryLimit is what the Go runtime may take before it collects earlier than busyPercent asks for: pods that hold all connections and make
+// garbage on them would make a busy proxy several times as large. The program's pages come on top, some 12 MiB.
+const memoryLimit = 32 << 20
+
+// limitMemory sets the runtime's soft limit to memoryLimit, or to what a resting proxy takes where that is more: a lower one would have the
+// runtime collect all the time.
+func limitMemory() {
+	samples := []metrics.Sample{
+		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
+	}
+	metrics.Read(samples)
+	live, besides := samples[0].Value.Uint64(), samples[1].Value.Uint64()
+	for _, heap := range samples[2:] {
+		besides -= min(besides, heap.Value.Uint64())
+	}
+	debug.SetMemoryLimit(max(memoryLimit, int64(live+live*restingPercent/100+besides)))
 }
 
 // allocated is how many bytes the process has allocated in all its life.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"testing"
 	"testing/synctest"
@@ -20,6 +21,7 @@ func percent() int {
 func TestRestingProxyCollectsEarlyAndABusyOneLate(t *testing.T) {
 	t.Setenv("GOGC", "")
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -45,6 +47,24 @@ func TestRestingProxyCollectsEarlyAndABusyOneLate(t *testing.T) {
 		time.Sleep(2 * memoryCheck)
 		wants("at rest again", restingPercent)
 	})
+}
+
+// TestMemoryLimitFollowsWhatLives holds that the limit is never below what a resting proxy takes: the runtime would collect without an end.
+func TestMemoryLimitFollowsWhatLives(t *testing.T) {
+	before := debug.SetMemoryLimit(-1)
+	defer debug.SetMemoryLimit(before)
+	runtime.GC()
+	limitMemory()
+	if got := debug.SetMemoryLimit(-1); got < memoryLimit {
+		t.Errorf("at rest: %d", got)
+	}
+	lives := make([]byte, 2*memoryLimit)
+	runtime.GC()
+	limitMemory()
+	if got := debug.SetMemoryLimit(-1); got < int64(len(lives))*5/4 || got > 8*memoryLimit {
+		t.Errorf("with %d bytes that live: %d", len(lives), got)
+	}
+	runtime.KeepAlive(lives)
 }
 
 func TestGOGCIsTheOperatorsChoice(t *testing.T) {

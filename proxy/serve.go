@@ -245,7 +245,7 @@ func podServer(h http.Handler, log *slog.Logger) *http.Server {
 		// client does not take of an answer is bounded by the Listener and by Upstream.
 		ReadTimeout:    5 * time.Second,
 		IdleTimeout:    2 * time.Minute,
-		MaxHeaderBytes: 16 << 10,
+		MaxHeaderBytes: 4 << 10,
 		// OPTIONS * is answered like any other method.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),

@@ -21,8 +21,9 @@ type Connections struct {
 const (
 	// maxConnections is more than the processes of a pod have with it, whose SDKs keep one each at most.
 	maxConnections = 256
-	// maxAllConnections bounds the proxy's memory: a connection costs 20 to 40 KB of it (the figure rss_mib_hostile of the benchmark).
-	maxAllConnections = 1024
+	// maxAllConnections bounds the proxy's memory, which stays within what its DaemonSet requests (rss_mib_hostile of the benchmark): each
+	// connection costs up to 30 KB.
+	maxAllConnections = 512
 )
 
 // NewConnections has no connection yet.

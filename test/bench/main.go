@@ -34,7 +34,7 @@ func run(stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "bench:", err)
 		return 1
 	}
-	for _, measure := range []func(context.Context, testbed.Tools, io.Writer) ([]figure, error){cachedCredentials, attaching, binary, reconciling, starting, memory, fleets} {
+	for _, measure := range []func(context.Context, testbed.Tools, io.Writer) ([]figure, error){cachedCredentials, attaching, binary, reconciling, starting, memory, hostile, fleets} {
 		figures, err := measure(ctx, tools, stderr)
 		if err != nil {
 			fmt.Fprintln(stderr, "bench:", err)

@@ -50,6 +50,15 @@ func occupied(ctx context.Context, tools testbed.Tools, pods int) (int, error) {
 		return 0, err
 	}
 	defer bed.Close()
+	proxy, err := crowded(ctx, bed, pods)
+	if err != nil {
+		return 0, err
+	}
+	return settled(ctx, proxy.PID())
+}
+
+// crowded starts a proxy, with these flags after its usual ones, in a large cluster with so many pods on its node, all of whose credentials are there.
+func crowded(ctx context.Context, bed *testbed.Bed, pods int, flags ...string) (*testbed.Process, error) {
 	bed.PutRole("bench", "")
 	for i := range otherNamespaces {
 		bed.KubeAPI.PutNamespace(fmt.Sprint("team-", i), map[string]string{
@@ -58,21 +67,21 @@ func occupied(ctx context.Context, tools testbed.Tools, pods int) (int, error) {
 	for i := range otherPods {
 		bed.KubeAPI.PutPod(kubeapi.NewPod("another", fmt.Sprint("team-", i%otherNamespaces), fmt.Sprint("elsewhere-", i), nil))
 	}
-	proxy, err := bed.StartProxy(ctx, "--log-level", "info", "--namespace-restrictions")
+	proxy, err := bed.StartProxy(ctx, append([]string{"--log-level", "info", "--namespace-restrictions"}, flags...)...)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	annotations := map[string]string{"iam.amazonaws.com/role": "bench", "example.org/other": strings.Repeat("x", 2000)}
 	for i := range pods {
-		bed.KubeAPI.PutPod(kubeapi.NewRunningPod(testbed.NodeName, fmt.Sprint("team-", i%memoryNamespaces), fmt.Sprint("pod-", i), annotations, fmt.Sprintf("10.201.1.%d", i)))
+		bed.KubeAPI.PutPod(kubeapi.NewRunningPod(testbed.NodeName, fmt.Sprint("team-", i%memoryNamespaces), fmt.Sprint("pod-", i), annotations, podAddress(i)))
 	}
 	for deadline := time.Now().Add(2 * time.Minute); len(bed.STS.Calls()) < pods; {
 		if time.Now().After(deadline) {
-			return 0, fmt.Errorf("after two minutes STS was asked %d times for %d pods", len(bed.STS.Calls()), pods)
+			return nil, fmt.Errorf("after two minutes STS was asked %d times for %d pods", len(bed.STS.Calls()), pods)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	return settled(ctx, proxy.PID())
+	return proxy, nil
 }
 
 // settling is how long a process is left alone: the Go runtime collects what is idle every two minutes.
@@ -85,6 +94,11 @@ func settled(ctx context.Context, pid int) (int, error) {
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
+	return resident(pid)
+}
+
+// resident is the resident memory of a process.
+func resident(pid int) (int, error) {
 	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	if err != nil {
 		return 0, err
