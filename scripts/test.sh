@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 need_root
 need_go
 # gcc and libc for the race detector; the rest for the namespace suite and its unmodified clients.
-need gcc libc6-dev iptables nftables iproute2 conntrack kmod curl awscli python3-boto3 s3cmd ruby-fog-aws strace
+need gcc libc6-dev iptables nftables iproute2 conntrack kmod curl awscli python3-boto3 cloud-init s3cmd ruby-fog-aws strace
 command -v npm >/dev/null || need nodejs npm # of Node.js 18 or later, wherever it comes from
 in_group scripts/lint.sh
 echo "== unit tests, with the race detector"

@@ -183,7 +183,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
-		if err := h.upstream.Forward(w, r); err != nil {
+		forward := h.upstream.Forward
+		if isListing(path) {
+			forward = func(w http.ResponseWriter, r *http.Request) error { return h.forwardListing(w, r, caller) }
+		}
+		if err := forward(w, r); err != nil {
 			h.refuse(w, r, source, caller, err)
 		}
 	default:

@@ -3,14 +3,17 @@
 package imdstap
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -61,7 +64,9 @@ type Options struct {
 	Listen  endpoint.Listen // net.Listen where nil
 	// Backend is host:port of the service itself, Dial how to reach it; net.Dial where nil.
 	Backend string
-	Dial    func(network, address string) (net.Conn, error)
+	// Listed is added to the listing of /latest/meta-data/, for a name that real instances list and a mock does not.
+	Listed string
+	Dial   func(network, address string) (net.Conn, error)
 }
 
 // Start passes requests on until Close.
@@ -76,12 +81,30 @@ func Start(o Options) (*Tap, error) {
 			r.Out.Host = r.In.Host
 		},
 		Transport: &http.Transport{Dial: o.Dial, DisableCompression: true},
+		ModifyResponse: func(res *http.Response) error {
+			if o.Listed == "" || res.StatusCode != http.StatusOK || strings.TrimSuffix(res.Request.URL.Path, "/") != "/latest/meta-data" {
+				return nil
+			}
+			return list(res, o.Listed)
+		},
 	}
 	var err error
 	if t.endpoint, err = endpoint.Serve(o.Listen, o.Address, t, nil); err != nil {
 		return nil, fmt.Errorf("tap on the metadata service: %w", err)
 	}
 	return t, nil
+}
+
+// list adds a name to a listing.
+func list(res *http.Response, name string) error {
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return err
+	}
+	body = append(bytes.TrimSuffix(body, []byte("\n")), "\n"+name...)
+	res.Body, res.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	res.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	return nil
 }
 
 // Addr is where the tap listens, host:port.

@@ -2,6 +2,7 @@ package netns
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -81,6 +82,48 @@ func TestUnmodifiedClients(t *testing.T) {
 			// Either asks for the list and for the document.
 			if sent, want := n.tokensSent(pod), map[string]int{"v2": 4, "v1": 0}[version]; sent != want {
 				t.Errorf("IMDS%s: %d requests with a token, want %d", version, sent, want)
+			}
+		}
+	})
+}
+
+// cloudInit has cloud-init's EC2 data source crawl the metadata. It prints how many keys it has, and of version 2 where it is asked to.
+const cloudInit = `
+import sys, urllib.request
+from cloudinit.sources.helpers import ec2
+headers = None
+if sys.argv[1] == "v2":
+    put = urllib.request.Request("http://169.254.169.254/latest/api/token", method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+    token = urllib.request.urlopen(put).read().decode()
+    headers = lambda url: {"X-aws-ec2-metadata-token": token}
+metadata = ec2.get_instance_metadata(headers_cb=headers)
+print(*sorted(metadata))
+`
+
+// TestCloudInitCrawls runs Debian's cloud-init, to which one name that is listed and not answered means that there is no metadata.
+func TestCloudInitCrawls(t *testing.T) {
+	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
+		n.proxy(slices.Concat(impatient, []string{"--metadata-deny", "^/[^/]+/user-data", "--metadata-deny", "/placement/host-id$"})...)
+		listed := n.get(n.run("reader", "app"), "/latest/meta-data/")
+		if !strings.Contains(listed.body, "iam/") || strings.Contains(listed.body, "identity-credentials") {
+			t.Fatalf("the pod's listing: %s", listed)
+		}
+		for _, version := range []string{"v1", "v2"} {
+			for name, role := range map[string]string{"with": "app", "without": ""} {
+				pod := n.run(name+"-role-"+version, role)
+				out, err := pod.Netns.Run(t.Context(), n.ClientEnv(), "/usr/bin/python3", "-c", cloudInit, version)
+				n.must(err)
+				var want []string
+				for key := range strings.FieldsSeq(listed.body) {
+					if key = strings.TrimSuffix(key, "/"); key != "iam" || role != "" {
+						want = append(want, key)
+					}
+				}
+				slices.Sort(want)
+				if diff := cmp.Diff(want, strings.Fields(out)); diff != "" {
+					t.Errorf("IMDS%s, %s a role: cloud-init's keys (-want +got):\n%s", version, name, diff)
+				}
+				t.Logf("IMDS%s, %s a role: %d keys", version, name, len(strings.Fields(out)))
 			}
 		}
 	})

@@ -32,7 +32,7 @@ const (
 )
 
 var tools = sync.OnceValues(func() (testbed.Tools, error) {
-	if err := testbed.Require("iptables-nft", "iptables-legacy", "nft", "conntrack", "strace", "ip", "/usr/bin/aws", "/usr/bin/python3"); err != nil {
+	if err := testbed.Require("iptables-nft", "iptables-legacy", "nft", "conntrack", "strace", "ip", "/usr/bin/aws", "/usr/bin/python3", "/usr/bin/cloud-init"); err != nil {
 		return nil, err
 	}
 	return testbed.BuildTools(context.Background(), false)

@@ -100,7 +100,7 @@ func (b *Bed) serveMetadata(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("metadata mock: %w", err)
 	}
-	tap := imdstap.Options{Address: MetadataAddr, Listen: b.AWS.Listen, Backend: mockAddr, Dial: b.AWS.Dial}
+	tap := imdstap.Options{Address: MetadataAddr, Listen: b.AWS.Listen, Backend: mockAddr, Listed: "identity-credentials/", Dial: b.AWS.Dial}
 	if b.IMDS, err = imdstap.Start(tap); err != nil || !b.ipv6 {
 		return err
 	}

@@ -57,16 +57,17 @@ func (t Tools) Path(program string) (string, error) {
 
 // packages are Debian's packages of the programs that testbeds and their users run.
 var packages = map[string]string{
-	"iptables-nft":     "iptables",
-	"iptables-legacy":  "iptables",
-	"ip":               "iproute2",
-	"modprobe":         "kmod",
-	"nft":              "nftables",
-	"conntrack":        "conntrack",
-	"ipvsadm":          "ipvsadm",
-	"strace":           "strace",
-	"/usr/bin/aws":     "awscli",
-	"/usr/bin/python3": "python3-boto3",
+	"iptables-nft":        "iptables",
+	"iptables-legacy":     "iptables",
+	"ip":                  "iproute2",
+	"modprobe":            "kmod",
+	"nft":                 "nftables",
+	"conntrack":           "conntrack",
+	"ipvsadm":             "ipvsadm",
+	"strace":              "strace",
+	"/usr/bin/aws":        "awscli",
+	"/usr/bin/python3":    "python3-boto3",
+	"/usr/bin/cloud-init": "cloud-init",
 }
 
 // Require is an error that names every program that is missing and the Debian package that has it.
