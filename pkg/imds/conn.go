@@ -79,11 +79,18 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 
 // isHeldBy reports whether the connection belongs to holder. One whose holder was not known belongs to the first that is.
 func (c *conn) isHeldBy(holder string) bool {
-	if holder != "" && c.holder.CompareAndSwap(nil, &holder) {
-		return true
-	}
 	belongsTo := c.holder.Load()
-	return belongsTo == nil || *belongsTo == holder
+	if belongsTo == nil {
+		if holder == "" {
+			return true
+		}
+		first := holder // a copy, so that only this case allocates
+		if c.holder.CompareAndSwap(nil, &first) {
+			return true
+		}
+		belongsTo = c.holder.Load()
+	}
+	return *belongsTo == holder
 }
 
 // reset closes the connection, and has the kernel drop what it has not sent (socket(7), SO_LINGER).
