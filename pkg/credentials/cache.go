@@ -44,7 +44,8 @@ type Cache struct {
 	mu      sync.Mutex
 	closed  bool
 	entries map[roles.Assumption]*entry
-	holds   map[string]*hold // by holder
+	holds   map[string]*hold     // by holder
+	slowed  map[string]time.Time // by pod; until when its failures do not slow the node down again
 	queue
 }
 
@@ -64,6 +65,7 @@ type entry struct {
 	errUntil time.Time     // until then err answers in place of a flight
 	failures int           // in a row
 	flight   *flight       // queued, or a call on its way; nil for none
+	pod      string        // the last one that asked for it or began to hold it
 	holders  int
 	keep     time.Time // until when it stays where nobody holds it; zero where nobody ever asked
 }
@@ -100,7 +102,7 @@ func New(sts Assumer, c Config) *Cache {
 	return &Cache{
 		sts: sts, log: c.Log, observer: c.Observer, failure: c.Failed, schedule: c.Schedule, pace: NewPace(time.Now()),
 		life: life, end: end, wake: make(chan struct{}, 1),
-		entries: make(map[roles.Assumption]*entry), holds: make(map[string]*hold),
+		entries: make(map[roles.Assumption]*entry), holds: make(map[string]*hold), slowed: make(map[string]time.Time),
 		queue: queue{requesters: make(map[string]*requester)},
 	}
 }
@@ -125,7 +127,7 @@ func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Docum
 		c.observer.Asked(false)
 		return nil, &Error{Kind: Throttled, Code: "TooManyAssumptions", Message: "more is asked for than this proxy keeps"}
 	}
-	e.keep = now.Add(unheld)
+	e.keep, e.pod = now.Add(unheld), pod
 	if e.document != nil && e.document.expiration.Sub(now) >= e.low {
 		d := e.document
 		c.mu.Unlock()
@@ -252,7 +254,7 @@ func (c *Cache) Hold(holder string, a roles.Assumption) {
 		c.log.Warn("credentials are not kept: more are held than this proxy keeps", "role", a.RoleARN, "session", a.SessionName, "limit", maxEntries)
 		return
 	}
-	h.holding, h.assumption = true, a
+	h.holding, h.assumption, e.pod = true, a, holder
 	if e.holders++; e.holders == 1 {
 		c.pace.Hold(now, a.Duration)
 		if fresh {
@@ -360,6 +362,7 @@ func (c *Cache) settle(f *flight, creds *Credentials, failure *Error, now time.T
 	e.flight = nil
 	c.callEnded(f)
 	if failure != nil {
+		c.slowDown(e.pod, failure, now)
 		c.failed(a, e, failure, now)
 		concerned = c.concerned(a, e, failure, now)
 	} else {
@@ -370,6 +373,17 @@ func (c *Cache) settle(f *flight, creds *Credentials, failure *Error, now time.T
 	}
 	c.stir()
 	return concerned
+}
+
+// slowDown slows the node's calls down after a failure, at most once in recovery for each pod. A pod that changes its
+// annotations all the time would otherwise keep the node slow for its neighbours: each change is an assumption without a
+// failure before it. The mutex is held.
+func (c *Cache) slowDown(pod string, failure *Error, now time.Time) {
+	if failure.Kind != Throttled && failure.Kind != Unavailable || now.Before(c.slowed[pod]) {
+		return
+	}
+	c.slowed[pod] = now.Add(recovery)
+	c.pace.Told(now, failure)
 }
 
 // concerned returns the holders that are told of the failure. While a pod's credentials are valid, only a refusal of its own role

@@ -67,7 +67,6 @@ func (c *Cache) fly(f *flight) {
 	}
 	failure := asError(err)
 	c.observer.Assumed(outcome(failure), now.Sub(start))
-	c.pace.Told(now, failure)
 	concerned := c.settle(f, creds, failure, now)
 	close(f.done)
 	for _, holder := range concerned { // which may take a while, and nobody waits for it

@@ -2,6 +2,7 @@ package credentials
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"time"
 )
@@ -136,6 +137,7 @@ func (c *Cache) sweep(now time.Time) time.Time {
 			next = e.renewAt
 		}
 	}
+	maps.DeleteFunc(c.slowed, func(_ string, until time.Time) bool { return !now.Before(until) })
 	c.forgetRequesters(now)
 	if wait := c.dispatch(now); wait < next.Sub(now) {
 		return now.Add(wait)
