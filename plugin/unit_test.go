@@ -217,34 +217,44 @@ func effective(t *testing.T, pid int) (mask uint64) {
 	return mask
 }
 
-// TestUnitKnowsTheDocumentedDirectories compares the unit with the table "Places" of the documentation.
-func TestUnitKnowsTheDocumentedDirectories(t *testing.T) {
+// TestUnitKnowsTheDocumentedNodes compares the unit with the table "Places" of the documentation: it looks for the program in every
+// directory of the table, and starts before every unit that runs a kubelet.
+func TestUnitKnowsTheDocumentedNodes(t *testing.T) {
 	text, err := os.ReadFile("../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, dirs, _ := strings.Cut(readUnit(t)["Environment"], "=")
-	known := strings.Split(dirs, ":")
-	_, table, _ := strings.Cut(string(text), "(`--cni-bin-dir`)")
-	rows := 0
-	for line := range strings.Lines(table) {
-		fields := strings.Split(line, "|")
-		if len(fields) < 4 {
-			if rows > 0 {
-				break
-			}
-			continue
-		}
-		for i, quoted := range strings.Split(fields[2], "`") {
+	u := readUnit(t)
+	_, dirs, _ := strings.Cut(u["Environment"], "=")
+	_, table, _ := strings.Cut(string(text), "\n### Places\n")
+	table, _, _ = strings.Cut(strings.TrimSpace(table), "\n\n")
+	quoted := func(cell string) (values []string) {
+		for i, part := range strings.Split(cell, "`") {
 			if i%2 == 1 {
-				rows++
-				if !slices.Contains(known, quoted) {
-					t.Errorf("the unit does not look in %s", quoted)
+				values = append(values, part)
+			}
+		}
+		return values
+	}
+	rows := strings.Split(table, "\n")[2:]
+	for _, row := range rows {
+		cells := strings.Split(row, "|")
+		if len(cells) != 6 {
+			t.Fatalf("%d columns in %q", len(cells)-2, row)
+		}
+		for column, known := range map[int][]string{2: strings.Split(dirs, ":"), 4: strings.Fields(u["Before"])} {
+			values := quoted(cells[column])
+			if len(values) == 0 {
+				t.Errorf("nothing in column %d of %q", column, row)
+			}
+			for _, value := range values {
+				if !slices.Contains(known, value) {
+					t.Errorf("%s is documented, and the unit has %q", value, known)
 				}
 			}
 		}
 	}
-	if rows < 5 {
-		t.Errorf("%d directories in the table", rows)
+	if len(rows) < 6 {
+		t.Errorf("%d rows", len(rows))
 	}
 }
