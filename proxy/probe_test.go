@@ -10,11 +10,17 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
@@ -238,4 +244,37 @@ func unsynced(t *testing.T) *pods.Watch {
 		t.Fatal(err)
 	}
 	return p.watch
+}
+
+// TestKubeletWaitsLongerThanProbes compares probeTimeout with the manifests: the kubelet must not end a probe that would have
+// printed why it fails. The liveness probe leaves a busy node seconds more to start the command, for its failures kill the proxy.
+func TestKubeletWaitsLongerThanProbes(t *testing.T) {
+	const toStart = 5 * time.Second
+	text, err := os.ReadFile(filepath.Join("..", "conf", "kustomize", "proxy.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set appsv1.DaemonSet
+	if err := yaml.UnmarshalStrict(text, &set); err != nil {
+		t.Fatal(err)
+	}
+	c := set.Spec.Template.Spec.Containers[0]
+	wait := func(p *corev1.Probe) time.Duration { return time.Duration(p.TimeoutSeconds) * time.Second }
+	for name, p := range map[string]*corev1.Probe{"startup": c.StartupProbe, "readiness": c.ReadinessProbe, "liveness": c.LivenessProbe} {
+		if wait(p) <= probeTimeout {
+			t.Errorf("the kubelet waits %v for the %s probe, which takes up to %v", wait(p), name, probeTimeout)
+		}
+	}
+	if wait(c.LivenessProbe) < probeTimeout+toStart {
+		t.Errorf("the kubelet waits %v for the liveness probe, want at least %v", wait(c.LivenessProbe), probeTimeout+toStart)
+	}
+	// The cluster suite compares all of the chart with these manifests.
+	chart, err := os.ReadFile(filepath.Join("..", "conf", "helm", "kube2iam-cni", "templates", "proxy.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	timeouts := regexp.MustCompile(`timeoutSeconds: \d+`)
+	if diff := cmp.Diff(timeouts.FindAllString(string(text), -1), timeouts.FindAllString(string(chart), -1)); diff != "" {
+		t.Errorf("of kustomize (-) and helm (+):\n%s", diff)
+	}
 }
