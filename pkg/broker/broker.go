@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
@@ -52,7 +53,8 @@ type Broker struct {
 	tell        Events
 	log         *slog.Logger
 
-	events sync.Mutex // one change at a time: what is held follows from the last one
+	events sync.Mutex                  // one change at a time: what is held follows from the last one
+	logged map[types.UID]*rate.Limiter // the lines about each pod; events guards it
 
 	mu        sync.RWMutex
 	decisions map[types.UID]decision
@@ -83,7 +85,7 @@ func New(c Config) *Broker {
 		c.Events = untold{}
 	}
 	return &Broker{pods: c.Pods, namespaces: c.Namespaces, rules: c.Rules, credentials: c.Credentials, tell: c.Events, log: c.Log,
-		decisions: make(map[types.UID]decision)}
+		logged: make(map[types.UID]*rate.Limiter), decisions: make(map[types.UID]decision)}
 }
 
 type untold struct{}
@@ -227,7 +229,7 @@ func (b *Broker) changed(pod *pods.Pod) {
 	b.mu.Unlock()
 	if d.err != nil {
 		b.credentials.Release(string(pod.UID))
-		if changed := !known || old.err == nil || old.err.Error() != d.err.Error(); changed && !errors.Is(d.err, roles.ErrNoRole) && !errors.Is(d.err, pods.ErrNotShown) {
+		if changed := !known || old.err == nil || old.err.Error() != d.err.Error(); changed && !errors.Is(d.err, roles.ErrNoRole) && !errors.Is(d.err, pods.ErrNotShown) && b.mayLog(pod) {
 			b.log.Warn("pod gets no role", "pod", pod.String(), "reason", d.err)
 		}
 		b.tellOwner(pod, d.err)
@@ -235,6 +237,20 @@ func (b *Broker) changed(pod *pods.Pod) {
 	}
 	b.credentials.Hold(string(pod.UID), d.assumption)
 }
+
+// mayLog takes one of the pod's log lines, or returns false. The bound stays until the pod is deleted: the author of a pod changes its
+// annotations as often as the API server lets them.
+func (b *Broker) mayLog(pod *pods.Pod) bool {
+	limit := b.logged[pod.UID]
+	if limit == nil {
+		limit = rate.NewLimiter(rate.Every(logEvery), logBurst)
+		b.logged[pod.UID] = limit
+	}
+	return limit.Allow()
+}
+
+// logBurst is how many lines about one pod without a role are logged at once, and logEvery how often there is one more.
+const logBurst, logEvery = 5, 5 * time.Minute
 
 // tellOwner is for every time that a mistake is met, which Events bounds: an Event lasts for an hour, and may not have been written.
 func (b *Broker) tellOwner(pod *pods.Pod, err error) {
@@ -263,6 +279,7 @@ func (b *Broker) PodGone(pod *pods.Pod) {
 	b.events.Lock()
 	defer b.events.Unlock()
 	b.gone(pod)
+	delete(b.logged, pod.UID)
 }
 
 func (b *Broker) gone(pod *pods.Pod) {

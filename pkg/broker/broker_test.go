@@ -422,3 +422,109 @@ func TestPodOnTheHostsNetworkIsToldThatItsAnnotationHasNoEffect(t *testing.T) {
 		t.Errorf("without the annotation: told %q", n.told)
 	}
 }
+
+// TestPodDoesNotFillTheLog changes one pod all the time, in ways that each give a new reason.
+func TestPodDoesNotFillTheLog(t *testing.T) {
+	for name, change := range map[string]func(b *Broker, i int){
+		"its annotation": func(b *Broker, i int) { b.PodChanged(pod("a", fmt.Sprint("no role ", i))) },
+		"its annotation comes and goes, on the host's network": func(b *Broker, i int) {
+			role := ""
+			if i%2 == 0 {
+				role = "reader"
+			}
+			p := pod("a", role)
+			p.HostNetwork = true
+			b.PodChanged(p)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, b := newNode(nil)
+				lines := func() int { return strings.Count(n.log.String(), "pod gets no role") }
+				for i := range 1000 {
+					change(b, i)
+				}
+				if got := lines(); got != logBurst {
+					t.Errorf("%d lines for 1,000 changes at once, want %d", got, logBurst)
+				}
+				b.PodChanged(pod("neighbour", "no role"))
+				if got := lines(); got != logBurst+1 {
+					t.Errorf("%d lines with the neighbour's, want %d", got, logBurst+1)
+				}
+				for i := range 1000 {
+					time.Sleep(time.Hour / 1000)
+					change(b, i)
+				}
+				if got, want := lines()-logBurst-1, int(time.Hour/logEvery); got < want-1 || got > want {
+					t.Errorf("%d lines for 1,000 changes in an hour, want %d", got, want)
+				}
+				b.PodGone(pod("a", ""))
+				b.PodGone(pod("neighbour", ""))
+				if len(b.logged) > 0 {
+					t.Errorf("pods that are gone are remembered: %v", b.logged)
+				}
+			})
+		})
+	}
+}
+
+// TestHolderChangesWithTheRecord holds what the proxy closes connections by: whether an address still has the same holder.
+func TestHolderChangesWithTheRecord(t *testing.T) {
+	n, b := newNode(nil)
+	dir := attachment.In(t.TempDir())
+	n.records = attachment.NewIndex(dir)
+	put := func(container string, p attachment.Pod) {
+		t.Helper()
+		if err := dir.Put(t.Context(), testrecord.New(container, p, ip)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var seen []string
+	changed := func(what string, want bool) {
+		t.Helper()
+		holder := b.Holder(ip)
+		if len(seen) > 0 && (seen[len(seen)-1] != holder) != want {
+			t.Errorf("%s: the holder was %q and is %q", what, seen[len(seen)-1], holder)
+		}
+		if !want {
+			return
+		}
+		for _, earlier := range seen {
+			if holder == earlier {
+				t.Errorf("%s: the holder is %q, as an earlier one", what, holder)
+			}
+		}
+		seen = append(seen, holder)
+	}
+	changed("no record", true)
+	put("c1", attachment.Pod{Namespace: "ns", Name: "pod", UID: "a"})
+	changed("a pod", true)
+	if b.Holder(ip) != "a" || b.Holder(netip.MustParseAddr("10.0.0.2")) != "" {
+		t.Errorf("%q holds the address, %q another one", b.Holder(ip), b.Holder(netip.MustParseAddr("10.0.0.2")))
+	}
+	put("c2", attachment.Pod{Namespace: "ns", Name: "pod", UID: "a"})
+	changed("the same pod in a new sandbox", false)
+	put("c3", attachment.Pod{Namespace: "ns", Name: "pod", UID: "b"})
+	changed("a pod of the same name", true)
+	put("c4", attachment.Pod{Namespace: "ns", Name: "pod"})
+	changed("a pod without a UID", true)
+	put("c5", attachment.Pod{Namespace: "ns", Name: "pod"})
+	changed("another one of its name", true)
+	if err := dir.Delete(t.Context(), "c5", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	if holder := b.Holder(ip); holder != "" {
+		t.Errorf("%q holds an address without a record", holder)
+	}
+}
+
+// TestFailureOfTheRoleInBetweenIsNamed has STS refuse the role of --assume-role-arn.
+func TestFailureOfTheRoleInBetweenIsNamed(t *testing.T) {
+	n, b := newNode(nil)
+	b.PodChanged(pod("a", "reader"))
+	a := roles.Assumption{RoleARN: base + "reader", SessionName: "ns.pod-a", Duration: time.Hour}
+	b.Failed("a", a, &credentials.Error{Kind: credentials.NodeCredentials, Code: "AssumeRoleChainError", Cause: "STS refuses this node the role that --assume-role-arn names"})
+	if len(n.told) != 1 || !strings.HasPrefix(n.told[0], "ns/pod-a IAMNodeCredentialsMissing: This node cannot ask STS for the pod's role: STS refuses this node the role that --assume-role-arn names (AssumeRoleChainError);") {
+		t.Errorf("told %q", n.told)
+	}
+}

@@ -101,6 +101,9 @@ func failure(a roles.Assumption, err *credentials.Error) (reason, message string
 	case credentials.Throttled:
 		return RoleThrottled, fmt.Sprintf("STS is asked too often (%s). %s", err.Code, again)
 	case credentials.NodeCredentials:
+		if err.Cause != "" {
+			return NodeCredentials, fmt.Sprintf("This node cannot ask STS for the pod's role: %s (%s); the proxy's log has the details. %s", err.Cause, err.Code, again)
+		}
 		return NodeCredentials, fmt.Sprintf("This node has no AWS credentials of its own that STS accepts (%s); the proxy's log has the details. %s", err.Code, again)
 	case credentials.ClockSkew:
 		return NodeClockSkew, fmt.Sprintf("STS does not accept this node's time: %s. %s", err.Cause, again)
