@@ -117,7 +117,8 @@ var ErrClosed = errors.New("credentials: the proxy is shutting down")
 
 // Get returns the document of the newest credentials for a client of the pod, which is given by its UID. It comes from the cache
 // while it lasts long enough for every SDK, else from a flight, which may have to wait for the pod's turn. Where STS fails,
-// credentials that are still valid are returned. The error is an *Error, ErrClosed, or that of ctx.
+// credentials that are still valid are returned. The error is an *Error, ErrClosed, that of ctx, or
+// says that the pod asked for another assumption first.
 func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Document, error) {
 	now := time.Now()
 	c.mu.Lock()
@@ -184,8 +185,8 @@ func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Docum
 	return e.answer(time.Now())
 }
 
-// errSuperseded is what clients get that waited for an assumption when their pod asked for another.
-var errSuperseded = &Error{Kind: Unavailable, Code: "Superseded", Message: "the pod asked for another role before STS was asked for this one"}
+// errSuperseded answers clients that wait for an assumption that their pod has since replaced.
+var errSuperseded = errors.New("credentials: the pod's annotations changed before STS was asked")
 
 // answer is the credentials while they are valid, else the error that stands in their way. The mutex is held.
 func (e *entry) answer(now time.Time) (*Document, error) {

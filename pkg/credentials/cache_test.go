@@ -515,11 +515,18 @@ func TestEndedCacheStillAnswersWithWhatIsValid(t *testing.T) {
 	})
 }
 
-func TestCredentialsThatHaveEndedAreAnError(t *testing.T) {
+// TestCredentialsThatHaveEndedMeanAClock has STS give credentials that have ended by the node's clock.
+func TestCredentialsThatHaveEndedMeanAClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := running(t, &fakeSTS{lifetime: -time.Minute}, Config{})
-		if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil || !strings.Contains(err.Error(), "clock") {
-			t.Errorf("%v", err)
+		failed := make(chan *Error, 1)
+		c := running(t, &fakeSTS{lifetime: -time.Minute}, Config{Failed: func(_ string, _ roles.Assumption, err *Error) { failed <- err }})
+		c.Hold("pod", assumption("a"))
+		d, err := c.Get(t.Context(), "pod", assumption("a"))
+		if e, ok := errors.AsType[*Error](err); !ok || d != nil || e.Kind != ClockSkew || e.Code != "ExpiredCredentials" || !strings.Contains(e.Cause, "have already ended") {
+			t.Errorf("%v, %v", d, err)
+		}
+		if e := <-failed; e.Kind != ClockSkew {
+			t.Errorf("its holder is told %v", e)
 		}
 	})
 }

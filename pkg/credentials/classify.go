@@ -32,8 +32,8 @@ func classify(err error) *Error {
 		return e
 	case "SignatureDoesNotMatch", "RequestExpired", "InvalidSignatureException":
 		e.Kind = NodeCredentials
-		if cause := clockCause(e.Message); cause != "" {
-			e.Kind, e.Cause = ClockSkew, cause
+		if e.Cause = clockCause(e.Code, e.Message); e.Cause != "" {
+			e.Kind = ClockSkew
 		}
 		return e
 	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException",
@@ -43,8 +43,14 @@ func classify(err error) *Error {
 		return e
 	case throughCode:
 		e.Kind = NodeCredentials
-		if cause := classify(ae.OrigErr()); cause.Kind == Throttled || cause.Kind == Unavailable || cause.Kind == ClockSkew {
+		switch cause := classify(ae.OrigErr()); cause.Kind {
+		case Throttled, Unavailable, ClockSkew:
 			e.Kind, e.Cause = cause.Kind, cause.Cause
+		case Denied, Malformed:
+			e.Cause = "STS refuses this node the role that --assume-role-arn names"
+			if cause.Cause != "" {
+				e.Cause += ": " + cause.Cause
+			}
 		}
 		return e
 	}
@@ -87,8 +93,17 @@ const maxMessage = 1024
 // (https://github.com/aws/aws-cli/issues/6676 shows both forms.)
 var signatureTime = regexp.MustCompile(`Signature (?:expired|not yet current): (\d{8}T\d{6}Z) is .*\((\d{8}T\d{6}Z) [-+]`)
 
-// clockCause returns how far the node's clock is off by STS's message; empty where the message is about something else.
-func clockCause(message string) string {
+// clockCause returns how far the node's clock is off, if the message says so, or that it is off, if the code says so. It returns
+// "" for an error about something else.
+func clockCause(code, message string) string {
+	if cause := clockDifference(message); cause != "" || code != "RequestExpired" {
+		return cause
+	}
+	return "the node's clock and the clock of STS are more than 15 minutes apart"
+}
+
+// clockDifference returns how far the node's clock is off by STS's message, or "".
+func clockDifference(message string) string {
 	match := signatureTime.FindStringSubmatch(message)
 	if match == nil {
 		return ""
@@ -129,7 +144,7 @@ func denialCause(code, message string) string {
 	}
 	action := match[1]
 	if by := deniedBy.FindStringSubmatch(message); by != nil {
-		return action + " is explicitly denied by a " + strings.TrimSpace(by[1])
+		return action + " is explicitly denied by this kind of policy: " + strings.TrimSpace(by[1])
 	}
 	if by := notAllowedBy.FindStringSubmatch(message); by != nil {
 		switch kind := by[1]; kind {

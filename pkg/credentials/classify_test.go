@@ -24,8 +24,9 @@ func TestCauseOfARefusal(t *testing.T) {
 		who + "sts:AssumeRole" + role + " because no identity-based policy allows the sts:AssumeRole action": "this node lacks the permission sts:AssumeRole on the role",
 		who + "sts:AssumeRole because no role trust policy allows the sts:AssumeRole action":                 "the role's trust policy does not allow this node sts:AssumeRole",
 		who + "sts:AssumeRole" + role + " because no session policy allows the sts:AssumeRole action":        "no session policy allows sts:AssumeRole",
-		who + "sts:AssumeRole" + role + " with an explicit deny in a service control policy":                 "sts:AssumeRole is explicitly denied by a service control policy",
-		who + "sts:AssumeRole with an explicit deny in the role trust policy":                                "sts:AssumeRole is explicitly denied by a role trust policy",
+		who + "sts:AssumeRole" + role + " with an explicit deny in a service control policy":                 "sts:AssumeRole is explicitly denied by this kind of policy: service control policy",
+		who + "sts:AssumeRole" + role + " with an explicit deny in an identity-based policy":                 "sts:AssumeRole is explicitly denied by this kind of policy: identity-based policy",
+		who + "sts:AssumeRole with an explicit deny in the role trust policy":                                "sts:AssumeRole is explicitly denied by this kind of policy: role trust policy",
 		who + "sts:TagSession" + role:                "the role's trust policy does not allow this node sts:TagSession",
 		who + "sts:SetSourceIdentity" + role:         "the role's trust policy does not allow this node sts:SetSourceIdentity",
 		"Roles may not be assumed by root accounts.": "",
@@ -85,6 +86,38 @@ func TestClockThatIsOffIsTold(t *testing.T) {
 	} {
 		if e := classify(awserr.New("SignatureDoesNotMatch", message, nil)); e.Kind != NodeCredentials || e.Cause != "" {
 			t.Errorf("%s: %+v", message, e)
+		}
+	}
+}
+
+// TestExpiredRequestMeansAClock has STS call a request expired: a signature is valid for 15 minutes.
+// https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
+func TestExpiredRequestMeansAClock(t *testing.T) {
+	for message, want := range map[string]string{
+		"Request has expired.": "the node's clock and the clock of STS are more than 15 minutes apart",
+		"Signature expired: 20260101T000000Z is now earlier than 20260101T000800Z (20260101T002300Z - 15 min.)": "the node's clock is 23 minutes behind the clock of STS",
+	} {
+		expired := awserr.New("RequestExpired", message, nil)
+		for _, err := range []error{expired, awserr.New(throughCode, "", expired)} {
+			if e := classify(err); e.Kind != ClockSkew || e.Cause != want {
+				t.Errorf("%v: %+v, want %q", err, e, want)
+			}
+		}
+	}
+}
+
+// TestRefusalOfTheRoleInBetweenIsTold has STS refuse the role of --assume-role-arn, and not the pod's.
+func TestRefusalOfTheRoleInBetweenIsTold(t *testing.T) {
+	s := cloud(t)
+	s.PutRole(sts.Role{ARN: account + "between", Trusts: []string{account + "somebody"}})
+	const refused = "STS refuses this node the role that --assume-role-arn names"
+	if e := assume(t, STSConfig{Endpoint: s.URL(), Through: account + "between", Session: "node"}); e.Kind != NodeCredentials ||
+		!strings.HasPrefix(e.Cause, refused+": the role does not exist, or its trust policy does not allow this node") {
+		t.Errorf("%+v", e)
+	}
+	for code, want := range map[string]string{"AccessDenied": refused, "ValidationError": refused, "InvalidClientTokenId": "", "NoCredentialProviders": ""} {
+		if e := classify(awserr.New(throughCode, "", awserr.New(code, "", nil))); e.Kind != NodeCredentials || e.Cause != want {
+			t.Errorf("%s: %+v, want %q", code, e, want)
 		}
 	}
 }

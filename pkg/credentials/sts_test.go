@@ -177,7 +177,7 @@ func TestErrorsAreToldApart(t *testing.T) {
 
 // TestNodesOwnFaultsAreNoPods is the errors of the SDK's own providers, which it reports by themselves once a provider has worked.
 func TestNodesOwnFaultsAreNoPods(t *testing.T) {
-	for _, code := range []string{"EC2RoleRequestError", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr", "ExpiredToken", "RequestExpired"} {
+	for _, code := range []string{"EC2RoleRequestError", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr", "ExpiredToken"} {
 		if e := classify(awserr.New(code, "no", nil)); e.Kind != NodeCredentials {
 			t.Errorf("%s is %s", code, e.Kind)
 		}
