@@ -10,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
 )
 
@@ -42,12 +45,21 @@ type storeEntry struct {
 	STSError string `json:"stsError,omitempty"`
 	// WithoutRecord is the addresses of the pod that no record says are its own.
 	WithoutRecord []netip.Addr `json:"withoutRecord,omitempty"`
+	// Ambiguous is the addresses of the pod that another running pod of the node reports, too.
+	Ambiguous []netip.Addr `json:"ambiguous,omitempty"`
 }
 
 // store returns which pod may assume which role, in the order of their names, and what keeps it from its credentials.
 func (p *parts) store() []storeEntry {
 	entries := []storeEntry{}
-	for _, a := range p.broker.Assignments() {
+	assignments := p.broker.Assignments()
+	reporting := make(map[netip.Addr]int)
+	for _, a := range assignments {
+		for _, ip := range a.IPs {
+			reporting[ip]++
+		}
+	}
+	for _, a := range assignments {
 		e := storeEntry{Assignment: a}
 		if a.Reason == "" {
 			if failure := p.cache.Failure(a.Assumption); failure != nil {
@@ -55,14 +67,24 @@ func (p *parts) store() []storeEntry {
 			}
 		}
 		for _, ip := range a.IPs {
-			if r, err := p.records.Holder(ip); err != nil || r == nil || r.Pod.Namespace+"/"+r.Pod.Name != a.Pod {
+			if r, err := p.records.Holder(ip); err != nil || r == nil || !names(r.Pod, a) {
 				e.WithoutRecord = append(e.WithoutRecord, ip)
+			}
+			if reporting[ip] > 1 {
+				e.Ambiguous = append(e.Ambiguous, ip)
 			}
 		}
 		entries = append(entries, e)
 	}
 	slices.SortFunc(entries, func(a, b storeEntry) int { return strings.Compare(a.Pod, b.Pod) })
 	return entries
+}
+
+// names tells whether a record's pod is the one of the assignment, by its UID or, where an old
+// runtime gave the record none, by its name.
+func names(p attachment.Pod, a broker.Assignment) bool {
+	uid := types.UID(p.UID)
+	return p.Namespace+"/"+p.Name == a.Pod && (uid == "" || uid == a.UID || uid == a.Mirror)
 }
 
 // serveHealth answers with 200 once the pods of this node are known, and with 503 before.

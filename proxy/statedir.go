@@ -11,9 +11,10 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// stateDirCheck warns once where --state-dir is most likely not the plugin's stateDir: a pod of
-// this node connects to the proxy, and no pod of this node is on record. The plugin writes a pod's
-// record before it redirects the pod.
+// stateDirCheck warns once where --state-dir may not be the plugin's stateDir: a pod of this node
+// connects to the proxy, and no pod of this node is on record. The plugin writes a pod's record before
+// it redirects the pod. While a node migrates from kube2iam, pods are redirected by kube2iam's rule
+// and have no record either.
 type stateDirCheck struct {
 	stateDir string
 	records  *attachment.Index
@@ -26,7 +27,7 @@ func newStateDirCheck(stateDir string, records *attachment.Index, pods func() []
 	return &stateDirCheck{stateDir: stateDir, records: records, pods: pods, log: log}
 }
 
-// watching returns destinations that looks at each connection as well. A connection that is refused
+// watching wraps destinations and inspects every connection. A connection that is refused
 // counts too: a pod that is redirected inside its network namespace is let through by its record
 // only.
 func (c *stateDirCheck) watching(destinations imds.Destinations) imds.Destinations {
@@ -51,11 +52,11 @@ func (c *stateDirCheck) connected(source netip.Addr) {
 	recorded := slices.ContainsFunc(pods, func(p broker.Assignment) bool { return slices.ContainsFunc(p.IPs, c.isRecorded) })
 	if c.done.CompareAndSwap(false, true) && !recorded {
 		c.log.Warn("a pod connects to this proxy, but the state directory has no record of any pod of this node: "+
-			"is --state-dir the plugin's stateDir? Until then pods are found by the addresses that they report", "state dir", c.stateDir, "pod's address", source)
+			"is --state-dir the plugin's stateDir? Or was no pod attached by the plugin yet? Until then pods are found by the addresses that they report", "state dir", c.stateDir, "pod's address", source)
 	}
 }
 
-// isRecorded tells whether an address has a record, be it one that cannot be read.
+// isRecorded tells whether an address has a record, readable or not.
 func (c *stateDirCheck) isRecorded(ip netip.Addr) bool {
 	record, err := c.records.Holder(ip)
 	return record != nil || err != nil

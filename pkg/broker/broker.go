@@ -327,6 +327,9 @@ type Assignment struct {
 	Reason string `json:"reason,omitempty"`
 	// Assumption is what STS is asked for; zero where there is no role.
 	Assumption roles.Assumption `json:"-"`
+	// UID and Mirror are those of pods.Pod; a record of the pod has one of them.
+	UID    types.UID `json:"-"`
+	Mirror types.UID `json:"-"`
 }
 
 // Assignments is which pod may assume which role, in no order, for people to read.
@@ -335,7 +338,8 @@ func (b *Broker) Assignments() []Assignment {
 	defer b.mu.RUnlock()
 	all := make([]Assignment, 0, len(b.decisions))
 	for _, d := range b.decisions {
-		a := Assignment{Pod: d.pod.String(), IPs: d.pod.IPs, Role: d.assumption.RoleARN, Assumption: d.assumption}
+		a := Assignment{Pod: d.pod.String(), IPs: d.pod.IPs, Role: d.assumption.RoleARN, Assumption: d.assumption,
+			UID: d.pod.UID, Mirror: d.pod.Mirror}
 		if d.err != nil {
 			a.Reason = d.err.Error()
 		}
