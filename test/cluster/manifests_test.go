@@ -126,10 +126,18 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	if _, err := n.helm(append([]string{"template", "x", chart, "--kube-version=1.37.2", "--set=entry.proxyPort=8182"}, given...)...); err == nil || !strings.Contains(err.Error(), "are both 8182") {
 		t.Errorf("one port for pods and metrics: %v", err)
 	}
-	for args, want := range map[string]string{"{}": "baseRoleARN is empty", "{--auto-discover-base-arn}": "", "{--base-role-arn=arn:aws:iam::1:role/}": "", "{--base-role}": "baseRoleARN is empty"} {
-		_, err := n.helm(append([]string{"template", "x", chart, "--kube-version=1.37.2", "--set=proxy.args=" + args}, given[:2]...)...)
+	const noBase = "baseRoleARN is empty"
+	for values, want := range map[string]string{
+		`proxy.args=[]`: noBase, `proxy.args=["--base-role"]`: noBase, `proxy.args=["--base-role-arn="]`: noBase, `proxy.args=["--base-role-arn"]`: noBase, `proxy.args=["--auto-discover-base-arn=false"]`: noBase,
+		`proxy.args=["--auto-discover-base-arn"]`: "", `proxy.args=["--auto-discover-base-arn=true"]`: "", `proxy.args=["--base-role-arn=arn:aws:iam::1:role/"]`: "",
+		`proxy.env=[{"name":"AWS_REGION","value":"true"}]`: noBase, `proxy.env=[{"name":"KUBE2IAM_BASE_ROLE_ARN","value":""}]`: noBase, `proxy.env=[{"name":"KUBE2IAM_BASE_ROLE_ARN"}]`: noBase,
+		`proxy.env=[{"name":"KUBE2IAM_AUTO_DISCOVER_BASE_ARN","value":"false"}]`: noBase, `proxy.env=[{"name":"KUBE2IAM_AUTO_DISCOVER_BASE_ARN"}]`: noBase,
+		`proxy.env=[{"name":"KUBE2IAM_BASE_ROLE_ARN","value":"arn:aws:iam::1:role/"}]`: "", `proxy.env=[{"name":"KUBE2IAM_AUTO_DISCOVER_BASE_ARN","value":"true"}]`: "",
+		`proxy.env=[{"name":"KUBE2IAM_BASE_ROLE_ARN","valueFrom":{"configMapKeyRef":{"name":"aws","key":"base"}}}]`: "",
+	} {
+		_, err := n.helm(append([]string{"template", "x", chart, "--kube-version=1.37.2", "--set-json=" + values}, given[:2]...)...)
 		if got := fmt.Sprint(err); (err == nil) != (want == "") || !strings.Contains(got, want) {
-			t.Errorf("no baseRoleARN and the arguments %s: %v", args, err)
+			t.Errorf("no baseRoleARN and %s: %v", values, err)
 		}
 	}
 }

@@ -40,8 +40,17 @@
 {{- fail (printf "proxy.metricsPort and the port that pods are redirected to are both %d: pods would be served metrics" $port) -}}
 {{- end -}}
 {{- $base := .Values.baseRoleARN -}}
-{{- range .Values.proxy.args }}{{ if regexMatch "^--(auto-discover-base-arn|base-role-arn)(=|$)" . }}{{ $base = . }}{{ end }}{{ end -}}
+{{- $true := "(1|t|T|true|TRUE|True)" -}}
+{{- range .Values.proxy.args -}}
+{{- if regexMatch (printf "^--(base-role-arn=.+|auto-discover-base-arn(=%s)?)$" $true) . }}{{ $base = . }}{{ end -}}
+{{- end -}}
+{{- range .Values.proxy.env -}}
+{{- $value := .value | toString -}}
+{{- if .valueFrom }}{{ $value = "true" }}{{ end -}}
+{{- if and (eq .name "KUBE2IAM_BASE_ROLE_ARN") (or .value .valueFrom) }}{{ $base = .name }}{{ end -}}
+{{- if and (eq .name "KUBE2IAM_AUTO_DISCOVER_BASE_ARN") (regexMatch (printf "^%s$" $true) $value) }}{{ $base = .name }}{{ end -}}
+{{- end -}}
 {{- if not $base -}}
-{{- fail "baseRoleARN is empty: no annotation could name its role without the whole ARN. Set it, as arn:aws:iam::123456789012:role/, or add --auto-discover-base-arn to proxy.args" -}}
+{{- fail "baseRoleARN is empty: an annotation could name its role only by the whole ARN. Set baseRoleARN, for example to arn:aws:iam::123456789012:role/, or add --auto-discover-base-arn to proxy.args. If all annotations hold whole ARNs, set any prefix: whole ARNs do not use it" -}}
 {{- end -}}
 {{- end }}
