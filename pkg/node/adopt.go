@@ -34,23 +34,31 @@ func (a *Agent) adopt(ctx context.Context) (adopted int) {
 	return adopted
 }
 
-// adoptOne attaches a pod if that is still right when nobody else can change anything: since the look at the cache its DEL may
-// have come, and an ADD that was given its address.
+// adoptOne attaches a pod. If the redirection inside the pod fails, the record and the guard stay, and the next round makes it.
 func (a *Agent) adoptOne(ctx context.Context, r cached) error {
 	p, err := a.prepare(r.Request)
 	if err != nil {
 		return err
 	}
 	// Again, for the pod may have replaced its interface since the look at the cache.
-	if err := r.differs(p.HostLink.Name); err != nil {
+	if err := r.checkHostLink(p.HostLink.Name); err != nil {
 		return err
 	}
+	if err := a.adoptPrepared(ctx, p); err != nil {
+		return err
+	}
+	return a.redirectInPod(p.Record)
+}
+
+// adoptPrepared attaches a pod if, under the exclusive lock, nothing contradicts it: since the look at the cache, the pod's DEL
+// may have come, or an ADD that got its address.
+func (a *Agent) adoptPrepared(ctx context.Context, p *prepared) error {
 	unlock, err := a.exclusive(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := a.records().Get(r.ContainerID, r.IfName); err == nil {
+	if _, err := a.records().Get(p.ContainerID, p.IfName); err == nil {
 		return errors.New("it was attached in the meantime")
 	}
 	for _, ip := range p.IPs {
@@ -61,7 +69,7 @@ func (a *Agent) adoptOne(ctx context.Context, r cached) error {
 	if err := a.stands(p.Record); err != nil {
 		return err
 	}
-	return a.attach(ctx, p, nil)
+	return a.attachRunning(ctx, p)
 }
 
 // stands returns an error if the host link of a record is no more. An attachment without a host link is not looked for, because

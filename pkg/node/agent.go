@@ -170,9 +170,9 @@ func (a *Agent) collect(ctx context.Context, s *snapshot) error {
 	var errs []error
 	for _, r := range s.gone {
 		a.Log.Info("collecting an attachment that is gone", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
-		silenced := a.silenceGone(r)
+		wait := a.destroySocketsOfRemoved(r)
 		errs = append(errs, a.records().Delete(ctx, r.ContainerID, r.IfName))
-		silenced()
+		wait()
 		s.wanted.Everywhere = true
 	}
 	return errors.Join(errs...)
@@ -269,7 +269,7 @@ func (a *Agent) repairInPods(s *snapshot) error {
 		missing, err := a.rules.MissingInPod(RulesOf(r))
 		if err == nil && len(missing) > 0 {
 			a.Log.Info("repairing a redirection inside a pod", "attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name)
-			err = a.rules.AddInPod(RulesOf(r))
+			err = a.addInPod(RulesOf(r))
 		}
 		errs = append(errs, err)
 	}

@@ -25,13 +25,13 @@ func (n *Node) Attach(ctx context.Context, r Request) (*attachment.Record, error
 		return nil, err
 	}
 	defer unlock()
-	return p.Record, n.attach(ctx, p, n.silence)
+	return p.Record, n.attach(ctx, p)
 }
 
 // prepared is an attachment that is planned, and not made.
 type prepared struct {
 	*plan
-	program func(context.Context) error
+	program func(context.Context) error // makes the rules on the host
 }
 
 // prepare looks, and changes nothing. It takes no lock: it may wait for the pod.
@@ -47,17 +47,12 @@ func (n *Node) prepare(r Request) (*prepared, error) {
 	return &prepared{p, prog}, nil
 }
 
-// program is how a plan's rules come about, checked as far as that goes without changing anything.
+// program returns what makes a plan's rules on the host, checked as far as that goes without changing anything.
 func (n *Node) program(p *plan) (func(context.Context) error, error) {
 	if p.Path == attachment.PathNetns {
 		p.Backend = string(redirect.NFTables)
 		base := n.base(p.Record)
-		return func(context.Context) error {
-			if err := n.rules.Guard(base); err != nil {
-				return err
-			}
-			return n.rules.AddInPod(RulesOf(p.Record))
-		}, nil
+		return func(context.Context) error { return n.rules.Guard(base) }, nil
 	}
 	chosen, err := n.rules.Choose(n.Backend)
 	if err != nil {
@@ -80,20 +75,17 @@ func (n *Node) program(p *plan) (func(context.Context) error, error) {
 	}, nil
 }
 
-// attach calls silence, if it is not nil, when the record is there, and what it returns when the rules are.
-func (n *Node) attach(ctx context.Context, p *prepared, silence func(*attachment.Record) (wait func() error)) error {
-	if err := n.supersede(ctx, p.Record); err != nil {
+// attach makes the attachment of a container that has not started. The caller holds the shared lock.
+func (n *Node) attach(ctx context.Context, p *prepared) error {
+	if err := n.putRecord(ctx, p.Record); err != nil {
 		return err
 	}
-	if err := n.records().Put(ctx, p.Record); err != nil {
-		return about(State, err)
-	}
-	silenced := func() error { return nil }
-	if silence != nil {
-		silenced = silence(p.Record)
-	}
+	wait := n.destroySockets(p.Record)
 	err := about(Rules, p.program(ctx))
-	if failed := silenced(); err == nil {
+	if err == nil {
+		err = n.redirectInPod(p.Record)
+	}
+	if failed := wait(); err == nil {
 		err = about(State, failed)
 	}
 	if err != nil {
@@ -104,6 +96,47 @@ func (n *Node) attach(ctx context.Context, p *prepared, silence func(*attachment
 		return err
 	}
 	return n.stillMine(ctx, p.Record)
+}
+
+// attachRunning makes the attachment of a running pod, except for the redirection inside the pod (redirectInPod): the caller holds
+// the exclusive lock, and no pod may decide how long. It destroys no socket of the pod, also after an error: the agent tries
+// again in each round. After an error there is neither a rule nor a record of the attachment.
+func (n *Node) attachRunning(ctx context.Context, p *prepared) error {
+	if err := n.putRecord(ctx, p.Record); err != nil {
+		return err
+	}
+	err := about(Rules, p.program(ctx))
+	if err == nil {
+		return nil
+	}
+	var undone error
+	if p.Path != attachment.PathNetns {
+		undone = n.remove(p.Record)
+	}
+	if undone == nil {
+		undone = n.records().Delete(ctx, p.ContainerID, p.IfName)
+	}
+	if undone != nil {
+		n.Log.Error("failed attachment could not be undone", "attachment", p.ID(), "error", undone)
+	}
+	return err
+}
+
+// redirectInPod makes the redirection inside the pod, if the record has it there. How long this takes depends on the pod, within
+// bounds, so no caller holds the exclusive lock.
+func (n *Node) redirectInPod(r *attachment.Record) error {
+	if r.Path != attachment.PathNetns {
+		return nil
+	}
+	return about(Rules, n.addInPod(RulesOf(r)))
+}
+
+// putRecord writes the record, after removing what stands in its way.
+func (n *Node) putRecord(ctx context.Context, r *attachment.Record) error {
+	if err := n.supersede(ctx, r); err != nil {
+		return err
+	}
+	return about(State, n.records().Put(ctx, r))
 }
 
 // stillMine undoes an ADD whose address went to another one while its rules were made: the record says whose an address is,
@@ -209,7 +242,7 @@ func (n *Node) DetachAll(ctx context.Context, gone func(*attachment.Record) bool
 
 // tearDown removes the rules before the record: without it they would be hard to find.
 func (n *Node) tearDown(ctx context.Context, record *attachment.Record) error {
-	defer n.silenceGone(record)()
+	defer n.destroySocketsOfRemoved(record)()
 	if err := n.remove(record); err != nil {
 		return err
 	}

@@ -148,9 +148,9 @@ type cached struct {
 	chained   bool
 }
 
-// differs returns an error if the result names host interfaces, and the one that the pod's interface leads to is none of them; it is
-// empty for an interface that leads to none. So what the runtime made as a veth is not adopted as anything else.
-func (e *cached) differs(hostLink string) error {
+// checkHostLink returns an error if the result names host interfaces and hostLink is none of them. hostLink is the host side of the
+// pod's interface, or empty if it has none: an interface that the runtime made as a veth is not adopted as another kind.
+func (e *cached) checkHostLink(hostLink string) error {
 	if len(e.hostLinks) == 0 || slices.Contains(e.hostLinks, hostLink) {
 		return nil
 	}
@@ -255,7 +255,7 @@ func (c Cache) located(entries []cached) ([]cached, error) {
 	for _, e := range entries {
 		if e.Netns == "" {
 			fitting := slices.DeleteFunc(v.holders(e.Request), func(path string) bool {
-				return len(e.hostLinks) == 0 || e.differs(c.HostLink(path, e.IfName)) != nil
+				return len(e.hostLinks) == 0 || e.checkHostLink(c.HostLink(path, e.IfName)) != nil
 			})
 			if len(fitting) != 1 {
 				continue
@@ -263,7 +263,7 @@ func (c Cache) located(entries []cached) ([]cached, error) {
 			e.Netns = fitting[0]
 		} else if !holdsOne(v.addresses(place{e.Netns, e.IfName}), e.IPs) {
 			continue
-		} else if err := e.differs(c.HostLink(e.Netns, e.IfName)); err != nil {
+		} else if err := e.checkHostLink(c.HostLink(e.Netns, e.IfName)); err != nil {
 			v.errs = append(v.errs, fmt.Errorf("%s: %w", attachment.ID(e.ContainerID, e.IfName), err))
 			continue
 		}

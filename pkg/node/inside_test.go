@@ -12,6 +12,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 )
 
 // unlocked fails the test where the exclusive lock is held.
@@ -28,11 +29,11 @@ func (b *bed) unlocked(what string) {
 	}
 }
 
-// TestPodsAreLookedIntoWithoutTheLock has rounds adopt, repair and collect pods without a veth. ADDs wait for the lock, so no pod may
+// TestPodsAreEnteredWithoutTheLock has rounds adopt, repair and collect pods without a veth. ADDs wait for the lock, so no pod may
 // decide how long it is held.
-func TestPodsAreLookedIntoWithoutTheLock(t *testing.T) {
+func TestPodsAreEnteredWithoutTheLock(t *testing.T) {
 	b := newBed(t, "nftables")
-	looks := 0
+	looks, adds := 0, 0
 	addresses := func(inner func(string, string) ([]netip.Addr, error)) func(string, string) ([]netip.Addr, error) {
 		return func(netnsPath, ifName string) ([]netip.Addr, error) {
 			looks++
@@ -47,20 +48,33 @@ func TestPodsAreLookedIntoWithoutTheLock(t *testing.T) {
 		b.unlocked("an interface is looked for")
 		return find(netnsPath, ifName)
 	}
+	side := b.Cache.HostLink
+	b.Cache.HostLink = func(netnsPath, ifName string) string {
+		b.unlocked("the host side of an interface is looked for")
+		return side(netnsPath, ifName)
+	}
+	add := b.addInPod
+	b.addInPod = func(r redirect.Attachment) error {
+		adds++
+		b.unlocked("a redirection is made in a pod")
+		return add(r)
+	}
 	for _, step := range []struct {
 		what    string
 		do      func()
 		records string
+		adds    int
 	}{
-		{"adopted", func() {}, "c1@eth0"},
-		{"repaired", func() { b.run("nft flush ruleset") }, "c1@eth0"},
-		{"collected", func() { b.pods[path].IPs = nil }, ""},
+		{"adopted", func() {}, "c1@eth0", 1},
+		{"repaired", func() { b.run("nft flush ruleset") }, "c1@eth0", 0},
+		{"repaired in the pod", func() { rules("flush ruleset") }, "c1@eth0", 1},
+		{"collected", func() { b.pods[path].IPs = nil }, "", 0},
 	} {
-		looks = 0
+		looks, adds = 0, 0
 		step.do()
 		b.round()
-		if got := strings.Join(b.recorded(), " "); got != step.records || looks == 0 {
-			t.Errorf("%s: records %q after %d looks", step.what, got, looks)
+		if got := strings.Join(b.recorded(), " "); got != step.records || looks == 0 || adds != step.adds {
+			t.Errorf("%s: records %q after %d looks, and %d redirections in pods", step.what, got, looks, adds)
 		}
 	}
 	if left := rules(); strings.Contains(left, "c1@eth0") {

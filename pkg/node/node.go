@@ -70,7 +70,8 @@ type Node struct {
 	System
 	Log *slog.Logger
 
-	rules *redirect.Node
+	rules    *redirect.Node
+	addInPod func(redirect.Attachment) error // rules.AddInPod; tests wrap it
 }
 
 // New is the node by settings.
@@ -95,6 +96,7 @@ func New(s Settings, sys System, log *slog.Logger) *Node {
 			return attachment.Lock(ctx, n.file("base.lock"))
 		},
 	}
+	n.addInPod = n.rules.AddInPod
 	return n
 }
 

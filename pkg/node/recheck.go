@@ -49,7 +49,8 @@ func (a *Agent) recheck(ctx context.Context) error {
 }
 
 // reattach attaches a pod anew that is on record. Where that fails the record is put back, so that the next round tries again:
-// no runtime will. A record that has gone or changed meanwhile is left alone, and so is a pod whose interface is another now.
+// no runtime will. A record that has gone or changed meanwhile is left alone, and so is a pod whose interface is another now. If the
+// redirection is to be inside the pod now, repairInPods makes it later in the round.
 func (a *Agent) reattach(ctx context.Context, r *attachment.Record) error {
 	p, err := a.prepare(Request{
 		ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Network: r.Network, Pod: r.Pod, IPs: r.IPs,
@@ -66,7 +67,7 @@ func (a *Agent) reattach(ctx context.Context, r *attachment.Record) error {
 	if err != nil || !now.Created.Equal(r.Created) || p.HostLink != r.HostLink || a.stands(r) != nil {
 		return nil
 	}
-	err = a.attach(ctx, p, nil)
+	err = a.attachRunning(ctx, p)
 	if err == nil {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
 )
 
@@ -51,6 +52,52 @@ func (b *bed) macvlan(id, ip string) (netnsPath string, rules func(nft ...string
 		b.must(err)
 		return strings.Join(lines, "\n")
 	}
+}
+
+// TestAdoptionIsCompletedInThePod has the redirection inside a pod fail when the pod is adopted: the next round makes it.
+func TestAdoptionIsCompletedInThePod(t *testing.T) {
+	b := newBed(t, "nftables")
+	_, rules := b.macvlan("c1", "10.1.0.5")
+	add := b.addInPod
+	b.addInPod = func(redirect.Attachment) error { return os.ErrDeadlineExceeded }
+	b.round()
+	if said := b.log(); !strings.Contains(said, "a pod was not adopted") || !strings.Contains(said, os.ErrDeadlineExceeded.Error()) {
+		t.Errorf("said %s", said)
+	}
+	if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+		t.Errorf("records after a failure:\n%s", diff)
+	}
+	if !strings.Contains(b.allRules(), "guard") {
+		t.Errorf("without a guard:\n%s", b.allRules())
+	}
+	b.addInPod = add
+	b.round()
+	if whole := rules(); !strings.Contains(whole, "c1@eth0") {
+		t.Errorf("after the next round, in the pod there is\n%s", whole)
+	}
+	b.wantDestroyed("at the end")
+	b.idle("at the end")
+}
+
+// TestReattachInsideThePod has a bridged pod's rules be outdated when the redirections are to be inside the pods: the round makes
+// this one there.
+func TestReattachInsideThePod(t *testing.T) {
+	b := newBed(t, "iptables-nft")
+	path, rules := b.macvlan("c1", "10.1.0.5")
+	link := &hostlink.Link{Name: hostLink, Index: 7, Bridge: "br0", IPs: b.pods[path].IPs, BridgeNF: hostlink.BridgeNF{IPv4: true, IPv6: true}}
+	b.links[7] = hostLink
+	b.FindLink = func(string, string) (*hostlink.Link, error) { return link, nil }
+	b.attached(Request{ContainerID: "c1", IfName: "eth0", Netns: path, Network: "net", IPs: link.IPs})
+	b.round()
+	b.destroyed = nil
+	b.BridgeNF = func(string) (hostlink.BridgeNF, error) { return hostlink.BridgeNF{}, nil }
+	b.InPod = true
+	b.round()
+	if whole := rules(); !strings.Contains(whole, "c1@eth0") || strings.Contains(b.allRules(), "c1@eth0") {
+		t.Errorf("in the pod there is\n%s\nand on the host\n%s", whole, b.allRules())
+	}
+	b.wantDestroyed("a pod that is attached again")
+	b.idle("at the end")
 }
 
 // TestRoundInPods follows a redirection inside a pod: it is adopted, made again and collected as the host's are.

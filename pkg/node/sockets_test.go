@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -84,12 +85,45 @@ func TestRunningPodsKeepTheirSockets(t *testing.T) {
 	b.wantDestroyed("a pod that is attached again")
 }
 
+// TestRunningPodsKeepTheirSocketsAfterAFailure has a pod be adopted, and attached again, where the rules cannot be made. Each
+// round tries again, so connections that were reset would be reset in every round.
+func TestRunningPodsKeepTheirSocketsAfterAFailure(t *testing.T) {
+	backends(t, func(t *testing.T, backend string) {
+		b := newBed(t, backend)
+		b.pod("c1", 7, "10.1.0.5")
+		b.cached("c1", cacheEntry("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
+		b.round()
+		r, err := b.records().Get("c1", "eth0")
+		b.must(err)
+		whole := b.allRules()
+		fails := func(r *attachment.Record) error {
+			p, err := b.prepare(Request{ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Network: r.Network, Pod: r.Pod, IPs: r.IPs})
+			b.must(err)
+			program := p.program
+			p.program = func(ctx context.Context) error { return errors.Join(program(ctx), unix.ENOBUFS) }
+			return b.attachRunning(t.Context(), p)
+		}
+		if err := fails(r); !errors.Is(err, unix.ENOBUFS) {
+			t.Errorf("got %v, want %v", err, unix.ENOBUFS)
+		}
+		b.wantDestroyed("after a failure")
+		if got := b.recorded(); len(got) > 0 || strings.Contains(b.allRules(), "c1@eth0") {
+			t.Errorf("after a failure: records %v, rules\n%s", got, b.allRules())
+		}
+		b.round()
+		if diff := cmp.Diff(whole, b.allRules()); diff != "" {
+			t.Errorf("after the next round:\n%s", diff)
+		}
+		b.wantDestroyed("the next adoption")
+	})
+}
+
 // TestAddGoesOnWhereSocketsCannotBeDestroyed has a kernel without SOCK_DESTROY, and one on which it fails.
 func TestAddGoesOnWhereSocketsCannotBeDestroyed(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.destroyErr = fmt.Errorf("%w: %w", sockdiag.ErrUnsupported, unix.EOPNOTSUPP)
 	b.attached(b.pod("c1", 7, "10.1.0.5"))
-	if said := b.log(); strings.Count(said, "cannot be dropped") != 1 || !strings.Contains(said, unix.EOPNOTSUPP.Error()) {
+	if said := b.log(); strings.Count(said, "cannot destroy TCP sockets") != 1 || !strings.Contains(said, unix.EOPNOTSUPP.Error()) {
 		t.Errorf("ADD said %q", said)
 	}
 	rules := b.allRules()

@@ -10,7 +10,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/sockdiag"
 )
 
-// silence begins to destroy the proxy's sockets to the addresses of an attachment that is being added. It returns a function
+// destroySockets begins to destroy the proxy's sockets to the addresses of an attachment that is being added. It returns a function
 // that waits until no byte of theirs can be sent any more. A pod that died before it acknowledged an answer leaves a socket
 // that retransmits the answer, with credentials, to the next holder of the address.
 //
@@ -24,14 +24,14 @@ import (
 // destroyed. The order of sockets and rules does not matter.
 //
 // Only sockets of the proxy's ports are destroyed: the host may have connections of its own to an address that a pod gets
-// on an isolated network. The pod has none yet, because its containers start after ADD. A pod that is adopted or attached
-// again is running, so its sockets are left alone.
-func (n *Node) silence(r *attachment.Record) (wait func() error) {
+// on an isolated network. The pod has none yet, because its containers start after ADD. The agent does not call it: a pod that it
+// attaches is running.
+func (n *Node) destroySockets(r *attachment.Record) (wait func() error) {
 	end := n.DestroySockets(n.proxyPorts(r), r.IPs)
 	return func() error {
 		destroyed, err := end()
 		if errors.Is(err, sockdiag.ErrUnsupported) {
-			n.Log.Warn("unacknowledged answers to an earlier pod cannot be dropped: they end within a second",
+			n.Log.Warn("this kernel cannot destroy TCP sockets (CONFIG_INET_DIAG_DESTROY): for up to one second, unacknowledged answers to an earlier pod may reach this one",
 				"attachment", r.ID(), "addresses", r.IPs, "error", err)
 			err = nil
 		}
@@ -47,10 +47,10 @@ func (n *Node) silence(r *attachment.Record) (wait func() error) {
 	}
 }
 
-// silenceGone begins to destroy the sockets to the addresses of an attachment that goes, so that its answers are not sent
-// until the next ADD comes. It leaves out addresses that another attachment holds or may hold. An error fails neither DEL nor
+// destroySocketsOfRemoved begins to destroy the sockets to the addresses of an attachment that is being removed: otherwise its
+// answers would be retransmitted until the next ADD comes. It leaves out addresses that another attachment holds or may hold. An error fails neither DEL nor
 // collection: the next ADD with one of the addresses destroys what is left.
-func (n *Node) silenceGone(r *attachment.Record) (wait func()) {
+func (n *Node) destroySocketsOfRemoved(r *attachment.Record) (wait func()) {
 	own := slices.DeleteFunc(slices.Clone(r.IPs), func(ip netip.Addr) bool {
 		holder, err := n.records().Holder(ip)
 		if err != nil {
@@ -64,7 +64,7 @@ func (n *Node) silenceGone(r *attachment.Record) (wait func()) {
 	end := n.DestroySockets(n.proxyPorts(r), own)
 	return func() {
 		if _, err := end(); err != nil && !errors.Is(err, sockdiag.ErrUnsupported) {
-			n.Log.Warn("sockets of an attachment that is gone could not be destroyed", "attachment", r.ID(), "addresses", own, "error", err)
+			n.Log.Warn("sockets of a removed attachment could not be destroyed", "attachment", r.ID(), "addresses", own, "error", err)
 		}
 	}
 }
