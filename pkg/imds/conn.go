@@ -14,8 +14,7 @@ import (
 
 // conn is a redirected connection and the address that it came from.
 //
-// What net/http wants to have read by a certain time is noted, and looked at once in a while (open), in place of a timer that is
-// set and taken back with each request: they come by the ten thousand a second, and a slow one may as well end a moment late.
+// Read deadlines are enforced by a sweep once a second (open), which saves a timer per request.
 type conn struct {
 	*net.TCPConn
 	source netip.Addr
@@ -63,9 +62,9 @@ func (c *conn) read() { c.readBy.Store(0) }
 var errOtherHolder = errors.New("the source address of the connection has another holder")
 
 // Write implements net.Conn. It resets the connection, and writes nothing, where another pod holds the source address than
-// the one that the connection belongs to. CNI ADD relies on this order: see silence in pkg/node.
+// the one that the connection belongs to. CNI ADD relies on this order: see destroySockets in pkg/node.
 func (c *conn) Write(b []byte) (int, error) {
-	if !c.isHeldBy(c.holderOf(c.source)) {
+	if !c.claim(c.holderOf(c.source)) {
 		c.reset()
 		return 0, errOtherHolder
 	}
@@ -77,8 +76,9 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(struct{ io.Writer }{c}, r)
 }
 
-// isHeldBy reports whether the connection belongs to holder. One whose holder was not known belongs to the first that is.
-func (c *conn) isHeldBy(holder string) bool {
+// claim reports whether the connection belongs to holder. It assigns a connection that belongs to no holder yet to this one,
+// unless holder is empty.
+func (c *conn) claim(holder string) (ok bool) {
 	belongsTo := c.holder.Load()
 	if belongsTo == nil {
 		if holder == "" {
@@ -157,7 +157,7 @@ func (o *open) close() {
 			holders[c.source] = holder
 		}
 		switch {
-		case !c.isHeldBy(holder):
+		case !c.claim(holder):
 			c.reset()
 		case c.isLate(now):
 			c.Close()

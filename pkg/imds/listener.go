@@ -70,11 +70,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 			l.log.Debug("connection refused: its pod has too many", "source", source)
 		default:
 			boundWrites(tcp)
-			accepted.isHeldBy(l.holder(accepted.source))
+			accepted.claim(l.holder(accepted.source))
 			return accepted, nil
 		}
 		l.refused()
-		tcp.SetLinger(0) // a reset: whoever dialled sees at once that nobody serves here
+		tcp.SetLinger(0) // the client gets a reset at once instead of waiting for a timeout
 		accepted.Close()
 	}
 }
