@@ -201,24 +201,21 @@ func tryLockAgent(ctx context.Context, path string, info AgentInfo) (*AgentLock,
 	return l, err
 }
 
-// tryLock takes the lock of the file at the path, and describes this process in it. A file that was
-// removed before it was locked is nobody's lock. The error wraps ErrAgent where another process has it.
+// tryLock takes the lock of the file at the path, and describes this process in it. The error wraps
+// ErrAgent where another process has the lock.
 func (l *AgentLock) tryLock() error {
 	for {
 		f, err := os.OpenFile(l.path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return fmt.Errorf("agent lock: %w", err)
 		}
-		if err := lockByte(f, agentByte, unix.F_WRLCK); err != nil {
+		err = lockFile(l.path, f)
+		if err != nil {
 			f.Close()
-			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-				return ErrAgent
+			if errors.Is(err, errUnlinked) {
+				continue
 			}
-			return fmt.Errorf("agent lock %s: %w", l.path, err)
-		}
-		if !isAt(l.path, f) {
-			f.Close()
-			continue
+			return err
 		}
 		if l.file != nil {
 			l.file.Close()
@@ -226,6 +223,25 @@ func (l *AgentLock) tryLock() error {
 		l.file = f
 		return l.describe()
 	}
+}
+
+// errUnlinked is the error of a lock file that its path does not name any more.
+var errUnlinked = errors.New("the agent lock was removed")
+
+// lockFile locks the agent byte of f, which was opened at the path. The error wraps ErrAgent where
+// another process has locked it, and errUnlinked where the path does not name f once it is locked: a
+// holder removed the file between open and lock, and the next process locks another file.
+func lockFile(path string, f *os.File) error {
+	err := lockByte(f, agentByte, unix.F_WRLCK)
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return ErrAgent
+	case err != nil:
+		return fmt.Errorf("agent lock %s: %w", path, err)
+	case !isAt(path, f):
+		return errUnlinked
+	}
+	return nil
 }
 
 // isAt tells whether a path names an open file.

@@ -154,6 +154,32 @@ func TestAgentLockOutlivesItsFile(t *testing.T) {
 	wantReady(t, "the second, after the first has ended", path, false, "")
 }
 
+// TestLockOfARemovedFileCountsForNothing has the holder end, and remove the file, between another process's open and its lock.
+func TestLockOfARemovedFileCountsForNothing(t *testing.T) {
+	for name, then := range map[string]func(path string){
+		"nobody else comes":    func(string) {},
+		"another one locks it": func(path string) { wantLocked(t, path, secondAgent) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "lock")
+			first := wantLocked(t, path, firstAgent)
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := lockFile(path, f); !errors.Is(err, ErrAgent) {
+				t.Errorf("while it is held: %v, want %v", err, ErrAgent)
+			}
+			first.Unlock()
+			then(path)
+			if err := lockFile(path, f); !errors.Is(err, errUnlinked) {
+				t.Errorf("when it was removed: %v, want %v", err, errUnlinked)
+			}
+		})
+	}
+}
+
 // TestAgentLockIsHandedOn has every holder remove the file that the others wait for.
 func TestAgentLockIsHandedOn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
