@@ -54,13 +54,11 @@ var errRemoved = errors.New("the state directory was removed from under this pro
 // directory is made again here.
 func checkMounted(stateDir string) error {
 	dir := proxyDir(stateDir)
-	for _, d := range []string{stateDir, dir} {
-		var st unix.Stat_t
-		if err := unix.Stat(d, &st); err == nil && st.Nlink == 0 {
-			return fmt.Errorf("%s: %w", d, errRemoved)
-		}
+	var st unix.Stat_t
+	if err := unix.Stat(stateDir, &st); err == nil && st.Nlink == 0 {
+		return fmt.Errorf("%s: %w", stateDir, errRemoved)
 	}
-	// Removing the directory unmounts what was mounted on it. Then the path leads to the file
+	// Removing the proxy's directory unmounts what was mounted on it. Then the path leads to the file
 	// system of the state directory, which is mounted read-only.
 	err := unix.Mkdir(dir, 0o700)
 	if errors.Is(err, unix.EEXIST) {
