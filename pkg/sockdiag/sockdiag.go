@@ -30,9 +30,6 @@ const (
 // without a process that has it open: ESTABLISHED, FIN_WAIT1, CLOSE_WAIT, LAST_ACK and CLOSING (net/tcp_states.h).
 const unsentStates = 1<<1 | 1<<4 | 1<<8 | 1<<9 | 1<<11
 
-// maxDumps bounds how often Destroy asks for the sockets of one port and peer.
-const maxDumps = 5
-
 // Destroy begins to destroy the TCP sockets of the thread's network namespace whose local port is one of ports, whose peer is
 // one of peers, and which may hold unsent data. It returns a function that waits for the end and returns how many there were.
 // The kernel drops what such a socket has queued, sends the peer a reset, and fails every later write to the socket. Sockets
@@ -82,8 +79,6 @@ type socket struct {
 	id     [48]byte
 }
 
-func (s *socket) cookie() [8]byte { return [8]byte(s.id[40:]) }
-
 // diag is a netlink socket of NETLINK_SOCK_DIAG.
 type diag struct {
 	fd     int
@@ -107,31 +102,18 @@ func open() (*diag, error) {
 
 func (d *diag) close() { unix.Close(d.fd) }
 
-// destroyAll dumps and destroys until a dump shows no socket that is new. A dump can miss one when others of the same hash
-// bucket vanish between two of its messages. Kernels before 6.11 keep an orphan in the table after they dropped its data, so
-// the same socket can come twice.
+// destroyAll destroys the sockets with this local port and one of the peers.
 func (d *diag) destroyAll(port uint16, peers []netip.Addr) (destroyed int, err error) {
-	seen := make(map[[8]byte]bool)
-	for range maxDumps {
-		sockets, err := d.dump(port, peers)
-		if err != nil {
+	sockets, err := d.dump(port, peers)
+	if err != nil {
+		return 0, unsupported(err)
+	}
+	for _, s := range sockets {
+		switch err := d.destroy(s); {
+		case err == nil:
+			destroyed++
+		case !errors.Is(err, unix.ENOENT): // it has ended by itself
 			return destroyed, unsupported(err)
-		}
-		before := len(seen)
-		for _, s := range sockets {
-			if seen[s.cookie()] {
-				continue
-			}
-			seen[s.cookie()] = true
-			switch err := d.destroy(s); {
-			case err == nil:
-				destroyed++
-			case !errors.Is(err, unix.ENOENT): // it has ended by itself
-				return destroyed, unsupported(err)
-			}
-		}
-		if len(seen) == before {
-			break
 		}
 	}
 	return destroyed, nil
