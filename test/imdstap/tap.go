@@ -56,6 +56,7 @@ type Tap struct {
 
 	mu       sync.Mutex
 	requests []*Request
+	missing  string // the prefix of paths that are answered with 404; empty for none
 }
 
 // Options of a Tap.
@@ -119,6 +120,18 @@ func (t *Tap) Up() error { return t.endpoint.Up() }
 // Close stops the tap for good.
 func (t *Tap) Close() { t.endpoint.Down() }
 
+// SetMissing answers requests for paths with the prefix with 404 and the page of real instances. An empty prefix ends that.
+func (t *Tap) SetMissing(prefix string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.missing = prefix
+}
+
+// notFound is the page that EC2 answers for a path that is not there.
+const notFound = `<?xml version="1.0" encoding="iso-8859-1"?>
+<html xmlns="http://www.w3.org/1999/xhtml"><head><title>404 - Not Found</title></head><body><h1>404 - Not Found</h1></body></html>
+`
+
 // ServeHTTP records a request before it passes it on, so that one without an answer is on record as well.
 func (t *Tap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	source, err := netip.ParseAddrPort(r.RemoteAddr)
@@ -128,10 +141,18 @@ func (t *Tap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	request := &Request{Source: source.Addr().Unmap(), Method: r.Method, URI: r.RequestURI, UserAgent: r.UserAgent()}
 	t.mu.Lock()
 	t.requests = append(t.requests, request)
+	missing := t.missing != "" && strings.HasPrefix(r.URL.Path, t.missing)
 	t.mu.Unlock()
+	w = &statusWriter{w, t, request}
+	if missing {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(http.StatusNotFound)
+		io.WriteString(w, notFound)
+		return
+	}
 	t.one.Lock()
 	defer t.one.Unlock()
-	t.proxy.ServeHTTP(&statusWriter{w, t, request}, r)
+	t.proxy.ServeHTTP(w, r)
 }
 
 // Requests are the requests so far, in the order of their arrival.

@@ -154,3 +154,60 @@ func TestEventsSayWhatIsWrong(t *testing.T) {
 		n.eventually(func() bool { return found()["unserved"] == "IAMSTSUnavailable" })
 	})
 }
+
+// TestEventsNameTheNodesFaults has a node without credentials of its own, then one whose clock is off.
+func TestEventsNameTheNodesFaults(t *testing.T) {
+	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
+		event := func(pod *testbed.Sandbox, reason string, parts ...string) {
+			t.Helper()
+			var message string
+			n.eventually(func() bool {
+				for _, e := range n.KubeAPI.Events() {
+					if e.InvolvedObject.Name == pod.Name && e.Reason == reason {
+						message = e.Message
+					}
+				}
+				return message != ""
+			})
+			for _, part := range parts {
+				if !strings.Contains(message, part) {
+					t.Errorf("%s: %q has no %q", reason, message, part)
+				}
+			}
+			if strings.Contains(message, "404 - Not Found") || strings.Contains(message, "assumed-role/"+testbed.NodeRole) {
+				t.Errorf("%s tells the pod's owner what is not theirs: %s", reason, message)
+			}
+		}
+		served := func(pod *testbed.Sandbox) {
+			t.Helper()
+			n.eventually(func() bool { return n.get(pod, credentials+"app").status == http.StatusOK })
+			n.wantOwn(pod, "app")
+		}
+
+		n.IMDS.SetMissing(credentials)
+		p := n.proxy(impatient...)
+		first := n.run("first", "app")
+		n.wantStatus(first, credentials+"app", http.StatusInternalServerError)
+		event(first, "IAMNodeCredentialsMissing", "NoCredentialProviders", testbed.RoleBase+"app")
+		var logged bool
+		for line := range strings.Lines(p.Log()) {
+			logged = logged || strings.Contains(line, "credentials not obtained") && strings.Contains(line, "NoCredentialProviders") &&
+				strings.Contains(line, "no EC2 instance role found") && strings.Contains(line, "404 - Not Found")
+			if strings.Contains(line, "Deprecated") {
+				t.Errorf("the log has the SDK's own advice: %s", line)
+			}
+		}
+		if !logged {
+			t.Error("the log does not have the answer of the metadata service")
+		}
+		n.IMDS.SetMissing("")
+		served(first)
+
+		n.SetSTSClock(23 * time.Minute)
+		second := n.run("second", "app")
+		n.wantStatus(second, credentials+"app", http.StatusInternalServerError)
+		event(second, "IAMNodeClockSkew", "the node's clock is 23 minutes behind the clock of STS", testbed.RoleBase+"app")
+		n.SetSTSClock(0)
+		served(second)
+	})
+}

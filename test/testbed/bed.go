@@ -20,6 +20,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
@@ -95,6 +97,8 @@ type Bed struct {
 	tools Tools
 	cni   *libcni.CNIConfig
 
+	stsAhead atomic.Int64 // nanoseconds
+
 	mu        sync.Mutex
 	primary   string
 	ipv6      bool
@@ -143,12 +147,17 @@ func (b *Bed) serve(ctx context.Context) (err error) {
 	if b.KubeAPI, err = kubeapi.Start(kubeapi.Options{Address: kubeAPIAddr, Listen: b.AWS.Listen, TLS: true}); err != nil {
 		return err
 	}
-	if b.STS, err = sts.Start(sts.Options{Address: stsAddr, Listen: b.AWS.Listen}); err != nil {
+	if b.STS, err = sts.Start(sts.Options{Address: stsAddr, Listen: b.AWS.Listen, Now: b.stsTime}); err != nil {
 		return err
 	}
 	b.STS.PutPrincipal(nodePrincipal)
 	return b.serveMetadata(ctx)
 }
+
+// SetSTSClock puts the clock of STS so far ahead of the node's.
+func (b *Bed) SetSTSClock(ahead time.Duration) { b.stsAhead.Store(int64(ahead)) }
+
+func (b *Bed) stsTime() time.Time { return time.Now().Add(time.Duration(b.stsAhead.Load())) }
 
 // PutRole makes a role that the node may assume for its pods, and returns its ARN. A non-empty external ID is demanded.
 func (b *Bed) PutRole(name, externalID string) string {
