@@ -109,9 +109,12 @@ func (a *Agent) Round(ctx context.Context) error {
 	mended, err := a.records().Mend(ctx)
 	a.said("mended the state directory", mended)
 	errs := []error{err, a.outdated(ctx)}
-	err = a.repair(ctx)
+	s, err := a.repair(ctx)
 	if a.Repaired != nil && ctx.Err() == nil {
 		a.Repaired(err)
+	}
+	if s != nil {
+		a.repairInPods(s)
 	}
 	errs = append(errs, err, a.recheck(ctx))
 	if a.adopt(ctx) > 0 {
@@ -120,36 +123,29 @@ func (a *Agent) Round(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// repair makes records and rules agree with the node and with each other.
-func (a *Agent) repair(ctx context.Context) error {
+// repair makes records and rules on the host agree with the node and with each other. It returns what it saw last, or nil if it
+// saw nothing.
+func (a *Agent) repair(ctx context.Context) (*snapshot, error) {
 	s, err := a.state(nil)
 	if err != nil {
-		return err
-	}
-	if err := a.repairInPods(s); err != nil {
-		a.Log.Warn("redirections inside pods that cannot be made", "error", err)
+		return nil, err
 	}
 	did, err := s.repair(ctx, true)
 	if err == nil && len(did) == 0 && len(s.gone) == 0 {
 		a.looked = true
-		return nil
-	}
-	var errs []error
-	for _, r := range s.gone {
-		if r.Path == attachment.PathNetns {
-			errs = append(errs, a.remove(r)) // here, for the pod says how long that takes
-		}
+		return s, nil
 	}
 	// Again, while nobody changes anything.
 	unlock, err := a.exclusive(ctx)
 	if err != nil {
-		return err
+		return s, err
 	}
 	defer unlock()
-	if s, err = a.state(s); err != nil {
-		return err
+	before := s
+	if s, err = a.state(before); err != nil {
+		return before, err
 	}
-	errs = append(errs, a.collect(ctx, s))
+	errs := []error{a.collect(ctx, s)}
 	did, err = s.repair(ctx, false)
 	a.said("repaired the node's rules", did)
 	errs = append(errs, err)
@@ -160,7 +156,7 @@ func (a *Agent) repair(ctx context.Context) error {
 	err = errors.Join(errs...)
 	// Rules of those that are gone may be left where nothing else is looked for any more.
 	a.looked = err == nil && (a.looked || s.wanted.Everywhere)
-	return err
+	return s, err
 }
 
 // collect deletes the records of attachments that are gone. Their rules go with the repair that follows, to which a rule without
@@ -258,10 +254,15 @@ func (s *snapshot) repair(ctx context.Context, dry bool) ([]string, error) {
 	return s.rules.Repair(ctx, s.wanted, dry)
 }
 
-// repairInPods makes the redirections again that are not there any more inside their pods. No lock is held meanwhile: how
-// long it takes is the pods' to say, within bounds.
-func (a *Agent) repairInPods(s *snapshot) error {
+// repairInPods makes the missing redirections inside pods, and removes those of attachments that are gone. How long this takes
+// depends on the pods, within bounds. So the node is guarded and the agent ready before, and no lock is held.
+func (a *Agent) repairInPods(s *snapshot) {
 	var errs []error
+	for _, r := range s.gone {
+		if r.Path == attachment.PathNetns {
+			errs = append(errs, a.remove(r))
+		}
+	}
 	for _, r := range s.live {
 		if r.Path != attachment.PathNetns {
 			continue
@@ -273,7 +274,9 @@ func (a *Agent) repairInPods(s *snapshot) error {
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		a.Log.Warn("redirections inside pods cannot be made or removed", "error", err)
+	}
 }
 
 // exclusive holds off the plugin's changes.

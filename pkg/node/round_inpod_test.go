@@ -100,6 +100,32 @@ func TestReattachInsideThePod(t *testing.T) {
 	b.idle("at the end")
 }
 
+// TestGuardComesBeforeRedirectionsInPods has the rules of the host and of a pod be flushed: the pod does not decide how long the
+// node is without a guard, or the agent not ready.
+func TestGuardComesBeforeRedirectionsInPods(t *testing.T) {
+	b := newBed(t, "nftables")
+	_, rules := b.macvlan("c1", "10.1.0.5")
+	b.round()
+	b.round()
+	guarded, whole := b.allRules(), rules()
+	b.run("nft flush ruleset")
+	rules("flush ruleset")
+	repaired, added := 0, 0
+	b.Repaired = func(err error) { b.must(err); repaired++ }
+	add := b.addInPod
+	b.addInPod = func(r redirect.Attachment) error {
+		added++
+		if diff := cmp.Diff(guarded, b.allRules()); diff != "" || repaired != 1 {
+			t.Errorf("when the pod is entered, the agent has called Repaired %d times; the node's rules (-want +got):\n%s", repaired, diff)
+		}
+		return add(r)
+	}
+	b.round()
+	if diff := cmp.Diff(whole, rules()); diff != "" || added != 1 {
+		t.Errorf("after %d redirections in the pod:\n%s", added, diff)
+	}
+}
+
 // TestRoundInPods follows a redirection inside a pod: it is adopted, made again and collected as the host's are.
 func TestRoundInPods(t *testing.T) {
 	backends(t, func(t *testing.T, backend string) {
