@@ -25,8 +25,10 @@ type IPTables struct {
 	conflict func(what string)
 	now      func() time.Time
 
-	moved  map[bool][]time.Time        // when the jump was moved to the first place, by whether it is for IPv6
-	opened map[bool]*iptables.IPTables // by whether it is for IPv6
+	// By whether they are for IPv6:
+	moved    map[bool][]time.Time // when Repair moved the jump to the first place
+	conceded map[bool]string      // the rule above the jump that Repair does not move it over again
+	opened   map[bool]*iptables.IPTables
 }
 
 // Form is the form that the rules are in.
@@ -90,6 +92,10 @@ func (t *IPTables) has(ip netip.Addr) error {
 
 // Add implements Backend. In the steady state a family costs one process run, which checks the base and appends the rules,
 // all or none. Only where that fails the base is made, and the run repeated.
+//
+// Add also puts the jump before other programs' rules that could take requests: CRI-O calls CHECK
+// right after ADD, and such a rule would fail it. With iptables-legacy, and with iptables-nft if the
+// jump is not the very first rule, this costs a run of the -save command.
 func (t *IPTables) Add(ctx context.Context, base Base, a Attachment) error {
 	if err := t.Open(base, a); err != nil {
 		return err
@@ -137,9 +143,21 @@ func (t *IPTables) guardAlone(ctx context.Context, alone []netip.AddrPort, unsup
 }
 
 func (t *IPTables) add(ctx context.Context, metadata netip.AddrPort, guard bool, rules []rule) error {
+	below := false
+	if len(rules) > 0 {
+		var err error
+		if below, err = t.isJumpBelow(ctx, metadata); err != nil {
+			return err
+		}
+	}
 	s := new(script)
 	for _, r := range baseRules(metadata, guard, len(rules) > 0) {
-		s.add("-C", r)
+		if below && r.table == "nat" {
+			s.add("-D", r)
+			s.add("-I", r)
+		} else {
+			s.add("-C", r)
+		}
 	}
 	for _, r := range rules {
 		s.add("-A", r)
@@ -313,7 +331,7 @@ func (t *IPTables) missing(metadata netip.AddrPort, guard bool, redirections []r
 	if len(redirections) == 0 {
 		return missing, nil
 	}
-	above, err := t.aboveJump(s, family, jump(metadata, Chain))
+	above, err := t.aboveJump(s, metadata)
 	if err != nil {
 		return nil, err
 	}

@@ -107,7 +107,7 @@ func (n *Node) IPTables(form Form) (*IPTables, error) {
 		n.forms = make(map[Form]*IPTables)
 	}
 	t := &IPTables{form: form, find: n.find, lock: n.Lock, ports: n.bridges(), unbound: n.Unbound, unguarded: n.unguarded,
-		conflict: n.Conflict, now: n.now, moved: make(map[bool][]time.Time), opened: make(map[bool]*iptables.IPTables)}
+		conflict: n.Conflict, now: n.now, moved: make(map[bool][]time.Time), conceded: make(map[bool]string), opened: make(map[bool]*iptables.IPTables)}
 	if t.conflict == nil {
 		t.conflict = func(string) {}
 	}

@@ -20,42 +20,75 @@ import (
 // natPriority is the priority of iptables' nat table at prerouting (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_DST).
 const natPriority = -100
 
-// Within moveWindow the jump is moved to the first place of its chain at most mostMoves times for a family: enough for the
-// programs that start with a node, and the end of a fight with one that always puts its own rule first.
+// For each family the agent moves the jump to the first place at most mostMoves times within
+// moveWindow. That is enough for the programs that start with a node. A program that always
+// re-inserts its rule first wins after five moves: the agent then leaves that rule where it is until
+// the agent restarts.
 const (
 	mostMoves  = 5
 	moveWindow = 10 * time.Minute
 )
 
-// aboveJump returns the first rule of the nat table's PREROUTING if that is not the jump, or an empty string.
-func (t *IPTables) aboveJump(s *saved, family netip.Addr, jump rule) (string, error) {
+// aboveJump returns the first rule above the jump in the nat table's PREROUTING that can take
+// requests of the service, or an empty string.
+func (t *IPTables) aboveJump(s *saved, service netip.AddrPort) (string, error) {
 	if s.hidden["nat"] {
-		return t.ports.aboveJump(familyOf(family))
+		return t.ports.aboveJump(service.Addr())
 	}
-	rules := s.rules["nat PREROUTING"]
-	if len(rules) == 0 || canon(rules[0]) == canon(jump.spec) {
-		return "", nil
+	jump, seen := canon(jump(service, Chain).spec), make(map[string]bool)
+	for _, spec := range s.nat["PREROUTING"] {
+		if canon(splitRule(spec)) == jump {
+			break
+		}
+		if s.canTake(service, "PREROUTING", spec, seen) {
+			return spec, nil
+		}
 	}
-	return strings.Join(rules[0], " "), nil
+	return "", nil
 }
 
-// aboveJump is for a table of iptables-nft that iptables does not list.
-func (k *nft) aboveJump(f *family) (string, error) {
+// aboveJump returns a text if any rule of iptables-nft stands above the jump, other than the jumps
+// of other services. It also reads a table that iptables-nft does not list.
+func (k *nft) aboveJump(service netip.Addr) (string, error) {
 	conn, err := k.open()
 	if err != nil {
 		return "", err
 	}
-	rules, err := conn.GetRules(&nftables.Table{Name: "nat", Family: f.table}, &nftables.Chain{Name: "PREROUTING"})
-	if err != nil || len(rules) == 0 {
+	rules, err := conn.GetRules(&nftables.Table{Name: "nat", Family: familyOf(service).table}, &nftables.Chain{Name: "PREROUTING"})
+	if err != nil {
 		return "", supported(err)
 	}
-	if slices.ContainsFunc(rules[0].Exprs, func(e expr.Any) bool {
-		verdict, ok := e.(*expr.Verdict)
-		return ok && verdict.Chain == Chain
-	}) {
-		return "", nil
+	for _, r := range rules {
+		jumps := slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+			verdict, ok := e.(*expr.Verdict)
+			return ok && verdict.Chain == Chain
+		})
+		if !jumps {
+			return "a rule that iptables does not list", nil
+		}
+		if slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+			cmp, ok := e.(*expr.Cmp)
+			return ok && string(cmp.Data) == string(addrBytes(service))
+		}) {
+			break
+		}
 	}
-	return "a rule that iptables does not list", nil
+	return "", nil
+}
+
+// isJumpBelow reports whether a rule above the jump can take requests of the service.
+func (t *IPTables) isJumpBelow(ctx context.Context, service netip.AddrPort) (bool, error) {
+	if t.form == NFT { // which netlink shows without a process, where the jump is the very first rule
+		if above, err := t.ports.aboveJump(service.Addr()); err == nil && above == "" {
+			return false, nil
+		}
+	}
+	s, err := t.save(ctx, service.Addr())
+	if err != nil {
+		return false, err
+	}
+	above, err := t.aboveJump(s, service)
+	return above != "", err
 }
 
 // firstPlace names the jump's place for people.
@@ -63,8 +96,8 @@ func firstPlace(above string) string {
 	return "first place of the jump to " + Chain + ", above it: " + above
 }
 
-// precedence has the changes put the jump before all other rules of its chain where it is not, and returns a line for that. What
-// is left as it is goes to Node.Conflict.
+// precedence adds to the changes a move of the jump to the first place if a rule above it can take
+// requests, and returns a line for it. It reports what it leaves as it is to Node.Conflict.
 func (t *IPTables) precedence(ctx context.Context, s *saved, metadata netip.AddrPort, changes *script) ([]string, error) {
 	family := metadata.Addr()
 	chains, err := t.earlierChains(ctx, family)
@@ -78,14 +111,17 @@ func (t *IPTables) precedence(ctx context.Context, s *saved, metadata netip.Addr
 	if there, err := t.stands(s, family, jump); err != nil || !there { // it is made at the first place
 		return nil, err
 	}
-	above, err := t.aboveJump(s, family, jump)
+	above, err := t.aboveJump(s, metadata)
 	if err != nil || above == "" {
 		return nil, err
 	}
 	v6, now := family.Is6(), t.now()
 	t.moved[v6] = slices.DeleteFunc(t.moved[v6], func(at time.Time) bool { return now.Sub(at) >= moveWindow })
 	if len(t.moved[v6]) >= mostMoves {
-		t.conflict(fmt.Sprintf("rule above the jump to %s that was put there again after %d moves, and is left there for up to %s: %s", Chain, mostMoves, moveWindow, above))
+		t.conceded[v6] = above
+	}
+	if t.conceded[v6] == above {
+		t.conflict(fmt.Sprintf("rule above the jump to %s, put there again after each of %d moves, and left there until the agent restarts: %s", Chain, mostMoves, above))
 		return nil, nil
 	}
 	changes.add("-D", jump)

@@ -236,9 +236,10 @@ func (t *IPTables) repairFamily(ctx context.Context, family netip.Addr, metadata
 	return did, nil
 }
 
-// saved is what stands of the chains that we have rules in.
+// saved is what stands of the chains that we have rules in, and of the nat table.
 type saved struct {
 	rules map[string][][]string // the words of a rule without quotes, by table and chain
+	nat   map[string][]string   // all rules of the nat table, as they were written, by chain
 	// hidden are the tables that hold a rule of nftables for which iptables has no words. It lists nothing of such a table,
 	// and finds and changes rules in it all the same.
 	hidden map[string]bool
@@ -258,7 +259,7 @@ func (t *IPTables) save(ctx context.Context, family netip.Addr) (*saved, error) 
 	if err != nil {
 		return nil, err
 	}
-	s := &saved{rules: make(map[string][][]string), hidden: make(map[string]bool)}
+	s := &saved{rules: make(map[string][][]string), nat: make(map[string][]string), hidden: make(map[string]bool)}
 	table := ""
 	for line := range strings.Lines(out) {
 		if name, ok := strings.CutPrefix(line, "*"); ok {
@@ -287,13 +288,20 @@ func (t *IPTables) save(ctx context.Context, family netip.Addr) (*saved, error) 
 	return s, classify("chain "+Chain, err)
 }
 
-// keep keeps the rule of a line, if it is in a chain of ours.
+// keep keeps the rule of a line, if it is in a chain of ours or in the nat table, whose chains it keeps too.
 func (s *saved) keep(table, line string) {
+	if chain, ok := strings.CutPrefix(line, ":"); ok && table == "nat" {
+		chain, _, _ = strings.Cut(chain, " ")
+		s.nat[chain] = nil
+	}
 	spec, ok := strings.CutPrefix(line, "-A ")
 	if !ok {
 		return
 	}
-	chain, spec, _ := strings.Cut(spec, " ")
+	chain, spec, _ := strings.Cut(strings.TrimSpace(spec), " ")
+	if table == "nat" {
+		s.nat[chain] = append(s.nat[chain], spec)
+	}
 	if at := table + " " + chain; slices.Contains(ourPlaces, at) {
 		s.rules[at] = append(s.rules[at], unquoted(strings.Fields(spec)))
 	}
