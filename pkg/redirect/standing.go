@@ -238,8 +238,11 @@ func (k *nft) transact(wanted []table, change func(*standing) error) (err error)
 			return err
 		}
 		if err = change(s); err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, ErrBusy) {
-			return err
+			break
 		}
+	}
+	if errors.Is(err, ErrUnsupported) && k.netns == "" {
+		return k.explain(wanted, err)
 	}
 	return err
 }
