@@ -111,7 +111,7 @@ func TestSteadyState(t *testing.T) {
 		case "iptables-legacy":
 			add = 2
 		case "nftables":
-			add, del = 0, 0
+			n.backend, add, del = "auto", 0, 0
 		}
 		n.must(n.add(n.args("c0", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
 		rules, state := n.rules(), n.state()

@@ -68,6 +68,8 @@ func coded(err error, otherwise uint) error {
 	switch {
 	case errors.Is(err, redirect.ErrBusy), errors.Is(err, attachment.ErrLocked):
 		code, details = types.ErrTryAgainLater, ""
+	case errors.Is(err, redirect.ErrNoIPTables) && errors.Is(err, redirect.ErrUnsupported):
+		code, details = codeNoIPTables, "use a kernel with nftables, or install iptables-legacy on the node"
 	case errors.Is(err, redirect.ErrNoIPTables):
 		code = codeNoIPTables
 		details = `install iptables on the node, or set "backend" to a form that it has, or to "nftables", which needs no command`

@@ -60,8 +60,8 @@ Keys of the entry, with their defaults; any other key is refused:
                                       [fd00:ec2::254] is, too
   "stateDir": "/run/kube2iam-cni"     where the proxy finds who holds which address
   "backend": "auto"                   "iptables", "iptables-nft", "iptables-legacy" or "nftables" (by
-                                      netlink, without a command); "auto" is the form of iptables that
-                                      the node's Kubernetes rules stand in, or nftables without one
+                                      netlink, without a command); "auto" is nftables if the kernel
+                                      has it, else iptables-legacy
   "guard": true                       refuse what is forwarded to the service without being redirected
   "mark": "0x1000"                    bits that nothing else on the node marks packets with; set on
                                       bridged packets between the bridge and their redirection

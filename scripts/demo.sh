@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 . scripts/group.sh
 need_root
 need_go
-need iptables iproute2 kmod curl
+need iptables nftables iproute2 kmod curl
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kube2iam-cni/bin
 echo "building the demo"
 CGO_ENABLED=0 in_group go build -buildvcs=false -o "$cache/demo" ./test/demo

@@ -22,7 +22,7 @@ import (
 type Backend string
 
 const (
-	// Auto is the form of iptables that the node's own rules stand in, or nftables on a node without a usable iptables.
+	// Auto is nftables if the kernel has it, else iptables-legacy.
 	Auto Backend = "auto"
 	// IPTables is what the node's command of that name is.
 	IPTables Backend = "iptables"

@@ -186,7 +186,7 @@ type snapshot struct {
 func (a *Agent) state(before *snapshot) (*snapshot, error) {
 	chosen, err := a.rules.Choose(a.Backend)
 	if err != nil {
-		return nil, about(State, err)
+		return nil, about(Rules, err)
 	}
 	records, err := a.records().List()
 	if err != nil && records == nil {

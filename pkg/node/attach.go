@@ -56,7 +56,7 @@ func (n *Node) program(p *plan) (func(context.Context) error, error) {
 	}
 	chosen, err := n.rules.Choose(n.Backend)
 	if err != nil {
-		return nil, about(State, err)
+		return nil, about(Rules, err)
 	}
 	if err := p.choose(n, chosen); err != nil {
 		return nil, err

@@ -78,7 +78,7 @@ func differences(record *attachment.Record, link *hostlink.Link, path attachment
 
 // Usable tells whether an Attach could succeed, as far as that shows without running and without making anything.
 func (n *Node) Usable() error {
-	if err := n.rules.Usable(n.Backend); err != nil {
+	if _, err := n.rules.Choose(n.Backend); err != nil {
 		return err
 	}
 	if n.ProxyIP.IsValid() {

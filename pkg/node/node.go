@@ -78,8 +78,7 @@ type Node struct {
 func New(s Settings, sys System, log *slog.Logger) *Node {
 	n := &Node{Settings: s, System: sys, Log: log}
 	n.rules = &redirect.Node{ // whose warnings go by n.Log, which the agent's rounds replace
-		Dirs:   sys.Dirs,
-		Choice: filepath.Join(s.StateDir, "backend"),
+		Dirs: sys.Dirs,
 		Unbound: func(id string, err error) {
 			n.Log.Warn("the bridge's answers cannot be bound to their ports: a neighbour with NET_RAW may draw them to itself", "attachment", id, "error", err)
 		},
@@ -87,7 +86,7 @@ func New(s Settings, sys System, log *slog.Logger) *Node {
 			n.Log.Warn("no guard can be made for a family that no pod has an address of; one that gives itself such an address is not refused", "metadata", service, "error", err)
 		},
 		Conflict: func(what string) {
-			n.Log.Warn(`another program's NAT comes before the redirections of iptables, or may, and takes the metadata requests that it matches; with "backend": "nftables" it does not`, "conflict", what)
+			n.Log.Warn(`A NAT rule or chain of another program may run before the redirection and take metadata requests. Set "backend": "nftables" to rule this out.`, "conflict", what)
 		},
 		Lock: func(ctx context.Context) (func(), error) {
 			if n.stateless() { // nothing of ours is being changed, and a DEL leaves no directory behind

@@ -17,54 +17,30 @@ func TestChoose(t *testing.T) {
 		backend  string
 		want     Form
 		runs     int // of commands, to find it out
-		makes    string
 	}{
-		"auto, the nft form only": {
-			commands: []string{"iptables-nft"}, backend: "auto", want: NFT, runs: 1,
+		"auto": {
+			commands: both, backend: "auto", want: NFTables, runs: 0,
 		},
-		"auto, the legacy form only": {
-			commands: []string{"iptables-legacy"}, backend: "auto", want: Legacy, runs: 1, makes: "nat\n",
-		},
-		"auto, kubelet is in the nft form": {
-			commands: both, backend: "auto", want: NFT, runs: 3,
+		"auto, whatever the node's own rules are in": {
+			commands: both, backend: "auto", want: NFTables, runs: 0,
 			build: func(n *namespace) {
-				n.run("iptables-legacy -t mangle -N SOMEBODY")
-				n.run("iptables-nft -t mangle -N KUBE-IPTABLES-HINT")
+				n.program("iptables", "xtables-legacy-multi")
+				n.run("iptables-legacy -t mangle -N KUBE-IPTABLES-HINT")
+				n.run("iptables-nft -t mangle -N KUBE-KUBELET-CANARY")
 			},
-		},
-		"auto, kubelet is in the legacy form": {
-			commands: both, backend: "auto", want: Legacy, runs: 5,
-			build: func(n *namespace) {
-				n.run("iptables-nft -t mangle -N SOMEBODY")
-				n.run("iptables-legacy -t mangle -N KUBE-KUBELET-CANARY")
-			},
-		},
-		"auto, no kubelet, and iptables is the nft form": {
-			commands: both, backend: "auto", want: NFT, runs: 1,
-			build: func(n *namespace) { n.program("iptables", "xtables-nft-multi") },
-		},
-		"auto, no kubelet, and iptables is the legacy form": {
-			commands: both, backend: "auto", want: Legacy, runs: 3,
-			build: func(n *namespace) { n.program("iptables", "xtables-legacy-multi") },
-		},
-		"auto, no kubelet, no command iptables": {
-			commands: both, backend: "auto", want: NFT, runs: 1,
 		},
 		"auto, no iptables": {
 			backend: "auto", want: NFTables, runs: 0,
 		},
-		"auto, an iptables that does not work": {
-			backend: "auto", want: NFTables, runs: 2,
-			build: func(n *namespace) {
-				n.fails("iptables-nft")
-				n.fails("iptables-legacy")
-			},
+		"auto, a kernel without nftables": {
+			commands: both, backend: "auto", want: Legacy, runs: 0,
+			build: func(n *namespace) { n.withoutNFTables() },
 		},
-		"auto, an iptables without its -restore": {
-			commands: both, backend: "auto", want: NFTables, runs: 0,
+		"auto, a kernel without nftables, and iptables is older than the forms": {
+			backend: "auto", want: Legacy, runs: 0,
 			build: func(n *namespace) {
-				n.must(os.Remove(filepath.Join(n.dir, "iptables-nft-restore")))
-				n.must(os.Remove(filepath.Join(n.dir, "iptables-legacy-restore")))
+				n.program("iptables", "xtables-multi")
+				n.withoutNFTables()
 			},
 		},
 		"nftables": {
@@ -83,7 +59,7 @@ func TestChoose(t *testing.T) {
 			build: func(n *namespace) { n.says("iptables", "iptables v1.6.1") },
 		},
 		"iptables is older than the forms, by its program": {
-			commands: nil, backend: "auto", want: Legacy, runs: 1,
+			commands: nil, backend: "iptables", want: Legacy, runs: 0,
 			build: func(n *namespace) { n.program("iptables", "xtables-multi") },
 		},
 		"iptables-legacy, whatever kubelet is in": {
@@ -101,7 +77,6 @@ func TestChoose(t *testing.T) {
 				tc.build(n)
 			}
 			tables := n.legacyTables()
-			n.must(n.Usable(tc.backend))
 			n.calls()
 			got, err := n.Choose(tc.backend)
 			n.must(err)
@@ -111,7 +86,7 @@ func TestChoose(t *testing.T) {
 			if calls := n.calls(); len(calls) != tc.runs {
 				t.Errorf("ran %d commands, want %d:\n%s", len(calls), tc.runs, strings.Join(calls, "\n"))
 			}
-			if diff := cmp.Diff(tables+tc.makes, n.legacyTables()); diff != "" {
+			if diff := cmp.Diff(tables, n.legacyTables()); diff != "" {
 				t.Errorf("the question made legacy tables:\n%s", diff)
 			}
 		})
@@ -135,14 +110,6 @@ func (n *namespace) says(command, version string) {
 	}
 }
 
-// fails makes a command that does not work.
-func (n *namespace) fails(command string) {
-	n.Helper()
-	for _, with := range []string{"", "-restore", "-save"} {
-		n.must(os.WriteFile(filepath.Join(n.dir, command+with), []byte("#!/bin/sh\necho $0 >>\"${0%/*}/log\"\nexit 3\n"), 0o755))
-	}
-}
-
 func (n *namespace) legacyTables() string {
 	n.Helper()
 	data, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
@@ -152,47 +119,12 @@ func (n *namespace) legacyTables() string {
 	return string(data)
 }
 
-func TestChoiceIsRemembered(t *testing.T) {
-	n := newNamespace(t, both...)
-	choose := func(want Form) {
-		t.Helper()
-		n.forget()
-		got, err := n.Choose("auto")
-		n.must(err)
-		if got.Form() != want {
-			t.Errorf("got %s, want %s", got.Form(), want)
-		}
-	}
-	n.run("iptables-legacy -t mangle -N KUBE-IPTABLES-HINT")
-	choose(Legacy)
-	n.run("iptables-legacy -t mangle -X")
-	n.run("iptables-nft -t mangle -N KUBE-IPTABLES-HINT")
-	n.calls()
-	choose(Legacy)
-	if calls := n.calls(); calls != nil {
-		t.Errorf("a choice that was made ran\n%s", strings.Join(calls, "\n"))
-	}
-
-	n.must(os.WriteFile(n.Choice, []byte("\x00garbage"), 0o644))
-	choose(NFT)
-	n.must(os.WriteFile(n.Choice, []byte(Legacy), 0o644))
-	choose(Legacy)
-	n.must(os.Remove(filepath.Join(n.dir, "iptables-legacy")))
-	choose(NFT)
-	n.command("iptables-legacy")
-	choose(NFT)
-	entries, err := os.ReadDir(filepath.Dir(n.Choice))
-	n.must(err)
-	if len(entries) != 1 {
-		t.Errorf("the state directory holds %v", entries)
-	}
-}
-
-func TestChoiceCannotBeRemembered(t *testing.T) {
+// TestChooseAutoOfNothing is a kernel without nftables on a node whose only iptables needs it.
+func TestChooseAutoOfNothing(t *testing.T) {
 	n := newNamespace(t, "iptables-nft")
-	n.Choice = filepath.Join(n.dir, "iptables-nft", "choice")
-	if _, err := n.Choose("auto"); err == nil || errors.Is(err, ErrNoIPTables) {
-		t.Errorf("got %v, want the error of the file", err)
+	n.withoutNFTables()
+	if _, err := n.Choose("auto"); !errors.Is(err, ErrUnsupported) || !errors.Is(err, ErrNoIPTables) {
+		t.Errorf("got %v, want %v and %v", err, ErrUnsupported, ErrNoIPTables)
 	}
 }
 

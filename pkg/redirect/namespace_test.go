@@ -51,9 +51,8 @@ func newNamespace(t *testing.T, commands ...string) *namespace {
 	}
 	var mu sync.Mutex
 	n.Node = Node{
-		Dirs:   []string{n.dir},
-		Choice: filepath.Join(t.TempDir(), "state", "iptables"),
-		Lock:   func(context.Context) (func(), error) { mu.Lock(); return mu.Unlock, nil },
+		Dirs: []string{n.dir},
+		Lock: func(context.Context) (func(), error) { mu.Lock(); return mu.Unlock, nil },
 	}
 	return n
 }

@@ -24,8 +24,6 @@ var ErrNoIPTables = errors.New("no iptables command")
 type Node struct {
 	// Dirs are where commands are looked for, in order.
 	Dirs []string
-	// Choice is the file that remembers which form was chosen.
-	Choice string
 	// Lock serialises the making of the base.
 	Lock func(context.Context) (unlock func(), err error)
 	// Unbound is told of a bridged attachment whose answers no kernel's table binds to its port: a neighbour may draw them.

@@ -203,6 +203,24 @@ func TestAddPutsTheJumpFirst(t *testing.T) {
 	})
 }
 
+// TestAddThenCheck is what CRI-O does with the default backend, beside rules of other programs that stand at prerouting.
+func TestAddThenCheck(t *testing.T) {
+	n := &repairNode{namespace: newNamespace(t, both...), form: NFT}
+	n.restore(felix)
+	n.nft(`table ip kube-proxy {
+	chain services { }
+	chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
+}`)
+	n.run("iptables-legacy -t nat -A PREROUTING -j ACCEPT")
+	b, err := n.Choose("auto")
+	n.must(err)
+	pod := routed("c1@eth0", "veth0", "10.1.0.5")
+	n.must(b.Add(t.Context(), guarded4, pod))
+	if missing, err := b.Missing(guarded4, pod); err != nil || len(missing) > 0 {
+		t.Errorf("CHECK %q, %v", missing, err)
+	}
+}
+
 // TestTwoMetadataIPs has two configurations of a node that differ in metadataIP, whose jumps stand in one chain.
 func TestTwoMetadataIPs(t *testing.T) {
 	forms(t, func(t *testing.T, form Form) {

@@ -72,7 +72,7 @@ type Base struct {
 	// Guard tells whether the guard is wanted. It is never removed.
 	Guard bool
 	// Guarded are the services of all families that are to be guarded, whoever is redirected: in nftables whatever the
-	// backend, where nobody's flush of iptables takes it away, and by iptables where the kernel has no nftables.
+	// backend, which a flush of iptables does not remove, and by iptables where the kernel has no nftables.
 	Guarded []netip.AddrPort
 	// Mark is one bit or several that are set on a bridged packet between the bridge and its redirection.
 	Mark uint32

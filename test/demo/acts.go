@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -63,8 +65,9 @@ func pods(ctx context.Context, s *stage) (err error) {
 		return err
 	}
 	s.block(strings.Join(rules, "\n"))
-	s.expect(count(rules, "DNAT") == 2, "one redirection for each pod, bound to its own port of the bridge and its own address")
-	s.expect(count(rules, "REJECT")+count(rules, "DROP") == 2, "and a guard that refuses whatever was not redirected")
+	s.expect(count(rules, "nft ip bridged:") == 2 && count(rules, "nft bridge holders4:") == 2,
+		"one redirection for each pod, bound to its own port of the bridge and its own address")
+	s.expect(count(rules, "reject with tcp reset") > 0 && count(rules, "drop") > 0, "and a guard that refuses whatever was not redirected")
 	s.text("The record of who holds %s, which the proxy reads:", s.one.IP)
 	record, err := os.ReadFile(filepath.Join(s.bed.StateDir, "by-ip", s.one.IP.String()))
 	if err != nil {
@@ -131,8 +134,8 @@ func removal(ctx context.Context, s *stage) error {
 		return err
 	}
 	s.block(strings.Join(rules, "\n"))
-	s.expect(count(rules, "DNAT") == 0, "no redirection is left; the guard stays")
-	records, err := filepath.Glob(filepath.Join(s.bed.StateDir, "*", "*"))
+	s.expect(count(rules, "@eth0") == 0, "no redirection is left; the guard stays")
+	records, err := filepath.Glob(filepath.Join(s.bed.StateDir, "attachments", "*"))
 	if err != nil {
 		return err
 	}
@@ -149,29 +152,23 @@ func (s *stage) token(ctx context.Context, pod *testbed.Sandbox) string {
 	return "X-aws-ec2-metadata-token: " + token
 }
 
-// rules are the node's iptables rules that speak of the metadata service or of the plugin.
+// rules are the plugin's tables on the node: the guard's rules, and what stands for the pods.
 func (s *stage) rules(ctx context.Context) ([]string, error) {
-	saved, err := s.bed.Node.Run(ctx, s.bed.ClientEnv(), "iptables-save")
+	lines, err := nftlist.Ours(func(args ...string) (string, error) {
+		return s.bed.Node.Run(ctx, s.bed.ClientEnv(), "nft", args...)
+	})
 	if err != nil {
 		return nil, err
 	}
-	var rules []string
-	table := ""
-	for line := range strings.SplitSeq(saved, "\n") {
-		if name, ok := strings.CutPrefix(line, "*"); ok {
-			table = name
-		}
-		if strings.HasPrefix(line, "-A") && (strings.Contains(line, "KUBE2IAM") || strings.Contains(line, "169.254.169.254")) {
-			rules = append(rules, fmt.Sprintf("%-7s %s", table, line))
-		}
-	}
-	return rules, nil
+	return slices.DeleteFunc(lines, func(line string) bool {
+		return !strings.Contains(line, "@eth0") && !strings.Contains(line, `comment "guard`)
+	}), nil
 }
 
-func count(rules []string, target string) int {
+func count(rules []string, part string) int {
 	n := 0
 	for _, r := range rules {
-		if strings.Contains(r, "-j "+target) {
+		if strings.Contains(r, part) {
 			n++
 		}
 	}
