@@ -1,5 +1,5 @@
-// Package broker joins pods, roles and credentials: from a source address to the credentials that its pod may have, and
-// from the pods of this node to the credentials that are worth having ready.
+// Package broker joins pods, roles and credentials: it finds the credentials that the pod behind a source address may have, and
+// keeps the credentials of this node's pods ready.
 package broker
 
 import (
@@ -19,13 +19,13 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// Pods finds the pod behind an address, as pods.Resolver does.
+// Pods finds the pod behind an address. pods.Resolver implements it.
 type Pods interface {
 	Source(ip netip.Addr) pods.Source
 	Resolve(ctx context.Context, s pods.Source) (*pods.Pod, error)
 }
 
-// Credentials keeps the credentials of assumptions.
+// Credentials caches the credentials of assumptions. credentials.Cache implements it.
 type Credentials interface {
 	Get(ctx context.Context, pod string, a roles.Assumption) (*credentials.Document, error)
 	Hold(holder string, a roles.Assumption)
@@ -33,18 +33,18 @@ type Credentials interface {
 	Forget(holder string)
 }
 
-// Namespaces tells the annotations of a namespace, as pods.Namespaces does.
+// Namespaces returns the annotations of a namespace. pods.Namespaces implements it.
 type Namespaces interface {
 	Annotations(ctx context.Context, namespace string) (map[string]string, error)
 }
 
-// Events tells the owners of pods what is wrong. Its methods must not block.
+// Events reports to the owners of pods. Its methods must not block.
 type Events interface {
-	// Refused is that a pod gets no credentials. Saying the same again and again is its business to bound.
+	// Refused reports that a pod gets no credentials. The implementation bounds repetitions.
 	Refused(pod *pods.Pod, reason, message string)
 }
 
-// Broker answers for the pods of this node.
+// Broker decides which credentials the pods of this node get.
 type Broker struct {
 	pods        Pods
 	namespaces  Namespaces
@@ -53,33 +53,33 @@ type Broker struct {
 	tell        Events
 	log         *slog.Logger
 
-	events sync.Mutex                  // one change at a time: what is held follows from the last one
+	events sync.Mutex                  // one change at a time, so that the last one decides what is held
 	logged map[types.UID]*rate.Limiter // the lines about each pod; events guards it
 
 	mu        sync.RWMutex
 	decisions map[types.UID]decision
 }
 
-// decision is what a pod may assume. It stands for exactly the pod that it was made for: a changed pod is another *pods.Pod.
+// decision is what a pod may assume. It is valid for one *pods.Pod: a changed pod is another one.
 type decision struct {
 	pod        *pods.Pod
 	assumption roles.Assumption
 	err        error
 }
 
-// Config is what a Broker joins.
+// Config is a Broker's dependencies.
 type Config struct {
 	Pods        Pods
 	Rules       *roles.Rules
 	Credentials Credentials
-	// Namespaces may be nil where the rules restrict nothing.
+	// Namespaces may be nil if the rules have no restriction.
 	Namespaces Namespaces
 	// Events may be nil.
 	Events Events
 	Log    *slog.Logger
 }
 
-// New is a broker that knows no pod yet.
+// New returns a broker without pods.
 func New(c Config) *Broker {
 	if c.Events == nil {
 		c.Events = untold{}
@@ -92,27 +92,26 @@ type untold struct{}
 
 func (untold) Refused(*pods.Pod, string, string) {}
 
-// Caller is whoever sends one request from an address. All that is answered to the request is answered to one holder of the
-// address, as the records had it when the request came.
+// Caller is the client of one request. It is bound to the pod that held the source address when the request arrived.
 type Caller struct {
 	broker *Broker
 	source pods.Source
 	came   time.Time
 }
 
-// Caller is the caller behind the address now.
+// Caller returns the caller behind the address now.
 func (b *Broker) Caller(ip netip.Addr, now time.Time) *Caller {
 	return &Caller{broker: b, source: b.pods.Source(ip), came: now}
 }
 
-// Holder identifies the holder of the address now, as pods.Source has it.
+// Holder identifies the present holder of the address, as pods.Source.Identity does.
 func (b *Broker) Holder(ip netip.Addr) string { return b.pods.Source(ip).Identity() }
 
-// Name is the caller's pod by the records, or its address.
+// Name returns the caller's pod by the records, or its address.
 func (c *Caller) Name() string { return c.source.String() }
 
-// Session is what the session tokens of the caller are bound to: its pod, or its address where the pod is not known. It
-// asks nobody outside this node, because a token must be had at once whatever else is down.
+// Session returns what the caller's session tokens are bound to: its pod's UID, or its address if the pod is not known. It
+// needs no API server, so a token is issued at once during an outage, too.
 func (c *Caller) Session() string {
 	if uid := c.source.Holder(); uid != "" {
 		return uid
@@ -120,7 +119,7 @@ func (c *Caller) Session() string {
 	return c.source.IP.String()
 }
 
-// Role is the role of the caller's pod: its bare name and its ARN. It does not wait for STS. The error is a *Refusal.
+// Role returns the role of the caller's pod: its bare name and its ARN. It does not wait for STS. The error is a *Refusal.
 func (c *Caller) Role(ctx context.Context) (name, arn string, err error) {
 	a, _, err := c.broker.assumption(ctx, c.source)
 	if err != nil {
@@ -129,7 +128,7 @@ func (c *Caller) Role(ctx context.Context) (name, arn string, err error) {
 	return a.RoleName(), a.RoleARN, nil
 }
 
-// Credentials is the document of the caller's pod, if role is the name of its role. The error is a *Refusal.
+// Credentials returns the document of the caller's pod if role is the name of its role. The error is a *Refusal.
 func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Document, error) {
 	a, pod, err := c.broker.assumption(ctx, c.source)
 	if err != nil {
@@ -142,22 +141,22 @@ func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Doc
 	if err != nil {
 		return nil, refuseCredentials(pod, a, err)
 	}
-	// Whoever waited for the pod or for STS may have lost the address meanwhile, and the answer would go to its next holder.
+	// During a longer wait the pod may have lost the address, and the answer would go to the next holder.
 	if time.Since(c.came) > handover && !c.stillOf(pod) {
 		return nil, &Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errHandedOver}
 	}
 	return doc, nil
 }
 
-// stillOf tells whether the address is the pod's, as far as this node knows, and has had no other holder since the request came.
+// stillOf tells whether the address is still the pod's and has had no other holder since the request arrived.
 func (c *Caller) stillOf(pod *pods.Pod) bool {
 	now := c.broker.pods.Source(c.source.IP)
 	holder := types.UID(now.Holder())
 	return c.source.Same(now) && (holder == "" || holder == pod.UID || holder == pod.Mirror)
 }
 
-// handover is less than any runtime needs to take an address from one pod and give it to another: both are several
-// processes. A shorter answer needs no second look.
+// handover is less than any runtime needs to move an address to another pod, which takes several processes. An answer within
+// this time needs no second check.
 const handover = 5 * time.Millisecond
 
 func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumption, *pods.Pod, error) {
@@ -173,7 +172,7 @@ func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumptio
 	return d.assumption, pod, nil
 }
 
-// decide is the decision for the pod as it is now, from memory where that very pod was decided before.
+// decide returns the decision for the pod, the stored one if the pod has not changed.
 func (b *Broker) decide(ctx context.Context, pod *pods.Pod) decision {
 	b.mu.RLock()
 	d, ok := b.decisions[pod.UID]
@@ -186,7 +185,7 @@ func (b *Broker) decide(ctx context.Context, pod *pods.Pod) decision {
 	return b.decideAnew(ctx, pod)
 }
 
-// namespacePatience is how long a request waits for the namespace of a pod that has only just come.
+// namespacePatience is how long a request waits until the API server has sent the namespace of a new pod.
 const namespacePatience = 2 * time.Second
 
 func (b *Broker) decideAnew(ctx context.Context, pod *pods.Pod) decision {
@@ -202,15 +201,15 @@ func (b *Broker) decideAnew(ctx context.Context, pod *pods.Pod) decision {
 	return d
 }
 
-// atOnce is the context of what may not wait.
+// atOnce returns an already cancelled context: Namespaces returns what it knows, or ErrNotShown.
 func atOnce() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	return ctx
 }
 
-// PodChanged implements pods.Watcher: the credentials of a pod that is bound to this node are fetched before it asks, and
-// renewed until it has finished.
+// PodChanged implements pods.Watcher: the credentials of a pod that is bound to this node are prefetched, and renewed until
+// the pod has finished.
 func (b *Broker) PodChanged(pod *pods.Pod) {
 	b.events.Lock()
 	defer b.events.Unlock()
@@ -222,7 +221,7 @@ func (b *Broker) changed(pod *pods.Pod) {
 		b.gone(pod)
 		return
 	}
-	d := b.decideAnew(atOnce(), pod) // once its namespace is known it is decided again
+	d := b.decideAnew(atOnce(), pod) // NamespaceChanged decides again
 	b.mu.Lock()
 	old, known := b.decisions[pod.UID]
 	b.decisions[pod.UID] = d
@@ -238,8 +237,8 @@ func (b *Broker) changed(pod *pods.Pod) {
 	b.credentials.Hold(string(pod.UID), d.assumption)
 }
 
-// mayLog takes one of the pod's log lines, or returns false. The bound stays until the pod is deleted: the author of a pod changes its
-// annotations as often as the API server lets them.
+// mayLog takes one of the pod's log lines, or returns false. Only the pod's deletion resets the bound: its author can change its
+// annotations at any rate.
 func (b *Broker) mayLog(pod *pods.Pod) bool {
 	limit := b.logged[pod.UID]
 	if limit == nil {
@@ -252,15 +251,15 @@ func (b *Broker) mayLog(pod *pods.Pod) bool {
 // logBurst is how many lines about one pod without a role are logged at once, and logEvery how often there is one more.
 const logBurst, logEvery = 5, 5 * time.Minute
 
-// tellOwner is for every time that a mistake is met, which Events bounds: an Event lasts for an hour, and may not have been written.
+// tellOwner is called each time an error is seen; Events deduplicates. An Event lasts for an hour, and its write may have failed.
 func (b *Broker) tellOwner(pod *pods.Pod, err error) {
 	if reason := eventReason(err); reason != "" {
 		b.tell.Refused(pod, reason, err.Error())
 	}
 }
 
-// tellAgain is tellOwner for a request, which does not wait: it is said by another where pods change in this moment, and nothing is said
-// of a pod that is gone meanwhile, which nobody would forget any more.
+// tellAgain is tellOwner for a request, which must not wait: while pods change, it leaves the Event to a later request. It reports nothing
+// about a pod that is gone, because Events would never forget it.
 func (b *Broker) tellAgain(pod *pods.Pod, err error) {
 	if !b.events.TryLock() {
 		return
@@ -289,7 +288,7 @@ func (b *Broker) gone(pod *pods.Pod) {
 	b.credentials.Forget(string(pod.UID))
 }
 
-// NamespaceChanged decides anew for the pods of a namespace whose annotations changed.
+// NamespaceChanged decides again for the pods of a namespace whose annotations changed.
 func (b *Broker) NamespaceChanged(namespace string) {
 	b.events.Lock()
 	defer b.events.Unlock()
@@ -306,7 +305,7 @@ func (b *Broker) NamespaceChanged(namespace string) {
 	}
 }
 
-// Failed is told of a call to STS that failed, for each pod that holds what it was for.
+// Failed reports a failed call to STS to the owner of the pod that holds the assumption.
 func (b *Broker) Failed(holder string, a roles.Assumption, err *credentials.Error) {
 	b.events.Lock() // as tellAgain has it
 	defer b.events.Unlock()
@@ -318,21 +317,21 @@ func (b *Broker) Failed(holder string, a roles.Assumption, err *credentials.Erro
 	}
 }
 
-// Assignment is one line of Assignments.
+// Assignment is a pod and the role that it may assume.
 type Assignment struct {
 	Pod  string       `json:"pod"`
 	IPs  []netip.Addr `json:"ips"`
 	Role string       `json:"role,omitempty"`
 	// Reason is why there is no role.
 	Reason string `json:"reason,omitempty"`
-	// Assumption is what STS is asked for; zero where there is no role.
+	// Assumption is what goes into AssumeRole; zero if there is no role.
 	Assumption roles.Assumption `json:"-"`
 	// UID and Mirror are those of pods.Pod; a record of the pod has one of them.
 	UID    types.UID `json:"-"`
 	Mirror types.UID `json:"-"`
 }
 
-// Assignments is which pod may assume which role, in no order, for people to read.
+// Assignments returns which pod may assume which role, in no order.
 func (b *Broker) Assignments() []Assignment {
 	b.mu.RLock()
 	defer b.mu.RUnlock()

@@ -11,13 +11,13 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// Refusal is why a pod gets no credentials, and how the metadata service says it.
+// Refusal is why a pod gets no credentials, and the metadata service's answer.
 type Refusal struct {
 	// Status is the HTTP status of the answer.
 	Status int
-	// Code and Message are for the pod's eyes: the fields of the document that is the answer's body. Without a Code there is none.
+	// Code and Message are for the pod: the fields of the document in the answer's body. Without a Code there is no document.
 	Code, Message string
-	// Pod is "<namespace>/<name>", or the address where no pod was found.
+	// Pod is "<namespace>/<name>", or the address if no pod was found.
 	Pod string
 	// Err is the whole reason, for the log.
 	Err error
@@ -28,18 +28,18 @@ func (r *Refusal) Error() string { return fmt.Sprintf("%s: %v", r.Pod, r.Err) }
 
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// HTTPStatus is Status.
+// HTTPStatus returns Status.
 func (r *Refusal) HTTPStatus() int { return r.Status }
 
-// Document is Code and Message.
+// Document returns Code and Message.
 func (r *Refusal) Document() (code, message string) { return r.Code, r.Message }
 
-// Subject is Pod.
+// Subject returns Pod.
 func (r *Refusal) Subject() string { return r.Pod }
 
 var (
 	errOtherRole = errors.New("the pod asked for a role that is not its own")
-	// errHostNetwork is the reason of a pod whose requests the metadata service cannot tell from the node's own.
+	// errHostNetwork is the reason for a pod whose requests cannot be told from the node's own.
 	errHostNetwork = errors.New("the pod is on the host's network and has the node's own role, not the one that its annotation names")
 	errHandedOver  = errors.New("the address went to another holder while the request was answered")
 )
@@ -65,19 +65,19 @@ func refuseRole(pod *pods.Pod, err error) *Refusal {
 	return &Refusal{Status: status, Pod: pod.String(), Err: err}
 }
 
-// The reasons of Events, in the order of what a pod goes through.
+// The reasons of Events, in the order of the checks.
 const (
 	RoleIgnored     = "IAMRoleIgnored"            // the pod is on the host's network, where its annotation has no effect
-	RoleInvalid     = "IAMRoleInvalid"            // an annotation says nothing usable
+	RoleInvalid     = "IAMRoleInvalid"            // an annotation holds no usable value
 	RoleForbidden   = "IAMRoleForbidden"          // the namespace does not allow the role
 	RoleDenied      = "IAMRoleDenied"             // STS refuses it
-	RoleThrottled   = "IAMRoleThrottled"          // STS has been asked too often
+	RoleThrottled   = "IAMRoleThrottled"          // STS throttles the node's calls
 	STSUnavailable  = "IAMSTSUnavailable"         // STS cannot be reached, or does not answer
-	NodeCredentials = "IAMNodeCredentialsMissing" // the node has none of its own, or STS does not accept them
+	NodeCredentials = "IAMNodeCredentialsMissing" // the node has none, or STS does not accept them
 	NodeClockSkew   = "IAMNodeClockSkew"          // the node's clock is wrong
 )
 
-// eventReason returns the reason of the Event about a role that was not decided; empty for what is nobody's mistake.
+// eventReason returns the reason of the Event about a pod without a role; empty if there is nothing to correct.
 func eventReason(err error) string {
 	_, invalid := errors.AsType[*roles.InvalidError](err)
 	switch {
@@ -91,8 +91,8 @@ func eventReason(err error) string {
 	return ""
 }
 
-// failure returns the Event about a call to STS that failed. The message is for the pod's owner: it holds nothing of the error's own
-// message, which may name the node's role.
+// failure returns the Event about a failed call to STS. The message is for the pod's owner, so it has nothing of the error's
+// Message, which may name the node's role.
 func failure(a roles.Assumption, err *credentials.Error) (reason, message string) {
 	again := fmt.Sprintf("The proxy keeps trying to get credentials of the role %s.", a.RoleARN)
 	switch err.Kind {
@@ -111,7 +111,7 @@ func failure(a roles.Assumption, err *credentials.Error) (reason, message string
 	return STSUnavailable, fmt.Sprintf("STS cannot be reached from this node, or does not answer (%s); the proxy's log has the details. %s", err.Code, again)
 }
 
-// refusedRole is for the eyes of the pod's owner: the words of STS itself name the node's role.
+// refusedRole returns a message for the pod's owner, without STS's own text, which names the node's role.
 func refusedRole(a roles.Assumption, err *credentials.Error) string {
 	cause := err.Cause
 	if cause == "" {
@@ -120,7 +120,7 @@ func refusedRole(a roles.Assumption, err *credentials.Error) string {
 	return fmt.Sprintf("STS refused to let the node assume the role %s: %s: %s.", a.RoleARN, err.Code, cause)
 }
 
-// refuseCredentials tells the pod that its role was refused, but not in the words of STS, which name the node's own role.
+// refuseCredentials returns the refusal of a failed Get. The pod does not see STS's own text, which names the node's role.
 func refuseCredentials(pod *pods.Pod, a roles.Assumption, err error) *Refusal {
 	if e, ok := errors.AsType[*credentials.Error](err); ok && (e.Kind == credentials.Denied || e.Kind == credentials.Malformed) {
 		return &Refusal{

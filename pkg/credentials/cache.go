@@ -10,24 +10,24 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// Assumer gets credentials from where they are made. An error should be an *Error; any other counts as Unavailable.
+// Assumer issues credentials. An error should be an *Error; any other counts as Unavailable.
 type Assumer interface {
 	AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error)
 }
 
-// Observer is told what the cache does; its methods must not block.
+// Observer counts what the cache does. Its methods must not block.
 type Observer interface {
-	// Assumed is one finished call to STS; the outcome is "ok" or the name of the error's Kind.
+	// Assumed reports a finished call to STS; the outcome is "ok" or the name of the error's Kind.
 	Assumed(outcome string, took time.Duration)
-	// Asked is one request for credentials, a hit where it did not wait for STS.
+	// Asked reports a request for credentials. It is a hit if it did not wait for STS.
 	Asked(hit bool)
 }
 
 // Cache keeps the newest credentials of every assumption that a pod of this node uses.
 //
-// For each assumption there is at most one call to STS at a time, a flight, with a context of its own: whoever waits for
-// it may leave without harming those who stay. What a holder holds is fetched ahead and renewed in the background for as
-// long as it is held, and forgotten with its last holder.
+// For each assumption there is at most one call to STS at a time, a flight. It has a context of its own, so a client that
+// hangs up does not end it for the others. The credentials of a held assumption are prefetched, renewed in the
+// background, and forgotten with the last holder.
 type Cache struct {
 	sts      Assumer
 	log      *slog.Logger
@@ -36,7 +36,7 @@ type Cache struct {
 	schedule Schedule
 	pace     *Pace
 
-	life   context.Context // that of every flight
+	life   context.Context // the parent of every flight's context
 	end    context.CancelFunc
 	wake   chan struct{}  // tells Run that the next deadline may have changed
 	flying sync.WaitGroup // the flights
@@ -49,25 +49,25 @@ type Cache struct {
 	queue
 }
 
-// hold is what a holder holds.
+// hold is a holder's assumption.
 type hold struct {
 	holding    bool
 	assumption roles.Assumption
-	next       time.Time // until when what it changes to is not fetched ahead
+	next       time.Time // the earliest time of the next prefetch
 }
 
-// entry is what is known of one assumption. The cache's mutex guards it.
+// entry is the state of one assumption. The cache's mutex guards it.
 type entry struct {
 	document *Document     // nil until the first success
-	low      time.Duration // what must remain for it to be handed out without a try to renew
+	low      time.Duration // with less remaining, it is not handed out without an attempt to renew it
 	renewAt  time.Time     // when Run starts the next flight; zero for never
 	err      *Error        // of the last flight, nil after a success
-	errUntil time.Time     // until then err answers in place of a flight
+	errUntil time.Time     // until then, requests are answered with err and start no flight
 	failures int           // in a row
 	flight   *flight       // queued, or a call on its way; nil for none
 	pod      string        // the last one that asked for it or began to hold it
 	holders  int
-	keep     time.Time // until when it stays where nobody holds it; zero where nobody ever asked
+	keep     time.Time // until then it stays without a holder; zero if no client has asked
 }
 
 // Config is the cache's dependencies and settings.
@@ -75,22 +75,23 @@ type Config struct {
 	Log *slog.Logger
 	// Observer may be nil.
 	Observer Observer
-	// Failed is called after a failed flight for each holder of what it was for, once whoever waits has been answered. It may be nil.
+	// Failed is called after a failed flight, for each holder of the assumption, after the waiting clients are answered. It may
+	// be nil.
 	Failed   func(holder string, a roles.Assumption, err *Error)
 	Schedule Schedule
 }
 
 const (
-	// unheld is how long credentials that no pod holds are kept after they were last asked for, and imported how long those of
-	// another proxy are: the pods may be long in coming.
+	// unheld is how long credentials without a holder are kept after the last request for them, and imported the same for those
+	// of another proxy, whose pods the API server may take minutes to list.
 	unheld, imported = time.Minute, 10 * time.Minute
-	// changeEvery is how often a holder's changes are fetched ahead. What it asks for in between is fetched for it all the same.
+	// changeEvery is how often a holder's change is prefetched. A client's request in between still calls STS.
 	changeEvery = 30 * time.Second
 	// maxEntries bounds the cache. A node has at most a few hundred pods.
 	maxEntries = 4096
 )
 
-// New is an empty cache. Its Run must be running for credentials to be renewed.
+// New returns an empty cache. Run renews its credentials.
 func New(sts Assumer, c Config) *Cache {
 	life, end := context.WithCancel(context.Background())
 	if c.Observer == nil {
@@ -115,9 +116,9 @@ func (unobserved) Asked(bool)                    {}
 // ErrClosed is the error of a cache whose Run has ended.
 var ErrClosed = errors.New("credentials: the proxy is shutting down")
 
-// Get returns the document of the newest credentials for a client of the pod, which is given by its UID. It comes from the cache
-// while it lasts long enough for every SDK, else from a flight, which may have to wait for the pod's turn. Where STS fails,
-// credentials that are still valid are returned. The error is an *Error, ErrClosed, that of ctx, or
+// Get returns the document of the newest credentials for a client of the pod with this UID. It comes from the cache
+// while it lasts long enough for every SDK, else from a flight, which may wait in the queue. If STS fails, Get returns
+// credentials that are still valid. The error is an *Error, ErrClosed, that of ctx, or
 // says that the pod asked for another assumption first.
 func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Document, error) {
 	now := time.Now()
@@ -126,7 +127,7 @@ func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Docum
 	if e == nil {
 		c.mu.Unlock()
 		c.observer.Asked(false)
-		return nil, &Error{Kind: Throttled, Code: "TooManyAssumptions", Message: "more is asked for than this proxy keeps"}
+		return nil, &Error{Kind: Throttled, Code: "TooManyAssumptions", Message: "the pods of this node use more assumptions than this proxy keeps"}
 	}
 	e.keep, e.pod = now.Add(unheld), pod
 	if e.document != nil && e.document.expiration.Sub(now) >= e.low {
@@ -156,7 +157,7 @@ func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Docum
 	valid := e.document != nil && e.document.expiration.After(now)
 	c.mu.Unlock()
 	c.observer.Asked(false)
-	// Valid credentials are worth more than new ones: who could be served waits only for a moment.
+	// A client that can be served with valid credentials waits for new ones for a moment only.
 	var patience <-chan time.Time
 	if valid {
 		t := time.NewTimer(200 * time.Millisecond)
@@ -174,7 +175,7 @@ func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Docum
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if f.dropped { // although clients wait
+	if f.dropped { // by close, although clients wait
 		err = ErrClosed
 	}
 	f.waiting--
@@ -188,7 +189,7 @@ func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Docum
 // errSuperseded answers clients that wait for an assumption that their pod has since replaced.
 var errSuperseded = errors.New("credentials: the pod's annotations changed before STS was asked")
 
-// answer is the credentials while they are valid, else the error that stands in their way. The mutex is held.
+// answer returns the credentials while they are valid, else the last error. The mutex is held.
 func (e *entry) answer(now time.Time) (*Document, error) {
 	if e.document != nil && e.document.expiration.After(now) {
 		return e.document, nil
@@ -199,7 +200,7 @@ func (e *entry) answer(now time.Time) (*Document, error) {
 	return nil, &Error{Kind: Unavailable, Code: "Expired", Message: "the credentials ended and STS has not answered"}
 }
 
-// answerOr is the credentials while they are valid, else the error. The mutex is held.
+// answerOr returns the credentials while they are valid, else err. The mutex is held.
 func (e *entry) answerOr(err error, now time.Time) (*Document, error) {
 	if d, invalid := e.answer(now); invalid == nil {
 		return d, nil
@@ -207,7 +208,7 @@ func (e *entry) answerOr(err error, now time.Time) (*Document, error) {
 	return nil, err
 }
 
-// entry is that of the assumption, made where there is none; nil where there is no room. The mutex is held.
+// entry returns the assumption's entry, a new one if there is none, or nil if the cache is full. The mutex is held.
 func (c *Cache) entry(a roles.Assumption) *entry {
 	e := c.entries[a]
 	if e == nil {
@@ -220,8 +221,8 @@ func (c *Cache) entry(a roles.Assumption) *entry {
 	return e
 }
 
-// evict makes room by dropping the entry that nobody holds and that was asked for longest ago. It is false where there is none. The mutex
-// is held.
+// evict drops the least recently requested entry without a holder or a flight. It returns false if there is none. The
+// mutex is held.
 func (c *Cache) evict() bool {
 	var oldest roles.Assumption
 	var found *entry
@@ -234,8 +235,8 @@ func (c *Cache) evict() bool {
 	return found != nil
 }
 
-// Hold says that the holder, a pod's UID, uses the assumption from now on, in place of any other: it is fetched now and
-// renewed until the holder lets go. Saying it again changes nothing. A holder that changes often is not fetched for each time.
+// Hold makes the assumption the one that the holder, a pod's UID, uses: it is prefetched now and renewed until the holder
+// is released or holds another. A repeated call changes nothing. If a holder changes often, not each change is prefetched.
 func (c *Cache) Hold(holder string, a roles.Assumption) {
 	now := time.Now()
 	c.mu.Lock()
@@ -252,7 +253,7 @@ func (c *Cache) Hold(holder string, a roles.Assumption) {
 	c.release(h)
 	e := c.entry(a)
 	if e == nil {
-		c.log.Warn("credentials are not kept: more are held than this proxy keeps", "role", a.RoleARN, "session", a.SessionName, "limit", maxEntries)
+		c.log.Warn("credentials are not kept: the pods of this node hold more assumptions than this proxy keeps", "role", a.RoleARN, "session", a.SessionName, "limit", maxEntries)
 		return
 	}
 	h.holding, h.assumption, e.pod = true, a, holder
@@ -268,18 +269,18 @@ func (c *Cache) Hold(holder string, a roles.Assumption) {
 	c.stir()
 }
 
-// fetch launches a flight for what a holder holds newly, or plans one. The mutex is held.
+// fetch launches a flight for the holder's new assumption, or schedules one. The mutex is held.
 func (c *Cache) fetch(h *hold, a roles.Assumption, e *entry, now time.Time) {
 	switch {
-	case e.err != nil && now.Before(e.errUntil): // its next try has its time
+	case e.err != nil && now.Before(e.errUntil): // the next attempt is scheduled
 	case now.Before(h.next):
 		if e.renewAt.IsZero() || e.renewAt.After(h.next) {
 			e.renewAt = h.next
 		}
 	default:
-		// Two changes at once are somebody's mistake and its correction.
+		// Two changes in a row are allowed: a mistake and its correction.
 		h.next = later(h.next, now.Add(-changeEvery)).Add(changeEvery)
-		c.fetchAhead(c.launch(a, e))
+		c.enqueueBackground(c.launch(a, e))
 	}
 }
 
@@ -290,7 +291,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// Release says that the holder, which is still there, holds nothing any more. Credentials that nobody else holds go with it.
+// Release ends the holder's use of its assumption. Credentials without another holder are forgotten.
 func (c *Cache) Release(holder string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -299,7 +300,7 @@ func (c *Cache) Release(holder string) {
 	}
 }
 
-// Forget says that the holder is gone.
+// Forget releases the holder and forgets it.
 func (c *Cache) Forget(holder string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -309,14 +310,14 @@ func (c *Cache) Forget(holder string) {
 	}
 }
 
-// Holders is how many are known to hold credentials, or to have held some.
+// Holders returns the number of holders that are not forgotten.
 func (c *Cache) Holders() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.holds)
 }
 
-// Len is how many assumptions something is known of.
+// Len returns the number of entries.
 func (c *Cache) Len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -333,7 +334,7 @@ func (c *Cache) Failure(a roles.Assumption) *Error {
 	return nil
 }
 
-// release has a holder hold nothing. The mutex is held.
+// release ends the holder's use of its assumption. The mutex is held.
 func (c *Cache) release(h *hold) {
 	if !h.holding {
 		return
@@ -350,13 +351,13 @@ func (c *Cache) release(h *hold) {
 		delete(c.entries, a)
 		return
 	}
-	// A call that is on its way ends, and what it brings is not kept. One that is queued is made only if clients wait for it.
+	// A running call ends, and its result is not kept. A queued one is made only if clients wait for it.
 	e.keep = time.Time{}
 	c.prune(f)
 }
 
-// settle gives the entry the outcome of its flight, and tells who is to hear of a failure.
-func (c *Cache) settle(f *flight, creds *Credentials, failure *Error, now time.Time) (concerned []string) {
+// settle stores the outcome of the flight in its entry, and returns the holders to notify of a failure.
+func (c *Cache) settle(f *flight, creds *Credentials, failure *Error, now time.Time) (holders []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a, e := f.assumption, f.entry
@@ -365,15 +366,15 @@ func (c *Cache) settle(f *flight, creds *Credentials, failure *Error, now time.T
 	if failure != nil {
 		c.slowDown(e.pod, failure, now)
 		c.failed(a, e, failure, now)
-		concerned = c.concerned(a, e, failure, now)
+		holders = c.holdersToNotify(a, e, failure, now)
 	} else {
 		c.landed(a, e, creds, now)
 	}
 	if e.holders == 0 && e.keep.IsZero() {
-		delete(c.entries, a) // everybody left during the call
+		delete(c.entries, a) // the last holder left during the call
 	}
 	c.stir()
-	return concerned
+	return holders
 }
 
 // slowDown slows the node's calls down after a failure, at most once in recovery for each pod. A pod that changes its
@@ -387,9 +388,9 @@ func (c *Cache) slowDown(pod string, failure *Error, now time.Time) {
 	c.pace.Told(now, failure)
 }
 
-// concerned returns the holders that are told of the failure. While a pod's credentials are valid, only a refusal of its own role
-// concerns it: any other renewal is tried again in time. The mutex is held.
-func (c *Cache) concerned(a roles.Assumption, e *entry, failure *Error, now time.Time) (holders []string) {
+// holdersToNotify returns the holders of the assumption. While their credentials are valid, it returns them only if STS
+// refuses the role: any other renewal is tried again in time. The mutex is held.
+func (c *Cache) holdersToNotify(a roles.Assumption, e *entry, failure *Error, now time.Time) (holders []string) {
 	refused := failure.Kind == Denied || failure.Kind == Malformed
 	if !refused && e.document != nil && e.document.expiration.After(now) {
 		return nil
@@ -410,7 +411,7 @@ func (c *Cache) landed(a roles.Assumption, e *entry, creds *Credentials, now tim
 		left = e.document.expiration.Sub(now)
 	}
 	e.renewAt = c.schedule.Renewal(creds.Expiration, lifetime, left)
-	// The newest credentials win: what STS made earlier never takes the place of what it made later.
+	// Credentials that end earlier never replace those that end later.
 	if e.document == nil || creds.Expiration.After(e.document.expiration) {
 		e.document, e.low = newDocument(creds), scaled(safe, lifetime)
 	}
@@ -428,7 +429,7 @@ func (c *Cache) failed(a roles.Assumption, e *entry, err *Error, now time.Time) 
 	}
 }
 
-// stir tells Run to look again.
+// stir makes Run sweep.
 func (c *Cache) stir() {
 	select {
 	case c.wake <- struct{}{}:

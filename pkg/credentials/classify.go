@@ -12,7 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go/aws/request"
 )
 
-// classify returns an error of the SDK as an *Error, by its code and, where the code leaves it open, by its message.
+// classify returns an error of the SDK as an *Error, by its code and, if the code is ambiguous, by its message.
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors
 // https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
 func classify(err error) *Error {
@@ -60,7 +60,7 @@ func classify(err error) *Error {
 	return e
 }
 
-// throttles tells whether an error says that STS is asked too often.
+// throttles tells whether STS refused a call because of too many calls.
 func throttles(err error) bool {
 	if request.IsErrorThrottle(err) {
 		return true
@@ -70,7 +70,7 @@ func throttles(err error) bool {
 }
 
 // message returns the text of an SDK error and of its causes, on one line of at most maxMessage bytes. Of a chain of
-// providers it is the last one's: the metadata service, which is where a node's credentials come from.
+// providers it has the last one's, which is the metadata service's: a node's credentials usually come from there.
 func message(err awserr.Error) string {
 	text := err.Message()
 	if batch, ok := err.(awserr.BatchedErrors); ok && len(batch.OrigErrs()) > 1 {
@@ -89,7 +89,7 @@ func message(err awserr.Error) string {
 // maxMessage bounds a message. The metadata service's error pages are part of one.
 const maxMessage = 1024
 
-// signatureTime matches what STS says of a signature outside its 15 minutes: the time of the node and that of STS.
+// signatureTime matches STS's message about a signature outside its 15 minutes: the times of the node and of STS.
 // (https://github.com/aws/aws-cli/issues/6676 shows both forms.)
 var signatureTime = regexp.MustCompile(`Signature (?:expired|not yet current): (\d{8}T\d{6}Z) is .*\((\d{8}T\d{6}Z) [-+]`)
 
@@ -121,7 +121,7 @@ func clockDifference(message string) string {
 	return fmt.Sprintf("the node's clock is %d minutes %s the clock of STS", off.Round(time.Minute)/time.Minute, direction)
 }
 
-// deniedAction matches the action that STS refuses, deniedBy the kind of policy that refuses it explicitly, and notAllowedBy
+// deniedAction matches the action that STS refuses, deniedBy the kind of policy that denies it explicitly, and notAllowedBy
 // the kind that does not allow it.
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html
 var (
@@ -130,7 +130,7 @@ var (
 	notAllowedBy = regexp.MustCompile(`because no ([a-z -]{1,64}) allows the`)
 )
 
-// denialCause returns why STS refuses a role, without the principal that its message names; empty where STS does not tell.
+// denialCause returns why STS refuses a role, without the principal that its message names; empty if STS does not tell.
 func denialCause(code, message string) string {
 	switch code {
 	case "NoSuchEntity":
@@ -157,7 +157,7 @@ func denialCause(code, message string) string {
 		}
 	}
 	if action == "sts:AssumeRole" {
-		// For a role that the node may assume, STS gives no reason: it does not tell strangers which roles exist.
+		// STS gives no reason if the node's own policies allow the call: it does not reveal which roles exist.
 		return "the role does not exist, or its trust policy does not allow this node " + action
 	}
 	return "the role's trust policy does not allow this node " + action

@@ -1,4 +1,4 @@
-// Package credentials gets the temporary credentials of roles from STS, keeps them, and renews them before anybody waits.
+// Package credentials gets the temporary credentials of roles from STS, caches them, and renews them before a client has to wait.
 package credentials
 
 import (
@@ -13,14 +13,13 @@ type Credentials struct {
 	AccessKeyID     string
 	SecretAccessKey Secret
 	SessionToken    Secret
-	// Obtained is when STS was asked for them, by this node's clock.
+	// Obtained is when STS was called, by this node's clock.
 	Obtained time.Time
 	// Expiration is when STS stops accepting them.
 	Expiration time.Time
 }
 
-// Secret is a string that does not print, log or marshal: all that leaves it is a mark. Converting it to a string is the
-// one way to the value.
+// Secret is a string that prints, logs and marshals as a placeholder. Only a conversion to string yields the value.
 type Secret string
 
 const redacted = "[redacted]"
@@ -40,7 +39,7 @@ func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 // LogValue implements slog.LogValuer.
 func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 
-// Document is the answer of the metadata service that holds credentials, made once for all who ask.
+// Document is the metadata service's answer with credentials, encoded once for all requests.
 type Document struct {
 	body          []byte
 	contentLength []string
@@ -48,16 +47,16 @@ type Document struct {
 	expiration    time.Time
 }
 
-// Body is the document; it must not be changed.
+// Body returns the document; it must not be changed.
 func (d *Document) Body() []byte { return d.body }
 
-// ContentLength is the length of Body as the value of an HTTP header, which must not be changed.
+// ContentLength returns the length of Body as the value of an HTTP header, which must not be changed.
 func (d *Document) ContentLength() []string { return d.contentLength }
 
-// LastModified is when the credentials were obtained, as the value of an HTTP header, which must not be changed.
+// LastModified returns when the credentials were obtained, as the value of an HTTP header, which must not be changed.
 func (d *Document) LastModified() []string { return d.lastModified }
 
-// Expiration is when the credentials in the document end.
+// Expiration returns when the credentials in the document expire.
 func (d *Document) Expiration() time.Time { return d.expiration }
 
 // Format implements fmt.Formatter, so that no verb prints the secrets.
@@ -65,7 +64,7 @@ func (d *Document) Format(f fmt.State, _ rune) {
 	f.Write([]byte("credentials until " + d.expiration.Format(time.RFC3339)))
 }
 
-// timeFormat is the only one that every SDK parses: UTC, whole seconds, "Z".
+// timeFormat is the only format that every SDK parses: UTC, whole seconds, "Z".
 const timeFormat = "2006-01-02T15:04:05Z"
 
 // newDocument writes the document field by field, one a line and in the order of the real service, because scripts find

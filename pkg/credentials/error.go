@@ -6,17 +6,17 @@ import (
 	"fmt"
 )
 
-// Kind is what an error of STS means for whoever waits.
+// Kind is what an error of STS means for the clients that wait.
 type Kind int
 
 const (
-	// Unavailable is a failure that may pass by itself: the network, a server's error, an answer that makes no sense.
+	// Unavailable is a temporary failure: the network, a server's error, an invalid answer.
 	Unavailable Kind = iota
-	// Throttled is a refusal for asking too often.
+	// Throttled is a refusal because of too many calls.
 	Throttled
-	// Denied is a refusal that asking again does not change until somebody changes a policy or an annotation.
+	// Denied is a refusal that lasts until a policy or an annotation is changed.
 	Denied
-	// Malformed is a request that STS would never grant, whoever asked: an annotation is wrong.
+	// Malformed is a request that STS grants to no principal: an annotation is wrong.
 	Malformed
 	// NodeCredentials means that the node's own credentials are missing or not accepted.
 	NodeCredentials
@@ -41,13 +41,13 @@ func (k Kind) String() string {
 	return "unavailable"
 }
 
-// Error is why STS gave no credentials. It holds no secret.
+// Error is why STS issued no credentials. It holds no secret.
 type Error struct {
 	Kind Kind
 	// Code is the error code of STS or of the SDK, such as "AccessDenied"; Message is its text. Either may be empty.
 	// Message may name the node's own role: it is for the node's log, not for pods.
 	Code, Message string
-	// Cause is what Code and Message mean, in words that a pod's owner may read; empty where they do not tell.
+	// Cause explains Code and Message in words that a pod's owner may read; empty if they do not tell.
 	Cause string
 }
 
@@ -56,7 +56,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("sts: %s: %s: %s", e.Kind, e.Code, e.Message)
 }
 
-// asError is the error as an *Error; nil for nil. One of no known kind is Unavailable.
+// asError returns the error as an *Error; nil for nil. Any other type is Unavailable.
 func asError(err error) *Error {
 	if err == nil {
 		return nil
@@ -67,7 +67,7 @@ func asError(err error) *Error {
 	return &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
 }
 
-// outcome names how a call ended: one of seven words, whatever STS said.
+// outcome returns the name of the error's kind, or "ok": one of seven values, so that the metric's cardinality is bounded.
 func outcome(e *Error) string {
 	if e == nil {
 		return "ok"
@@ -75,7 +75,7 @@ func outcome(e *Error) string {
 	return e.Kind.String()
 }
 
-// quote is a JSON string.
+// quote returns a JSON string.
 func quote(s string) []byte {
 	// Marshalling a string cannot fail.
 	b, _ := json.Marshal(s)

@@ -12,15 +12,15 @@ const flightTime = 15 * time.Second
 
 // flight is one call to STS, which waits in the queue first. The cache's mutex guards all but done.
 type flight struct {
-	assumption roles.Assumption
-	entry      *entry
-	done       chan struct{} // closed once the entry has the outcome, or the flight left the queue without a call
-	queued     bool          // STS has not been asked
-	dropped    bool          // STS never will be
-	waiting    int           // clients
-	backlog    *backlog      // where it waits for its holders; nil for nowhere
-	slot       *backlog      // whose slot the call takes; nil for none
-	turn       *requester    // in whose turn the call is made; nil for none
+	assumption  roles.Assumption
+	entry       *entry
+	done        chan struct{} // closed when the entry has the outcome, or the flight left the queue without a call
+	queued      bool          // the call has not started
+	dropped     bool          // the flight left the queue without a call
+	waiting     int           // clients
+	backlog     *backlog      // the backlog that it waits in, or nil
+	backlogSlot *backlog      // the backlog whose slot the call takes, or nil
+	chargedTo   *requester    // the pod whose tokens paid for the call, or nil
 }
 
 // launch returns the entry's flight, or a new one that is queued; nil once the cache is closed. The mutex is held.
@@ -49,7 +49,7 @@ func (c *Cache) drop(f *flight) {
 	close(f.done)
 }
 
-// prune drops the flight if it is queued for nobody: no client waits for it, and no pod holds its assumption. The mutex is held.
+// prune drops a queued flight that no client waits for and whose assumption no pod holds. The mutex is held.
 func (c *Cache) prune(f *flight) {
 	if f.queued && f.waiting == 0 && f.entry.holders == 0 {
 		c.drop(f)
@@ -63,13 +63,13 @@ func (c *Cache) fly(f *flight) {
 	creds, err := c.sts.AssumeRole(ctx, f.assumption)
 	now := time.Now()
 	if err == nil && !creds.Expiration.After(now) {
-		err = &Error{Kind: ClockSkew, Code: "ExpiredCredentials", Cause: "by the node's clock, the credentials that STS gave have already ended"}
+		err = &Error{Kind: ClockSkew, Code: "ExpiredCredentials", Cause: "by the node's clock, the credentials that STS issued have already ended"}
 	}
 	failure := asError(err)
 	c.observer.Assumed(outcome(failure), now.Sub(start))
-	concerned := c.settle(f, creds, failure, now)
+	holders := c.settle(f, creds, failure, now)
 	close(f.done)
-	for _, holder := range concerned { // which may take a while, and nobody waits for it
+	for _, holder := range holders { // last, because it may take a while
 		c.failure(holder, f.assumption, failure)
 	}
 }

@@ -158,8 +158,8 @@ func TestPodsThatWentLeaveNoCallSlotOrToken(t *testing.T) {
 		}
 		synctest.Wait()
 		// Each pod brought a token of its own.
-		if owed() != before-100 || c.ahead.calls != 0 || sts.count() != 0 {
-			t.Errorf("%v tokens are owed and were %v, %d slots are taken, %d calls", owed(), before, c.ahead.calls, sts.count())
+		if owed() != before-100 || c.prefetch.calls != 0 || sts.count() != 0 {
+			t.Errorf("%v tokens are owed and were %v, %d slots are taken, %d calls", owed(), before, c.prefetch.calls, sts.count())
 		}
 	})
 }
@@ -311,8 +311,8 @@ func TestWhoIsInAHurryLeavesItsSlot(t *testing.T) {
 			mustGet(t, c, assumption(fmt.Sprint(i)))
 		}
 		synctest.Wait()
-		if c.ahead.calls != 0 {
-			t.Errorf("%d slots stay taken", c.ahead.calls)
+		if c.prefetch.calls != 0 {
+			t.Errorf("%d slots stay taken", c.prefetch.calls)
 		}
 	})
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// handed is what a proxy tells its successor of one assumption. It holds secrets, and is for a socket of root's alone.
+// handed is one assumption with its credentials, for the proxy's successor. It holds secrets, and goes to a socket that only root can open.
 type handed struct {
 	Assumption   roles.Assumption
 	Document     []byte
@@ -17,8 +17,8 @@ type handed struct {
 	RenewAt      time.Time
 }
 
-// Export is the credentials that pods of this node hold, for the proxy that takes this one's place: it need not ask STS for what is
-// good for most of an hour. It is full of secrets, and is given to nobody else.
+// Export returns the credentials of held assumptions for the proxy that replaces this one, so that it need not call STS for
+// credentials that are valid for most of an hour. The result holds secrets and goes to that proxy only.
 func (c *Cache) Export() ([]byte, error) {
 	now := time.Now()
 	c.mu.Lock()
@@ -32,8 +32,8 @@ func (c *Cache) Export() ([]byte, error) {
 	return json.Marshal(all)
 }
 
-// Import takes over what another proxy's Export says, and tells how many credentials those are. They are renewed when the other
-// would have renewed them; those that no pod holds are forgotten soon. The newest stay.
+// Import adds the credentials of another proxy's Export, and returns their number. They are renewed when the other proxy would have
+// renewed them. Those without a holder are forgotten after a while. Newer credentials are not replaced.
 func (c *Cache) Import(exported []byte) (int, error) {
 	var all []handed
 	if err := json.Unmarshal(exported, &all); err != nil {
@@ -66,12 +66,12 @@ func (c *Cache) Import(exported []byte) (int, error) {
 	return taken, nil
 }
 
-// asJSONError is an error of encoding/json without the text that it is about: that holds secrets.
+// asJSONError returns an error of encoding/json without its input, which holds secrets.
 func asJSONError(err error) error {
 	return fmt.Errorf("%T", err)
 }
 
-// Pending is how many of the assumptions that pods hold have neither credentials nor an error yet.
+// Pending returns the number of held assumptions with neither credentials nor an error.
 func (c *Cache) Pending() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

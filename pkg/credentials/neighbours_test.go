@@ -278,7 +278,7 @@ func TestQueueHoldsOnlyWhatIsWanted(t *testing.T) {
 				hangUp()
 				c.Forget("pod")
 				time.Sleep(5 * time.Minute)
-				if c.Len() != 0 || len(c.requesters) != 0 || len(c.turns) != 0 || len(c.ahead.flights) != 0 || len(c.renew.flights) != 0 {
+				if c.Len() != 0 || len(c.requesters) != 0 || len(c.roundRobin) != 0 || len(c.prefetch.flights) != 0 || len(c.renew.flights) != 0 {
 					t.Errorf("left: %+v", c.queue)
 				}
 			})
@@ -367,7 +367,7 @@ func TestRenewalsAndPrefetchesAlternate(t *testing.T) {
 				a = assumption(fmt.Sprint("due-", i))
 				c.entries[a] = &entry{holders: 1, document: document}
 			}
-			c.fetchAhead(c.launch(a, c.entries[a]))
+			c.enqueueBackground(c.launch(a, c.entries[a]))
 		}
 		c.stir()
 		c.mu.Unlock()

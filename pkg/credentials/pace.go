@@ -6,52 +6,52 @@ import (
 	"time"
 )
 
-// Pace spreads the calls to STS of a node over time: the account's quota is everybody's, and a fleet that comes back from an outage
-// must not keep STS down. (AssumeRole: 600 calls a second for an account and region, AWS STS quotas.)
+// Pace limits how often a node calls STS: all nodes of an account share its quota, and a fleet that recovers from an outage
+// must not overload STS again. (AssumeRole: 600 calls a second for an account and region, AWS STS quotas.)
 //
-// There are two buckets of tokens. Renewals and prefetches take from one that is filled with paceFactor times what the node's
-// pods need in a steady state, and to which each new holder brings the token for its first call. Pods that wait take from
-// another, so they never stand behind those who do not.
+// There are two buckets of tokens. Renewals and prefetches take from the background bucket. It is filled at paceFactor times
+// the rate that the node's pods need in a steady state, and each new holder adds a token for its first call. Pods with waiting
+// clients take from the waiting bucket, so that they never wait behind background calls.
 //
-// Both are filled more slowly after STS throttled, and the one of those who wait after it failed, too; and faster again as time goes
-// by without that. A failure does not slow renewals down, which are few: where STS fails half of the calls, they must be twice as many.
+// After STS throttles, both are filled more slowly. After any other failure, only the waiting bucket is. Both speeds recover with
+// time. Failures do not slow renewals down, which are few: if STS fails half of the calls, twice as many are needed.
 //
 // Its methods take the time, which must not go back.
 type Pace struct {
 	mu         sync.Mutex
 	held       int
 	need       float64   // calls a second in a steady state
-	throttled  float64   // what is left of the speed of both; 1 for all
-	failing    float64   // what is left besides of that of those who wait
-	at         time.Time // when it was that
+	throttled  float64   // the factor of both speeds, at most 1
+	failing    float64   // a further factor of the waiting bucket's speed, at most 1
+	at         time.Time // the time of both factors
 	background bucket
 	waiting    bucket
 }
 
 const (
-	// paceFactor leaves room for tries that fail: with half of them failing, two are needed for each success.
+	// paceFactor leaves room for failed calls: if half of them fail, two are needed for each success.
 	paceFactor = 3
-	// leastPace, in calls a second, is that of a node with few pods.
+	// leastPace, in calls a second, is the background speed of a node with few pods.
 	leastPace = 0.2
-	// spare is how many calls a node has saved up that no assumption brought.
+	// spare is how many background tokens a node saves besides those of its assumptions.
 	spare = 8
-	// waitingPace, in calls a second, and waitingBurst are for pods that wait.
+	// waitingPace, in calls a second, and waitingBurst are the waiting bucket's.
 	waitingPace, waitingBurst = 10, 50
-	// leastThrottled is the least that is left of a node's speed by throttling, and leastFailing by other failures: an outage is no sign of
-	// too many calls, but they must not all come back at its end.
+	// leastThrottled and leastFailing are the lowest factors. An outage is no sign of too many calls, but the calls must not all
+	// come back at its end.
 	leastThrottled, leastFailing = 1.0 / 128, 1.0 / 16
-	// recovery is how long it takes to be twice as fast again.
+	// recovery is how long it takes until the speed has doubled again.
 	recovery = 30 * time.Second
 )
 
-// NewPace is that of a node without pods.
+// NewPace returns the Pace of a node without pods.
 func NewPace(now time.Time) *Pace {
 	p := &Pace{throttled: 1, failing: 1, at: now, background: bucket{made: spare, at: now}, waiting: bucket{made: waitingBurst, at: now}}
 	p.fill(now)
 	return p
 }
 
-// Hold says that an assumption of sessions of this length is held from now on, and LetGo that it is no more.
+// Hold adds an assumption with sessions of this length to what the node needs. LetGo removes it.
 func (p *Pace) Hold(now time.Time, session time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,8 +60,8 @@ func (p *Pace) Hold(now time.Time, session time.Duration) {
 	p.fill(now)
 }
 
-// Bring adds the token for the first call of a holder that was not there before. A holder that holds one assumption after the other
-// brings no more than this one: its changes would pass what keeps STS from being asked too often.
+// Bring adds the token for the first call of a new holder. A holder that changes its assumption adds no other token: otherwise its
+// changes would escape the limit.
 func (p *Pace) Bring(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -69,7 +69,7 @@ func (p *Pace) Bring(now time.Time) {
 	p.background.made++
 }
 
-// LetGo is the opposite of Hold.
+// LetGo undoes Hold.
 func (p *Pace) LetGo(now time.Time, session time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,12 +81,12 @@ func (p *Pace) LetGo(now time.Time, session time.Duration) {
 	p.fill(now)
 }
 
-// between is the mean time between two calls for an assumption.
+// between returns the mean time between two calls for an assumption.
 func between(session time.Duration) time.Duration {
 	return session - scaled(renewLeast+renewSpread/2, session)
 }
 
-// Take is a place in the queue for a token, of those for pods that wait or of the others.
+// Take takes a token of the waiting or the background bucket, which may be there only later.
 func (p *Pace) Take(now time.Time, waiting bool) Ticket {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,14 +99,14 @@ func (p *Pace) Take(now time.Time, waiting bool) Ticket {
 	return Ticket{pace: p, bucket: b, number: b.taken}
 }
 
-// Ticket is a place in a Pace's queue.
+// Ticket is a token of a Pace.
 type Ticket struct {
 	pace   *Pace
 	bucket *bucket
 	number float64
 }
 
-// Wait is how long it is until its call may be made, as it looks now: zero or less for at once.
+// Wait returns how long it is until the token is there at the present speed: zero or less if it is.
 func (t Ticket) Wait(now time.Time) time.Duration {
 	t.pace.mu.Lock()
 	defer t.pace.mu.Unlock()
@@ -114,14 +114,14 @@ func (t Ticket) Wait(now time.Time) time.Duration {
 	return t.bucket.wait(t.number)
 }
 
-// GiveBack is for a call that is not made.
+// GiveBack returns the token of a call that is not made.
 func (t Ticket) GiveBack() {
 	t.pace.mu.Lock()
 	defer t.pace.mu.Unlock()
 	t.bucket.made++
 }
 
-// Told learns from the outcome of a call, nil for a success.
+// Told adapts the speed to the outcome of a call, nil for a success.
 func (p *Pace) Told(now time.Time, err *Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -137,7 +137,7 @@ func (p *Pace) Told(now time.Time, err *Error) {
 	p.fill(now)
 }
 
-// fill brings the buckets to this moment, and sets how fast they are filled from now on.
+// fill adds the tokens since the last call, and sets the speeds.
 func (p *Pace) fill(now time.Time) {
 	p.background.fill(now)
 	p.waiting.fill(now)
@@ -149,14 +149,14 @@ func (p *Pace) fill(now time.Time) {
 	p.waiting.set(p.throttled*p.failing*waitingPace, waitingBurst)
 }
 
-// bucket is a bucket of tokens, and a queue of those who take them.
+// bucket is a bucket of tokens. More may be taken than there are; the later ones wait.
 type bucket struct {
-	made, taken     float64 // so far; more may be taken than made
-	perSecond, most float64 // most is how many are kept that nobody takes
+	made, taken     float64 // so far
+	perSecond, most float64 // most is the capacity
 	at              time.Time
 }
 
-// wait is how long it is until so many tokens have been made.
+// wait returns how long it is until this number of tokens has been made.
 func (b *bucket) wait(number float64) time.Duration {
 	return time.Duration((number - b.made) / b.perSecond * float64(time.Second))
 }

@@ -8,21 +8,21 @@ import (
 )
 
 const (
-	// safe is the least that is handed out while STS answers: below it botocore and the Java SDK start to renew on every
-	// call (botocore's window is 900 s and up to 600 s of jitter).
+	// safe is the shortest remaining lifetime that is handed out while STS answers: below it botocore and the Java SDK renew
+	// on every call (botocore's window is 900 s and up to 600 s of jitter).
 	safe = 1500 * time.Second
-	// Credentials are renewed when 1,800 to 2,100 seconds remain: above what is safe, and spread so that a fleet that
-	// started together does not ask together.
+	// Credentials are renewed when 1,800 to 2,100 seconds remain: above safe, and spread so that the renewals of a fleet that
+	// started together do not coincide.
 	renewLeast, renewSpread = 1800 * time.Second, 300 * time.Second
-	// full is the session length that these are made for; shorter sessions scale them down.
+	// full is the session length that these are for; shorter sessions scale them down.
 	full = time.Hour
 )
 
-// Schedule is when STS is asked again. Its zero value is the real one.
+// Schedule decides when STS is called again. Its zero value is ready to use.
 type Schedule struct {
-	// ErrorTTL is how long an error answers in place of a new call; zero chooses by the kind of error.
+	// ErrorTTL is how long requests are answered with an error before STS is called again; zero chooses by the kind of error.
 	ErrorTTL time.Duration
-	// Rand is where chance comes from; nil for math/rand/v2's own.
+	// Rand is the source of randomness; nil for math/rand/v2's own.
 	Rand *rand.Rand
 }
 
@@ -33,25 +33,24 @@ func (s Schedule) chance(n time.Duration) time.Duration {
 	return rand.N(n)
 }
 
-// jitter spreads a delay over its upper half, so that what failed together does not come back together.
+// jitter spreads a delay over its upper half, so that calls that failed together are not repeated together.
 func (s Schedule) jitter(d time.Duration) time.Duration { return d/2 + s.chance(d/2+1) }
 
-// Renewal is when credentials are renewed that end then and last so long in all, where those that they replace had so much left: less
-// than nothing where there were none. It is the lifetime that STS gave that counts, not the one that it was asked for.
+// Renewal returns when to renew credentials that end at end and have this lifetime, by STS's answer. left is the remaining lifetime
+// of the credentials that they replace, negative if there were none.
 //
-// What comes where nothing was, or nothing that lasted, is renewed at any time until then, for once: a fleet that fetched in one moment,
-// because all of it started or STS came back, would else renew in one moment for many hours. This way it is at once as it
-// will be in the end.
+// If the former credentials did not last, the first renewal comes at a random time before the usual one. Otherwise a fleet that
+// fetched in one moment, because all of it started or STS came back, would renew in one moment for many hours.
 func (s Schedule) Renewal(end time.Time, lifetime, left time.Duration) time.Time {
 	due := end.Add(-scaled(renewLeast+s.chance(renewSpread), lifetime))
-	// A minute later at the earliest: many pods do not last longer.
+	// A minute later at the earliest: many pods do not live longer.
 	if first := end.Add(scaled(time.Minute, lifetime) - lifetime); left < scaled(safe, lifetime) && due.After(first) {
 		return first.Add(s.chance(due.Sub(first)))
 	}
 	return due
 }
 
-// scaled is d for a session of an hour or more, and the same part of a shorter one.
+// scaled returns d for a session of an hour or more, and the same fraction of a shorter one.
 func scaled(d, lifetime time.Duration) time.Duration {
 	if lifetime >= full-time.Minute {
 		return d
@@ -59,9 +58,9 @@ func scaled(d, lifetime time.Duration) time.Duration {
 	return time.Duration(float64(d) * float64(lifetime) / float64(full))
 }
 
-// Remember is how long an error answers in place of another call. A denial lasts longer than a hiccup, but not long: IAM
-// needs seconds to spread a change, and its author is waiting. What is malformed only a changed annotation mends, which is
-// another assumption.
+// Remember returns how long requests are answered with an error before STS is called again. A denial is remembered for longer
+// than a temporary error, but not for long: IAM needs seconds to spread a change, and its author is waiting. Only a changed
+// annotation corrects a malformed request, and that is another assumption.
 func (s Schedule) Remember(k Kind, failures int) time.Duration {
 	if s.ErrorTTL > 0 {
 		return s.ErrorTTL
@@ -77,7 +76,7 @@ func (s Schedule) Remember(k Kind, failures int) time.Duration {
 	return s.jitter(min(500*time.Millisecond<<min(failures-1, 6), 30*time.Second))
 }
 
-// RetryAfter is the pace of the tries in the background.
+// RetryAfter returns the delay before the next attempt in the background.
 func (s Schedule) RetryAfter(k Kind, failures int) time.Duration {
 	switch k {
 	case Malformed:
@@ -88,7 +87,7 @@ func (s Schedule) RetryAfter(k Kind, failures int) time.Duration {
 	return s.jitter(min(2*time.Second<<min(failures-1, 6), 2*time.Minute))
 }
 
-// Run renews what is held before it runs short and drops what nobody needs, until ctx ends. Then it ends the flights and
+// Run renews the credentials of held assumptions and drops entries without use, until ctx ends. Then it ends the flights and
 // waits for them.
 func (c *Cache) Run(ctx context.Context) error {
 	defer c.flying.Wait()
@@ -107,7 +106,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	}
 }
 
-// close drops what is queued, and lets nothing else in.
+// close drops all queued flights and admits no other.
 func (c *Cache) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -119,7 +118,7 @@ func (c *Cache) close() {
 	}
 }
 
-// sweep launches what is due, drops what has no use, starts the calls that may be made, and returns when to look again.
+// sweep queues due renewals, drops entries without use, starts the calls that may start, and returns when to sweep again.
 func (c *Cache) sweep(now time.Time) time.Time {
 	next := now.Add(unheld)
 	c.mu.Lock()
@@ -132,7 +131,7 @@ func (c *Cache) sweep(now time.Time) time.Time {
 			}
 		case e.renewAt.IsZero():
 		case !e.renewAt.After(now):
-			c.fetchAhead(c.launch(a, e))
+			c.enqueueBackground(c.launch(a, e))
 		case e.renewAt.Before(next):
 			next = e.renewAt
 		}

@@ -25,22 +25,22 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// STSConfig is how STS is reached.
+// STSConfig is the configuration of an STS client.
 type STSConfig struct {
-	// Regional asks the endpoint of the region rather than the global one.
+	// Regional selects the region's endpoint instead of the global one.
 	Regional bool
-	// FIPS asks the region's endpoint with FIPS 140 validated cryptography.
+	// FIPS selects the region's endpoint with FIPS 140 validated cryptography.
 	FIPS bool
 	// Endpoint, a URL, overrides all of these; empty for none.
 	Endpoint string
-	// Partition is that of the roles, "aws-cn" for one; empty where it is not known.
+	// Partition is the partition of the roles, for example "aws-cn"; empty if it is not known.
 	Partition string
-	// Region asks for the node's region. It is called where neither the environment nor the shared configuration names one, and the
+	// Region returns the node's region. It is called if neither the environment nor the shared configuration names one, and the
 	// endpoint depends on it.
 	Region func(context.Context) (string, error)
 	// MetadataURL is the metadata service that the node's own credentials come from; empty for the SDK's default.
 	MetadataURL string
-	// Through is the ARN of a role that the node assumes first, to assume the pods' roles by it; empty for none.
+	// Through is the ARN of a role that the node assumes first, and by which it assumes the pods' roles; empty for none.
 	Through string
 	// Session names the node's session of that role.
 	Session string
@@ -48,19 +48,19 @@ type STSConfig struct {
 	UserAgent string
 }
 
-// STS asks AWS's Security Token Service with the node's default credential chain: environment, shared files, web identity,
-// container, and the instance's role. It is the one place that uses aws-sdk-go.
+// STS calls AWS's Security Token Service with the node's default credential chain: environment, shared files, web identity,
+// container, and the instance's role. This package is the only one that uses aws-sdk-go.
 type STS struct {
 	client *sts.STS
-	mu     sync.Mutex         // one flight at a time has the node's credentials fetched anew
-	node   []*sdk.Credentials // these, in this order
+	mu     sync.Mutex         // one flight at a time expires the node's credentials
+	node   []*sdk.Credentials // the node's own, then those of the role in between
 }
 
-// NewSTS makes the client. ctx bounds how long c.Region may take.
+// NewSTS returns a client. ctx bounds how long c.Region may take.
 func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	cfg := request.WithRetryer(aws.NewConfig(), retryer{sdkclient.DefaultRetryer{NumMaxRetries: 1}}).
 		WithHTTPClient(&http.Client{Transport: transport(c.MetadataURL), Timeout: 10 * time.Second}).
-		WithCredentialsChainVerboseErrors(true) // what the metadata service answered, not only that no provider worked
+		WithCredentialsChainVerboseErrors(true) // with the metadata service's answer
 	if c.Regional {
 		cfg.WithSTSRegionalEndpoint(endpoints.RegionalSTSEndpoint)
 	}
@@ -102,43 +102,43 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 }
 
 const (
-	// MaxChained is how long a session may last that was assumed by another's credentials
+	// MaxChained is the longest session that the credentials of another role can assume
 	// (https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html, "Role chaining").
 	MaxChained = time.Hour
-	// throughMargin is how long before their end the credentials in between are renewed.
+	// throughMargin is how long before their end the credentials of the role in between are renewed.
 	throughMargin = 10 * time.Minute
-	// throughCode is the code of a failure to get them.
+	// throughCode is the error code if they cannot be fetched.
 	throughCode = "AssumeRoleChainError"
 )
 
-// through is the role that the node assumes first. That it does not get it is no fault of the pod's role.
+// through is the role that the node assumes first. It marks its errors, which do not concern the pod's role.
 type through struct{ stscreds.AssumeRoleProvider }
 
 // RetrieveWithContext implements credentials.ProviderWithContext of the SDK.
 func (t *through) RetrieveWithContext(ctx sdk.Context) (sdk.Value, error) {
 	v, err := t.AssumeRoleProvider.RetrieveWithContext(ctx)
 	if err != nil {
-		err = awserr.New(throughCode, "the role "+t.RoleARN+" that is assumed first", err)
+		err = awserr.New(throughCode, "the role "+t.RoleARN+" of --assume-role-arn", err)
 	}
 	return v, err
 }
 
-// globalRegions are what the one endpoint of a partition is signed for, or its first region where it has none for all.
+// globalRegions are the signing regions of the partitions' global endpoints, or a partition's first region if it has no global endpoint.
 // https://docs.aws.amazon.com/general/latest/gr/sts.html
 var globalRegions = map[string]string{"aws": "us-east-1", "aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
 
-// regionPatience is how long the region is waited for that only tells which partition this is.
+// regionPatience bounds the wait for a region that is needed for its partition only.
 const regionPatience = 10 * time.Second
 
-// region is that of the endpoint, where nothing names it.
+// region returns the endpoint's region if no configuration names it.
 func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) {
-	// The environment and the shared configuration have their say in these, too.
+	// The environment and the shared configuration can set these, too.
 	regional := cfg.STSRegionalEndpoint == endpoints.RegionalSTSEndpoint || cfg.UseFIPSEndpoint == endpoints.FIPSEndpointStateEnabled
 	region, known := globalRegions[c.Partition]
 	switch {
 	case c.Endpoint != "", c.Region == nil:
 		return cmp.Or(region, globalRegions["aws"]), nil
-	case regional, c.Partition != "" && !known: // of which only the node's own region is known to be in it
+	case regional, c.Partition != "" && !known: // of an unknown partition, only the node's own region is known
 		return c.Region(ctx)
 	case known:
 		return region, nil
@@ -151,8 +151,8 @@ func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) 
 	return globalRegions["aws"], nil
 }
 
-// retryer tries once more what may pass at once, since a pod waits: a connection that broke, a server's hiccup. It leaves throttling
-// alone, which the cache's own pace has to hear of, and expired credentials, which every call that runs would have fetched anew.
+// retryer retries temporary errors once, because a pod waits: a broken connection, a server's error. It does not retry throttling, which
+// the Pace must observe, nor expired credentials, which each running call would fetch again.
 type retryer struct{ sdkclient.DefaultRetryer }
 
 // ShouldRetry implements request.Retryer.
@@ -160,9 +160,9 @@ func (r retryer) ShouldRetry(req *request.Request) bool {
 	return !throttles(req.Error) && !request.IsErrorExpiredCreds(req.Error) && r.DefaultRetryer.ShouldRetry(req)
 }
 
-// transport is net/http's own with the pool sized for one host that many flights use at once. The SDK asks the metadata
-// service by it too, and that is never done by way of a web proxy, whatever the environment says: it would see the node's
-// own credentials.
+// transport returns net/http's transport with a pool for one host and many concurrent flights. The SDK uses it for the metadata
+// service, too, and never through a web proxy, whatever the environment says: a web proxy would see the node's own
+// credentials.
 func transport(metadataURL string) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	var metadataHost string
@@ -186,11 +186,11 @@ func transport(metadataURL string) *http.Transport {
 
 var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
 
-// Endpoint is the URL that STS is asked at.
+// Endpoint returns the URL of STS.
 func (s *STS) Endpoint() string { return s.client.Endpoint }
 
-// AssumeRole makes one call, with the SDK's retry of what may pass at once. Node credentials that STS calls expired are
-// renewed and the call made once more. The error is an *Error.
+// AssumeRole makes one call, with one retry of temporary errors. If STS calls the node's credentials expired, it renews them and
+// calls once more. The error is an *Error.
 func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
 	by, err := s.keys(ctx)
 	if err != nil {
@@ -204,14 +204,13 @@ func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials,
 	return creds, err
 }
 
-// keys are the IDs of the keys that a call is signed by now; empty for what is not to be had and not needed, as long as the role in between
-// is had.
+// keys returns the IDs of the keys that sign a call now. With a role in between, the node's own is empty if it has expired.
 func (s *STS) keys(ctx context.Context) ([]string, error) {
 	ids := make([]string, len(s.node))
 	for i, c := range s.node {
 		last := i == len(s.node)-1
 		if !last && c.IsExpired() {
-			continue // to be had anew where they are needed, and a metadata service that hangs takes its time
+			continue // the SDK fetches them if it needs them, and a metadata service may hang
 		}
 		v, err := c.GetWithContext(ctx)
 		if err != nil && last {
@@ -222,8 +221,8 @@ func (s *STS) keys(ctx context.Context) ([]string, error) {
 	return ids, nil
 }
 
-// expire has the node's credentials fetched anew where they still are the ones of these keys: of many flights that STS calls them
-// expired to, the first one does.
+// expire makes the SDK fetch the node's credentials again if they still have these keys. If STS calls them expired in many flights, only
+// the first one has an effect.
 func (s *STS) expire(ctx context.Context, keys []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
