@@ -21,6 +21,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/events"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/metrics"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
@@ -78,7 +79,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	handler := imds.NewHandler(imds.Config{
 		Caller:   func(source netip.Addr, now time.Time) imds.Caller { return parts.broker.Caller(source, now) },
 		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream,
-		Deny: o.metadataDeny, RequireTokens: o.requireTokens, RequestsPerSecond: o.podRequests, Delayed: parts.metrics.RequestDelayed,
+		Deny: o.metadataDeny, RequireTokens: o.requireTokens, Delayed: parts.metrics.RequestDelayed,
 		Refused: parts.metrics.Refused, Log: log,
 	})
 	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort, "metrics address", o.metricsAddress, "sts", sts.Endpoint())
@@ -99,16 +100,11 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 			if err != nil || sockets == nil {
 				return err
 			}
-			connections := imds.NewConnections()
 			let := destinations(records, o.metadataIP)
 			if !o.iptables { // that rule redirects pods without a record
 				let = newStateDirCheck(o.stateDir, records, parts.broker.Assignments, log).watching(let)
 			}
-			for i, l := range sockets {
-				if i == 1 {
-					continue
-				}
-				app := imds.NewListener(l, let, parts.broker.Holder, connections, parts.metrics.ConnectionRefused, log)
+			for _, app := range podListeners(sockets, let, o, parts, log) {
 				g.Go(func() error {
 					return serveHTTP(ctx, podServer(takeover.draining(handler), log), app, takeover.drained(app))
 				})
@@ -123,6 +119,18 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	probes.Wait()
 	log.Info("stopped", "error", err)
 	return err
+}
+
+// podListeners returns the listeners of all sockets but the admin port's. They share the limits of connections and requests.
+func podListeners(sockets []*handover.Listener, allowed imds.Destinations, o *options, p *parts, log *slog.Logger) []*imds.Listener {
+	connections := imds.NewConnections(o.podRequests)
+	var all []*imds.Listener
+	for i, l := range sockets {
+		if i != 1 {
+			all = append(all, imds.NewListener(l, allowed, p.broker.Holder, connections, p.metrics.ConnectionRefused, log))
+		}
+	}
+	return all
 }
 
 // clampChained keeps sessions as short as STS has them where a role is assumed by another's credentials, and says so.

@@ -258,7 +258,7 @@ func TestProxyWhosePlaceIsTakenWaitsForItsClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer own.Close()
-	l := imds.NewListener(own, func(netip.Addr, netip.AddrPort) bool { return true }, func(netip.Addr) string { return "" }, imds.NewConnections(), func() {}, slog.New(slog.DiscardHandler))
+	l := imds.NewListener(own, func(netip.Addr, netip.AddrPort) bool { return true }, func(netip.Addr) string { return "" }, imds.NewConnections(0), func() {}, slog.New(slog.DiscardHandler))
 	client, err := net.Dial("tcp", own.Addr().String())
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // conn is a redirected connection and the address that it came from.
@@ -21,8 +23,12 @@ type conn struct {
 	closed func() // may be nil
 	proof  proof  // for the Handler, which serves one request of a connection at a time
 
-	holderOf Holder
-	holder   atomic.Pointer[string] // the pod that the connection belongs to, as Holder returns it; nil while that is not known
+	requests *ratelimit.Keyed[netip.Addr]
+	first    time.Time // when the token of the first request is there; zero after that request
+
+	holderOf    Holder
+	otherHolder func()                 // called when the connection is reset because another pod holds its address
+	holder      atomic.Pointer[string] // the pod that the connection belongs to, as Holder returns it; nil while that is not known
 
 	readBy      atomic.Int64 // in nanoseconds since 1970; 0 for no end
 	interrupted atomic.Bool  // whether a deadline of the kernel's poller ends reads at once
@@ -93,8 +99,9 @@ func (c *conn) claim(holder string) (ok bool) {
 	return *belongsTo == holder
 }
 
-// reset closes the connection, and has the kernel drop what it has not sent (socket(7), SO_LINGER).
+// reset closes the connection of another holder. The kernel drops what it has not sent (socket(7), SO_LINGER).
 func (c *conn) reset() {
+	c.otherHolder()
 	c.SetLinger(0)
 	c.Close()
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -14,22 +15,31 @@ import (
 // limited is a server as the proxy has it, with times that a test can wait for, whose handler is h.
 func limited(t *testing.T, h http.HandlerFunc) (address string, l *Listener) {
 	t.Helper()
-	return limitedFor(t, anyHolder, 10*time.Millisecond, h)
+	address, l, _ = limitedFor(t, anyHolder, 10*time.Millisecond, h)
+	return address, l
 }
 
 // limitedFor is limited for pods that holder tells, with the time between two sweeps.
-func limitedFor(t *testing.T, holder Holder, every time.Duration, h http.HandlerFunc) (address string, l *Listener) {
+func limitedFor(t *testing.T, holder Holder, every time.Duration, h http.HandlerFunc) (address string, l *Listener, refused *atomic.Int64) {
+	t.Helper()
+	l, refused = listening(t, holder, NewConnections(0))
+	l.open.every = every
+	s := &http.Server{ConnContext: ConnContext, ReadTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond, Handler: h}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return l.Addr().String(), l, refused
+}
+
+// listening is a Listener on the loopback that takes connections from everywhere and counts those that it refuses.
+func listening(t *testing.T, holder Holder, connections *Connections) (l *Listener, refused *atomic.Int64) {
 	t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l = NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, holder, NewConnections(), func() {}, slog.New(slog.DiscardHandler))
-	l.open.every = every
-	s := &http.Server{ConnContext: ConnContext, ReadTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond, Handler: h}
-	go s.Serve(l)
-	t.Cleanup(func() { s.Close() })
-	return inner.Addr().String(), l
+	refused = new(atomic.Int64)
+	every := func(netip.Addr, netip.AddrPort) bool { return true }
+	return NewListener(inner, every, holder, connections, func() { refused.Add(1) }, slog.New(slog.DiscardHandler)), refused
 }
 
 // TestSlowClientsAreClosed has clients that begin a request and do not end it, that say nothing, that rest, and that send a body

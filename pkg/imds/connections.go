@@ -4,14 +4,19 @@ import (
 	"math"
 	"net/netip"
 	"sync"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
-// Connections bounds how many connections each source has open, and all together. Several Listeners may share one.
+// Connections limits the open connections of each source and of all sources together, and the
+// requests of each source, of which a new connection is one. Several Listeners may share one.
 //
-// At the total, a new connection takes the place of one of the source that has most, if its own source still has fewer afterwards. So a
-// source is never refused while it has fewer than an equal share of the total, less one, and it loses none that it has within that.
+// When all connections are in use, a new one replaces a connection of the source that has the most,
+// unless its own source would then have as many. So a source with fewer connections than an equal
+// share of the total, less one, is never refused and never loses one.
 type Connections struct {
 	total, each int
+	requests    *ratelimit.Keyed[netip.Addr]
 
 	mu   sync.Mutex
 	open map[netip.Addr]map[*conn]bool
@@ -19,19 +24,21 @@ type Connections struct {
 }
 
 const (
-	// maxConnections is more than the processes of a pod have with it, whose SDKs keep one each at most.
+	// maxConnections is more than a pod needs: an SDK keeps at most one connection per process.
 	maxConnections = 256
-	// maxAllConnections bounds the proxy's memory, which stays within what its DaemonSet requests (rss_mib_hostile of the benchmark): each
-	// connection costs up to 30 KB.
+	// maxAllConnections keeps the proxy's memory within its DaemonSet's request: a connection costs up to
+	// 30 KB. The benchmark measures it as rss_mib_hostile.
 	maxAllConnections = 512
 )
 
-// NewConnections has no connection yet.
-func NewConnections() *Connections {
-	return &Connections{total: maxAllConnections, each: maxConnections, open: make(map[netip.Addr]map[*conn]bool)}
+// NewConnections returns a Connections without connections. A source may make requestsPerSecond requests;
+// zero is no limit.
+func NewConnections(requestsPerSecond float64) *Connections {
+	return &Connections{total: maxAllConnections, each: maxConnections, requests: newRequestLimit(requestsPerSecond), open: make(map[netip.Addr]map[*conn]bool)}
 }
 
-// add counts c as open. ok is false where c has to be refused. Where replaced is not nil, the caller must close it: it no longer counts.
+// add counts c as open. It returns false if c must be refused. The caller must close replaced, which no longer
+// counts, unless it is nil.
 func (cs *Connections) add(c *conn) (replaced *conn, ok bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -72,7 +79,7 @@ func (cs *Connections) drop(c *conn) {
 	}
 }
 
-// largest returns the source with most connections.
+// largest returns the source that has the most connections.
 func (cs *Connections) largest() (most netip.Addr) {
 	for source, conns := range cs.open {
 		if len(conns) > len(cs.open[most]) {
@@ -82,8 +89,8 @@ func (cs *Connections) largest() (most netip.Addr) {
 	return most
 }
 
-// idlest returns the connection whose client has least time left to send its next request. It returns one with a request in progress only if
-// all have one.
+// idlest returns the connection whose client has the least time left to send its next request. It returns a
+// connection with a request in progress only if all have one.
 func idlest(conns map[*conn]bool) (least *conn) {
 	first := int64(math.MaxInt64)
 	for c := range conns {

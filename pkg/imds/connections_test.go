@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -26,7 +28,7 @@ func TestConnectionsAreSharedFairly(t *testing.T) {
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		pods := sources(2 + r.IntN(40))
-		cs := NewConnections()
+		cs := NewConnections(0)
 		cs.total, cs.each = 50+r.IntN(200), 10+r.IntN(90)
 		share := cs.total / len(pods) // at least, for pods without connections leave the others more
 		held := make(map[netip.Addr][]*conn)
@@ -85,7 +87,7 @@ func TestConnectionsAreSharedFairly(t *testing.T) {
 // TestReplacedConnectionIsIdle holds that a connection with a request in progress gives way last.
 func TestReplacedConnectionIsIdle(t *testing.T) {
 	now := time.Now()
-	cs := NewConnections()
+	cs := NewConnections(0)
 	cs.total = 4
 	busy, sending, idle := &conn{source: podA}, &conn{source: podA}, &conn{source: podA}
 	sending.readBy.Store(now.Add(5 * time.Second).UnixNano())
@@ -106,7 +108,7 @@ func TestFullProxyServesAPodWithoutConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	connections := NewConnections()
+	connections := NewConnections(0)
 	connections.total = 5
 	refused := make(chan struct{}, 100)
 	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, anyHolder, connections, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
@@ -163,5 +165,36 @@ func TestFullProxyServesAPodWithoutConnections(t *testing.T) {
 	}
 	if served != len(greedy)-1 {
 		t.Errorf("the greedy pod has %d connections left of %d", served, len(greedy))
+	}
+}
+
+// TestConnectionIsOpenBeforeItCanBeReplaced holds that a Listener knows a connection before another Listener can close it.
+// Otherwise it would count the closed connection as open for ever.
+func TestConnectionIsOpenBeforeItCanBeReplaced(t *testing.T) {
+	connections := NewConnections(0)
+	connections.total = 3
+	one, _ := listening(t, anyHolder, connections)
+	defer one.Close()
+	two, _ := listening(t, anyHolder, connections)
+	defer two.Close()
+	admit := func(l *Listener, source netip.Addr) {
+		l.admit(l.newConn(new(net.TCPConn), netip.AddrPortFrom(source, 1))) // without a socket, but it can be closed
+	}
+	connections.mu.Lock() // no connection can be replaced
+	var admitting sync.WaitGroup
+	for range 3 {
+		admitting.Go(func() { admit(one, podA) })
+	}
+	for deadline := time.Now().Add(10 * time.Second); one.Len() < 3; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Error("the connections are not open")
+			break
+		}
+	}
+	connections.mu.Unlock()
+	admitting.Wait()
+	admit(two, podB)
+	if one.Len() != 2 || two.Len() != 1 || connections.len != 3 {
+		t.Errorf("%d and %d connections are open, %d are counted", one.Len(), two.Len(), connections.len)
 	}
 }

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // Caller is the pod that sends one request, as of the moment the request came. An error of its methods should have the
@@ -60,7 +59,6 @@ type Handler struct {
 	deny     []*regexp.Regexp
 	tokens   bool // are required
 	refused  func(status int)
-	requests *ratelimit.Keyed[netip.Addr] // by the source
 	delayed  func()
 }
 
@@ -74,9 +72,7 @@ type Config struct {
 	Deny []*regexp.Regexp
 	// RequireTokens has requests without a session token refused, which is version 2 alone.
 	RequireTokens bool
-	// RequestsPerSecond is how many requests of one source are answered in a second; zero for no bound.
-	RequestsPerSecond float64
-	// Delayed is called for each request that waits because of that. It may be nil.
+	// Delayed is called for each request that waits because its source makes too many. It may be nil.
 	Delayed func()
 	// Refused is called for each request that is refused, with the status. It may be nil.
 	Refused func(status int)
@@ -86,7 +82,7 @@ type Config struct {
 // NewHandler is the service over its dependencies.
 func NewHandler(c Config) *Handler {
 	h := &Handler{caller: c.Caller, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log),
-		deny: c.Deny, tokens: c.RequireTokens, refused: c.Refused, requests: newRequestLimit(c.RequestsPerSecond), delayed: c.Delayed}
+		deny: c.Deny, tokens: c.RequireTokens, refused: c.Refused, delayed: c.Delayed}
 	if h.delayed == nil {
 		h.delayed = func() {}
 	}
@@ -123,7 +119,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.read()
 	}
 	source := c.source
-	if !h.admit(source) {
+	if !h.admit(c) {
 		h.refusals.log(source, h.caller(source, time.Now()).Name(), http.StatusServiceUnavailable, errRequests)
 		h.fail(w, http.StatusServiceUnavailable)
 		return
@@ -217,7 +213,7 @@ func (h *Handler) denied(path string) bool {
 	return slices.ContainsFunc(h.deny, func(d *regexp.Regexp) bool { return d.MatchString(path) || d.MatchString(bare) })
 }
 
-// fail is fail, counted.
+// fail writes the error page and counts the refusal.
 func (h *Handler) fail(w http.ResponseWriter, status int) {
 	h.refused(status)
 	fail(w, status)

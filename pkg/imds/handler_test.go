@@ -88,7 +88,7 @@ func serve(t *testing.T, b *fakeCaller, with ...func(*Config)) *service {
 	}
 	s.Server = httptest.NewUnstartedServer(NewHandler(config))
 	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		return ConnContext(ctx, &conn{TCPConn: c.(*net.TCPConn), source: netip.MustParseAddr("10.0.0.1")})
+		return ConnContext(ctx, &conn{TCPConn: c.(*net.TCPConn), requests: newRequestLimit(0), source: netip.MustParseAddr("10.0.0.1")})
 	}
 	s.Start()
 	t.Cleanup(s.Close)

@@ -82,7 +82,7 @@ func TestAnotherHolderIsNotAnswered(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			held := heldBy("A")
 			asked := make(chan string, 1)
-			address, _ := limitedFor(t, held.holder, time.Hour, func(w http.ResponseWriter, r *http.Request) {
+			address, _, refused := limitedFor(t, held.holder, time.Hour, func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Length", "3")
 				select {
 				case next := <-asked:
@@ -108,6 +108,9 @@ func TestAnotherHolderIsNotAnswered(t *testing.T) {
 			asked <- ""
 			c.ask()
 			c.wantReset("an answer to B's connection while nobody holds the address")
+			if n := refused.Load(); n != 2 {
+				t.Errorf("%d resets were counted, want 2", n)
+			}
 		})
 	}
 }
@@ -117,7 +120,7 @@ func TestAnotherHolderIsNotAnswered(t *testing.T) {
 func TestReadFromAsksWhoHoldsTheAddress(t *testing.T) {
 	const sniffed = 512 // what net/http writes by itself before
 	held := heldBy("A")
-	address, _ := limitedFor(t, held.holder, time.Hour, func(w http.ResponseWriter, _ *http.Request) {
+	address, _, refused := limitedFor(t, held.holder, time.Hour, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(sniffed+len("secret")))
 		secret := readerFunc(func(b []byte) (int, error) {
 			held.Store("B")
@@ -130,6 +133,9 @@ func TestReadFromAsksWhoHoldsTheAddress(t *testing.T) {
 	if answer, err := io.ReadAll(c); strings.Contains(string(answer), "secret") || !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("%q, %v, want a reset before the secret", answer, err)
 	}
+	if n := refused.Load(); n != 1 {
+		t.Errorf("%d resets were counted, want 1", n)
+	}
 }
 
 type readerFunc func(b []byte) (int, error)
@@ -140,7 +146,7 @@ func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 // and to no other.
 func TestHolderThatBecomesKnown(t *testing.T) {
 	held := heldBy("")
-	address, _ := limitedFor(t, held.holder, time.Hour, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "yes") })
+	address, _, refused := limitedFor(t, held.holder, time.Hour, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "yes") })
 	c := dial(t, address)
 	for _, holder := range []string{"", "", "A", "A"} {
 		held.Store(holder)
@@ -150,13 +156,16 @@ func TestHolderThatBecomesKnown(t *testing.T) {
 	held.Store("B")
 	c.ask()
 	c.wantReset("B's request on A's connection")
+	if n := refused.Load(); n != 1 {
+		t.Errorf("%d resets were counted, want 1", n)
+	}
 }
 
 // TestSweepResetsConnectionsOfAnotherHolder has connections rest while the holder of their address changes.
 func TestSweepResetsConnectionsOfAnotherHolder(t *testing.T) {
 	held := heldBy("A")
 	answer := make(chan struct{})
-	address, _ := limitedFor(t, held.holder, 10*time.Millisecond, func(w http.ResponseWriter, _ *http.Request) { <-answer })
+	address, _, refused := limitedFor(t, held.holder, 10*time.Millisecond, func(w http.ResponseWriter, _ *http.Request) { <-answer })
 	defer close(answer)
 	silent, waiting := dial(t, address), dial(t, address)
 	waiting.ask()
@@ -166,6 +175,9 @@ func TestSweepResetsConnectionsOfAnotherHolder(t *testing.T) {
 	held.Store("B")
 	silent.wantReset("a connection on which nothing was sent")
 	waiting.wantReset("a connection that waits for its answer")
+	if n := refused.Load(); n != 2 {
+		t.Errorf("%d resets were counted, want 2", n)
+	}
 }
 
 func (d *dialed) wantStatusOK() {

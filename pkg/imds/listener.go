@@ -27,7 +27,7 @@ type Holder func(source netip.Addr) string
 // A connection belongs to the pod that held its source address when it was accepted. It is reset once another pod holds the
 // address.
 //
-// Connections bounds those that are open; one too many is reset.
+// Connections limits the connections. One beyond a limit is reset.
 type Listener struct {
 	net.Listener
 	allowed Destinations
@@ -38,8 +38,8 @@ type Listener struct {
 	open    *open
 }
 
-// NewListener is a Listener over a TCP listener. refused is called for each connection that was not let through, or was closed for another
-// pod's.
+// NewListener returns a Listener over a TCP listener. refused is called for each connection that is refused, that is
+// closed in favour of another pod's, or that is reset because another pod holds its address.
 func NewListener(l net.Listener, allowed Destinations, holder Holder, pods *Connections, refused func(), log *slog.Logger) *Listener {
 	return &Listener{Listener: l, allowed: allowed, holder: holder, refused: refused, log: log, pods: pods, open: newOpen(holder)}
 }
@@ -58,14 +58,12 @@ func (l *Listener) Accept() (net.Conn, error) {
 		}
 		source := addrPort(tcp.RemoteAddr())
 		destination, err := originalDestination(tcp)
-		accepted := &conn{TCPConn: tcp, source: source.Addr(), holderOf: l.holder}
-		accepted.closed = sync.OnceFunc(func() {
-			l.open.remove(accepted)
-			l.pods.remove(accepted)
-		})
+		accepted := l.newConn(tcp, source)
 		switch {
 		case err != nil || !l.allowed(source.Addr(), destination):
 			l.log.Debug("connection refused: it was not redirected", "source", source, "destination", destination, "error", err)
+		case !accepted.reserve(time.Now()):
+			l.log.Debug("connection refused: its pod makes too many", "source", source)
 		case !l.admit(accepted):
 			l.log.Debug("connection refused: its pod has too many", "source", source)
 		default:
@@ -79,7 +77,20 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// admit counts a connection, and closes the one whose place it takes.
+func (l *Listener) newConn(tcp *net.TCPConn, source netip.AddrPort) *conn {
+	c := &conn{TCPConn: tcp, source: source.Addr(), requests: l.pods.requests, holderOf: l.holder}
+	c.closed = sync.OnceFunc(func() {
+		l.open.remove(c)
+		l.pods.remove(c)
+	})
+	c.otherHolder = sync.OnceFunc(func() {
+		l.log.Debug("connection reset: another pod holds its address", "source", source)
+		l.refused()
+	})
+	return c
+}
+
+// admit counts c as open, and closes the connection that c replaces.
 func (l *Listener) admit(c *conn) bool {
 	l.open.add(c) // first: another Listener may close c as soon as it counts
 	replaced, ok := l.pods.add(c)

@@ -141,7 +141,7 @@ func FuzzRawRequestsNeverReachCredentials(f *testing.F) {
 	s.Config.DisableGeneralOptionsHandler = true
 	s.Config.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
 	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		return ConnContext(ctx, &conn{TCPConn: c.(*net.TCPConn), source: netip.MustParseAddr("10.0.0.1")})
+		return ConnContext(ctx, &conn{TCPConn: c.(*net.TCPConn), requests: newRequestLimit(0), source: netip.MustParseAddr("10.0.0.1")})
 	}
 	s.Start()
 	defer s.Close()

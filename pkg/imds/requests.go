@@ -11,9 +11,10 @@ import (
 )
 
 const (
-	// requestBurst is how many requests a source may make at once: three hundred processes that start together make three each.
+	// requestBurst is how many requests a source may make at once. It serves 300 processes that start
+	// together and make three requests each.
 	requestBurst = 1000
-	// maxRequestWait is how long a request waits for its turn. SDKs give up after a second.
+	// maxRequestWait is how long a request waits for its token. SDKs give up after a second.
 	maxRequestWait = time.Second
 )
 
@@ -26,12 +27,30 @@ func newRequestLimit(perSecond float64) *ratelimit.Keyed[netip.Addr] {
 	return ratelimit.NewKeyed[netip.Addr](rate.Limit(perSecond), requestBurst)
 }
 
-// admit waits for the source's turn to make one more request. It returns false after maxRequestWait where the turn comes later.
+// reserve takes a token of the source for c. A connection costs the token of its first request, because net/http
+// answers malformed requests itself. It returns false if the source has no token within maxRequestWait.
+func (c *conn) reserve(now time.Time) bool {
+	wait, ok := c.requests.Reserve(c.source, now, maxRequestWait)
+	c.first = now.Add(wait)
+	return ok
+}
+
+// wait returns how long the next request of c must wait for its token. If the source has no token within
+// maxRequestWait, it returns maxRequestWait and false.
+func (c *conn) wait(now time.Time) (time.Duration, bool) {
+	if first := c.first; !first.IsZero() {
+		c.first = time.Time{}
+		return max(0, first.Sub(now)), true
+	}
+	return c.requests.Reserve(c.source, now, maxRequestWait)
+}
+
+// admit waits for the token of one more request of c. It waits maxRequestWait and returns false if there is none by then.
 //
-// It waits because an answer of 503 costs the node as much as any other: a source that is slowed down makes as many requests as it has
-// connections, and no more. It waits even if the client hangs up, because until then the connection counts as the source's.
-func (h *Handler) admit(source netip.Addr) bool {
-	wait, ok := h.requests.Reserve(source, time.Now(), maxRequestWait)
+// Refusing costs as much as answering, so waiting is the only brake: each connection carries at most one waiting
+// request. Hanging up does not end the wait. Otherwise a client could free the connection's place early.
+func (h *Handler) admit(c *conn) bool {
+	wait, ok := c.wait(time.Now())
 	if wait > 0 {
 		h.delayed()
 		time.Sleep(wait)

@@ -2,10 +2,14 @@ package imds
 
 import (
 	"context"
+	"io"
+	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,13 +26,14 @@ func TestOnePodCannotAskWithoutEnd(t *testing.T) {
 				var refused, delayed atomic.Int64
 				h := NewHandler(Config{
 					Caller:   func(netip.Addr, time.Time) Caller { return &fakeCaller{session: "uid", role: "own"} },
-					Sessions: NewSessions(NewKey()), Log: slog.New(slog.DiscardHandler), RequestsPerSecond: 200,
+					Sessions: NewSessions(NewKey()), Log: slog.New(slog.DiscardHandler),
 					Refused: func(int) { refused.Add(1) }, Delayed: func() { delayed.Add(1) },
 				})
+				limit := newRequestLimit(200)
 				ask := func(source netip.Addr, ctx context.Context) int {
 					r := httptest.NewRequest(http.MethodGet, "/latest/meta-data/iam/security-credentials/", nil)
 					w := httptest.NewRecorder()
-					h.ServeHTTP(w, r.WithContext(ConnContext(ctx, &conn{source: source})))
+					h.ServeHTTP(w, r.WithContext(ConnContext(ctx, &conn{source: source, requests: limit})))
 					return w.Code
 				}
 				ctx, hangUp := context.WithCancel(t.Context())
@@ -77,15 +82,95 @@ func TestOnePodCannotAskWithoutEnd(t *testing.T) {
 	}
 }
 
-// TestPodsBurstDoesNotWait has three hundred processes of a pod start at once.
-func TestPodsBurstDoesNotWait(t *testing.T) {
+// TestThousandRequestsAtOnceDoNotWait has 250 processes of a pod connect and make four requests each. The next
+// connection's request waits for the next token, and the client that resumes an hour later does not.
+func TestThousandRequestsAtOnceDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := NewHandler(Config{RequestsPerSecond: 200, Log: slog.New(slog.DiscardHandler)})
+		h := NewHandler(Config{Log: slog.New(slog.DiscardHandler)})
+		limit := newRequestLimit(200)
 		start := time.Now()
-		for range 3 * 300 {
-			if !h.admit(podA) || time.Since(start) > 0 {
-				t.Fatalf("one waited %v", time.Since(start))
+		dial := func() *conn {
+			c := &conn{source: podA, requests: limit}
+			if !c.reserve(time.Now()) {
+				t.Fatal("refused")
+			}
+			return c
+		}
+		for range 250 {
+			c := dial()
+			for range 4 {
+				if !h.admit(c) || time.Since(start) > 0 {
+					t.Fatalf("a request waited %v", time.Since(start))
+				}
 			}
 		}
+		next := dial()
+		if !h.admit(next) || time.Since(start) != 5*time.Millisecond {
+			t.Errorf("request 1,001 waited %v", time.Since(start))
+		}
+		idle := dial()
+		time.Sleep(time.Hour)
+		start = time.Now()
+		if !h.admit(idle) || time.Since(start) > 0 {
+			t.Errorf("a request after an hour waited %v", time.Since(start))
+		}
 	})
+}
+
+// TestConnectionsCostTheSourceTokens has clients of a source use a new connection for each request: well-formed ones,
+// ones that net/http answers itself, and none. The source has tokens for exactly requestBurst of them. Further
+// connections are reset, and its neighbour is served.
+func TestConnectionsCostTheSourceTokens(t *testing.T) {
+	for name, tt := range map[string]struct{ request, status string }{
+		"well-formed":             {"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "HTTP/1.1 404 "},
+		"without a Host":          {"GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 400 "},
+		"not HTTP":                {"?\r\n\r\n", "HTTP/1.1 400 "},
+		"with too large a header": {"GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 9<<10) + "\r\n\r\n", "HTTP/1.1 431 "},
+		"of a later HTTP":         {"GET / HTTP/3.0\r\nHost: a\r\n\r\n", "HTTP/1.1 505 "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const never = 1e-9 // requests a second
+			connections := NewConnections(never)
+			connections.each, connections.total = 2*requestBurst, 2*requestBurst // net/http closes some late
+			l, refused := listening(t, anyHolder, connections)
+			s := &http.Server{ConnContext: ConnContext, MaxHeaderBytes: 4 << 10, ErrorLog: log.New(io.Discard, "", 0), Handler: NewHandler(Config{
+				Caller:   func(netip.Addr, time.Time) Caller { return &fakeCaller{session: "uid", role: "own"} },
+				Sessions: NewSessions(NewKey()), Log: slog.New(slog.DiscardHandler),
+				Upstream: forwarder(func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(http.StatusNotFound); return nil }),
+			})}
+			go s.Serve(l)
+			defer s.Close()
+			ask := func(source string) string {
+				d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
+				c, err := d.Dial("tcp", l.Addr().String())
+				if err != nil {
+					return err.Error() // reset sooner than this end saw the connection
+				}
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(20 * time.Second))
+				io.WriteString(c, tt.request)
+				answer := make([]byte, len(tt.status))
+				if _, err := io.ReadFull(c, answer); err != nil {
+					return err.Error()
+				}
+				return string(answer)
+			}
+			for i := range requestBurst {
+				if got := ask("127.0.0.1"); got != tt.status {
+					t.Fatalf("connection %d: %s", i+1, got)
+				}
+			}
+			for range 10 {
+				if got := ask("127.0.0.1"); got == tt.status {
+					t.Errorf("a connection beyond the source's tokens: %s, want none", got)
+				}
+			}
+			if got := ask("127.0.0.2"); got != tt.status {
+				t.Errorf("the neighbour: %s", got)
+			}
+			if n := refused.Load(); n != 10 {
+				t.Errorf("%d refused connections were counted, want 10", n)
+			}
+		})
+	}
 }

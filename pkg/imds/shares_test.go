@@ -277,7 +277,7 @@ func TestOnePodCannotTakeAllConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := make(chan struct{}, 100)
-	connections := NewConnections()
+	connections := NewConnections(0)
 	connections.each = 3
 	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, anyHolder, connections, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
 	defer l.Close()

@@ -43,7 +43,7 @@ func New(version, commit, date string, pods func() int, synced func() bool) *Met
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: "http", Name: "connections_refused_total",
-			Help: "Connections that were refused or closed: no rule of this node had redirected them, their pod had too many, or all pods had.",
+			Help: "Connections that were reset or closed: no rule of this node had redirected them, their pod or all pods had too many, their pod makes too many requests, or another pod holds their address now.",
 		}),
 	}
 	m.delayed = prometheus.NewCounter(prometheus.CounterOpts{
@@ -101,5 +101,5 @@ func (m *Metrics) Refused(status int) { m.refusals.WithLabelValues(strconv.Itoa(
 // RequestDelayed counts a request that waited because its pod makes too many.
 func (m *Metrics) RequestDelayed() { m.delayed.Inc() }
 
-// ConnectionRefused counts a connection that was reset, or closed for another pod's.
+// ConnectionRefused counts a connection that was refused, reset, or closed in favour of another pod's.
 func (m *Metrics) ConnectionRefused() { m.refused.Inc() }
