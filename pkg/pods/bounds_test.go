@@ -189,6 +189,34 @@ func TestOnePodCannotUseUpTheAPIServer(t *testing.T) {
 	})
 }
 
+// TestProxyThatLimitsItselfDoesNotBlameTheAPIServer has the API be asked for a pod until the pod's part is used up. Each
+// request says whether the API did not answer it or was not asked.
+func TestProxyThatLimitsItselfDoesNotBlameTheAPIServer(t *testing.T) {
+	dir := attachment.In(t.TempDir())
+	record := testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)
+	if err := dir.Put(t.Context(), record); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		api := &hanging{fails: true}
+		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), Watch: synced(t, api), API: api, Node: thisNode,
+			MaxElapsed: 400 * time.Millisecond, MaxInterval: 10 * time.Millisecond})
+		// Its first questions are not answered, and its later ones not asked.
+		if _, err := r.Resolve(t.Context(), r.Source(ipA)); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrAskedTooOften) {
+			t.Errorf("asked: %v", err)
+		}
+		r.c.MaxElapsed = 50 * time.Millisecond
+		_, err := r.Resolve(t.Context(), r.Source(ipA))
+		const want = "the proxy asks the API server at most 2 times a second for a pod, 20 times for the node"
+		if !errors.Is(err, ErrAskedTooOften) || errors.Is(err, ErrUnavailable) || err.Error() != want {
+			t.Errorf("not asked: %v", err)
+		}
+		if n := api.gets.Load(); n != 4 {
+			t.Errorf("the API was asked %d times", n)
+		}
+	})
+}
+
 // TestAPIServerThatHangsIsAskedAgain has a question hang: its request looks again after a second, when the watch may have shown the pod.
 func TestAPIServerThatHangsIsAskedAgain(t *testing.T) {
 	dir := attachment.In(t.TempDir())

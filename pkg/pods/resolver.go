@@ -19,7 +19,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
-// What stands between an address and its pod. All but ErrUnavailable are the API's word.
+// The reasons why an address has no pod. ErrUnavailable and ErrAskedTooOften pass by themselves.
 var (
 	// ErrUnknown: no pod of this node is known to have the address.
 	ErrUnknown = errors.New("no pod of this node has the address")
@@ -31,7 +31,12 @@ var (
 	ErrFinished = errors.New("the pod has finished")
 	// ErrUnavailable: the Kubernetes API could not be asked, so it is not known which pod it is.
 	ErrUnavailable = errors.New("the Kubernetes API does not answer")
+	// ErrAskedTooOften: the proxy itself does not ask the API more often, so it is not known which pod it is.
+	ErrAskedTooOften = fmt.Errorf("the proxy asks the API server at most %d times a second for a pod, %d times for the node", podGets, nodeGets)
 )
+
+// podGets and nodeGets are how many pods a second the API server is asked for.
+const podGets, nodeGets = 2, 20
 
 // Resolver finds the pod behind a source address.
 type Resolver struct {
@@ -59,7 +64,7 @@ type ResolverConfig struct {
 
 // NewResolver is a resolver over records and watch.
 func NewResolver(c ResolverConfig) *Resolver {
-	return &Resolver{c: c, gets: newLimiter(20, 20, 2, 4), lists: newLimiter(2, 4, 0.5, 2)}
+	return &Resolver{c: c, gets: newLimiter(nodeGets, 20, podGets, 4), lists: newLimiter(2, 4, 0.5, 2)}
 }
 
 // limiter bounds how often all pods together do something, and within that each pod, so that none uses up its neighbours' part.
@@ -110,8 +115,8 @@ func (r *Resolver) Source(ip netip.Addr) Source {
 	return s
 }
 
-// Holder is the UID of the pod that the records say holds the address, or else of the one that reports it; empty where that is not
-// known. It is the same for a pod that is put on record later.
+// Holder returns the UID of the pod that the records say holds the address, or else of the pod that reports it, or else
+// an empty string. The value does not change when a record is written for the pod later.
 func (s Source) Holder() string {
 	if s.record == nil {
 		return s.reported
@@ -233,6 +238,7 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, e
 	wait, cancel := context.WithTimeout(ctx, r.c.MaxElapsed)
 	defer cancel()
 	ask := true
+	var unanswered error // the API's failure to answer this request's question, which explains more than ErrAskedTooOften
 	unready := r.c.Watch.Synced()
 	if r.c.Watch.ready() {
 		unready = nil
@@ -248,6 +254,12 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, e
 			var done bool
 			if pod, done, err = r.ask(wait, source, err); done {
 				return pod, err
+			}
+			switch {
+			case errors.Is(err, ErrUnavailable):
+				unanswered = err
+			case errors.Is(err, ErrAskedTooOften) && unanswered != nil:
+				err = unanswered
 			}
 			interval = min(2*interval, max(r.c.MaxInterval, time.Millisecond))
 		}
@@ -282,7 +294,7 @@ func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done
 	case record == nil:
 		return nil, false, why
 	case !r.gets.allow(s): // whether the API has the pod is not known then
-		return nil, false, fmt.Errorf("%w: it has been asked too often for this pod or this node", ErrUnavailable)
+		return nil, false, ErrAskedTooOften
 	}
 	found, err := r.c.API.GetPod(ctx, record.Pod.Namespace, record.Pod.Name)
 	switch {
