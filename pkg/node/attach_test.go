@@ -45,7 +45,7 @@ func TestAttachInsideThePod(t *testing.T) {
 				n := newNetwork(t)
 				pod := n.namespace()
 				build(n, pod)
-				n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0\nip addr add fd00:1::5/64 dev eth0") })
+				n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0\nip addr add fd00:1::5/64 dev eth0 nodad") })
 				node, r := n.real(backend), request(pod, "10.1.0.5", "fd00:1::5")
 				_, err := node.Attach(t.Context(), r)
 				if name != "a macvlan" {
@@ -172,7 +172,7 @@ func TestAttachOnABridge(t *testing.T) {
 					ip link add veth0 type veth peer name eth0 netns ` + path(pod) + `
 					ip link set veth0 master br0
 					` + tc.ipRule)
-				n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0\nip addr add fd00:1::5/64 dev eth0") })
+				n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0\nip addr add fd00:1::5/64 dev eth0 nodad") })
 				n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(tc.nf4), 0o644))
 				n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-ip6tables", []byte(tc.nf6), 0o644))
 				node := n.real(backend)

@@ -31,9 +31,9 @@ func newTrackingNetwork(t *testing.T) (n *network, pod, service netns.NsHandle) 
 	n.run(`ip link add veth0 type veth peer name eth0 netns ` + path(pod) + `
 		ip link add uplink type veth peer name far netns ` + path(service) + `
 		ip addr add 10.1.0.1/24 dev veth0
-		ip addr add fd00:1::1/64 dev veth0
+		ip addr add fd00:1::1/64 dev veth0 nodad
 		ip addr add 192.168.7.2/24 dev uplink
-		ip addr add fd00:7::2/64 dev uplink
+		ip addr add fd00:7::2/64 dev uplink nodad
 		ip link set veth0 up
 		ip link set uplink up`)
 	for _, sysctl := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
@@ -42,17 +42,17 @@ func newTrackingNetwork(t *testing.T) (n *network, pod, service netns.NsHandle) 
 	n.in(pod, func() {
 		n.run(`ip addr add 10.1.0.5/24 dev eth0
 			ip addr add 10.1.0.6/24 dev eth0
-			ip addr add fd00:1::5/64 dev eth0
+			ip addr add fd00:1::5/64 dev eth0 nodad
 			ip link set eth0 up
 			ip route add default via 10.1.0.1
 			ip route add default via fd00:1::1`)
 	})
 	n.in(service, func() {
 		n.run(`ip addr add 192.168.7.1/24 dev far
-			ip addr add fd00:7::1/64 dev far
+			ip addr add fd00:7::1/64 dev far nodad
 			ip addr add 169.254.169.254/32 dev lo
 			ip addr add 169.254.169.253/32 dev lo
-			ip addr add fd00:ec2::254/128 dev lo
+			ip addr add fd00:ec2::254/128 dev lo nodad
 			ip link set far up
 			ip route add default via 192.168.7.2
 			ip route add default via fd00:7::2`)
