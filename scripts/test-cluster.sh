@@ -41,4 +41,4 @@ in_group "$SCRIPTS/build.sh"
 
 echo "== testing"
 in_group go vet -tags cluster ./test/cluster/...
-in_group go test -tags cluster ./test/cluster -count=1 -v -timeout 15m "$@"
+in_group go test -tags cluster ./test/cluster -count=1 -v -timeout 25m "$@"

@@ -53,6 +53,7 @@ func TestCluster(t *testing.T) {
 		{"after a reboot all is as before", testReboot},
 		{"the order of the two DaemonSets does not matter", testOrder},
 		{"uninstalled, the node is what it was", testUninstall},
+		{"the documents' commands work as they stand", testDocuments},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.run(t, n, c)

@@ -96,4 +96,11 @@ go build -C s3lister -trimpath -ldflags "-s -w" -o "$BIN/s3lister" .
 for name in pause firstrequest refuser s3lister; do
   image "$name"
 done
+# The image that the README's example names.
+root=$(mktemp -d)
+mkdir "$root/bin"
+cp "$(command -v busybox)" "$root/bin/busybox"
+for name in sh sleep wget; do ln -s busybox "$root/bin/$name"; done
+"$SCRIPTS/image.sh" docker.io/library/busybox:1.36 "$root" bin/busybox "$IMAGES/busybox.tar"
+rm -rf "$root"
 "$SCRIPTS/product-images.sh"

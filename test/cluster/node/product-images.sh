@@ -36,10 +36,8 @@ fi
 # images TAG ARCH [OPTION...]: both, as an operator builds them.
 images() {
   export DATE=1970-01-01T00:00:00Z VERSION=suite
-  BUILDER="buildah --root $store --runroot $STATE/containers --storage-driver vfs build" "$repository/scripts/images.sh" localhost "$1" "${@:3}" \
-    --isolation chroot --pull-never --timestamp 0 --platform "linux/$2" \
-    --volume "$(go env GOMODCACHE):/go/pkg/mod" --build-arg GO_IMAGE="$base" --build-arg BUILDPLATFORM="linux/$(go env GOARCH)" \
-    --build-arg GOPROXY=off --build-arg GOFLAGS=-mod=mod >"$LOGS/buildah.log" 2>&1 || { tail -n 20 "$LOGS/buildah.log" >&2; exit 1; }
+  BUILDER="$SCRIPTS/operator/docker build" "$repository/scripts/images.sh" localhost "$1" "${@:3}" --platform "linux/$2" \
+    >"$LOGS/buildah.log" 2>&1 || { tail -n 20 "$LOGS/buildah.log" >&2; exit 1; }
 }
 
 identity() { build inspect --type image --format '{{.FromImageID}}' "$1"; }
@@ -54,12 +52,11 @@ machine() {
 }
 
 mkdir -p "$LOGS"
-cached=(--volume "$(go env GOCACHE):/root/.cache/go-build")
 began=$SECONDS
-images suite "$(go env GOARCH)" "${cached[@]}"
+images suite "$(go env GOARCH)"
 # The same bytes twice: with the same version and commit nothing depends on when it is built.
-images again "$(go env GOARCH)" --no-cache "${cached[@]}"
-images arm64 arm64 "${cached[@]}"
+images again "$(go env GOARCH)" --no-cache
+images arm64 arm64
 for name in kube2iam-cni kube2iam-proxy; do
   image=localhost/$name
   id=$(identity "$image:suite") again=$(identity "$image:again")
