@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -121,24 +122,28 @@ func (c *cloud) makeNodeUser(t *testing.T) {
 	if err := files.Close(); err != nil {
 		t.Fatal(err)
 	}
-	body := bytes.NewReader(archive.Bytes())
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, cloudURL+"/minio/admin/v3/import-iam", body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := v4.NewSigner(owner.credentials()).Sign(request, body, "s3", region, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	response, err := c.client.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		var said bytes.Buffer
-		said.ReadFrom(response.Body)
-		t.Fatalf("import the node's user into MinIO: %s: %s", response.Status, said.Bytes())
-	}
+	// It is ready for requests, by its own word, before it is ready for this one.
+	await(t, 30*time.Second, "the node's user imported into MinIO", func(ctx context.Context) error {
+		body := bytes.NewReader(archive.Bytes())
+		request, err := http.NewRequestWithContext(ctx, http.MethodPut, cloudURL+"/minio/admin/v3/import-iam", body)
+		if err != nil {
+			return err
+		}
+		if _, err := v4.NewSigner(owner.credentials()).Sign(request, body, "s3", region, time.Now()); err != nil {
+			return err
+		}
+		response, err := c.client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			var said bytes.Buffer
+			said.ReadFrom(response.Body)
+			return fmt.Errorf("%s: %s", response.Status, said.Bytes())
+		}
+		return nil
+	})
 }
 
 func (c *cloud) fillBucket(t *testing.T) {
