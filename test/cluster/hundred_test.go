@@ -163,7 +163,7 @@ func (n *node) awaitNoRecords(t *testing.T) {
 // packets is a chain's counter, as iptables-save prints it: it differs from one moment to the next.
 var packets = regexp.MustCompile(` \[\d+:\d+\]$`)
 
-// rules are the node's chains and rules, in their order.
+// rules are iptables' chains and rules of the node and the lines of the plugin's nftables table, sorted.
 func (n *node) rules(t *testing.T) []string {
 	t.Helper()
 	var rules []string
@@ -173,12 +173,21 @@ func (n *node) rules(t *testing.T) []string {
 			rules = append(rules, packets.ReplaceAllString(line, ""))
 		}
 	}
+	// What the backend `auto` makes here: a line for each rule, and for each element of a set or a map.
+	table := n.must(t, "nft", "--stateless", "list", "table", "ip", "kube2iam-cni")
+	table = strings.NewReplacer("elements = {", "\n", ",", "\n", "}", "\n").Replace(table)
+	for line := range strings.Lines(table) {
+		if line = strings.TrimSpace(line); line != "" {
+			rules = append(rules, line)
+		}
+	}
+	slices.Sort(rules) // nft lists elements in no order
 	return rules
 }
 
-// redirections counts the rules that send a pod to the proxy.
+// redirections counts the elements that send a pod to the proxy.
 func redirections(rules []string) int {
 	return len(slices.DeleteFunc(slices.Clone(rules), func(rule string) bool {
-		return !strings.HasSuffix(rule, "-j DNAT --to-destination "+nodeIP+":"+proxyPort)
+		return !strings.HasSuffix(rule, " : "+nodeIP+" . "+proxyPort)
 	}))
 }
