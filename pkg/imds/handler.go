@@ -179,11 +179,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
-		forward := h.upstream.Forward
+		var err error
 		if isListing(path) {
-			forward = func(w http.ResponseWriter, r *http.Request) error { return h.forwardListing(w, r, caller) }
+			err = h.forwardListing(w, r, caller)
+		} else {
+			err = h.upstream.Forward(w, r)
 		}
-		if err := forward(w, r); err != nil {
+		if err != nil {
 			h.refuse(w, r, source, caller, err)
 		}
 	default:
