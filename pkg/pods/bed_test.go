@@ -149,3 +149,13 @@ func (b *bed) refused(ip netip.Addr, want error) {
 		b.t.Errorf("%s: %v, %v; want %v", ip, p, err, want)
 	}
 }
+
+// recordOfA returns an index of one record: the pod a, with the UID a, holds ipA.
+func recordOfA(t *testing.T) *attachment.Index {
+	t.Helper()
+	dir := attachment.In(t.TempDir())
+	if err := dir.Put(t.Context(), testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)); err != nil {
+		t.Fatal(err)
+	}
+	return attachment.NewIndex(dir)
+}

@@ -192,14 +192,10 @@ func TestOnePodCannotUseUpTheAPIServer(t *testing.T) {
 // TestProxyThatLimitsItselfDoesNotBlameTheAPIServer has the API be asked for a pod until the pod's part is used up. Each
 // request says whether the API did not answer it or was not asked.
 func TestProxyThatLimitsItselfDoesNotBlameTheAPIServer(t *testing.T) {
-	dir := attachment.In(t.TempDir())
-	record := testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)
-	if err := dir.Put(t.Context(), record); err != nil {
-		t.Fatal(err)
-	}
+	records := recordOfA(t)
 	synctest.Test(t, func(t *testing.T) {
 		api := &hanging{fails: true}
-		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), Watch: synced(t, api), API: api, Node: thisNode,
+		r := NewResolver(ResolverConfig{Records: records, Watch: synced(t, api), API: api, Node: thisNode,
 			MaxElapsed: 400 * time.Millisecond, MaxInterval: 10 * time.Millisecond})
 		// Its first questions are not answered, and its later ones not asked.
 		if _, err := r.Resolve(t.Context(), r.Source(ipA)); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrAskedTooOften) {
@@ -219,15 +215,11 @@ func TestProxyThatLimitsItselfDoesNotBlameTheAPIServer(t *testing.T) {
 
 // TestAPIServerThatHangsIsAskedAgain has a question hang: its request looks again after a second, when the watch may have shown the pod.
 func TestAPIServerThatHangsIsAskedAgain(t *testing.T) {
-	dir := attachment.In(t.TempDir())
-	record := testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)
-	if err := dir.Put(t.Context(), record); err != nil {
-		t.Fatal(err)
-	}
+	records := recordOfA(t)
 	synctest.Test(t, func(t *testing.T) {
 		api := new(hanging)
 		w := synced(t, api)
-		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), Watch: w, API: api, Node: thisNode, MaxElapsed: time.Minute, MaxInterval: time.Second})
+		r := NewResolver(ResolverConfig{Records: records, Watch: w, API: api, Node: thisNode, MaxElapsed: time.Minute, MaxInterval: time.Second})
 		start := time.Now()
 		time.AfterFunc(500*time.Millisecond, func() { w.replace("a", reporting("a")) })
 		if p, err := r.Resolve(t.Context(), r.Source(ipA)); err != nil || p.Name != "a" || time.Since(start) > 1500*time.Millisecond {

@@ -61,14 +61,10 @@ func TestAddressThatTwoPodsReportHasNoHolder(t *testing.T) {
 }
 
 func TestLooksBecomeRarerUpToABound(t *testing.T) {
-	dir := attachment.In(t.TempDir())
-	record := testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)
-	if err := dir.Put(t.Context(), record); err != nil {
-		t.Fatal(err)
-	}
+	records := recordOfA(t)
 	synctest.Test(t, func(t *testing.T) {
 		api := &hanging{fails: true}
-		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), Watch: synced(t, api), API: api, Node: thisNode, MaxElapsed: 10 * time.Second, MaxInterval: time.Second})
+		r := NewResolver(ResolverConfig{Records: records, Watch: synced(t, api), API: api, Node: thisNode, MaxElapsed: 10 * time.Second, MaxInterval: time.Second})
 		if _, err := r.Resolve(t.Context(), r.Source(ipA)); !errors.Is(err, ErrUnavailable) {
 			t.Error(err)
 		}
