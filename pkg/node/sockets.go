@@ -47,9 +47,10 @@ func (n *Node) destroySockets(r *attachment.Record) (wait func() error) {
 	}
 }
 
-// destroySocketsOfRemoved begins to destroy the sockets to the addresses of an attachment that is being removed: otherwise its
-// answers would be retransmitted until the next ADD comes. It leaves out addresses that another attachment holds or may hold. An error fails neither DEL nor
-// collection: the next ADD with one of the addresses destroys what is left.
+// destroySocketsOfRemoved begins to destroy the sockets to the addresses of an attachment that is
+// being removed: otherwise their answers would be retransmitted until the next ADD. It leaves out
+// addresses that another attachment holds or may hold. An error fails neither DEL nor collection: the
+// next ADD with one of the addresses destroys what is left.
 func (n *Node) destroySocketsOfRemoved(r *attachment.Record) (wait func()) {
 	own := slices.DeleteFunc(slices.Clone(r.IPs), func(ip netip.Addr) bool {
 		holder, err := n.records().Holder(ip)

@@ -152,9 +152,10 @@ func executable(path string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
 }
 
-// used tells whether rules can stand in a table in the given form. In the nft form they cannot without nf_tables. Asking the legacy command for them would make the
-// table, and from then on each packet would pass it; the kernel's list of such tables is free. The list is the calling
-// thread's namespace's.
+// used reports whether rules can be in a table in the given form. In the nft form there are none
+// without nf_tables. The legacy command would make the table when it is asked, and each packet would
+// pass the table from then on, so the kernel's list of such tables is read instead. The list is that
+// of the calling thread's network namespace.
 func (k *nft) used(form Form, v6 bool, table string) bool {
 	switch form {
 	case NFTables:
