@@ -45,8 +45,8 @@ func TestAddRecords(t *testing.T) {
 			Pod:      attachment.Pod{Namespace: "team", Name: "c1", UID: "uid-c1"},
 			IPs:      []netip.Addr{netip.MustParseAddr(pod4), netip.MustParseAddr(pod6)},
 			HostLink: attachment.HostLink{Name: "veth0", Index: link.Index},
-			Path:     attachment.PathRouted,
-			Backend:  n.backend,
+			Datapath: attachment.DatapathRouted,
+			Backend:  attachment.Backend(n.backend),
 			Redirects: []attachment.Redirect{
 				{Source: netip.MustParseAddr(pod4), Metadata: netip.MustParseAddrPort("169.254.169.254:80"), Proxy: netip.MustParseAddrPort("192.168.7.2:8181")},
 				{Source: netip.MustParseAddr(pod6), Metadata: netip.MustParseAddrPort("[fd00:ec2::254]:80"), Proxy: netip.MustParseAddrPort("[fd00:7::2]:8181")},
@@ -54,7 +54,7 @@ func TestAddRecords(t *testing.T) {
 			Created: time.Date(2026, 11, 23, 11, 0, 0, 0, time.UTC),
 		}
 		if n.kind == "bridged" {
-			want.Path, want.HostLink.Bridge = attachment.PathBridged, "br0"
+			want.Datapath, want.HostLink.Bridge = attachment.DatapathBridged, "br0"
 		}
 		if diff := cmp.Diff(want, n.record("c1"), plain, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 			t.Error(diff)

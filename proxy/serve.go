@@ -203,7 +203,7 @@ func destinations(records *attachment.Index, configured netip.Addr) imds.Destina
 			return false
 		}
 		return slices.ContainsFunc(record.Redirects, func(r attachment.Redirect) bool {
-			inPod := record.Path == attachment.PathNetns && r.Proxy == destination
+			inPod := record.Datapath == attachment.DatapathPod && r.Proxy == destination
 			return r.Source == source && (inPod || r.Metadata == destination)
 		})
 	}

@@ -32,7 +32,7 @@ func recordedAs(t *testing.T, stateDir string, pod attachment.Pod, ip string) {
 	a := netip.MustParseAddr(ip)
 	err := attachment.In(stateDir).Put(t.Context(), &attachment.Record{
 		ContainerID: pod.Namespace + pod.Name, IfName: "eth0", Network: "net", Netns: "/run/netns/" + pod.Name, Pod: pod,
-		IPs: []netip.Addr{a}, Path: attachment.PathRouted, HostLink: attachment.HostLink{Name: "veth0", Index: 7}, Backend: "nftables", Created: time.Now(),
+		IPs: []netip.Addr{a}, Datapath: attachment.DatapathRouted, HostLink: attachment.HostLink{Name: "veth0", Index: 7}, Backend: "nftables", Created: time.Now(),
 	})
 	if err != nil {
 		t.Fatal(err)

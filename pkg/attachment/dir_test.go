@@ -23,7 +23,7 @@ func record(containerID string, ips ...string) *Record {
 		ContainerID: containerID, IfName: "eth0", Network: "net", Netns: "/run/netns/x",
 		Pod:      Pod{Namespace: "team", Name: "web-0", UID: "uid-" + containerID},
 		HostLink: HostLink{Name: "veth0", Index: 7, Bridge: "br0"},
-		Path:     PathBridged, Backend: "iptables-nft",
+		Datapath: DatapathBridged, Backend: "iptables-nft",
 		Created: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
 	}
 	for _, ip := range ips {

@@ -10,17 +10,34 @@ import (
 	"time"
 )
 
-// Path says how the packets of an attachment enter the host, and so how its redirection is matched.
-type Path string
+// Backend is what programs the rules of an attachment.
+type Backend string
 
 const (
-	// PathRouted is a veth whose host side is no port of a bridge: its packets enter the host's IP layer by it.
-	PathRouted Path = "routed"
-	// PathBridged is a veth whose host side is a bridge port: the IP layer sees them arrive by the bridge.
-	PathBridged Path = "bridged"
-	// PathNetns is an interface whose packets the host's rules do not see: the redirection is made inside the pod, and the
+	// BackendNFTables is nftables by netlink.
+	BackendNFTables Backend = "nftables"
+	// BackendIPTables is the node's iptables command.
+	BackendIPTables Backend = "iptables"
+)
+
+// The metadata service's fixed address (Amazon EC2 User Guide, "Access instance metadata") and port. A
+// configuration can change the IPv4 address.
+const MetadataPort = 80
+
+// MetadataIPv6 is the IPv6 address of the metadata service.
+var MetadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
+
+// Datapath says how the packets of an attachment enter the host, and so how its redirection is matched.
+type Datapath string
+
+const (
+	// DatapathRouted is a veth whose host side is no port of a bridge: its packets enter the host's IP layer by it.
+	DatapathRouted Datapath = "routed"
+	// DatapathBridged is a veth whose host side is a bridge port: the IP layer sees them arrive by the bridge.
+	DatapathBridged Datapath = "bridged"
+	// DatapathPod is an interface whose packets the host's rules do not see: the redirection is made inside the pod, and the
 	// proxy sees connections that were dialled to it directly.
-	PathNetns Path = "netns"
+	DatapathPod Datapath = "pod"
 )
 
 // Pod is the pod that an attachment belongs to, as the runtime named it in CNI_ARGS. It is empty where the runtime named
@@ -60,10 +77,10 @@ type Record struct {
 	Pod         Pod          `json:"pod"`
 	IPs         []netip.Addr `json:"ips"`
 	HostLink    HostLink     `json:"hostLink"`
-	Path        Path         `json:"path"`
+	Datapath    Datapath     `json:"datapath"`
 	// Backend names what programmed the rules ("iptables-nft", "iptables-legacy", "nftables"), so that DEL asks the same one
 	// first.
-	Backend string `json:"backend"`
+	Backend Backend `json:"backend"`
 	// Mark is what iptables matches in place of the bridge's port; 0 where it sees the port, or there is no bridge.
 	Mark      uint32     `json:"mark,omitempty"`
 	Redirects []Redirect `json:"redirects"`

@@ -17,13 +17,8 @@ const (
 	maxNetns = 4095 // PATH_MAX without its NUL
 )
 
-// The metadata service's addresses. A configuration can change the IPv4 address and nothing else.
-var (
-	metadata4 = netip.MustParseAddr("169.254.169.254")
-	metadata6 = netip.MustParseAddr("fd00:ec2::254")
-)
-
-const metadataPort = 80
+// metadata4 is the metadata service's default address.
+var metadata4 = netip.MustParseAddr("169.254.169.254")
 
 // Valid returns an error if containerID and ifName cannot name an attachment, and so a file and a rule's comment. The rules
 // are those of the CNI specification, with a bound on the length and without bytes that a rule's comment cannot hold.
@@ -80,7 +75,7 @@ func (r *Record) validateIPs() error {
 		return fmt.Errorf("%d IPs are more than %d", len(r.IPs), maxIPs)
 	}
 	for i, ip := range r.IPs {
-		if !isUnicast(ip) || ip.Is6() && ip.IsLinkLocalUnicast() || ip == metadata4 || ip == metadata6 {
+		if !isUnicast(ip) || ip.Is6() && ip.IsLinkLocalUnicast() || ip == metadata4 || ip == MetadataIPv6 {
 			return fmt.Errorf("IP %q: not a pod's address", ip)
 		}
 		if slices.Contains(r.IPs[:i], ip) {
@@ -102,23 +97,23 @@ func (r *Record) validateLink() error {
 	if l.Index < 0 || l.Index > math.MaxInt32 || (l.Index == 0) != (l.Name == "") || l.Bridge != "" && l.Name == "" || l.Bridge == l.Name && l.Name != "" {
 		return fmt.Errorf("host interface %+v: name, index and bridge contradict each other", l)
 	}
-	iptables := r.Backend == "iptables-nft" || r.Backend == "iptables-legacy"
+	iptables := r.Backend == BackendIPTables || r.Backend == "iptables-nft" || r.Backend == "iptables-legacy"
 	if !iptables && r.Backend != "nftables" {
 		return fmt.Errorf("backend %.80q: not one that programs rules", r.Backend)
 	}
 	consistent := false
-	switch r.Path {
-	case PathRouted:
+	switch r.Datapath {
+	case DatapathRouted:
 		consistent = l.Name != "" && l.Bridge == "" && r.Mark == 0
-	case PathBridged:
+	case DatapathBridged:
 		consistent = l.Bridge != "" && (r.Mark == 0 || iptables)
-	case PathNetns:
+	case DatapathPod:
 		consistent = r.Mark == 0 && !iptables
 	default:
-		return fmt.Errorf("path %.80q: not %q, %q or %q", r.Path, PathRouted, PathBridged, PathNetns)
+		return fmt.Errorf("datapath %.80q: not %q, %q or %q", r.Datapath, DatapathRouted, DatapathBridged, DatapathPod)
 	}
 	if !consistent {
-		return fmt.Errorf("path %q contradicts host interface %+v, backend %q or mark %#x", r.Path, l, r.Backend, r.Mark)
+		return fmt.Errorf("datapath %q contradicts host interface %+v, backend %q or mark %#x", r.Datapath, l, r.Backend, r.Mark)
 	}
 	return nil
 }
@@ -133,7 +128,7 @@ func (r *Record) validateRedirects() error {
 		sources = append(sources, one.Source)
 		v6 := one.Source.Is6()
 		metadata := one.Metadata.Addr()
-		if !isUnicast(metadata) || metadata.Is6() != v6 || v6 && metadata != metadata6 || one.Metadata.Port() != metadataPort || slices.Contains(r.IPs, metadata) {
+		if !isUnicast(metadata) || metadata.Is6() != v6 || v6 && metadata != MetadataIPv6 || one.Metadata.Port() != MetadataPort || slices.Contains(r.IPs, metadata) {
 			return fmt.Errorf("redirection of %s: not a metadata service of the family of %s", one.Metadata, one.Source)
 		}
 		// The guard's rules are made for one service of a family.

@@ -14,10 +14,10 @@ import (
 )
 
 // routed and inPod change the bridged record of the tests into one of another path.
-func routed(r *Record) { r.Path, r.HostLink.Bridge = PathRouted, "" }
+func routed(r *Record) { r.Datapath, r.HostLink.Bridge = DatapathRouted, "" }
 
 func inPod(r *Record) {
-	r.Path, r.HostLink, r.Backend = PathNetns, HostLink{}, "nftables"
+	r.Datapath, r.HostLink, r.Backend = DatapathPod, HostLink{}, "nftables"
 }
 
 func port(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
@@ -32,7 +32,7 @@ func TestValidRecords(t *testing.T) {
 		"routed, by iptables-legacy":    func(r *Record) { routed(r); r.Backend = "iptables-legacy" },
 		"routed, a Calico name":         func(r *Record) { routed(r); r.HostLink.Name = "cali0123456789a" },
 		"inside the pod":                inPod,
-		"inside the pod, with its veth": func(r *Record) { r.Path, r.Backend = PathNetns, "nftables" },
+		"inside the pod, with its veth": func(r *Record) { r.Datapath, r.Backend = DatapathPod, "nftables" },
 		"no pod":                        func(r *Record) { r.Pod = Pod{} },
 		"a pod without a UID":           func(r *Record) { r.Pod.UID = "" },
 		"a static pod": func(r *Record) {
@@ -131,14 +131,14 @@ func TestInvalidRecords(t *testing.T) {
 		"a port of itself":           func(r *Record) { r.HostLink.Bridge = r.HostLink.Name },
 		"a bridge without a port":    func(r *Record) { inPod(r); r.HostLink.Bridge = "br0" },
 
-		"no path":                   func(r *Record) { r.Path = "" },
-		"another path":              func(r *Record) { r.Path = "direct" },
-		"routed by a bridge":        func(r *Record) { r.Path = PathRouted },
-		"routed by nothing":         func(r *Record) { r.Path, r.HostLink = PathRouted, HostLink{} },
+		"no path":                   func(r *Record) { r.Datapath = "" },
+		"another path":              func(r *Record) { r.Datapath = "direct" },
+		"routed by a bridge":        func(r *Record) { r.Datapath = DatapathRouted },
+		"routed by nothing":         func(r *Record) { r.Datapath, r.HostLink = DatapathRouted, HostLink{} },
 		"bridged without a bridge":  func(r *Record) { r.HostLink.Bridge = "" },
 		"inside the pod, iptables":  func(r *Record) { inPod(r); r.Backend = "iptables-nft" },
 		"no backend":                func(r *Record) { r.Backend = "" },
-		"another backend":           func(r *Record) { r.Backend = "iptables" },
+		"another backend":           func(r *Record) { r.Backend = "ipset" },
 		"a mark, routed":            func(r *Record) { routed(r); r.Mark = 1 },
 		"a mark, nftables":          func(r *Record) { r.Backend, r.Mark = "nftables", 1 },
 		"a mark, inside the pod":    func(r *Record) { inPod(r); r.Mark = 1 },

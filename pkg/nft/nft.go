@@ -40,8 +40,9 @@ type Conn struct {
 	socket *netlink.Conn // of conn
 	// timeout bounds each read and each transaction; 0 is no bound. A pod with NET_ADMIN can fill the
 	// tables of its namespace.
-	timeout  time.Duration
-	attempts int
+	timeout     time.Duration
+	hasDeadline bool // of the socket
+	attempts    int
 }
 
 // attempts is how often a change is computed and tried again when another process changed the same
@@ -93,9 +94,7 @@ func Open(options ...Option) (*Conn, error) {
 // Close closes the connection. It blocks for an RCU grace period after a deletion.
 func (c *Conn) Close() error { return c.conn.CloseLasting() }
 
-// IsSupported returns nil if the kernel has nf_tables, else an error that is ErrUnsupported. It
-// answers a read with EINVAL then, and only a batch with EOPNOTSUPP (net/netfilter/nfnetlink.c,
-// nfnetlink_rcv_msg and nfnetlink_rcv_batch).
+// IsSupported returns nil if the kernel has nf_tables, else an error that is ErrUnsupported.
 func (c *Conn) IsSupported(ctx context.Context) error {
 	_, err := c.tables(ctx)
 	if errors.Is(err, ErrUnsupported) {
@@ -109,10 +108,7 @@ func (c *Conn) tables(ctx context.Context) ([]*nftables.Table, error) {
 		return nil, err
 	}
 	tables, err := c.conn.ListTables()
-	if errors.Is(err, unix.EINVAL) {
-		return nil, fmt.Errorf("nftables: %w: %w", ErrUnsupported, err)
-	}
-	return tables, WrapError(err)
+	return tables, wrapReadError(err)
 }
 
 // DeleteTables deletes the tables whose names match, in all families. It returns the change for each;
@@ -148,10 +144,20 @@ func (c *Conn) setDeadline(ctx context.Context) error {
 			deadline = step
 		}
 	}
-	if c.socket == nil {
+	if deadline.IsZero() && !c.hasDeadline {
 		return nil
 	}
+	c.hasDeadline = !deadline.IsZero()
 	return c.socket.SetReadDeadline(deadline)
+}
+
+// wrapReadError is WrapError for reads. A kernel without nf_tables answers a read with EINVAL, and a
+// batch with EOPNOTSUPP (nfnetlink_rcv_msg and nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
+func wrapReadError(err error) error {
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("nftables: %w: %w", ErrUnsupported, err)
+	}
+	return WrapError(err)
 }
 
 // WrapError gives an error of the kernel its meaning: ErrUnsupported or ErrBusy. A kernel that lacks

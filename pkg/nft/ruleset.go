@@ -100,7 +100,9 @@ func (e Element) String() string {
 // id identifies an element in all of nftables.
 func (e Element) id() string { return setID(e.Set) + string(e.Key) }
 
-func setID(s *nftables.Set) string { return fmt.Sprintf("%d %s %s ", s.Table.Family, s.Table.Name, s.Name) }
+func setID(s *nftables.Set) string {
+	return fmt.Sprintf("%d %s %s ", s.Table.Family, s.Table.Name, s.Name)
+}
 
 func (e Element) equal(other Element) bool {
 	return string(e.Value) == string(other.Value) && e.Owner == other.Owner

@@ -42,11 +42,11 @@ func hook(c *nftables.Chain) string {
 func (c *Conn) read(ctx context.Context, desired Ruleset, scope Scope) (s *state, err error) {
 	for range c.attempts {
 		s, err = c.readOnce(ctx, desired, scope)
-		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ErrUnsupported) || ctx.Err() != nil {
+		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, unix.EINVAL) || errors.Is(err, ErrUnsupported) || ctx.Err() != nil {
 			break
 		}
 	}
-	return s, WrapError(err)
+	return s, wrapReadError(err)
 }
 
 func (c *Conn) readOnce(ctx context.Context, desired Ruleset, scope Scope) (*state, error) {
@@ -63,9 +63,6 @@ func (c *Conn) readOnce(ctx context.Context, desired Ruleset, scope Scope) (*sta
 	for _, t := range desired.Tables {
 		if _, known := present[t.Family]; !known {
 			table, err := c.conn.ListTableOfFamily(t.Name, t.Family)
-			if errors.Is(err, unix.EINVAL) {
-				return nil, fmt.Errorf("nftables: %w: %w", ErrUnsupported, err)
-			}
 			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EAFNOSUPPORT) {
 				return nil, err
 			}
@@ -180,8 +177,8 @@ func (c *Conn) readElement(s *state, e Element) error {
 		return fmt.Errorf("%s: %w", e, err)
 	}
 	for _, m := range messages {
-		if len(m.Data) < nfgenmsg {
-			return fmt.Errorf("%s: short message", e)
+		if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWSETELEM || len(m.Data) < nfgenmsg {
+			continue
 		}
 		found := Element{Set: e.Set, Key: e.Key}
 		if err := found.decode(m.Data[nfgenmsg:]); err != nil {

@@ -200,7 +200,7 @@ func TestAdoptKeepsARecord(t *testing.T) {
 	b.must(err)
 	data, err := json.Marshal(r.IPs)
 	b.must(err)
-	if string(data) != `["10.1.0.5"]` || r.Path != attachment.PathRouted {
-		t.Errorf("got %s, %s", data, r.Path)
+	if string(data) != `["10.1.0.5"]` || r.Datapath != attachment.DatapathRouted {
+		t.Errorf("got %s, %s", data, r.Datapath)
 	}
 }

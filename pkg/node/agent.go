@@ -225,7 +225,7 @@ func (a *Agent) state(before *snapshot) (*snapshot, error) {
 		Base: a.base(s.live...), Chosen: chosen.Form(), Everywhere: !a.looked, Attachments: make(map[redirect.Form][]redirect.Attachment),
 	}
 	for _, r := range s.live {
-		if r.Path != attachment.PathNetns {
+		if r.Datapath != attachment.DatapathPod {
 			form := redirect.Form(r.Backend)
 			s.wanted.Attachments[form] = append(s.wanted.Attachments[form], RulesOf(r))
 		}
@@ -259,12 +259,12 @@ func (s *snapshot) repair(ctx context.Context, dry bool) ([]string, error) {
 func (a *Agent) repairInPods(s *snapshot) {
 	var errs []error
 	for _, r := range s.gone {
-		if r.Path == attachment.PathNetns {
+		if r.Datapath == attachment.DatapathPod {
 			errs = append(errs, a.remove(r))
 		}
 	}
 	for _, r := range s.live {
-		if r.Path != attachment.PathNetns {
+		if r.Datapath != attachment.DatapathPod {
 			continue
 		}
 		missing, err := a.rules.MissingInPod(RulesOf(r))

@@ -49,8 +49,8 @@ func (n *Node) prepare(r Request) (*prepared, error) {
 
 // program returns what makes a plan's rules on the host, checked as far as that goes without changing anything.
 func (n *Node) program(p *plan) (func(context.Context) error, error) {
-	if p.Path == attachment.PathNetns {
-		p.Backend = string(redirect.NFTables)
+	if p.Datapath == attachment.DatapathPod {
+		p.Backend = attachment.BackendNFTables
 		base := n.base(p.Record)
 		return func(context.Context) error { return n.rules.Guard(base) }, nil
 	}
@@ -110,7 +110,7 @@ func (n *Node) attachRunning(ctx context.Context, p *prepared) error {
 		return nil
 	}
 	var undone error
-	if p.Path != attachment.PathNetns {
+	if p.Datapath != attachment.DatapathPod {
 		undone = n.remove(p.Record)
 	}
 	if undone == nil {
@@ -125,7 +125,7 @@ func (n *Node) attachRunning(ctx context.Context, p *prepared) error {
 // redirectInPod makes the redirection inside the pod, if the record has it there. How long this takes depends on the pod, within
 // bounds, so no caller holds the exclusive lock.
 func (n *Node) redirectInPod(r *attachment.Record) error {
-	if r.Path != attachment.PathNetns {
+	if r.Datapath != attachment.DatapathPod {
 		return nil
 	}
 	return about(Rules, n.addInPod(RulesOf(r)))

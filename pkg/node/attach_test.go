@@ -59,8 +59,8 @@ func TestAttachInsideThePod(t *testing.T) {
 				n.must(err)
 				record, err := node.records().Get("c1", "eth0")
 				n.must(err)
-				if record.Path != attachment.PathNetns || record.Backend != string(redirect.NFTables) || record.HostLink != (attachment.HostLink{}) {
-					t.Errorf("the record says %s, %s, %+v", record.Path, record.Backend, record.HostLink)
+				if record.Datapath != attachment.DatapathPod || record.Backend != attachment.BackendNFTables || record.HostLink != (attachment.HostLink{}) {
+					t.Errorf("the record says %s, %s, %+v", record.Datapath, record.Backend, record.HostLink)
 				}
 				n.wantGuardOnly()
 				n.in(pod, func() {
@@ -105,8 +105,8 @@ func TestAttachInsideThePodByConfiguration(t *testing.T) {
 	record, err := node.Attach(t.Context(), request(pod, "10.1.0.5"))
 	n.must(err)
 	// The host's side is on record: by it the agent knows whether the pod is there.
-	if record.Path != attachment.PathNetns || record.HostLink.Name != "veth0" || record.HostLink.Index == 0 {
-		t.Errorf("the record says %s, %+v", record.Path, record.HostLink)
+	if record.Datapath != attachment.DatapathPod || record.HostLink.Name != "veth0" || record.HostLink.Index == 0 {
+		t.Errorf("the record says %s, %+v", record.Datapath, record.HostLink)
 	}
 	n.wantGuardOnly()
 }
@@ -192,8 +192,8 @@ func TestAttachOnABridge(t *testing.T) {
 				if backend == "nftables" {
 					want = 0 // it sees the port itself
 				}
-				if record.Mark != want || record.Path != attachment.PathBridged || record.HostLink.Bridge != "br0" {
-					t.Errorf("the record says %s, %+v, mark %#x; want mark %#x", record.Path, record.HostLink, record.Mark, want)
+				if record.Mark != want || record.Datapath != attachment.DatapathBridged || record.HostLink.Bridge != "br0" {
+					t.Errorf("the record says %s, %+v, mark %#x; want mark %#x", record.Datapath, record.HostLink, record.Mark, want)
 				}
 				if wrong, err := node.Check(request(pod, tc.ips...)); err != nil || len(wrong) > 0 {
 					t.Errorf("wrong: %q, %v", wrong, err)

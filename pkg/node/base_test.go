@@ -18,7 +18,7 @@ func TestBase(t *testing.T) {
 	for name, tc := range map[string]struct {
 		ips, redirected  []string
 		unguarded        bool
-		path             attachment.Path
+		path             attachment.Datapath
 		ipv4Only         bool
 		metadata, guards []string
 	}{
@@ -31,11 +31,11 @@ func TestBase(t *testing.T) {
 		"both":                              {ips: []string{pod4, pod6}, redirected: []string{v4, v6}, metadata: []string{v4, v6}, guards: []string{v4, v6}},
 		"both, the proxy of IPv4":           {ips: []string{pod4, pod6}, redirected: []string{v4}, metadata: []string{v4, v6}, guards: []string{v4, v6}},
 		"both, the proxy of IPv4, no guard": {ips: []string{pod4, pod6}, redirected: []string{v4}, unguarded: true, metadata: []string{v4}},
-		"inside the pod":                    {ips: []string{pod4}, redirected: []string{v4}, path: attachment.PathNetns, metadata: []string{v4}, guards: []string{v4, v6}},
-		"inside the pod, no guard":          {ips: []string{pod4}, redirected: []string{v4}, path: attachment.PathNetns, unguarded: true},
+		"inside the pod":                    {ips: []string{pod4}, redirected: []string{v4}, path: attachment.DatapathPod, metadata: []string{v4}, guards: []string{v4, v6}},
+		"inside the pod, no guard":          {ips: []string{pod4}, redirected: []string{v4}, path: attachment.DatapathPod, unguarded: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			record := &attachment.Record{Path: tc.path}
+			record := &attachment.Record{Datapath: tc.path}
 			for _, ip := range tc.ips {
 				record.IPs = append(record.IPs, netip.MustParseAddr(ip))
 			}

@@ -42,7 +42,7 @@ func (n *Node) Check(r Request) ([]string, error) {
 }
 
 func (n *Node) missing(record *attachment.Record) ([]string, error) {
-	if record.Path == attachment.PathNetns {
+	if record.Datapath == attachment.DatapathPod {
 		guard, err := n.rules.MissingGuard(n.base(record))
 		if err != nil {
 			return nil, err
@@ -57,11 +57,11 @@ func (n *Node) missing(record *attachment.Record) ([]string, error) {
 	return b.Missing(n.base(record), RulesOf(record))
 }
 
-func differences(record *attachment.Record, link *hostlink.Link, path attachment.Path, ips []netip.Addr) []string {
+func differences(record *attachment.Record, link *hostlink.Link, path attachment.Datapath, ips []netip.Addr) []string {
 	var wrong []string
 	now := attachment.HostLink{Name: link.Name, Index: link.Index, Bridge: link.Bridge}
-	if now != record.HostLink || path != record.Path {
-		wrong = append(wrong, fmt.Sprintf("host interface is %+v (%s), recorded is %+v (%s)", now, path, record.HostLink, record.Path))
+	if now != record.HostLink || path != record.Datapath {
+		wrong = append(wrong, fmt.Sprintf("host interface is %+v (%s), recorded is %+v (%s)", now, path, record.HostLink, record.Datapath))
 	}
 	for _, ip := range ips {
 		if !slices.Contains(record.IPs, ip) {

@@ -101,7 +101,7 @@ func TestUnknownIsNotGone(t *testing.T) {
 	r := b.attached(b.pod("c1", 7, "10.1.0.5"))
 	record, err := b.records().Get(r.ContainerID, r.IfName)
 	b.must(err)
-	record.HostLink.Index, record.HostLink.Name, record.Path = 0, "", "netns"
+	record.HostLink.Index, record.HostLink.Name, record.Datapath = 0, "", "pod"
 	addresses := b.Addresses
 	b.Addresses = func(string, string) ([]netip.Addr, error) { return nil, errors.New("too many open files") }
 	if gone, err := b.isGoneInPod(record); gone || err == nil {

@@ -164,7 +164,7 @@ func TestAdoptOfAVethInsideThePod(t *testing.T) {
 	}
 	b.round()
 	want := attachment.HostLink{Name: hostLink, Index: 7}
-	if r, err := b.records().Get("c1", "eth0"); err != nil || r.Path != attachment.PathNetns || r.HostLink != want {
+	if r, err := b.records().Get("c1", "eth0"); err != nil || r.Datapath != attachment.DatapathPod || r.HostLink != want {
 		t.Errorf("got %+v, %v", r, err)
 	}
 	b.must(os.RemoveAll(b.Cache.Dir))

@@ -152,8 +152,8 @@ func (n *Node) metadataFor(ip netip.Addr) netip.AddrPort {
 
 // RulesOf returns the rules that a record says were programmed, and no more: a fuzz target holds it to that.
 func RulesOf(r *attachment.Record) redirect.Attachment {
-	a := redirect.Attachment{ID: r.ID(), HostLink: r.HostLink.Name, Bridged: r.Path == attachment.PathBridged, Mark: r.Mark}
-	if r.Path == attachment.PathNetns {
+	a := redirect.Attachment{ID: r.ID(), HostLink: r.HostLink.Name, Bridged: r.Datapath == attachment.DatapathBridged, Mark: r.Mark}
+	if r.Datapath == attachment.DatapathPod {
 		a.Netns = r.Netns
 	}
 	for _, one := range r.Redirects {
@@ -175,7 +175,7 @@ func (n *Node) base(records ...*attachment.Record) redirect.Base {
 	}
 	for _, r := range records {
 		for _, one := range r.Redirects {
-			if r.Path != attachment.PathNetns {
+			if r.Datapath != attachment.DatapathPod {
 				want(one.Metadata)
 			}
 		}

@@ -38,7 +38,7 @@ func (n *Node) plan(r Request) (*plan, error) {
 	if err != nil {
 		return nil, &Error{Addresses, fmt.Errorf("interface %s: %w", r.IfName, err)}
 	}
-	if link.Filtered && path != attachment.PathNetns {
+	if link.Filtered && path != attachment.DatapathPod {
 		if err := n.behindFilter(r, link, ips[0]); err != nil {
 			return nil, err
 		}
@@ -51,7 +51,7 @@ func (n *Node) plan(r Request) (*plan, error) {
 		Pod:         r.Pod,
 		IPs:         ips,
 		HostLink:    attachment.HostLink{Name: link.Name, Index: link.Index, Bridge: link.Bridge},
-		Path:        path,
+		Datapath:    path,
 		Created:     n.Now().UTC(),
 	}
 	if record.Redirects, err = n.redirects(ips); err != nil {
@@ -62,23 +62,23 @@ func (n *Node) plan(r Request) (*plan, error) {
 
 // look finds the host side of the interface, and where its packets can be redirected. An interface that is no pair has no
 // host side: they can only inside the pod.
-func (n *Node) look(r Request) (*hostlink.Link, attachment.Path, error) {
+func (n *Node) look(r Request) (*hostlink.Link, attachment.Datapath, error) {
 	link, err := n.FindLink(r.Netns, r.IfName)
 	if unsupported, ok := errors.AsType[*hostlink.UnsupportedError](err); ok && !unsupported.Loopback() && (n.InPod || unsupported.Kind != "veth") {
 		n.Log.Warn("the interface's packets do not pass the host's rules: the redirection is made inside the pod, which can undo it, and the node's guard does not see them",
 			"container", r.ContainerID, "interface", r.IfName, "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "why", unsupported.Why)
-		return &hostlink.Link{Name: unsupported.HostLink, Index: unsupported.HostIndex, IPs: unsupported.IPs}, attachment.PathNetns, nil
+		return &hostlink.Link{Name: unsupported.HostLink, Index: unsupported.HostIndex, IPs: unsupported.IPs}, attachment.DatapathPod, nil
 	}
 	if err != nil {
 		return nil, "", about(Link, err)
 	}
 	switch {
 	case n.InPod:
-		return link, attachment.PathNetns, nil
+		return link, attachment.DatapathPod, nil
 	case link.Bridge != "":
-		return link, attachment.PathBridged, nil
+		return link, attachment.DatapathBridged, nil
 	}
-	return link, attachment.PathRouted, nil
+	return link, attachment.DatapathRouted, nil
 }
 
 // behindFilter is for a veth whose packets something sees before netfilter does, a BPF program most likely. Some take them past
@@ -167,8 +167,8 @@ func (n *Node) proxyIP(ip netip.Addr) (netip.Addr, error) {
 // choose settles how the plan's rules are programmed. iptables on a bridge sees the port only with bridge-nf; where that is
 // off for a family of the pod, it matches a mark that the bridge's own table sets at the port.
 func (p *plan) choose(n *Node, b redirect.Backend) error {
-	p.Backend = string(b.Form())
-	if p.Path != attachment.PathBridged || b.Form() == redirect.NFTables {
+	p.Backend = attachment.Backend(b.Form())
+	if p.Datapath != attachment.DatapathBridged || b.Form() == redirect.NFTables {
 		return nil
 	}
 	if portsSeen(p.Record, p.bridgeNF) {

@@ -31,7 +31,7 @@ func (a *Agent) recheck(ctx context.Context) error {
 	records, _ := a.records().List() // what cannot be read, repair has said
 	var errs []error
 	for _, r := range records {
-		if r.Path == attachment.PathNetns || !filtered[r.HostLink.Index] || a.probed[r.HostLink.Index] || links[r.HostLink.Index] != r.HostLink.Name {
+		if r.Datapath == attachment.DatapathPod || !filtered[r.HostLink.Index] || a.probed[r.HostLink.Index] || links[r.HostLink.Index] != r.HostLink.Name {
 			continue
 		}
 		seen, err := a.seen(ctx, r.Netns, r.IPs[0])
@@ -84,7 +84,7 @@ func (a *Agent) outdated(ctx context.Context) error {
 	seen := make(map[string]hostlink.BridgeNF)
 	var errs []error
 	for _, r := range records {
-		if r.Path != attachment.PathBridged || redirect.Form(r.Backend) == redirect.NFTables {
+		if r.Datapath != attachment.DatapathBridged || redirect.Form(r.Backend) == redirect.NFTables {
 			continue
 		}
 		nf, asked := seen[r.HostLink.Bridge]

@@ -141,7 +141,7 @@ func TestRoundInPods(t *testing.T) {
 		if !strings.Contains(whole, `10.1.0.5 comment "c1@eth0" : 192.168.7.2 . 8181`) {
 			t.Errorf("in the pod there is\n%s", whole)
 		}
-		if r, err := b.records().Get("c1", "eth0"); err != nil || r.Path != attachment.PathNetns {
+		if r, err := b.records().Get("c1", "eth0"); err != nil || r.Datapath != attachment.DatapathPod {
 			t.Errorf("got the record %v, %v", r, err)
 		}
 		b.idle("after the adoption")

@@ -31,7 +31,7 @@ func (n *Node) Uninstall(ctx context.Context) (attachments int, err error) {
 		return 0, about(State, err)
 	}
 	for _, r := range records { // those that cannot be read have rules all the same, which go with the others
-		if r.Path == attachment.PathNetns {
+		if r.Datapath == attachment.DatapathPod {
 			n.remove(r) // as far as the pod lets it
 		}
 	}

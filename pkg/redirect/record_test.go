@@ -56,7 +56,7 @@ func FuzzRecordsYieldTheirOwnRulesOnly(f *testing.F) {
 		if diff := cmp.Diff(elementsOf(r), got); diff != "" {
 			t.Errorf("the elements of %+v:\n%s", r, diff)
 		}
-		if r.Path == attachment.PathNetns {
+		if r.Datapath == attachment.DatapathPod {
 			return
 		}
 		for _, v6 := range []bool{false, true} {
@@ -86,11 +86,11 @@ func recordsToFuzz() []*attachment.Record {
 	return []*attachment.Record{
 		one(func(*attachment.Record) {}),
 		one(func(r *attachment.Record) { r.Backend = "iptables-legacy" }),
-		one(func(r *attachment.Record) { r.Path, r.HostLink.Bridge = attachment.PathBridged, "br0" }),
+		one(func(r *attachment.Record) { r.Datapath, r.HostLink.Bridge = attachment.DatapathBridged, "br0" }),
 		one(func(r *attachment.Record) {
-			r.Path, r.HostLink.Bridge, r.Backend, r.Mark = attachment.PathBridged, "br0", "iptables-nft", 0x1000
+			r.Datapath, r.HostLink.Bridge, r.Backend, r.Mark = attachment.DatapathBridged, "br0", "iptables-nft", 0x1000
 		}),
-		one(func(r *attachment.Record) { r.Path, r.HostLink = attachment.PathNetns, attachment.HostLink{} }),
+		one(func(r *attachment.Record) { r.Datapath, r.HostLink = attachment.DatapathPod, attachment.HostLink{} }),
 		testrecord.New("c1", attachment.Pod{}, netip.MustParseAddr("10.1.0.5")),
 	}
 }
@@ -108,7 +108,7 @@ func linesOf(r *attachment.Record, v6 bool) [][]string {
 			enters = "-m mark --mark 0xffffffff"
 		case r.Mark != 0:
 			enters = fmt.Sprintf("-m mark --mark 0x%x%s", r.Mark, mask)
-		case r.Path == attachment.PathBridged:
+		case r.Datapath == attachment.DatapathBridged:
 			enters = "-m physdev --physdev-in " + r.HostLink.Name
 		}
 		line := fmt.Sprintf("-A KUBE2IAM-CNI -s %s/%d %s -d %s/%d -p tcp -m tcp --dport 80 -m comment --comment %s@%s -j DNAT --to-destination %s",
@@ -130,10 +130,10 @@ func elementsOf(r *attachment.Record) []string {
 		if one.Source.Is6() {
 			family, heldSet = "ip6", "held6"
 		}
-		switch r.Path {
-		case attachment.PathNetns:
+		switch r.Datapath {
+		case attachment.DatapathPod:
 			own = append(own, redirect.Element(family, "own", "", one.Source, one.Proxy, id))
-		case attachment.PathRouted:
+		case attachment.DatapathRouted:
 			own = append(own, redirect.Element(family, "routed", r.HostLink.Name, one.Source, one.Proxy, id))
 		default:
 			bridge = append(bridge, redirect.Element("bridge", strings.Replace(heldSet, "held", "holders", 1), r.HostLink.Name, one.Source, none, id),

@@ -29,6 +29,8 @@ var allowed = map[string][]string{
 	"pkg/places":      {"pkg/conflist"},
 	"pkg/handover":    {},
 	"pkg/redirect":    {},
+	"pkg/nft":         {},
+	"pkg/rules":       {"pkg/nft", "pkg/attachment"},
 	"pkg/sockdiag":    {},
 	"pkg/attachment":  {},
 	"pkg/roles":       {},

@@ -149,7 +149,7 @@ func TestAgentInAContainer(t *testing.T) {
 		n.must(err)
 		n.proxy(impatient...)
 		n.wantOwn(old, "app")
-		if got := n.record(old, "eth0").Backend; got != n.backend {
+		if got := n.record(old, "eth0").Backend; string(got) != n.backend {
 			t.Errorf("recorded %s", got)
 		}
 	})

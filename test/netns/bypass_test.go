@@ -180,9 +180,9 @@ func TestNetfilterBypassed(t *testing.T) {
 				n.IMDS.Reset()
 				n.SetChain(chain...)
 				n.proxy(impatient...)
-				way := map[string]attachment.Path{"bridge": attachment.PathBridged, "ptp": attachment.PathRouted}[n.primary]
+				way := map[string]attachment.Datapath{"bridge": attachment.DatapathBridged, "ptp": attachment.DatapathRouted}[n.primary]
 				n.must(n.AddAgain(t.Context(), seen, seen.Result))
-				if got := n.record(seen, "eth0").Path; got != way {
+				if got := n.record(seen, "eth0").Datapath; got != way {
 					t.Errorf("recorded %s, want %s", got, way)
 				}
 				// Silence is no reason to give up the host's rules: ADD refuses, until somebody says what the datapath is.
@@ -196,8 +196,8 @@ func TestNetfilterBypassed(t *testing.T) {
 				n.SetChain(said)
 				n.must(n.AddAgain(t.Context(), passed, passed.Result))
 				n.SetChain(chain...)
-				if got := n.record(passed, "eth0").Path; got != attachment.PathNetns {
-					t.Errorf("recorded %s, want %s", got, attachment.PathNetns)
+				if got := n.record(passed, "eth0").Datapath; got != attachment.DatapathPod {
+					t.Errorf("recorded %s, want %s", got, attachment.DatapathPod)
 				}
 				n.wantOwn(passed, "app")
 				n.wantOwn(seen, "other")
@@ -217,7 +217,7 @@ func TestNetfilterBypassed(t *testing.T) {
 				if log := n.round(); !strings.Contains(log, "did not see a packet") || !strings.Contains(log, "pod=late") || strings.Contains(log, "pod=seen") {
 					t.Errorf("the agent said\n%s", log)
 				}
-				if got := n.record(late, "eth0").Path; got != way {
+				if got := n.record(late, "eth0").Datapath; got != way {
 					t.Errorf("recorded %s, want %s", got, way)
 				}
 				if diff := cmp.Diff(rules, n.rules()); diff != "" {

@@ -30,21 +30,21 @@ func TestWayOfAPod(t *testing.T) {
 		n.wantOwn(pod, "app")
 		n.must(n.Check(t.Context(), pod))
 		record, rules := n.record(pod, "eth0"), n.rules()
-		wantPath, wantMark, wantRule := attachment.PathRouted, uint32(0), "-i "+record.HostLink.Name
+		wantPath, wantMark, wantRule := attachment.DatapathRouted, uint32(0), "-i "+record.HostLink.Name
 		if n.primary == "bridge" {
-			wantPath, wantRule = attachment.PathBridged, "--physdev-in "+record.HostLink.Name
+			wantPath, wantRule = attachment.DatapathBridged, "--physdev-in "+record.HostLink.Name
 		}
 		if n.noBridgeNF && n.backend != "nftables" {
 			wantMark, wantRule = 0x1000, "--mark 0x1000/0x1000"
 		}
 		if n.backend == "nftables" {
-			wantRule = map[attachment.Path]string{
-				attachment.PathRouted:  `ip routed: "` + record.HostLink.Name + `" . ` + pod.IP.String(),
-				attachment.PathBridged: "ip bridged: " + pod.IP.String(),
+			wantRule = map[attachment.Datapath]string{
+				attachment.DatapathRouted:  `ip routed: "` + record.HostLink.Name + `" . ` + pod.IP.String(),
+				attachment.DatapathBridged: "ip bridged: " + pod.IP.String(),
 			}[wantPath]
 		}
-		if record.Path != wantPath || record.Mark != wantMark || record.Backend != n.backend {
-			t.Errorf("recorded %s, mark %#x, %s; want %s, mark %#x, %s", record.Path, record.Mark, record.Backend, wantPath, wantMark, n.backend)
+		if record.Datapath != wantPath || record.Mark != wantMark || string(record.Backend) != n.backend {
+			t.Errorf("recorded %s, mark %#x, %s; want %s, mark %#x, %s", record.Datapath, record.Mark, record.Backend, wantPath, wantMark, n.backend)
 		}
 		if !strings.Contains(rules, wantRule) {
 			t.Errorf("no rule with %q:\n%s", wantRule, rules)
@@ -127,7 +127,7 @@ func noVeth(t *testing.T, kind, path string) {
 		n.wantOwn(neighbour, "other")
 		n.wantStatus(pod, credentials+"other", http.StatusNotFound)
 		n.wantStatus(plain, credentials, http.StatusNotFound)
-		if r := n.record(pod, "eth0"); r.Path != attachment.PathNetns || r.HostLink != (attachment.HostLink{}) || r.Backend != "nftables" {
+		if r := n.record(pod, "eth0"); r.Datapath != attachment.DatapathPod || r.HostLink != (attachment.HostLink{}) || r.Backend != "nftables" {
 			t.Errorf("recorded %+v", r)
 		}
 		n.must(n.Check(t.Context(), pod))

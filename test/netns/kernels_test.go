@@ -123,7 +123,7 @@ func TestNetkit(t *testing.T) {
 	onThese(t, all, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		pod, neighbour := n.run("pod", "app"), n.run("neighbour", "other")
-		if r := n.record(pod, "eth0"); r.Path != attachment.PathRouted {
+		if r := n.record(pod, "eth0"); r.Datapath != attachment.DatapathRouted {
 			t.Errorf("recorded %+v", r)
 		}
 		n.wantOwn(pod, "app")

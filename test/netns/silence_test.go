@@ -91,7 +91,7 @@ func TestSwallowedProbe(t *testing.T) {
 		if swallowed := strings.Contains(said, "did not see a packet"); swallowed != n.noBridgeNF {
 			t.Errorf("the probe was swallowed: %v; the agent said\n%s", swallowed, said)
 		}
-		if got := n.record(victim, "eth0").Path; got != attachment.PathBridged {
+		if got := n.record(victim, "eth0").Datapath; got != attachment.DatapathBridged {
 			t.Errorf("recorded %s", got)
 		}
 		if diff := cmp.Diff(rules, n.rules()); diff != "" {
@@ -136,7 +136,7 @@ func TestSwallowedProbeOfAnADD(t *testing.T) {
 			t.Errorf("%d of 8 ADDs were refused", refused)
 		}
 		for _, s := range added {
-			if got := n.record(s, "eth0").Path; got != attachment.PathBridged {
+			if got := n.record(s, "eth0").Datapath; got != attachment.DatapathBridged {
 				t.Errorf("%s is recorded as %s", s.Name, got)
 			}
 		}

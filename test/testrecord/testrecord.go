@@ -13,7 +13,7 @@ import (
 func New(containerID string, pod attachment.Pod, ips ...netip.Addr) *attachment.Record {
 	r := &attachment.Record{
 		ContainerID: containerID, IfName: "eth0", Network: "net", Netns: "/run/netns/" + containerID, Pod: pod, IPs: ips,
-		HostLink: attachment.HostLink{Name: "veth0", Index: 7}, Path: attachment.PathRouted, Backend: "nftables",
+		HostLink: attachment.HostLink{Name: "veth0", Index: 7}, Datapath: attachment.DatapathRouted, Backend: "nftables",
 		Created: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
 	}
 	for _, ip := range ips {

@@ -1,0 +1,144 @@
+package rules
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
+)
+
+// The redirection of datapath "pod" is inside the pod's own network namespace, for an interface whose
+// packets the host's rules do not see. It translates the pod's output. A pod with NET_ADMIN can remove
+// it, and then has no credentials. It protects no other pod: the guard does.
+
+// podTimeout bounds each read and each transaction in a pod's namespace: a pod with NET_ADMIN can fill
+// its tables without limit.
+const podTimeout = 500 * time.Millisecond
+
+func (f *family) podMap() *nftables.Set {
+	return newMap(f.ipTable(), "pod", f.addrType, f.socketType(), false)
+}
+
+// podRedirection returns the ruleset inside the pod of a record.
+func podRedirection(r *attachment.Record) nft.Ruleset {
+	var rs nft.Ruleset
+	for _, f := range []*family{ipv4, ipv6} {
+		services := redirectedServices([]*attachment.Record{r}, f)
+		if len(services) == 0 {
+			continue
+		}
+		t, metadata := f.ipTable(), f.metadataSet()
+		rs.Tables = append(rs.Tables, nft.Table{Table: t, Sets: []*nftables.Set{metadata, f.podMap()}, Chains: []nft.Chain{
+			newChain(t, "redirections", nftables.ChainTypeNAT, nftables.ChainHookOutput, redirectPriority, nft.Rule{
+				Comment: "in the pod", Exprs: slices.Concat(f.matchDestination(metadata), f.translate(f.podMap(), f.loadAddr(f.saddr, register0)))}),
+		}})
+		for _, service := range services {
+			rs.Elements = append(rs.Elements, nft.Element{Set: metadata, Key: socketBytes(service), Owner: NodeOwner, Object: service.String()})
+		}
+	}
+	for _, redirect := range r.Redirects {
+		rs.Elements = append(rs.Elements, nft.Element{
+			Set: familyOf(redirect.Source).podMap(), Key: addrBytes(redirect.Source), Value: socketBytes(redirect.Proxy),
+			Owner: r.ID(), Object: fmt.Sprintf("redirection of %s to %s", redirect.Source, redirect.Proxy),
+		})
+	}
+	return rs
+}
+
+// AttachPod makes the redirections of a record inside its pod, and removes others of the attachment
+// there. It needs nftables in the kernel.
+func (n *Node) AttachPod(ctx context.Context, r *attachment.Record) error {
+	_, err := n.applyInPod(ctx, r, podRedirection(r), false)
+	return err
+}
+
+// CheckPod returns what AttachPod would change.
+func (n *Node) CheckPod(ctx context.Context, r *attachment.Record) ([]nft.Change, error) {
+	return n.applyInPod(ctx, r, podRedirection(r), true)
+}
+
+// DetachPod removes the redirections inside the pod. An error is harmless: the rules there concern no
+// other pod, and end with the namespace.
+func (n *Node) DetachPod(ctx context.Context, r *attachment.Record) error {
+	_, err := n.applyInPod(ctx, r, nft.Ruleset{}, false)
+	return err
+}
+
+func (n *Node) applyInPod(ctx context.Context, r *attachment.Record, desired nft.Ruleset, dryRun bool) (changes []nft.Change, err error) {
+	scope := nft.Scope{Tables: Table, Owns: func(owner string) bool { return owner == r.ID() }}
+	apply := func(options ...nft.Option) error {
+		conn, err := nft.Open(options...)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		changes, err = conn.Apply(ctx, desired, scope, dryRun)
+		return err
+	}
+	pod, err := openPodNetns(r.Netns)
+	if err != nil {
+		return nil, err
+	}
+	defer pod.Close()
+	inPod := nft.InNetns(pod, podTimeout)
+	if err = apply(inPod); errors.Is(err, os.ErrDeadlineExceeded) {
+		// The kernel loads modules for the first such rule after a boot, which takes longer. Rules in a new
+		// namespace, which no pod can fill, load all of them.
+		if err := inNewNetns(func() error { return apply() }); err != nil {
+			return nil, fmt.Errorf("a new network namespace: %w", err)
+		}
+		err = apply(inPod)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", r.Netns, err)
+	}
+	return changes, nil
+}
+
+// inNewNetns calls do on a thread with a new network namespace, which ends with do.
+func inNewNetns(do func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // without an unlock the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- do()
+	}()
+	return <-done
+}
+
+// openPodNetns opens a pod's network namespace. It refuses that of the calling thread, the host's: a
+// rule of one pod would concern the node. The two are compared by device and inode, because a namespace
+// has many paths, and /proc/PID/ns/net leads elsewhere when the PID is reused.
+func openPodNetns(path string) (netns.NsHandle, error) {
+	pod, err := netns.GetFromPath(path)
+	if err != nil {
+		return netns.None(), &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	host, err := netns.Get()
+	if err == nil {
+		defer host.Close()
+		if host.Equal(pod) {
+			err = &os.PathError{Op: "enter", Path: path, Err: ErrHostNetns}
+		}
+	}
+	if err != nil {
+		pod.Close()
+		return netns.None(), err
+	}
+	return pod, nil
+}

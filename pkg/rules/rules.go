@@ -1,0 +1,326 @@
+// Package rules keeps the node's packet filter rules: the redirection of each pod's metadata requests
+// to the proxy, the binding of bridged pods' addresses to their ports, and the guard that refuses
+// metadata requests that are not redirected.
+//
+// The desired rules are pure functions of attachment records and the node's settings: redirection.go,
+// binding.go and guard.go for the host, pod.go for datapath "pod", iptables.go for the fallback. Node
+// makes them with package nft or with the node's iptables command.
+package rules
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
+)
+
+// Table is the name of the nftables tables, one in each family.
+const Table = "kube2iam-cni"
+
+// NodeOwner is the owner of elements that belong to the node. Those of an attachment have its ID.
+const NodeOwner = "kube2iam-cni"
+
+// Errors that callers tell apart. ErrBusy and ErrUnsupported are also those of the iptables backend.
+var (
+	ErrBusy        = nft.ErrBusy
+	ErrUnsupported = nft.ErrUnsupported
+	// ErrNoIPTables is the error of a node without the iptables command that is needed.
+	ErrNoIPTables = errors.New("no iptables command")
+	// ErrHostNetns is the error of a path that leads to the host's network namespace instead of a pod's.
+	ErrHostNetns = errors.New("it is the host's own network namespace")
+)
+
+// Change is one difference between the kernel's rules and the desired ones.
+type Change = nft.Change
+
+// Settings are the node's.
+type Settings struct {
+	// MetadataIP is the IPv4 address of the metadata service. The IPv6 address is fixed.
+	MetadataIP netip.Addr
+	// IPv6 says that the kernel has IPv6, so that the guard covers it.
+	IPv6  bool
+	Guard bool
+	// Mark is the mark of bridged packets between the bridge and the redirection, one bit or several.
+	Mark uint32
+}
+
+// services returns the metadata services of the node.
+func (s Settings) services() []netip.AddrPort {
+	services := []netip.AddrPort{netip.AddrPortFrom(s.MetadataIP, attachment.MetadataPort)}
+	if s.IPv6 {
+		services = append(services, netip.AddrPortFrom(attachment.MetadataIPv6, attachment.MetadataPort))
+	}
+	return services
+}
+
+// Node programs the rules of the network namespace of the thread that first uses it. It is not safe
+// for concurrent use. Callers exclude others who change rules of the same addresses.
+type Node struct {
+	Settings
+	log      *slog.Logger
+	iptables *iptables
+	conn     *nft.Conn
+	options  []nftables.ConnOption // for tests
+	// isIPTablesClean says that Reconcile has removed the rules of iptables that no record asks for.
+	isIPTablesClean bool
+}
+
+// New returns a Node. iptablesDirs are where the iptables commands are looked for, in order.
+func New(s Settings, iptablesDirs []string, log *slog.Logger) *Node {
+	return &Node{Settings: s, log: log, iptables: &iptables{dirs: iptablesDirs}}
+}
+
+// Close closes the netlink connection. It blocks for an RCU grace period after a deletion (nft.Conn).
+// The node can be used again.
+func (n *Node) Close() {
+	if n.conn != nil {
+		n.conn.Close()
+		n.conn = nil
+	}
+}
+
+func (n *Node) nft() (*nft.Conn, error) {
+	if n.conn == nil {
+		conn, err := nft.Open(nft.WithConnOptions(n.options...))
+		if err != nil {
+			return nil, err
+		}
+		n.conn = conn
+	}
+	return n.conn, nil
+}
+
+// isSupported returns an error that is ErrUnsupported if the kernel has no nftables.
+func (n *Node) isSupported(ctx context.Context) error {
+	conn, err := n.nft()
+	if err != nil {
+		return err
+	}
+	return conn.IsSupported(ctx)
+}
+
+// Choose returns the backend that a configuration means: "auto" is nftables if the kernel has it, and
+// iptables otherwise. The error is ErrNoIPTables or ErrUnsupported if the node lacks the backend.
+func (n *Node) Choose(ctx context.Context, configured string) (attachment.Backend, error) {
+	if configured != string(attachment.BackendIPTables) {
+		err := n.isSupported(ctx)
+		if err == nil {
+			return attachment.BackendNFTables, nil
+		}
+		if configured != "auto" {
+			return "", err
+		}
+		if _, missing := n.iptables.find(ctx, n, ipv4); missing != nil {
+			return "", fmt.Errorf("%w; %w", err, missing)
+		}
+		return attachment.BackendIPTables, nil
+	}
+	_, err := n.iptables.find(ctx, n, ipv4)
+	return attachment.BackendIPTables, err
+}
+
+// Attach makes the rules of a record, and the node's where they are missing. It removes the rules of
+// former, an earlier record of the same attachment or nil, that the record does not have.
+func (n *Node) Attach(ctx context.Context, r, former *attachment.Record) error {
+	if former != nil && former.Backend != r.Backend {
+		if err := n.Detach(ctx, former); err != nil {
+			return err
+		}
+		former = nil
+	}
+	_, err := n.apply(ctx, r, former, false)
+	return err
+}
+
+// Check returns what Attach would change.
+func (n *Node) Check(ctx context.Context, r *attachment.Record) ([]Change, error) {
+	return n.apply(ctx, r, nil, true)
+}
+
+func (n *Node) apply(ctx context.Context, r, former *attachment.Record, dryRun bool) ([]Change, error) {
+	if r.Backend == attachment.BackendNFTables {
+		return n.applyNFT(ctx, hostRecords(r), nft.Scope{Elements: elementsOf(former)}, dryRun)
+	}
+	changes, err := n.applyNFT(ctx, nil, nft.Scope{}, dryRun)
+	return n.applyIPTables(ctx, hostRecords(r), recordOwner(former), changes, err, dryRun)
+}
+
+// Detach removes the rules of a record. Rules that are gone are no error.
+func (n *Node) Detach(ctx context.Context, r *attachment.Record) error {
+	if r.Backend == attachment.BackendIPTables {
+		_, err := n.iptables.apply(ctx, n, nil, nil, recordOwner(r), false)
+		return err
+	}
+	return n.remove(ctx, nft.Scope{Elements: elementsOf(r)})
+}
+
+// DetachID removes all rules of an attachment whose record is missing or unreadable. It reads the rules
+// of all pods.
+func (n *Node) DetachID(ctx context.Context, id string) error {
+	owns := func(owner string) bool { return owner == id }
+	err := n.remove(ctx, nft.Scope{Tables: Table, Owns: owns})
+	if !n.iptables.isUsed(n) {
+		return err
+	}
+	_, failed := n.iptables.apply(ctx, n, nil, nil, owns, false)
+	return errors.Join(err, failed)
+}
+
+func (n *Node) remove(ctx context.Context, scope nft.Scope) error {
+	conn, err := n.nft()
+	if err == nil {
+		_, err = conn.Apply(ctx, nft.Ruleset{}, scope, false)
+	}
+	if errors.Is(err, ErrUnsupported) {
+		return nil // without nftables there is no element
+	}
+	return err
+}
+
+// Reconcile makes the rules of all records and the node's, and removes the rules of attachments that
+// have no record. chosen is the backend of new attachments. It returns the changes; with dryRun it
+// makes none. Rules inside pods are not part of it.
+func (n *Node) Reconcile(ctx context.Context, records []*attachment.Record, chosen attachment.Backend, dryRun bool) ([]Change, error) {
+	byBackend := make(map[attachment.Backend][]*attachment.Record)
+	for _, r := range hostRecords(records...) {
+		byBackend[r.Backend] = append(byBackend[r.Backend], r)
+	}
+	changes, err := n.applyNFT(ctx, byBackend[attachment.BackendNFTables], nft.Scope{Tables: Table, Owns: isAttachment}, dryRun)
+	withIPTables := byBackend[attachment.BackendIPTables]
+	isWanted := chosen == attachment.BackendIPTables || len(withIPTables) > 0
+	if isWanted || !n.isIPTablesClean && n.iptables.isUsed(n) {
+		changes, err = n.applyIPTables(ctx, withIPTables, isAttachment, changes, err, dryRun)
+		n.isIPTablesClean = !isWanted && err == nil && !dryRun
+	}
+	probes, failed := n.deleteTables(ctx, func(name string) bool { return strings.HasPrefix(name, nft.ProbePrefix) }, dryRun)
+	return append(changes, probes...), errors.Join(err, failed)
+}
+
+// Uninstall removes every rule, chain and table of this package.
+func (n *Node) Uninstall(ctx context.Context) error {
+	var errs []error
+	if n.iptables.isUsed(n) {
+		errs = append(errs, n.iptables.uninstall(ctx, n))
+	}
+	// The guard is in nftables and goes last.
+	_, err := n.deleteTables(ctx, func(name string) bool { return name == Table || strings.HasPrefix(name, nft.ProbePrefix) }, false)
+	return errors.Join(append(errs, err)...)
+}
+
+func (n *Node) deleteTables(ctx context.Context, match func(string) bool, dryRun bool) ([]Change, error) {
+	conn, err := n.nft()
+	if err != nil {
+		return nil, err
+	}
+	changes, err := conn.DeleteTables(ctx, match, dryRun)
+	if errors.Is(err, ErrUnsupported) {
+		err = nil
+	}
+	return changes, err
+}
+
+// applyNFT makes the guard, and the rules of records with the nftables backend. scope selects the
+// elements that the caller owns besides.
+func (n *Node) applyNFT(ctx context.Context, records []*attachment.Record, scope nft.Scope, dryRun bool) ([]Change, error) {
+	conn, err := n.nft()
+	if err != nil {
+		return nil, err
+	}
+	services := n.allServices(records)
+	rs := n.redirection(records)
+	rs.Append(n.binding(records, services))
+	guarded := services
+	if !n.Guard {
+		guarded = nil
+	}
+	for {
+		desired := guard(guarded)
+		desired.Append(rs)
+		changes, err := conn.Apply(ctx, desired, scope, dryRun)
+		// The kernel may lack a family that no pod has an address of. Then pods are attached without its guard.
+		last := len(guarded) - 1
+		if !errors.Is(err, ErrUnsupported) || last < 1 || slices.Contains(redirectedServices(records, familyOf(guarded[last].Addr())), guarded[last]) {
+			return changes, err
+		}
+		n.logUnguarded(guarded[last], err)
+		guarded = guarded[:last]
+	}
+}
+
+// applyIPTables makes the rules of records with the iptables backend, after applyNFT has returned
+// changes and err. The guard is in nftables with either backend, because a flush of iptables does not
+// remove it there; on a kernel without nftables it is in iptables.
+func (n *Node) applyIPTables(ctx context.Context, records []*attachment.Record, owns func(string) bool, changes []Change, err error, dryRun bool) ([]Change, error) {
+	var guarded []netip.AddrPort
+	if errors.Is(err, ErrUnsupported) {
+		err = nil
+		if n.Guard {
+			guarded = n.allServices(records)
+		}
+	}
+	some, failed := n.iptables.apply(ctx, n, records, guarded, owns, dryRun)
+	return append(changes, some...), errors.Join(err, failed)
+}
+
+func (n *Node) logUnguarded(service netip.AddrPort, err error) {
+	n.log.Warn("The kernel cannot guard an IP family that no pod has an address of. A pod that gives itself such an address is not refused.",
+		"metadata", service, "error", err)
+}
+
+// allServices returns the node's metadata services and those of the records.
+func (n *Node) allServices(records []*attachment.Record) []netip.AddrPort {
+	services := n.services()
+	for _, r := range records {
+		for _, redirect := range r.Redirects {
+			if !slices.Contains(services, redirect.Metadata) {
+				services = append(services, redirect.Metadata)
+			}
+		}
+	}
+	return services
+}
+
+// redirectedServices returns the metadata services of one family that records redirect.
+func redirectedServices(records []*attachment.Record, f *family) []netip.AddrPort {
+	var services []netip.AddrPort
+	for _, r := range records {
+		for _, redirect := range r.Redirects {
+			if familyOf(redirect.Source) == f && !slices.Contains(services, redirect.Metadata) {
+				services = append(services, redirect.Metadata)
+			}
+		}
+	}
+	return services
+}
+
+// hostRecords returns the records whose redirections are rules of the host.
+func hostRecords(records ...*attachment.Record) []*attachment.Record {
+	return slices.DeleteFunc(slices.Clone(records), func(r *attachment.Record) bool { return r.Datapath == attachment.DatapathPod })
+}
+
+func elementsOf(r *attachment.Record) []nft.Element {
+	if r == nil {
+		return nil
+	}
+	return append(redirectElements(r), bindingElements(r)...)
+}
+
+// isAttachment reports whether an owner is an attachment's ID.
+func isAttachment(owner string) bool { return strings.Contains(owner, "@") }
+
+func ownsNothing(string) bool { return false }
+
+func recordOwner(r *attachment.Record) func(string) bool {
+	if r == nil {
+		return ownsNothing
+	}
+	return func(owner string) bool { return owner == r.ID() }
+}
