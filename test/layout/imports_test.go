@@ -14,7 +14,7 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 
 // allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
 var allowed = map[string][]string{
-	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
+	"plugin":          {"pkg/dedup", "pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover"},
 	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials"},
 	"pkg/pods":        {"pkg/attachment", "pkg/ratelimit"},
@@ -22,7 +22,7 @@ var allowed = map[string][]string{
 	"pkg/kube":        {},
 	"pkg/credentials": {"pkg/roles"},
 	"pkg/imds":        {"pkg/credentials", "pkg/ratelimit"},
-	"pkg/node":        {"pkg/redirect", "pkg/attachment", "pkg/hostlink", "pkg/sockdiag"},
+	"pkg/node":        {"pkg/dedup", "pkg/redirect", "pkg/attachment", "pkg/hostlink", "pkg/sockdiag"},
 	"pkg/netconf":     {},
 	"pkg/hostlink":    {},
 	"pkg/conflist":    {},
@@ -36,6 +36,7 @@ var allowed = map[string][]string{
 	"pkg/roles":       {},
 	"pkg/metrics":     {},
 	"pkg/ratelimit":   {},
+	"pkg/dedup":       {},
 }
 
 func list(t *testing.T, args ...string) []string {
