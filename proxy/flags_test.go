@@ -25,7 +25,7 @@ var kube2iam = map[string]string{
 	"debug": "false", "verbose": "false",
 }
 
-// changed is where the default is another, on purpose: docs/decisions.md says why.
+// changed is where the default is another, on purpose: docs/decisions/0009-one-table-of-keys.md says why.
 var changed = map[string]string{"metrics-port": "8182", "iam-role-session-ttl": "1h0m0s"}
 
 func TestEveryFlagOfKube2iamIsThereWithItsDefault(t *testing.T) {
