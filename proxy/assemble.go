@@ -20,7 +20,7 @@ func assemble(o *options, client cluster, sts credentials.Assumer, records *atta
 	p := &parts{records: records}
 	relay := new(relay)
 	var err error
-	p.watch, err = pods.NewWatch(pods.WatchConfig{API: client, Node: o.node, Keep: o.rules.Keeps, Resync: o.resync, Watcher: relay, Log: log})
+	p.watch, err = pods.NewWatch(pods.WatchConfig{API: client, Node: o.node, Keep: o.rules.Reads, Resync: o.resync, Watcher: relay, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +32,7 @@ func assemble(o *options, client cluster, sts credentials.Assumer, records *atta
 	})
 	config := broker.Config{
 		Pods: pods.NewResolver(pods.ResolverConfig{
-			Records: records, Watch: p.watch, API: client, Node: o.node, Keep: o.rules.Keeps,
+			Records: records, Watch: p.watch, API: client, Node: o.node, Keep: o.rules.Reads,
 			MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, AskDuplicates: o.resolveDuplicates,
 		}),
 		Rules: &o.rules, Credentials: p.cache, Events: p.events, Log: log,

@@ -73,7 +73,7 @@ func discover(ctx context.Context, o *options, node metadata, log *slog.Logger) 
 		return err
 	}
 	log.Info("discovered", "base role ARN", o.rules.BaseARN, "default role", o.rules.DefaultRole)
-	if err := o.rules.Check(); err != nil {
+	if err := o.rules.Validate(); err != nil {
 		return &usageError{fmt.Errorf("default role: %w", err)}
 	}
 	return nil
@@ -93,7 +93,7 @@ func discoverOnce(ctx context.Context, o *options, node metadata) error {
 		if !ok {
 			return fmt.Errorf("iam/info: %q is not the ARN of an instance profile", info.InstanceProfileArn)
 		}
-		if o.rules.BaseARN, err = roles.BaseARN(account + ":role/"); err != nil {
+		if o.rules.BaseARN, err = roles.ParseBaseARN(account + ":role/"); err != nil {
 			return err
 		}
 	}

@@ -186,13 +186,13 @@ func parse(c *flagSet) (*options, error) {
 		}
 	}
 	if base := c.text("base-role-arn"); base != "" {
-		arn, err := roles.BaseARN(base)
+		arn, err := roles.ParseBaseARN(base)
 		if err != nil {
 			bad("base-role-arn", err)
 		}
 		o.rules.BaseARN = arn
 	}
-	if err := o.rules.Check(); err != nil && !o.discoverBaseARN {
+	if err := o.rules.Validate(); err != nil && !o.discoverBaseARN {
 		bad("default-role", err)
 	}
 	if c.is("namespace-restrictions") {
@@ -211,7 +211,7 @@ func parse(c *flagSet) (*options, error) {
 		bad("source-identity", errors.New("it names one pod, and a session of --session-scope=role serves several"))
 	}
 	for _, name := range []string{"cluster-name", "cluster-arn"} {
-		if err := roles.TagValue(c.text(name)); err != nil {
+		if err := roles.ValidateTagValue(c.text(name)); err != nil {
 			bad(name, err)
 		}
 		if c.text(name) != "" && !c.is("session-tags") {
@@ -222,7 +222,7 @@ func parse(c *flagSet) (*options, error) {
 		o.rules.Tags = &roles.Tags{ClusterName: c.text("cluster-name"), ClusterARN: c.text("cluster-arn")}
 	}
 	if o.throughRole != "" {
-		if err := roles.ValidARN(o.throughRole); err != nil {
+		if err := roles.ValidateARN(o.throughRole); err != nil {
 			bad("assume-role-arn", err)
 		}
 	}

@@ -217,7 +217,7 @@ func (b *Broker) PodChanged(pod *pods.Pod) {
 }
 
 func (b *Broker) changed(pod *pods.Pod) {
-	if pod.Finished || pod.HostNetwork && !b.rules.Annotated(pod.Annotations) {
+	if pod.Finished || pod.HostNetwork && !b.rules.HasRoleAnnotation(pod.Annotations) {
 		b.gone(pod)
 		return
 	}

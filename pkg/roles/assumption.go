@@ -1,38 +1,39 @@
-// Package roles turns the annotations of a pod and its namespace into the role that the pod may have, or into the reason
-// why it has none.
+// Package roles derives the role of a pod from the annotations of the pod and of its namespace.
 package roles
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
-// Assumption is everything that goes into one AssumeRole call. It is comparable, and it is the key that credentials are
-// kept under: two pods share credentials only where STS could not tell their calls apart.
+// Assumption is all parameters of one AssumeRole call. It is comparable and is the key of the
+// credentials cache: pods share credentials only if their calls would be identical.
 type Assumption struct {
-	// RoleARN is the full ARN of the role.
 	RoleARN string
 	// SessionName is the role session name, 2 to 64 bytes.
 	SessionName string
-	// ExternalID is what the role's trust policy may ask for; empty for none.
+	// ExternalID may be required by the role's trust policy; empty for none.
 	ExternalID string
-	// SourceIdentity is who CloudTrail names as the origin of all that the session does, 2 to 64 bytes; empty for none.
+	// SourceIdentity is recorded by CloudTrail for all actions of the session, 2 to 64 bytes; empty for none.
 	SourceIdentity string
-	// SessionPolicy is JSON that the session may do no more than, compact and of at most 2,048 characters; empty for none.
+	// SessionPolicy is compact JSON that narrows the session's permissions; empty for none.
 	SessionPolicy string
-	// Tags are the session's.
-	Tags Tags
-	// Duration is how long the session lasts.
+	Tags          Tags
+	// Duration is the length of the session.
 	Duration time.Duration
 }
 
-// RoleName is the bare name of the role, without its path: what the metadata service calls it.
-func (a Assumption) RoleName() string { return roleName(a.RoleARN) }
+// RoleName returns the role's name without its path, as the metadata service lists it.
+func (a Assumption) RoleName() string { return a.RoleARN[strings.LastIndexByte(a.RoleARN, '/')+1:] }
 
-// Tags are session tags by the keys that EKS Pod Identity uses, so that policies carry over. Empty ones are not sent.
+// Tags are session tags. Their keys are those of EKS Pod Identity, so that policies written for it
+// work here. Empty tags are not sent.
 // https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html
 type Tags struct {
 	ClusterARN, ClusterName, Namespace, ServiceAccount, PodName, PodUID string
 }
 
-// Each calls f with the key and the value of each tag that is set, always in the same order.
+// Each calls f with the key and the value of each tag that is set, in a fixed order.
 func (t Tags) Each(f func(key, value string)) {
 	for _, tag := range [...][2]string{
 		{"eks-cluster-arn", t.ClusterARN}, {"eks-cluster-name", t.ClusterName},

@@ -20,7 +20,7 @@ func rules() Rules {
 	return Rules{RoleKey: roleKey, ExternalIDKey: idKey, BaseARN: base, Duration: time.Hour}
 }
 
-func TestAnnotationBecomesAssumption(t *testing.T) {
+func TestAssumption(t *testing.T) {
 	for name, tt := range map[string]struct {
 		annotations map[string]string
 		want        Assumption
@@ -50,8 +50,8 @@ func TestAnnotationBecomesAssumption(t *testing.T) {
 	}
 }
 
-func TestNoAnnotationAndNoDefaultIsNoRole(t *testing.T) {
-	r := rules() // with a base ARN, which alone is no role (kube2iam answers with the bare base)
+func TestNoAnnotationAndNoDefaultRole(t *testing.T) {
+	r := rules() // has a base ARN, which is not a role by itself (kube2iam returns it)
 	for _, annotations := range []map[string]string{nil, {}, {idKey: "abc"}} {
 		if a, err := r.Assumption(Subject{Namespace: "ns", Name: "pod", Annotations: annotations}); !errors.Is(err, ErrNoRole) {
 			t.Errorf("annotations %v: %v, %v; want ErrNoRole", annotations, a, err)
@@ -59,7 +59,7 @@ func TestNoAnnotationAndNoDefaultIsNoRole(t *testing.T) {
 	}
 }
 
-func TestMalformedAnnotationIsInvalidAndNamesItsKey(t *testing.T) {
+func TestInvalidAnnotationNamesItsKey(t *testing.T) {
 	for name, tt := range map[string]struct {
 		annotations map[string]string
 		key         string
@@ -78,7 +78,7 @@ func TestMalformedAnnotationIsInvalidAndNamesItsKey(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := rules()
-			r.DefaultRole = "fallback" // malformed never means default
+			r.DefaultRole = "fallback" // an invalid annotation never selects the default role
 			a, err := r.Assumption(Subject{Namespace: "ns", Name: "pod", Annotations: tt.annotations})
 			var invalid *InvalidError
 			if !errors.As(err, &invalid) || invalid.Key != tt.key {
@@ -91,7 +91,7 @@ func TestMalformedAnnotationIsInvalidAndNamesItsKey(t *testing.T) {
 	}
 }
 
-func TestBareNameWithoutBaseIsInvalid(t *testing.T) {
+func TestRoleNameWithoutBaseARNIsInvalid(t *testing.T) {
 	r := rules()
 	r.BaseARN = ""
 	var invalid *InvalidError
@@ -100,24 +100,24 @@ func TestBareNameWithoutBaseIsInvalid(t *testing.T) {
 	}
 }
 
-func TestBaseARN(t *testing.T) {
+func TestParseBaseARN(t *testing.T) {
 	for in, want := range map[string]string{
 		base:                          base,
 		strings.TrimSuffix(base, "/"): base,
 		"arn:aws-cn:iam::123456789012:role/team/x": "arn:aws-cn:iam::123456789012:role/team/x/",
 	} {
-		if got, err := BaseARN(in); err != nil || got != want {
-			t.Errorf("BaseARN(%q) = %q, %v; want %q", in, got, err, want)
+		if got, err := ParseBaseARN(in); err != nil || got != want {
+			t.Errorf("ParseBaseARN(%q) = %q, %v; want %q", in, got, err, want)
 		}
 	}
 	for _, in := range []string{"", "role", "arn:aws:iam::1:role/", "arn:aws:s3:::bucket/"} {
-		if got, err := BaseARN(in); err == nil {
-			t.Errorf("BaseARN(%q) = %q; want an error", in, got)
+		if got, err := ParseBaseARN(in); err == nil {
+			t.Errorf("ParseBaseARN(%q) = %q; want an error", in, got)
 		}
 	}
 }
 
-func TestSessionNamesFitAndDoNotCollide(t *testing.T) {
+func TestSessionNamesAreValidAndDistinct(t *testing.T) {
 	if got := SessionName("default", "web-1"); got != "default.web-1" {
 		t.Errorf("%q", got)
 	}
@@ -126,7 +126,7 @@ func TestSessionNamesFitAndDoNotCollide(t *testing.T) {
 	for _, pod := range []string{long, long + "a", long + "b", "a_b", "a b", "a\x00b"} {
 		name := SessionName("default", pod)
 		if len(name) > 64 || len(name) < 2 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+=,.@-") != "" {
-			t.Errorf("%q is no session name", name)
+			t.Errorf("%q is not a session name", name)
 		}
 		if other, ok := seen[name]; ok {
 			t.Errorf("%q and %q are both %q", pod, other, name)
@@ -182,7 +182,7 @@ func TestNamespaceRestriction(t *testing.T) {
 	}
 }
 
-func TestRestrictionWithoutAnswerIsNoAnswer(t *testing.T) {
+func TestUnknownNamespaceIsAnError(t *testing.T) {
 	down := errors.New("down")
 	r := rules()
 	r.DefaultRole = "fallback"
@@ -200,6 +200,6 @@ func TestRestrictionWithoutAnswerIsNoAnswer(t *testing.T) {
 		t.Errorf("namespace without annotation: %v", err)
 	}
 	if err := ask(nil, broken); err != nil {
-		t.Errorf("the default role is for every namespace: %v", err)
+		t.Errorf("the default role is restricted: %v", err)
 	}
 }

@@ -12,17 +12,17 @@ import (
 	"unicode/utf8"
 )
 
-// Scope is who shares a session.
+// Scope tells which pods share a session.
 type Scope string
 
 const (
-	// PodScope gives each pod a session of its own, by which CloudTrail tells who did what.
+	// PodScope gives each pod its own session, so CloudTrail shows which pod did what.
 	PodScope Scope = "pod"
-	// RoleScope has the pods of a node that may have a role share one session of it: fewer calls to STS.
+	// RoleScope lets pods of a node with the same role share one session. That saves calls to STS.
 	RoleScope Scope = "role"
 )
 
-// ParseScope is the scope of that name.
+// ParseScope returns the scope of that name.
 func ParseScope(name string) (Scope, error) {
 	switch s := Scope(name); s {
 	case PodScope, RoleScope:
@@ -31,21 +31,54 @@ func ParseScope(name string) (Scope, error) {
 	return "", fmt.Errorf("%q is neither %q nor %q", name, PodScope, RoleScope)
 }
 
-// A role session name, as AssumeRole takes it, in bytes.
+// session returns the assumption of the role with the session parameters of the pod. An error is an
+// *InvalidError.
+func (r *Rules) session(s Subject, arn string) (Assumption, error) {
+	a := Assumption{RoleARN: arn, Duration: r.Duration, SessionName: SessionName(s.Namespace, s.Name)}
+	if r.SourceIdentity {
+		a.SourceIdentity = a.SessionName
+	}
+	if r.Scope == RoleScope {
+		a.SessionName = NodeSessionName(r.Node)
+	}
+	if r.Tags != nil {
+		a.Tags = *r.Tags
+		a.Tags.Namespace, a.Tags.ServiceAccount = s.Namespace, s.ServiceAccount
+		if r.Scope != RoleScope { // these two would make each pod's session different
+			a.Tags.PodName, a.Tags.PodUID = s.Name, s.UID
+		}
+	}
+	for _, annotation := range []struct {
+		key   string
+		field *string
+		parse func(string) (string, error)
+	}{
+		{r.SessionNameKey, &a.SessionName, func(v string) (string, error) { return v, validateSessionName(v, s.Namespace) }},
+		{r.ExternalIDKey, &a.ExternalID, func(v string) (string, error) { return v, validateExternalID(v) }},
+		{r.SessionPolicyKey, &a.SessionPolicy, parseSessionPolicy},
+	} {
+		value, ok := s.Annotations[annotation.key]
+		if !ok || annotation.key == "" {
+			continue
+		}
+		var err error
+		if *annotation.field, err = annotation.parse(value); err != nil {
+			return Assumption{}, &InvalidError{Key: annotation.key, Err: err}
+		}
+	}
+	return a, nil
+}
+
+// minSessionName and maxSessionName are AssumeRole's limits, in bytes.
 const minSessionName, maxSessionName = 2, 64
 
-// nodeSessions stands in the place of the namespace in the names of a node's own sessions. No namespace has an underscore in its name.
-const nodeSessions = "_kube2iam"
+// NodeSessionName returns the name of the node's own sessions. A Kubernetes namespace has no underscore
+// in its name, so no pod has this session name.
+func NodeSessionName(node string) string { return SessionName("_kube2iam", node) }
 
-// NodeSessionName is the session name of a node, for what is no single pod's.
-func NodeSessionName(node string) string { return SessionName(nodeSessions, node) }
-
-// cutName is how the names end that SessionName has cut.
-var cutName = regexp.MustCompile(`=[0-9a-f]{16}$`)
-
-// SessionName is the session name of a pod, "<namespace>.<pod>". A namespace holds no dot, so the names of two pods never
-// meet; one that is too long, or outside the alphabet that AssumeRole takes, is cut and cleaned and ends in a hash of
-// the whole.
+// SessionName returns the default session name of a pod, "<namespace>.<pod>". A namespace has no dot in
+// its name, so two pods never have the same session name. If the name is too long or has characters
+// that AssumeRole does not accept, it is truncated, cleaned, and ends in a hash of the whole name.
 func SessionName(namespace, pod string) string {
 	whole := namespace + "." + pod
 	clean := strings.Map(func(r rune) rune {
@@ -59,36 +92,53 @@ func SessionName(namespace, pod string) string {
 		return clean
 	}
 	sum := sha256.Sum256([]byte(whole))
-	suffix := "=" + hex.EncodeToString(sum[:8]) // "=" stands in no Kubernetes name, so no whole name ends like this
+	suffix := "=" + hex.EncodeToString(sum[:8]) // no Kubernetes name has "=", so no other name ends like this
 	return clean[:min(len(clean), maxSessionName-len(suffix))] + suffix
 }
 
-// sessionWord is what a role session name and a source identity are made of.
-// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
-var sessionWord = regexp.MustCompile(`^[\w+=,.@-]+$`)
+var (
+	// sessionName is AssumeRole's alphabet of session names and source identities.
+	// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+	sessionName = regexp.MustCompile(`^[\w+=,.@-]+$`)
+	// hashedName matches the end of names that SessionName truncated.
+	hashedName = regexp.MustCompile(`=[0-9a-f]{16}$`)
+)
 
-// chosenSessionName checks the session name that a pod's annotation asks for. A name with a dot says whose it is, as the names do that
-// pods have by default: so it must begin with the pod's own namespace, or one pod could act in another's name.
-func chosenSessionName(name, namespace string) error {
-	if len(name) < minSessionName || len(name) > maxSessionName || !sessionWord.MatchString(name) {
+// validateSessionName checks a session name from a pod's annotation. A dotted name must start with the
+// pod's namespace, and an undotted one must not end in a hash: otherwise it could imitate the default
+// name of another pod. (The default name of a pod in a namespace with a long name may be truncated
+// before its dot.)
+func validateSessionName(name, namespace string) error {
+	if len(name) < minSessionName || len(name) > maxSessionName || !sessionName.MatchString(name) {
 		return fmt.Errorf("%q is not a session name: %d to %d of letters, digits and _+=,.@-", shorten(name), minSessionName, maxSessionName)
 	}
-	owner, _, dotted := strings.Cut(name, ".")
+	prefix, _, dotted := strings.Cut(name, ".")
 	switch {
-	case dotted && owner != namespace:
-		return fmt.Errorf("%q has a dot, and what is before it is not the pod's namespace", name)
-	case !dotted && cutName.MatchString(name):
-		// That of a pod in a namespace with a long name has lost its dot.
-		return fmt.Errorf("%q ends as names do that were cut", name)
+	case dotted && prefix != namespace:
+		return fmt.Errorf("%q has a dot, and the part before it is not the pod's namespace", name)
+	case !dotted && hashedName.MatchString(name):
+		return fmt.Errorf("%q ends like a shortened default name", name)
 	}
 	return nil
 }
 
-// maxSessionPolicy is in characters, and counts what is sent.
+const minExternalID, maxExternalID = 2, 1224
+
+var externalID = regexp.MustCompile(`^[\w+=,.@:/-]+$`)
+
+// validateExternalID checks an external ID. The error does not contain the ID, which may be a secret.
+func validateExternalID(id string) error {
+	if len(id) < minExternalID || len(id) > maxExternalID || !externalID.MatchString(id) {
+		return fmt.Errorf("it is not an external ID: %d to %d of letters, digits and _+=,.@:/-", minExternalID, maxExternalID)
+	}
+	return nil
+}
+
+// maxSessionPolicy is AssumeRole's limit, in characters of the compact policy.
 const maxSessionPolicy = 2048
 
-// sessionPolicy is the policy of an annotation without the white space between its tokens, of which STS counts every character.
-func sessionPolicy(text string) (string, error) {
+// parseSessionPolicy validates a policy and removes insignificant white space, which STS would count.
+func parseSessionPolicy(text string) (string, error) {
 	var outline struct {
 		Statement json.RawMessage
 	}
@@ -108,20 +158,20 @@ func sessionPolicy(text string) (string, error) {
 	}
 	for _, r := range policy {
 		if r < ' ' || r > 0xff {
-			return "", fmt.Errorf("it has the character %q, which STS takes in no policy", r)
+			return "", fmt.Errorf("it has the character %q, which STS accepts in no policy", r)
 		}
 	}
 	return policy, nil
 }
 
-// Not "{0,256}": of a class as large as this one, that takes ten megabytes.
+// The length is checked apart: for a character class this large, {0,256} compiles to ten megabytes.
 var tagValue = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]*$`)
 
 // maxTagValue is in characters.
 const maxTagValue = 256
 
-// TagValue checks the value of a session tag.
-func TagValue(value string) error {
+// ValidateTagValue returns an error if STS would refuse the value of a session tag.
+func ValidateTagValue(value string) error {
 	if utf8.RuneCountInString(value) > maxTagValue || !tagValue.MatchString(value) {
 		return fmt.Errorf("%q is not the value of a session tag: up to %d of letters, digits, spaces and _.:/=+-@", shorten(value), maxTagValue)
 	}
