@@ -49,14 +49,14 @@ func TestAddressesAreBounded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
-			n.veth("veth0", n.pod, "eth0")
-			n.veth("veth1", n.pod, "net1")
+			n.host.Veth("veth0", n.pod, "eth0")
+			n.host.Veth("veth1", n.pod, "net1")
 			for _, cidr := range own {
 				n.addr(n.inPod, "eth0", cidr)
 			}
 			n.flood(tc.ifName, tc.family, tc.extra)
 			files := openFiles(t)
-			got, err := Addresses(path(n.pod), "eth0")
+			got, err := Addresses(n.pod.Path(), "eth0")
 			if !errors.Is(err, tc.err) {
 				t.Fatalf("got the error %v, want %v", err, tc.err)
 			}
@@ -67,7 +67,7 @@ func TestAddressesAreBounded(t *testing.T) {
 			} else if diff := cmp.Diff(tc.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 				t.Error(diff)
 			}
-			if _, err := Find(path(n.pod), "eth0"); !errors.Is(err, tc.err) {
+			if _, err := Find(n.pod.Path(), "eth0"); !errors.Is(err, tc.err) {
 				t.Errorf("Find: %v, want %v", err, tc.err)
 			}
 			if left := openFiles(t); left != files {

@@ -25,16 +25,16 @@ func TestLinks(t *testing.T) {
 	if want[1] != "lo" {
 		t.Errorf("got %v, want lo with the index 1", want)
 	}
-	first := n.veth("veth0", n.pod, "eth0")
+	first := n.host.Veth("veth0", n.pod, "eth0")
 	want[first.Attrs().Index] = "veth0"
-	bridge := n.bridge("br0")
+	bridge := n.host.Bridge("br0")
 	want[bridge.Attrs().Index] = "br0"
 	if diff := cmp.Diff(want, names()); diff != "" {
 		t.Errorf("with a veth and a bridge:\n%s", diff)
 	}
 
 	n.must(netlink.LinkDel(first))
-	second := n.veth("veth0", n.pod, "eth0")
+	second := n.host.Veth("veth0", n.pod, "eth0")
 	if second.Attrs().Index == first.Attrs().Index {
 		t.Errorf("the second veth0 has the index of the first, %d", first.Attrs().Index)
 	}
@@ -54,20 +54,19 @@ func TestLinks(t *testing.T) {
 
 func TestAddresses(t *testing.T) {
 	n := newNode(t)
-	n.veth("veth0", n.pod, "eth0")
-	n.veth("veth1", n.pod, "net1")
+	n.host.Veth("veth0", n.pod, "eth0")
+	n.host.Veth("veth1", n.pod, "net1")
 	for ifName, cidrs := range map[string][]string{"eth0": {"10.1.0.5/24", "10.1.0.6/32", "fd00:1::5/64", "fe80::5/64"}, "net1": {"10.2.0.5/24"}} {
 		for _, cidr := range cidrs {
 			n.addr(n.inPod, ifName, cidr)
 		}
 	}
-	n.addr(n.inPod, "lo", "127.0.0.1/8")
 	onHost, err := netlink.LinkByName("veth0")
 	n.must(err)
 	hostIP, err := netlink.ParseAddr("10.3.0.1/24")
 	n.must(err)
 	n.must(netlink.AddrAdd(onHost, hostIP))
-	pod := path(n.pod)
+	pod := n.pod.Path()
 	file := filepath.Join(t.TempDir(), "netns")
 	n.must(os.WriteFile(file, nil, 0o444))
 	for name, tc := range map[string]struct {

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,17 +23,14 @@ func TestDropQueued(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
-			link := n.veth("veth0", n.pod, "eth0")
+			link := n.host.Veth("veth0", n.pod, "eth0")
 			if tc.bridged {
-				bridge := n.bridge("br0")
+				bridge := n.host.Bridge("br0")
 				n.must(netlink.LinkSetMaster(link, bridge))
 				link = bridge
 			}
-			own, err := netlink.NewHandle()
-			n.must(err)
-			defer own.Close()
-			n.addr(own, link.Attrs().Name, tc.host)
-			n.sysctl("net/"+tc.family+"/neigh/"+link.Attrs().Name+"/retrans_time_ms", "60000") // one question is asked in this time
+			n.addr(n.host.Handle(), link.Attrs().Name, tc.host)
+			n.host.Sysctl("net/"+tc.family+"/neigh/"+link.Attrs().Name+"/retrans_time_ms", "60000") // one question is asked in this time
 			eth0, err := n.inPod.LinkByName("eth0")
 			n.must(err)
 			n.must(n.inPod.LinkSetUp(eth0))
@@ -44,9 +40,10 @@ func TestDropQueued(t *testing.T) {
 					t.Fatalf("the link is not up: %v, %v", link, err)
 				}
 			}
-			n.must(netns.Set(n.pod))
-			wire, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(unix.ETH_P_ALL>>8|unix.ETH_P_ALL<<8))
-			n.must(netns.Set(n.host))
+			var wire int
+			n.pod.Do(func() {
+				wire, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(unix.ETH_P_ALL>>8|unix.ETH_P_ALL<<8))
+			})
 			n.must(err)
 			defer unix.Close(wire)
 			patience := unix.NsecToTimeval(int64(20 * time.Second))

@@ -9,42 +9,34 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
-// network is a host and a peer with two addresses of each family. The test's thread is in the host's namespace.
+func TestMain(m *testing.M) { netnstest.Main(m) }
+
+// network is a host and a peer with two addresses of each family. The test runs in the host's namespace.
 type network struct {
 	*testing.T
-	host, peer netns.NsHandle
+	peer *netnstest.Netns
 }
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
-	n := &network{T: t}
-	for _, ns := range []*netns.NsHandle{&n.peer, &n.host} {
-		var err error
-		if *ns, err = netns.New(); err != nil {
-			t.Fatalf("new network namespace (these tests need root): %v", err)
-		}
-		t.Cleanup(func() { ns.Close() })
-	}
-	n.run(`ip link set lo up`, fmt.Sprintf(`ip link add veth0 type veth peer name eth0 netns /proc/%d/fd/%d`, os.Getpid(), int(n.peer)),
-		`ip addr add 10.1.0.1/24 dev veth0`, `ip addr add fd00:1::1/64 dev veth0 nodad`, `ip link set veth0 up`)
-	n.inPeer(func() {
-		n.run(`ip addr add 10.1.0.5/24 dev eth0`, `ip addr add 10.1.0.6/24 dev eth0`,
-			`ip addr add fd00:1::5/64 dev eth0 nodad`, `ip addr add fd00:1::6/64 dev eth0 nodad`, `ip link set eth0 up`)
-	})
-	return n
+	host, peer := netnstest.New(t), netnstest.New(t)
+	host.Veth("veth0", peer, "eth0")
+	host.IP("addr add 10.1.0.1/24 dev veth0", "addr add fd00:1::1/64 dev veth0 nodad")
+	peer.IP("addr add 10.1.0.5/24 dev eth0", "addr add 10.1.0.6/24 dev eth0",
+		"addr add fd00:1::5/64 dev eth0 nodad", "addr add fd00:1::6/64 dev eth0 nodad", "link set eth0 up")
+	host.Enter()
+	return &network{T: t, peer: peer}
 }
 
 func (n *network) must(err error) {
@@ -54,28 +46,9 @@ func (n *network) must(err error) {
 	}
 }
 
-func (n *network) run(commands ...string) {
-	n.Helper()
-	for _, command := range commands {
-		words := strings.Fields(command)
-		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
-			n.Fatalf("%s: %v\n%s", command, err, out)
-		}
-	}
-}
-
-func (n *network) inPeer(do func()) {
-	n.Helper()
-	n.must(netns.Set(n.peer))
-	defer func() { n.must(netns.Set(n.host)) }()
-	do()
-}
-
-// silence has the peer receive nothing any more. What it sends still arrives.
-func (n *network) silence() {
-	n.inPeer(func() {
-		n.run(`nft add table inet silence`, `nft add chain inet silence input { type filter hook input priority 0 ; policy drop ; }`)
-	})
+// dropInput has the peer receive no packet from now on. Packets that it sends still arrive.
+func (n *network) dropInput() {
+	n.peer.Run("nft add table inet t && nft 'add chain inet t input { type filter hook input priority 0; policy drop; }'")
 }
 
 // listen listens without MPTCP, as the proxy does.
@@ -97,7 +70,7 @@ func (n *network) dial(from netip.Addr, port uint16) *net.TCPConn {
 		to = netip.AddrPortFrom(netip.MustParseAddr("fd00:1::1"), port)
 	}
 	var c net.Conn
-	n.inPeer(func() {
+	n.peer.Do(func() {
 		ctx, cancel := context.WithTimeout(n.Context(), 10*time.Second)
 		defer cancel()
 		var err error
@@ -143,7 +116,7 @@ func (n *network) eventually(what string, done func() bool) {
 }
 
 // unsent makes one socket of the listener to the peer for each state that can hold unsent data. The returned function, to be
-// called after silence, brings them to these states, with unsent data, and returns those that are still open.
+// called after dropInput, brings them to these states, with unsent data, and returns those that are still open.
 func (n *network) unsent(l *net.TCPListener, peer netip.Addr) (complete func() (open []net.Conn)) {
 	n.Helper()
 	port := uint16(l.Addr().(*net.TCPAddr).Port)
@@ -203,7 +176,7 @@ func TestDestroy(t *testing.T) {
 			n.dial(other, 8181) // in the backlog
 			n.dial(peer, 8182)
 			n.dial(peer, 8181)
-			n.silence()
+			n.dropInput()
 			completeOther()
 			completeDifferent()
 			open := complete()
