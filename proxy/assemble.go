@@ -28,14 +28,16 @@ func assemble(o *options, client cluster, sts credentials.Assumer, records *atta
 	p.metrics = metrics.New(version, commit, date, p.watch.Len, p.ready)
 	p.cache = credentials.New(sts, credentials.Config{
 		Log: log, Observer: p.metrics, Schedule: credentials.Schedule{ErrorTTL: o.errorTTL},
-		Failed: func(holder string, a roles.Assumption, err *credentials.Error) { p.broker.Failed(holder, a, err) },
+		Failed: func(holder string, a roles.Assumption, err *credentials.Error) {
+			p.broker.AssumeRoleFailed(holder, a, err)
+		},
 	})
 	config := broker.Config{
 		Pods: pods.NewResolver(pods.ResolverConfig{
 			Records: records, Watch: p.watch, API: client, Node: o.node, Keep: o.rules.Reads,
 			MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, AskDuplicates: o.resolveDuplicates,
 		}),
-		Rules: &o.rules, Credentials: p.cache, Events: p.events, Log: log,
+		Rules: &o.rules, Credentials: p.cache, Recorder: p.events, Log: log,
 	}
 	if o.rules.Restriction != nil {
 		p.namespaces = pods.NewNamespaces(pods.NamespacesConfig{

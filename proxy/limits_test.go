@@ -127,7 +127,7 @@ func TestConnectionIsResetWhenAnotherPodHasTheAddress(t *testing.T) {
 		if _, err := pods.Create(t.Context(), runningPod(name, "", address.String()), metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, name+" has the address", func() bool { return l.parts.broker.Holder(address) == "uid-"+name })
+		eventually(t, name+" has the address", func() bool { return l.parts.broker.Identity(address) == "uid-"+name })
 	}
 	create("a")
 	c := l.dial(0)

@@ -127,7 +127,7 @@ func podListeners(sockets []*handover.Listener, allowed imds.Destinations, o *op
 	var all []*imds.Listener
 	for i, l := range sockets {
 		if i != 1 {
-			all = append(all, imds.NewListener(l, allowed, p.broker.Holder, connections, p.metrics.ConnectionRefused, log))
+			all = append(all, imds.NewListener(l, allowed, p.broker.Identity, connections, p.metrics.ConnectionRefused, log))
 		}
 	}
 	return all
@@ -216,7 +216,7 @@ type parts struct {
 	watch      *pods.Watch
 	namespaces *pods.Namespaces // nil where namespaces restrict nothing
 	broker     *broker.Broker
-	events     *events.Events
+	events     *events.Recorder
 	metrics    *metrics.Metrics
 
 	known atomic.Bool

@@ -37,13 +37,13 @@ type node struct {
 	credit error
 	holds  map[string]string
 	asked  []roles.Assumption
-	// meanwhile happens while STS is asked.
-	meanwhile func()
-	records   *attachment.Index
-	spaces    map[string]map[string]string
-	unshown   chan struct{} // closed when the API shows the namespaces; nil where it has
-	told      []string
-	log       bytes.Buffer
+	// during is called while STS is called.
+	during     func()
+	records    *attachment.Index
+	namespaces map[string]map[string]string
+	notShown   chan struct{} // closed when the API shows the namespaces; nil where it has
+	warnings   []string
+	log        bytes.Buffer
 }
 
 func (n *node) Source(ip netip.Addr) pods.Source {
@@ -61,41 +61,41 @@ func (n *node) Get(_ context.Context, pod string, a roles.Assumption) (*credenti
 		return nil, fmt.Errorf("%q asks, and the pod is %q", pod, n.pod.UID)
 	}
 	n.asked = append(n.asked, a)
-	if n.meanwhile != nil {
-		n.meanwhile()
+	if n.during != nil {
+		n.during()
 	}
 	return new(credentials.Document), n.credit
 }
 
-func (n *node) Refused(p *pods.Pod, reason, message string) {
-	n.told = append(n.told, p.String()+" "+reason+": "+message)
+func (n *node) Warn(p *pods.Pod, reason, message string) {
+	n.warnings = append(n.warnings, p.String()+" "+reason+": "+message)
 }
 
 func (n *node) Annotations(ctx context.Context, namespace string) (map[string]string, error) {
-	if n.unshown != nil {
+	if n.notShown != nil {
 		select {
-		case <-n.unshown:
+		case <-n.notShown:
 		case <-ctx.Done():
 			select {
-			case <-n.unshown:
+			case <-n.notShown:
 			default:
 				return nil, pods.ErrNotShown
 			}
 		}
 	}
-	if a, ok := n.spaces[namespace]; ok {
+	if a, ok := n.namespaces[namespace]; ok {
 		return a, nil
 	}
 	return nil, pods.ErrNoNamespace
 }
 
 func newNode(change func(*roles.Rules)) (*node, *Broker) {
-	n := &node{holds: map[string]string{}, spaces: map[string]map[string]string{}}
+	n := &node{holds: map[string]string{}, namespaces: map[string]map[string]string{}}
 	rules := &roles.Rules{RoleKey: roleKey, ExternalIDKey: "id", BaseARN: base, Duration: time.Hour}
 	if change != nil {
 		change(rules)
 	}
-	return n, New(Config{Pods: n, Rules: rules, Credentials: n, Namespaces: n, Events: n, Log: slog.New(slog.NewTextHandler(&n.log, nil))})
+	return n, New(Config{Pods: n, Rules: rules, Credentials: n, Namespaces: n, Recorder: n, Log: slog.New(slog.NewTextHandler(&n.log, nil))})
 }
 
 func pod(uid, role string) *pods.Pod {
@@ -106,7 +106,7 @@ func pod(uid, role string) *pods.Pod {
 	return p
 }
 
-func TestPodGetsItsOwnRole(t *testing.T) {
+func TestPodGetsItsRole(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
 	name, arn, err := b.Caller(ip, time.Now()).Role(t.Context())
@@ -122,7 +122,7 @@ func TestPodGetsItsOwnRole(t *testing.T) {
 	}
 }
 
-func TestReasonsAndTheirAnswers(t *testing.T) {
+func TestStatusOfRefusals(t *testing.T) {
 	for name, tt := range map[string]struct {
 		arrange func(*node)
 		role    string
@@ -163,7 +163,7 @@ func TestReasonsAndTheirAnswers(t *testing.T) {
 	}
 }
 
-func TestAnswerDoesNotGoToTheNextHolderOfTheAddress(t *testing.T) {
+func TestAddressReusedDuringRequest(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
 	dir := attachment.In(t.TempDir())
@@ -179,28 +179,28 @@ func TestAnswerDoesNotGoToTheNextHolderOfTheAddress(t *testing.T) {
 		_, err := b.Caller(ip, time.Now()).Credentials(t.Context(), "reader")
 		return err
 	}
-	slowly := func() { <-time.After(2 * handover) }
-	n.meanwhile = slowly
+	slowly := func() { <-time.After(2 * minAddressReuse) }
+	n.during = slowly
 	if err := ask(); err != nil {
-		t.Errorf("the same holder: %v", err)
+		t.Errorf("the same pod: %v", err)
 	}
-	n.meanwhile = func() { hold("c2", "b"); slowly() }
-	if err := ask(); !errors.Is(err, errHandedOver) {
-		t.Errorf("another holder: %v", err)
+	n.during = func() { hold("c2", "b"); slowly() }
+	if err := ask(); !errors.Is(err, errAddressReused) {
+		t.Errorf("another pod: %v", err)
 	}
 	hold("c1", "a")
-	n.meanwhile = func() {
+	n.during = func() {
 		if err := dir.Delete(t.Context(), "c1", "eth0"); err != nil {
 			t.Error(err)
 		}
 		slowly()
 	}
-	if err := ask(); !errors.Is(err, errHandedOver) {
-		t.Errorf("no holder any more: %v", err)
+	if err := ask(); !errors.Is(err, errAddressReused) {
+		t.Errorf("no pod: %v", err)
 	}
 }
 
-func TestPodIsNotToldTheNodesOwnIdentity(t *testing.T) {
+func TestPodDoesNotLearnNodeRole(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
 	n.credit = &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied", Message: "User: arn:aws:sts::1:assumed-role/node-role/i-0 is not authorized"}
@@ -214,7 +214,7 @@ func TestPodIsNotToldTheNodesOwnIdentity(t *testing.T) {
 	}
 }
 
-func TestChangedAnnotationIsTheNextAnswer(t *testing.T) {
+func TestChangedAnnotationTakesEffect(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "reader")
 	b.PodChanged(n.pod)
@@ -222,7 +222,7 @@ func TestChangedAnnotationIsTheNextAnswer(t *testing.T) {
 		t.Fatal(name)
 	}
 	n.pod = pod("a", "writer")
-	if name, _, _ := b.Caller(ip, time.Now()).Role(t.Context()); name != "writer" { // even before the broker has heard of it
+	if name, _, _ := b.Caller(ip, time.Now()).Role(t.Context()); name != "writer" { // before PodChanged is called
 		t.Error(name)
 	}
 	b.PodChanged(n.pod)
@@ -231,7 +231,7 @@ func TestChangedAnnotationIsTheNextAnswer(t *testing.T) {
 	}
 }
 
-func TestCredentialsAreHeldForLivingPodsWithARole(t *testing.T) {
+func TestCredentialsAreHeldForRunningPodsWithRole(t *testing.T) {
 	n, b := newNode(nil)
 	b.PodChanged(pod("a", "reader"))
 	b.PodChanged(pod("b", ""))
@@ -245,7 +245,7 @@ func TestCredentialsAreHeldForLivingPodsWithARole(t *testing.T) {
 		t.Error(d)
 	}
 	if log := n.log.String(); !strings.Contains(log, "ns/pod-c") || strings.Contains(log, "ns/pod-b") {
-		t.Errorf("a malformed annotation is worth a line, none is not: %s", log)
+		t.Errorf("want a line about the malformed annotation and none about the missing one: %s", log)
 	}
 	finished := pod("a", "reader")
 	finished.Finished = true
@@ -261,7 +261,7 @@ func TestCredentialsAreHeldForLivingPodsWithARole(t *testing.T) {
 	}
 }
 
-func TestNamespaceDecidesWhenItIsKnownAndWhenItChanges(t *testing.T) {
+func TestNamespaceChange(t *testing.T) {
 	n, b := newNode(func(r *roles.Rules) { r.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
 	n.pod = pod("a", "reader")
 	b.PodChanged(n.pod)
@@ -276,7 +276,7 @@ func TestNamespaceDecidesWhenItIsKnownAndWhenItChanges(t *testing.T) {
 		t.Errorf("namespace not known: %d", got)
 	}
 	for allowed, want := range map[string]int{`["reader"]`: 0, `["read"]`: 403, `[1]`: 403} {
-		n.spaces["ns"] = map[string]string{"allowed": allowed}
+		n.namespaces["ns"] = map[string]string{"allowed": allowed}
 		b.NamespaceChanged("ns")
 		if got := status(); got != want {
 			t.Errorf("%s: %d, want %d", allowed, got, want)
@@ -287,7 +287,7 @@ func TestNamespaceDecidesWhenItIsKnownAndWhenItChanges(t *testing.T) {
 	}
 }
 
-func TestSessionNeedsNoAnswerFromAnybody(t *testing.T) {
+func TestSessionWithoutAPIServer(t *testing.T) {
 	n, b := newNode(nil)
 	n.podErr = pods.ErrUnavailable
 	if got := b.Caller(ip, time.Now()).Session(); got != ip.String() {
@@ -299,22 +299,22 @@ func restricted(r *roles.Rules) {
 	r.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob}
 }
 
-// TestNamespaceThatIsNotShownYetIsWaitedFor is a pod that is the first of its namespace on this node.
-func TestNamespaceThatIsNotShownYetIsWaitedFor(t *testing.T) {
+// TestRequestWaitsForNamespace has a pod that is the first of its namespace on this node.
+func TestRequestWaitsForNamespace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, b := newNode(restricted)
 		n.pod = pod("a", "reader")
-		n.spaces["ns"] = map[string]string{"allowed": `["reader"]`}
-		n.unshown = make(chan struct{})
+		n.namespaces["ns"] = map[string]string{"allowed": `["reader"]`}
+		n.notShown = make(chan struct{})
 		start := time.Now()
 		b.PodChanged(n.pod)
-		if len(n.holds) > 0 || time.Since(start) > 0 || len(n.told) > 0 {
-			t.Errorf("holds %v, told %v after %v", n.holds, n.told, time.Since(start))
+		if len(n.holds) > 0 || time.Since(start) > 0 || len(n.warnings) > 0 {
+			t.Errorf("holds %v, warnings %v after %v", n.holds, n.warnings, time.Since(start))
 		}
-		if _, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err == nil || time.Since(start) != namespacePatience {
+		if _, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err == nil || time.Since(start) != namespaceTimeout {
 			t.Errorf("%v after %v; want an error after a while", err, time.Since(start))
 		}
-		time.AfterFunc(time.Second, func() { close(n.unshown) })
+		time.AfterFunc(time.Second, func() { close(n.notShown) })
 		if name, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err != nil || name != "reader" {
 			t.Errorf("%q, %v", name, err)
 		}
@@ -325,58 +325,58 @@ func TestNamespaceThatIsNotShownYetIsWaitedFor(t *testing.T) {
 	})
 }
 
-// TestOwnersAreToldWhatIsWrong is which mistakes become Events, and what they say.
-func TestOwnersAreToldWhatIsWrong(t *testing.T) {
+// TestEvents checks which mistakes become Events, and their messages.
+func TestEvents(t *testing.T) {
 	n, b := newNode(restricted)
-	n.spaces["ns"] = map[string]string{"allowed": `["reader"]`}
-	tells := func(what string, want ...string) {
+	n.namespaces["ns"] = map[string]string{"allowed": `["reader"]`}
+	warns := func(what string, want ...string) {
 		t.Helper()
-		if len(n.told) != len(want) {
-			t.Fatalf("%s: told %q", what, n.told)
+		if len(n.warnings) != len(want) {
+			t.Fatalf("%s: warnings %q", what, n.warnings)
 		}
 		for i := range want {
-			if !strings.HasPrefix(n.told[i], want[i]) {
-				t.Errorf("%s: told %q, want %q", what, n.told[i], want[i])
+			if !strings.HasPrefix(n.warnings[i], want[i]) {
+				t.Errorf("%s: warnings %q, want %q", what, n.warnings[i], want[i])
 			}
 		}
-		n.told = nil
+		n.warnings = nil
 	}
 	b.PodChanged(pod("a", ""))
-	tells("no annotation")
+	warns("no annotation")
 	b.PodChanged(pod("a", "not a role"))
-	tells("malformed", `ns/pod-a IAMRoleInvalid: iam.amazonaws.com/role: "arn:aws:iam::123456789012:role/not a role" is not the ARN`)
+	warns("malformed", `ns/pod-a IAMRoleInvalid: iam.amazonaws.com/role: "arn:aws:iam::123456789012:role/not a role" is not the ARN`)
 	b.PodChanged(pod("a", "not a role"))
-	tells("malformed as before", "ns/pod-a IAMRoleInvalid")
+	warns("malformed as before", "ns/pod-a IAMRoleInvalid")
 	n.pod = pod("a", "not a role")
 	for range 2 {
 		if _, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err == nil {
 			t.Error("a role")
 		}
 	}
-	tells("and asked for", "ns/pod-a IAMRoleInvalid", "ns/pod-a IAMRoleInvalid")
+	warns("and asked for", "ns/pod-a IAMRoleInvalid", "ns/pod-a IAMRoleInvalid")
 	if lines := strings.Count(n.log.String(), "pod gets no role"); lines != 1 {
 		t.Errorf("%d lines in the log", lines)
 	}
-	n.pod = pod("stranger", "not a role")
+	n.pod = pod("deleted", "not a role")
 	if _, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err == nil {
 		t.Error("a role")
 	}
-	tells("a pod that is not known any more")
+	warns("a deleted pod")
 	b.PodChanged(pod("a", "admin"))
-	tells("forbidden", "ns/pod-a IAMRoleForbidden: namespace ns: role "+base+"admin: the namespace does not allow the role")
+	warns("forbidden", "ns/pod-a IAMRoleForbidden: namespace ns: role "+base+"admin: the namespace does not allow the role")
 	b.PodChanged(pod("a", "reader"))
-	tells("right")
+	warns("right")
 	a := roles.Assumption{RoleARN: base + "reader", SessionName: "ns.pod-a", Duration: time.Hour}
 	secret := "User: arn:aws:sts::123456789012:assumed-role/node/i-1 is not authorized"
-	b.Failed("a", a, &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied", Message: secret})
-	b.Failed("a", a, &credentials.Error{Kind: credentials.Malformed, Code: "PackedPolicyTooLarge", Message: secret})
-	b.Failed("a", a, &credentials.Error{Kind: credentials.Throttled, Code: "Throttling", Message: secret})
-	for _, told := range n.told {
-		if strings.Contains(told, "assumed-role/node") {
-			t.Errorf("%q names the node's role", told)
+	b.AssumeRoleFailed("a", a, &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied", Message: secret})
+	b.AssumeRoleFailed("a", a, &credentials.Error{Kind: credentials.Malformed, Code: "PackedPolicyTooLarge", Message: secret})
+	b.AssumeRoleFailed("a", a, &credentials.Error{Kind: credentials.Throttled, Code: "Throttling", Message: secret})
+	for _, warning := range n.warnings {
+		if strings.Contains(warning, "assumed-role/node") {
+			t.Errorf("%q names the node's role", warning)
 		}
 	}
-	tells("failures", "ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: AccessDenied",
+	warns("failures", "ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: AccessDenied",
 		"ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: PackedPolicyTooLarge",
 		"ns/pod-a IAMRoleThrottled: STS is asked too often (Throttling)")
 	for _, err := range []credentials.Error{
@@ -385,47 +385,47 @@ func TestOwnersAreToldWhatIsWrong(t *testing.T) {
 		{Kind: credentials.ClockSkew, Code: "SignatureDoesNotMatch", Message: secret, Cause: "the node's clock is 23 minutes behind the clock of STS"},
 		{Kind: credentials.Denied, Code: "AccessDenied", Message: secret, Cause: "this node lacks the permission sts:AssumeRole on the role"},
 	} {
-		b.Failed("a", a, &err)
+		b.AssumeRoleFailed("a", a, &err)
 	}
-	for _, told := range n.told {
-		if strings.Contains(told, "assumed-role/node") {
-			t.Errorf("%q names the node's role", told)
+	for _, warning := range n.warnings {
+		if strings.Contains(warning, "assumed-role/node") {
+			t.Errorf("%q names the node's role", warning)
 		}
 	}
-	tells("the node's faults", "ns/pod-a IAMSTSUnavailable: STS cannot be reached from this node, or does not answer (RequestError)",
+	warns("failures of the node", "ns/pod-a IAMSTSUnavailable: STS cannot be reached from this node, or does not answer (RequestError)",
 		"ns/pod-a IAMNodeCredentialsMissing: This node has no AWS credentials of its own that STS accepts (NoCredentialProviders)",
 		"ns/pod-a IAMNodeClockSkew: STS does not accept this node's time: the node's clock is 23 minutes behind the clock of STS.",
 		"ns/pod-a IAMRoleDenied: STS refused to let the node assume the role "+base+"reader: AccessDenied: this node lacks the permission sts:AssumeRole on the role.")
-	b.Failed("b", a, &credentials.Error{Kind: credentials.Denied})
+	b.AssumeRoleFailed("b", a, &credentials.Error{Kind: credentials.Denied})
 	a.RoleARN += "x"
-	b.Failed("a", a, &credentials.Error{Kind: credentials.Denied})
-	tells("what concerns nobody")
+	b.AssumeRoleFailed("a", a, &credentials.Error{Kind: credentials.Denied})
+	warns("an assumption that no pod holds")
 }
 
-func TestPodOnTheHostsNetworkIsToldThatItsAnnotationHasNoEffect(t *testing.T) {
+func TestEventForHostNetworkPodWithAnnotation(t *testing.T) {
 	n, b := newNode(nil)
 	host := pod("a", "reader")
 	host.HostNetwork = true
 	for range 2 {
 		b.PodChanged(host)
 	}
-	if len(n.told) == 0 || !strings.HasPrefix(n.told[0], "ns/pod-a IAMRoleIgnored: the pod is on the host's network") {
-		t.Errorf("told %q", n.told)
+	if len(n.warnings) == 0 || !strings.HasPrefix(n.warnings[0], "ns/pod-a IAMRoleIgnored: the pod is on the host's network") {
+		t.Errorf("warnings %q", n.warnings)
 	}
 	if lines := strings.Count(n.log.String(), "pod gets no role"); lines != 1 || len(n.holds) > 0 {
 		t.Errorf("%d lines in the log, holds %v", lines, n.holds)
 	}
-	n.told = nil
+	n.warnings = nil
 	plain := pod("b", "")
 	plain.HostNetwork = true
 	b.PodChanged(plain)
-	if len(n.told) > 0 {
-		t.Errorf("without the annotation: told %q", n.told)
+	if len(n.warnings) > 0 {
+		t.Errorf("without the annotation: warnings %q", n.warnings)
 	}
 }
 
-// TestPodDoesNotFillTheLog changes one pod all the time, in ways that each give a new reason.
-func TestPodDoesNotFillTheLog(t *testing.T) {
+// TestLogLinesOfPodAreLimited changes one pod all the time. Each change has another reason.
+func TestLogLinesOfPodAreLimited(t *testing.T) {
 	for name, change := range map[string]func(b *Broker, i int){
 		"its annotation": func(b *Broker, i int) { b.PodChanged(pod("a", fmt.Sprint("no role ", i))) },
 		"its annotation comes and goes, on the host's network": func(b *Broker, i int) {
@@ -445,32 +445,29 @@ func TestPodDoesNotFillTheLog(t *testing.T) {
 				for i := range 1000 {
 					change(b, i)
 				}
-				if got := lines(); got != logBurst {
-					t.Errorf("%d lines for 1,000 changes at once, want %d", got, logBurst)
+				if got := lines(); got != warningBurst {
+					t.Errorf("%d lines for 1,000 changes at once, want %d", got, warningBurst)
 				}
 				b.PodChanged(pod("neighbour", "no role"))
-				if got := lines(); got != logBurst+1 {
-					t.Errorf("%d lines with the neighbour's, want %d", got, logBurst+1)
+				if got := lines(); got != warningBurst+1 {
+					t.Errorf("%d lines with the neighbour's, want %d", got, warningBurst+1)
 				}
 				for i := range 1000 {
 					time.Sleep(time.Hour / 1000)
 					change(b, i)
 				}
-				if got, want := lines()-logBurst-1, int(time.Hour/logEvery); got < want-1 || got > want {
+				if got, want := lines()-warningBurst-1, int(time.Hour/warningInterval); got < want-1 || got > want {
 					t.Errorf("%d lines for 1,000 changes in an hour, want %d", got, want)
 				}
 				b.PodGone(pod("a", ""))
 				b.PodGone(pod("neighbour", ""))
-				if len(b.logged) > 0 {
-					t.Errorf("pods that are gone are remembered: %v", b.logged)
-				}
 			})
 		})
 	}
 }
 
-// TestHolderChangesWithTheRecord holds what the proxy closes connections by: whether an address still has the same holder.
-func TestHolderChangesWithTheRecord(t *testing.T) {
+// TestIdentityChangesWithRecord covers what the proxy closes connections by.
+func TestIdentityChangesWithRecord(t *testing.T) {
 	n, b := newNode(nil)
 	dir := attachment.In(t.TempDir())
 	n.records = attachment.NewIndex(dir)
@@ -483,7 +480,7 @@ func TestHolderChangesWithTheRecord(t *testing.T) {
 	var seen []string
 	changed := func(what string, want bool) {
 		t.Helper()
-		holder := b.Holder(ip)
+		holder := b.Identity(ip)
 		if len(seen) > 0 && (seen[len(seen)-1] != holder) != want {
 			t.Errorf("%s: the holder was %q and is %q", what, seen[len(seen)-1], holder)
 		}
@@ -500,8 +497,8 @@ func TestHolderChangesWithTheRecord(t *testing.T) {
 	changed("no record", true)
 	put("c1", attachment.Pod{Namespace: "ns", Name: "pod", UID: "a"})
 	changed("a pod", true)
-	if b.Holder(ip) != "a" || b.Holder(netip.MustParseAddr("10.0.0.2")) != "" {
-		t.Errorf("%q holds the address, %q another one", b.Holder(ip), b.Holder(netip.MustParseAddr("10.0.0.2")))
+	if b.Identity(ip) != "a" || b.Identity(netip.MustParseAddr("10.0.0.2")) != "" {
+		t.Errorf("%q holds the address, %q another one", b.Identity(ip), b.Identity(netip.MustParseAddr("10.0.0.2")))
 	}
 	put("c2", attachment.Pod{Namespace: "ns", Name: "pod", UID: "a"})
 	changed("the same pod in a new sandbox", false)
@@ -514,18 +511,18 @@ func TestHolderChangesWithTheRecord(t *testing.T) {
 	if err := dir.Delete(t.Context(), "c5", "eth0"); err != nil {
 		t.Fatal(err)
 	}
-	if holder := b.Holder(ip); holder != "" {
+	if holder := b.Identity(ip); holder != "" {
 		t.Errorf("%q holds an address without a record", holder)
 	}
 }
 
-// TestFailureOfTheRoleInBetweenIsNamed has STS refuse the role of --assume-role-arn.
-func TestFailureOfTheRoleInBetweenIsNamed(t *testing.T) {
+// TestEventForIntermediateRole has STS refuse the role of --assume-role-arn.
+func TestEventForIntermediateRole(t *testing.T) {
 	n, b := newNode(nil)
 	b.PodChanged(pod("a", "reader"))
 	a := roles.Assumption{RoleARN: base + "reader", SessionName: "ns.pod-a", Duration: time.Hour}
-	b.Failed("a", a, &credentials.Error{Kind: credentials.NodeCredentials, Code: "AssumeRoleChainError", Cause: "STS refuses this node the role that --assume-role-arn names"})
-	if len(n.told) != 1 || !strings.HasPrefix(n.told[0], "ns/pod-a IAMNodeCredentialsMissing: This node cannot ask STS for the pod's role: STS refuses this node the role that --assume-role-arn names (AssumeRoleChainError);") {
-		t.Errorf("told %q", n.told)
+	b.AssumeRoleFailed("a", a, &credentials.Error{Kind: credentials.NodeCredentials, Code: "AssumeRoleChainError", Cause: "STS refuses this node the role that --assume-role-arn names"})
+	if len(n.warnings) != 1 || !strings.HasPrefix(n.warnings[0], "ns/pod-a IAMNodeCredentialsMissing: This node cannot ask STS for the pod's role: STS refuses this node the role that --assume-role-arn names (AssumeRoleChainError);") {
+		t.Errorf("warnings %q", n.warnings)
 	}
 }

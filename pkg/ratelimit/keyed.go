@@ -1,4 +1,4 @@
-// Package ratelimit bounds how often each of many callers may do something.
+// Package ratelimit limits how often each of many callers may act.
 package ratelimit
 
 import (
@@ -8,7 +8,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Keyed gives each key a token bucket of its own. It remembers at most MaxKeys of them.
+// Keyed has a token bucket for each key. It remembers at most MaxKeys buckets.
 type Keyed[K comparable] struct {
 	limit rate.Limit
 	burst int
@@ -17,41 +17,41 @@ type Keyed[K comparable] struct {
 	buckets map[K]*rate.Limiter
 }
 
-// MaxKeys is how many buckets are remembered. A node runs fewer pods.
+// MaxKeys is the number of buckets that are remembered. A node runs fewer pods.
 const MaxKeys = 1024
 
-// NewKeyed returns buckets that hold burst tokens and gain limit tokens a second. With rate.Inf everything is allowed.
+// NewKeyed returns buckets of burst tokens that gain limit tokens a second. rate.Inf allows everything.
 func NewKeyed[K comparable](limit rate.Limit, burst int) *Keyed[K] {
 	return &Keyed[K]{limit: limit, burst: burst, buckets: make(map[K]*rate.Limiter)}
 }
 
-// Allow takes a token of the key's bucket. It returns false where the bucket has none.
+// Allow takes a token from the key's bucket, or returns false if the bucket is empty.
 func (k *Keyed[K]) Allow(key K, now time.Time) bool {
 	wait, ok := k.Reserve(key, now, 0)
 	return ok && wait == 0
 }
 
-// Reserve takes a token that the key's bucket has now or will have within most, and returns how long the caller must wait before it
-// uses the token. Where that would be longer than most, it takes none and returns most and false.
-func (k *Keyed[K]) Reserve(key K, now time.Time, most time.Duration) (wait time.Duration, ok bool) {
+// Reserve takes the next token of the key's bucket and returns how long the caller must wait before it
+// acts. If that is longer than maxWait, Reserve takes no token and returns maxWait and false.
+func (k *Keyed[K]) Reserve(key K, now time.Time, maxWait time.Duration) (wait time.Duration, ok bool) {
 	if k.limit == rate.Inf {
 		return 0, true
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	r := k.bucket(key, now).ReserveN(now, 1)
-	if wait := r.DelayFrom(now); wait <= most {
+	if wait := r.DelayFrom(now); wait <= maxWait {
 		return wait, true
 	}
 	r.CancelAt(now)
-	return most, false
+	return maxWait, false
 }
 
 func (k *Keyed[K]) bucket(key K, now time.Time) *rate.Limiter {
 	b := k.buckets[key]
 	if b == nil {
 		if len(k.buckets) >= MaxKeys {
-			k.forget(now)
+			k.evict(now)
 		}
 		b = rate.NewLimiter(k.limit, k.burst)
 		k.buckets[key] = b
@@ -59,8 +59,9 @@ func (k *Keyed[K]) bucket(key K, now time.Time) *rate.Limiter {
 	return b
 }
 
-// forget removes full buckets, which are as good as new ones. Where none is full it removes all, because the memory must stay bounded.
-func (k *Keyed[K]) forget(now time.Time) {
+// evict removes full buckets, which are equal to new ones. If none is full, it removes all buckets,
+// which briefly allows more than the limit: the memory must stay bounded.
+func (k *Keyed[K]) evict(now time.Time) {
 	for key, b := range k.buckets {
 		if b.TokensAt(now) >= float64(k.burst) {
 			delete(k.buckets, key)

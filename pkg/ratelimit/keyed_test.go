@@ -27,7 +27,7 @@ func TestEachKeyHasItsOwnBucket(t *testing.T) {
 	allowed("a", now.Add(time.Minute), 3)
 }
 
-// TestReserve holds that callers wait in turn, and that one who would wait too long takes no token from those who come later.
+// TestReserve checks that callers wait in order, and that a refused caller takes no token.
 func TestReserve(t *testing.T) {
 	k, now := NewKeyed[string](10, 1), time.Now()
 	for i := range 6 {
@@ -42,7 +42,7 @@ func TestReserve(t *testing.T) {
 		}
 	}
 	if wait, ok := k.Reserve("a", now.Add(200*time.Millisecond), 500*time.Millisecond); !ok || wait.Round(time.Millisecond) != 400*time.Millisecond {
-		t.Errorf("a moment later: %v, %v", wait, ok)
+		t.Errorf("200 ms later: %v, %v", wait, ok)
 	}
 }
 
@@ -55,7 +55,7 @@ func TestInfAllowsEverything(t *testing.T) {
 	}
 }
 
-// TestKeysAreBounded has more keys come than are remembered. Those with a full bucket are forgotten first.
+// TestKeysAreBounded uses more keys than are remembered. Full buckets are evicted first.
 func TestKeysAreBounded(t *testing.T) {
 	k, now := NewKeyed[int](10, 50), time.Now()
 	for key := range 10 * MaxKeys {

@@ -16,7 +16,7 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 var allowed = map[string][]string{
 	"plugin":          {"pkg/dedup", "pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover"},
-	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials"},
+	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials", "pkg/ratelimit"},
 	"pkg/pods":        {"pkg/attachment", "pkg/ratelimit"},
 	"pkg/events":      {"pkg/pods"},
 	"pkg/kube":        {},

@@ -13,12 +13,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestNodeHasItsShareOfEvents is the first ten seconds of what all pods of a node hear at once.
-func TestNodeHasItsShareOfEvents(t *testing.T) {
-	writing(t, func(s *server, e *Events) {
+// TestEventsOfNodeAreLimited refuses all pods of a node for ten seconds.
+func TestEventsOfNodeAreLimited(t *testing.T) {
+	withRecorder(t, func(s *server, e *Recorder) {
 		for range 10 {
 			for i := range 250 {
-				e.Refused(somePod(fmt.Sprint(i)), "IAMRoleThrottled", "no")
+				e.Warn(somePod(fmt.Sprint(i)), "IAMRoleThrottled", "no")
 			}
 			time.Sleep(time.Second)
 		}
@@ -29,20 +29,20 @@ func TestNodeHasItsShareOfEvents(t *testing.T) {
 	})
 }
 
-func TestEventThatWaitsIsNotCountedUp(t *testing.T) {
+func TestQueuedEventDoesNotChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // nobody writes
+		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // Run is not called
 		for range 2 {
-			e.Refused(somePod("x"), "IAMRoleDenied", "no")
-			time.Sleep(pause)
+			e.Warn(somePod("x"), "IAMRoleDenied", "no")
+			time.Sleep(repeatInterval)
 		}
-		if first, second := <-e.queue, <-e.queue; first.event.Count != 1 || second.event.Count != 2 {
-			t.Errorf("%d and %d", first.event.Count, second.event.Count)
+		if first, second := <-e.queue, <-e.queue; first.Count != 1 || second.Count != 2 {
+			t.Errorf("%d and %d", first.Count, second.Count)
 		}
 	})
 }
 
-// hangingServer is an API server that answers nothing.
+// hangingServer is an API server that never answers.
 type hangingServer struct{ asked atomic.Int64 }
 
 func (s *hangingServer) CreateEvent(ctx context.Context, _ *corev1.Event) (*corev1.Event, error) {
@@ -55,15 +55,15 @@ func (s *hangingServer) PatchEvent(ctx context.Context, e *corev1.Event, _ []byt
 	return s.CreateEvent(ctx, e)
 }
 
-func TestEventThatHangsHoldsUpTheNextForAWhile(t *testing.T) {
+func TestWritesTimeOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := new(hangingServer)
 		e := New(s, "node-1", slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- e.Run(ctx) }()
-		e.Refused(somePod("x"), "IAMRoleDenied", "no")
-		e.Refused(somePod("y"), "IAMRoleDenied", "no")
+		e.Warn(somePod("x"), "IAMRoleDenied", "no")
+		e.Warn(somePod("y"), "IAMRoleDenied", "no")
 		time.Sleep(15 * time.Second)
 		if n := s.asked.Load(); n != 2 {
 			t.Errorf("asked for %d in fifteen seconds", n)
@@ -73,17 +73,17 @@ func TestEventThatHangsHoldsUpTheNextForAWhile(t *testing.T) {
 	})
 }
 
-func TestLostSayingThatIsForgottenHarmsNobody(t *testing.T) {
+func TestFailedWriteOfForgottenEvent(t *testing.T) {
 	e := New(&server{}, "node-1", slog.New(slog.DiscardHandler))
-	e.Refused(somePod("x"), "IAMRoleDenied", "no")
-	e.lost(queued{e.event(somePod("x"), saying{}, time.Now()), saying{"IAMRoleDenied", "forgotten"}})
+	e.Warn(somePod("x"), "IAMRoleDenied", "no")
+	e.retryLater(e.newEvent(somePod("x"), eventKey{"IAMRoleDenied", "forgotten"}, time.Now()))
 }
 
-func TestEventOfALongNameHasAName(t *testing.T) {
+func TestNameOfEventIsLimited(t *testing.T) {
 	e := New(&server{}, "node-1", slog.New(slog.DiscardHandler))
 	p := somePod("x")
 	p.Name = strings.Repeat("x", 253)
-	if name := e.event(p, saying{}, time.Now()).Name; len(name) > 253 {
+	if name := e.newEvent(p, eventKey{}, time.Now()).Name; len(name) > 253 {
 		t.Errorf("%d bytes", len(name))
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
-func TestSessionIsOfThePodOnRecord(t *testing.T) {
+func TestSessionIsUIDOfRecord(t *testing.T) {
 	n, b := newNode(nil)
 	dir := attachment.In(t.TempDir())
 	n.records = attachment.NewIndex(dir)
@@ -23,7 +23,7 @@ func TestSessionIsOfThePodOnRecord(t *testing.T) {
 	}
 }
 
-// forgetful tells what is forgotten from what is let go.
+// forgetful warns what is forgotten from what is let go.
 type forgetful struct {
 	*node
 	forgot []string
@@ -31,10 +31,10 @@ type forgetful struct {
 
 func (f *forgetful) Forget(uid string) { f.forgot = append(f.forgot, uid); f.node.Forget(uid) }
 
-func TestPodWhoseRoleIsWrongIsNotForgotten(t *testing.T) {
+func TestPodWithInvalidRoleIsNotForgotten(t *testing.T) {
 	n, b := newNode(nil)
 	f := &forgetful{node: n}
-	b.credentials = f
+	b.Credentials = f
 	b.PodChanged(pod("a", "reader"))
 	b.PodChanged(pod("a", "not a role"))
 	if len(n.holds) > 0 || len(f.forgot) > 0 {
@@ -46,13 +46,13 @@ func TestPodWhoseRoleIsWrongIsNotForgotten(t *testing.T) {
 	}
 }
 
-func TestRequestDoesNotWaitForChanges(t *testing.T) {
+func TestRequestDoesNotWaitForPodChange(t *testing.T) {
 	n, b := newNode(nil)
 	n.pod = pod("a", "not a role")
 	b.PodChanged(n.pod)
-	n.told = nil
-	b.events.Lock()
-	defer b.events.Unlock()
+	n.warnings = nil
+	b.changes.Lock()
+	defer b.changes.Unlock()
 	answered := make(chan error, 1)
 	go func() {
 		_, _, err := b.Caller(ip, time.Now()).Role(t.Context())
@@ -61,23 +61,23 @@ func TestRequestDoesNotWaitForChanges(t *testing.T) {
 	select {
 	case <-answered:
 	case <-time.After(5 * time.Second):
-		t.Error("it waits")
+		t.Error("the request waits")
 	}
 }
 
-func TestChangeOfANamespaceConcernsItsOwnPods(t *testing.T) {
+func TestNamespaceChangeAffectsItsPodsOnly(t *testing.T) {
 	n, b := newNode(nil)
 	other := pod("b", "not a role")
 	other.Namespace = "other"
 	b.PodChanged(other)
-	n.told = nil
+	n.warnings = nil
 	b.NamespaceChanged("ns")
-	if len(n.told) > 0 {
-		t.Errorf("told %q", n.told)
+	if len(n.warnings) > 0 {
+		t.Errorf("warnings %q", n.warnings)
 	}
 }
 
-func TestMalformed(t *testing.T) {
+func TestMalformedIsForbidden(t *testing.T) {
 	if r := refuseCredentials(pod("a", ""), roles.Assumption{}, &credentials.Error{Kind: credentials.Malformed, Code: "PackedPolicyTooLarge"}); r.Status != 403 || r.Code == "" {
 		t.Errorf("%+v", r)
 	}

@@ -26,8 +26,8 @@ func somePod(uid string) *pods.Pod {
 	return &pods.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "pod-" + uid, UID: types.UID("uid-" + uid)}}
 }
 
-// TestEventsReachTheAPIServer writes over a real socket, as the proxy does.
-func TestEventsReachTheAPIServer(t *testing.T) {
+// TestEventsReachAPIServer writes over a real socket, as the proxy does.
+func TestEventsReachAPIServer(t *testing.T) {
 	api, err := kubeapi.Start(kubeapi.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ func TestEventsReachTheAPIServer(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()
 	p := somePod("x")
-	e.Refused(p, "IAMRoleInvalid", strings.Repeat("ä", 1000))
+	e.Warn(p, "IAMRoleInvalid", strings.Repeat("ä", 1000))
 	deadline := time.After(20 * time.Second)
 	for len(api.Events()) == 0 {
 		select {
@@ -63,7 +63,7 @@ func TestEventsReachTheAPIServer(t *testing.T) {
 	}
 }
 
-// server is an API server that keeps Events for a while.
+// server is an API server in memory.
 type server struct {
 	events  map[string]*corev1.Event
 	created int
@@ -91,15 +91,15 @@ func (s *server) PatchEvent(_ context.Context, e *corev1.Event, patch []byte) (*
 	return changed, nil
 }
 
-// writing runs tell while Events are written.
-func writing(t *testing.T, tell func(s *server, e *Events)) {
+// withRecorder calls test while Run writes Events.
+func withRecorder(t *testing.T, test func(s *server, e *Recorder)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{events: map[string]*corev1.Event{}}
 		e := New(s, "node-1", slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- e.Run(ctx) }()
-		tell(s, e)
+		test(s, e)
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -107,10 +107,10 @@ func writing(t *testing.T, tell func(s *server, e *Events)) {
 	})
 }
 
-func TestTheSameIsSaidOnceInAWhileAndCounted(t *testing.T) {
-	writing(t, func(s *server, e *Events) {
+func TestRepetitionsAreCounted(t *testing.T) {
+	withRecorder(t, func(s *server, e *Recorder) {
 		for range 100 {
-			e.Refused(somePod("x"), "IAMRoleDenied", "no")
+			e.Warn(somePod("x"), "IAMRoleDenied", "no")
 			time.Sleep(time.Second)
 		}
 		synctest.Wait()
@@ -118,100 +118,100 @@ func TestTheSameIsSaidOnceInAWhileAndCounted(t *testing.T) {
 			t.Errorf("%d events of the same in a hundred seconds, counted up %d times", s.created, s.patched)
 		}
 		for range 3 {
-			time.Sleep(pause)
-			e.Refused(somePod("x"), "IAMRoleDenied", "no")
+			time.Sleep(repeatInterval)
+			e.Warn(somePod("x"), "IAMRoleDenied", "no")
 			synctest.Wait()
 		}
 		for _, event := range s.events {
-			if age := event.LastTimestamp.Sub(event.FirstTimestamp.Time); event.Count != 4 || age < 3*pause || s.created != 1 {
+			if age := event.LastTimestamp.Sub(event.FirstTimestamp.Time); event.Count != 4 || age < 3*repeatInterval || s.created != 1 {
 				t.Errorf("%d, the last after %v, of %d events", event.Count, age, s.created)
 			}
 		}
-		clear(s.events) // the API server has forgotten it
-		time.Sleep(pause)
-		e.Refused(somePod("x"), "IAMRoleDenied", "no")
+		clear(s.events) // the API server has deleted it
+		time.Sleep(repeatInterval)
+		e.Warn(somePod("x"), "IAMRoleDenied", "no")
 		synctest.Wait()
 		if len(s.events) != 1 {
-			t.Error("not written anew")
+			t.Error("not created again")
 		}
 		e.PodGone(somePod("x"))
 		if len(e.pods) > 0 {
-			t.Error("a pod that is gone is remembered")
+			t.Error("a deleted pod is remembered")
 		}
 	})
 }
 
-// TestWhatCouldNotBeWrittenIsSaidAgain has the API server be away, and the queue be full.
-func TestWhatCouldNotBeWrittenIsSaidAgain(t *testing.T) {
-	writing(t, func(s *server, e *Events) {
-		s.err = errors.New("away")
-		tell := func() {
-			e.Refused(somePod("x"), "IAMRoleDenied", "no")
+// TestFailedWriteIsRetried fails because the API server is down, then because the queue is full.
+func TestFailedWriteIsRetried(t *testing.T) {
+	withRecorder(t, func(s *server, e *Recorder) {
+		s.err = errors.New("down")
+		warn := func() {
+			e.Warn(somePod("x"), "IAMRoleDenied", "no")
 			synctest.Wait()
 		}
-		tell()
-		tell() // not at once: the API server has enough to do
+		warn()
+		warn() // not retried yet
 		if s.created != 1 {
 			t.Errorf("%d tries", s.created)
 		}
 		s.err = nil
 		clear(s.events)
-		time.Sleep(again)
-		tell()
-		time.Sleep(again)
-		tell()
+		time.Sleep(retryInterval)
+		warn()
+		time.Sleep(retryInterval)
+		warn()
 		if len(s.events) != 1 || s.created != 2 {
 			t.Errorf("%d events by %d tries", len(s.events), s.created)
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
-		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // nobody writes
+		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // Run is not called
 		for range maxQueue {
-			e.queue <- queued{}
+			e.queue <- new(corev1.Event)
 		}
-		e.Refused(somePod("x"), "IAMRoleDenied", "no")
+		e.Warn(somePod("x"), "IAMRoleDenied", "no")
 		<-e.queue
-		time.Sleep(again)
-		e.Refused(somePod("x"), "IAMRoleDenied", "no")
+		time.Sleep(retryInterval)
+		e.Warn(somePod("x"), "IAMRoleDenied", "no")
 		if len(e.queue) != maxQueue {
-			t.Error("it is not said again")
+			t.Error("it is not retried")
 		}
 		e.PodGone(somePod("x"))
-		e.lost(queued{e.event(somePod("x"), saying{}, time.Now()), saying{}})
+		e.retryLater(e.newEvent(somePod("x"), eventKey{}, time.Now()))
 		if len(e.pods) != 0 {
-			t.Error("a pod that is gone came back")
+			t.Error("a deleted pod is remembered again")
 		}
 	})
 }
 
-// TestManyPodsDoNotFloodTheAPIServer is a node all of whose pods hear the same of STS.
-func TestManyPodsDoNotFloodTheAPIServer(t *testing.T) {
-	writing(t, func(s *server, e *Events) {
-		told := map[string]bool{}
+// TestManyPodsDoNotFloodAPIServer refuses all pods of a node for the same reason.
+func TestManyPodsDoNotFloodAPIServer(t *testing.T) {
+	withRecorder(t, func(s *server, e *Recorder) {
+		reached := map[string]bool{}
 		for range 600 {
 			for i := range 250 {
-				e.Refused(somePod(fmt.Sprint(i)), "IAMRoleThrottled", "no")
+				e.Warn(somePod(fmt.Sprint(i)), "IAMRoleThrottled", "no")
 			}
 			time.Sleep(time.Second)
 			synctest.Wait()
-			if n := s.created; n > nodeBurst+int(600*time.Second/nodeEvery) {
+			if n := s.created; n > nodeBurst+int(600*time.Second/nodeInterval) {
 				t.Fatalf("%d events", n)
 			}
 		}
 		for _, event := range s.events {
-			told[event.InvolvedObject.Name] = true
+			reached[event.InvolvedObject.Name] = true
 		}
-		if len(told) != 250 {
-			t.Errorf("%d of 250 pods are told in ten minutes", len(told))
+		if len(reached) != 250 {
+			t.Errorf("%d of 250 pods have an event in ten minutes", len(reached))
 		}
 	})
 }
 
-func TestEachPodIsToldForItself(t *testing.T) {
-	writing(t, func(s *server, e *Events) {
-		e.Refused(somePod("x"), "IAMRoleDenied", "no")
-		e.Refused(somePod("y"), "IAMRoleDenied", "no")
-		e.Refused(somePod("y"), "IAMRoleInvalid", "no")
+func TestPodsHaveSeparateEvents(t *testing.T) {
+	withRecorder(t, func(s *server, e *Recorder) {
+		e.Warn(somePod("x"), "IAMRoleDenied", "no")
+		e.Warn(somePod("y"), "IAMRoleDenied", "no")
+		e.Warn(somePod("y"), "IAMRoleInvalid", "no")
 		synctest.Wait()
 		if len(s.events) != 3 {
 			t.Errorf("%d events, want 3", len(s.events))
@@ -219,30 +219,30 @@ func TestEachPodIsToldForItself(t *testing.T) {
 	})
 }
 
-// TestOnePodCannotFloodTheAPIServer has an annotation that is wrong in another way all the time.
-func TestOnePodCannotFloodTheAPIServer(t *testing.T) {
-	writing(t, func(s *server, e *Events) {
+// TestOnePodCannotFloodAPIServer changes the pod's invalid annotation every second.
+func TestOnePodCannotFloodAPIServer(t *testing.T) {
+	withRecorder(t, func(s *server, e *Recorder) {
 		for i := range 3600 {
-			e.Refused(somePod("x"), "IAMRoleInvalid", fmt.Sprint(i))
+			e.Warn(somePod("x"), "IAMRoleInvalid", fmt.Sprint(i))
 			time.Sleep(time.Second)
 		}
 		synctest.Wait()
-		if s.created < burst || s.created > burst+int(time.Hour/every) {
+		if s.created < podBurst || s.created > podBurst+int(time.Hour/podInterval) {
 			t.Errorf("%d events in an hour", s.created)
 		}
-		if len(e.pods) > 1 || len(e.pods[somePod("x").UID].sayings) > maxSayings {
-			t.Errorf("%d sayings are remembered", len(e.pods[somePod("x").UID].sayings))
+		if len(e.pods) > 1 || len(e.pods[somePod("x").UID].recent) > maxRecent {
+			t.Errorf("%d events are remembered", len(e.pods[somePod("x").UID].recent))
 		}
 	})
 }
 
-// TestAPIServerThatDoesNotAnswerHoldsNobodyUp has more to say than waits for it.
-func TestAPIServerThatDoesNotAnswerHoldsNobodyUp(t *testing.T) {
+// TestFullQueueDoesNotBlock records more Events than the queue holds.
+func TestFullQueueDoesNotBlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // nobody writes
+		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // Run is not called
 		for i := range 2 * maxPods {
-			e.Refused(somePod(fmt.Sprint(i)), "IAMRoleDenied", "no")
-			time.Sleep(nodeEvery)
+			e.Warn(somePod(fmt.Sprint(i)), "IAMRoleDenied", "no")
+			time.Sleep(nodeInterval)
 		}
 		if len(e.queue) != maxQueue || len(e.pods) > maxPods {
 			t.Errorf("%d wait, of %d pods", len(e.queue), len(e.pods))
