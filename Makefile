@@ -10,14 +10,14 @@ build: ## build bin/kube2iam-cni and bin/kube2iam-proxy
 demo: ## show the whole thing at work in network namespaces (root, three minutes cold)
 	@scripts/demo.sh
 
-test: ## unit tests with the race detector, and the namespace suite (root, six minutes cold)
-	@scripts/test.sh
+test: ## all tests but the cluster suite (root, five minutes); RUN=REGEXP runs matching tests only
+	@RUN='$(value RUN)' scripts/test.sh
 
 test-cluster: ## the cluster suite: a real Kubernetes node, STS and S3 (root, twenty minutes cold)
 	@scripts/test-cluster.sh
 
-bench: ## print the figures, one a line: name, value, unit (root, ten minutes, some twenty cold)
-	@scripts/bench.sh
+bench: ## print figures as "name value unit" (root, twenty minutes); PART=NAME measures one part, PART=list lists them
+	@PART='$(value PART)' scripts/bench.sh
 
 simulate: ## what a fleet of 5,000 nodes asks of STS, and docs/scale.svg (two minutes)
 	@scripts/simulate.sh

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # gofmt and go vet, the unit tests with the race detector, then the namespace suite.
+# RUN in the environment is a regular expression: only tests that match it run, and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
@@ -9,9 +10,18 @@ need_go
 # gcc and libc for the race detector; the rest for the namespace suite and its unmodified clients.
 need gcc libc6-dev iptables nftables iproute2 conntrack kmod curl awscli python3-boto3 cloud-init s3cmd ruby-fog-aws strace
 command -v npm >/dev/null || need nodejs npm # of Node.js 18 or later, wherever it comes from
+run_matching() {
+  # Packages without a matching test say so; only the others are of interest.
+  in_group go test -race -count=1 -run "$RUN" $(go list ./... | grep -v /test/netns$) | sed '/no test files\|no tests to run/d'
+  CGO_ENABLED=0 in_group go test -count=1 -v -parallel 8 -timeout 15m -run "$RUN" ./test/netns
+}
+if [[ -n ${RUN:-} ]]; then
+  run_matching
+  exit
+fi
 in_group scripts/lint.sh
 echo "== unit tests, with the race detector"
-in_group go test -race -count=1 $(go list ./... | grep -v /test/netns)
+in_group go test -race -count=1 $(go list ./... | grep -v /test/netns$)
 # Without cgo from here on, as the programs under test: so each package is compiled once for both.
 export CGO_ENABLED=0
 echo "== fuzz targets, five seconds each"

@@ -9,84 +9,88 @@ import (
 	"os"
 	"path/filepath"
 
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// fleet is pods of a node that share a network namespace: what the agent sees of a pod is its veth, its addresses and its
-// record, and a sandbox for each would take minutes. Their host sides are ports of a bridge, of which there is more to look
-// after than of routed ones. No link is up, because nothing is sent.
+// fleet is pods of a node that share a network namespace: the plugin and the agent see a pod's veth, its
+// addresses and its record, and a namespace for each would take minutes. The host sides are ports of a
+// bridge, which need more rules than routed ones. No link is up, because no packet is sent.
 type fleet struct {
-	bed    *testbed.Bed
+	calls  caller
+	entry  testbed.Entry
 	shared *testbed.Sandbox
 	bridge int
-	pods   int
-	free   netip.Addr
+	pods   []pod
+	nextIP netip.Addr
 }
 
-func newFleet(bed *testbed.Bed) (*fleet, error) {
-	shared, err := bed.NewSandbox("default", "fleet", "fleet")
+// newFleet prepares pods that grow attaches by the plugin entry. Their addresses begin with first.
+func newFleet(calls caller, entry testbed.Entry, first netip.Addr) (*fleet, error) {
+	shared, err := calls.bed.NewSandbox("default", "fleet", "fleet")
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{bed: bed, shared: shared, free: testbed.PodSubnet.Addr().Next()}
-	return f, bed.Node.Do(func() error {
-		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}
+	f := &fleet{calls: calls, entry: entry, shared: shared, nextIP: first}
+	return f, calls.bed.Node.Do(func() error {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "fleet0"}}
 		err := netlink.LinkAdd(bridge)
 		f.bridge = bridge.Index
 		return err
 	})
 }
 
-// grow attaches more pods until there are n, as the plugin does.
-func (f *fleet) grow(ctx context.Context, n *node.Node, pods int) error {
-	defer n.Close()
-	for ; f.pods < pods; f.pods++ {
-		r := node.Request{
-			ContainerID: fmt.Sprintf("%064x", 1000+f.pods), IfName: fmt.Sprintf("e%d", f.pods), Netns: f.shared.Netns.Path(), Network: testbed.Network,
-			Pod: attachment.Pod{Namespace: "default", Name: fmt.Sprintf("pod-%d", f.pods), UID: fmt.Sprintf("uid-%d", f.pods)},
-			IPs: []netip.Addr{f.free},
-		}
-		if err := f.link(fmt.Sprintf("v%d", f.pods), r.IfName, f.free); err != nil {
-			return fmt.Errorf("veth of pod %d: %w", f.pods, err)
-		}
-		err := f.bed.Node.Do(func() error {
-			_, err := n.Attach(ctx, r)
-			return err
-		})
-		if err == nil {
-			err = remember(f.bed, r, fmt.Sprintf("v%d", f.pods))
-		}
+// newPod makes a pod's veth and gives the pod's side its address.
+func (f *fleet) newPod() (pod, error) {
+	i := len(f.pods)
+	hostLink, ifName, ip := fmt.Sprintf("v%d", i), fmt.Sprintf("e%d", i), f.nextIP
+	if err := f.link(hostLink, ifName, ip); err != nil {
+		return pod{}, fmt.Errorf("veth of pod %d: %w", i, err)
+	}
+	p := pod{
+		containerID: fmt.Sprintf("%064x", 1000+i), ifName: ifName, netns: f.shared.Netns.Path(),
+		namespace: "default", name: fmt.Sprintf("pod-%d", i), uid: fmt.Sprintf("uid-%d", i),
+		prevResult: resultOf(hostLink, ifName, f.shared.Netns.Path(), ip),
+	}
+	f.pods, f.nextIP = append(f.pods, p), ip.Next()
+	return p, nil
+}
+
+// grow attaches more pods by the plugin's ADD until there are n.
+func (f *fleet) grow(ctx context.Context, n int) error {
+	for len(f.pods) < n {
+		p, err := f.newPod()
 		if err != nil {
-			return fmt.Errorf("pod %d: %w", f.pods, err)
+			return err
 		}
-		f.free = f.free.Next()
+		if _, err := f.calls.call(ctx, p, f.entry, "ADD"); err != nil {
+			return fmt.Errorf("pod %s: %w", p.name, err)
+		}
+		if err := writeRuntimeCache(f.calls.bed, p); err != nil {
+			return fmt.Errorf("pod %s: %w", p.name, err)
+		}
 	}
 	return nil
 }
 
-// link makes a pod's veth and gives the pod's side its address.
-func (f *fleet) link(host, pod string, ip netip.Addr) error {
+func (f *fleet) link(hostLink, ifName string, ip netip.Addr) error {
 	netns, err := os.Open(f.shared.Netns.Path())
 	if err != nil {
 		return err
 	}
 	defer netns.Close()
-	err = f.bed.Node.Do(func() error {
+	err = f.calls.bed.Node.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: host, MasterIndex: f.bridge},
-			PeerName:  pod, PeerNamespace: netlink.NsFd(int(netns.Fd())),
+			LinkAttrs: netlink.LinkAttrs{Name: hostLink, MasterIndex: f.bridge},
+			PeerName:  ifName, PeerNamespace: netlink.NsFd(int(netns.Fd())),
 		})
 	})
 	if err != nil {
 		return err
 	}
 	return f.shared.Netns.Do(func() error {
-		link, err := netlink.LinkByName(pod)
+		link, err := netlink.LinkByName(ifName)
 		if err != nil {
 			return err
 		}
@@ -96,20 +100,16 @@ func (f *fleet) link(host, pod string, ip netip.Addr) error {
 
 func cacheDir(bed *testbed.Bed) string { return filepath.Join(bed.Dir, "cache") }
 
-// remember writes what libcni 1.3 keeps of an attachment (libcni/api.go, cachedInfo).
-func remember(bed *testbed.Bed, r node.Request, hostLink string) error {
+// writeRuntimeCache writes the file that libcni 1.3 has of an attachment (libcni/api.go, cachedInfo).
+func writeRuntimeCache(bed *testbed.Bed, p pod) error {
 	config, err := bed.Conflist()
 	if err != nil {
 		return err
 	}
 	data, err := json.Marshal(map[string]any{
-		"kind": "cniCacheV1", "containerId": r.ContainerID, "config": config, "ifName": r.IfName, "networkName": r.Network, "netns": r.Netns,
-		"cniArgs": [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", r.Pod.Namespace}, {"K8S_POD_NAME", r.Pod.Name}, {"K8S_POD_UID", r.Pod.UID}},
-		"result": types100.Result{
-			CNIVersion: types100.ImplementedSpecVersion,
-			Interfaces: []*types100.Interface{{Name: hostLink}, {Name: r.IfName, Sandbox: r.Netns}},
-			IPs:        []*types100.IPConfig{{Interface: types100.Int(1), Address: net.IPNet{IP: r.IPs[0].AsSlice(), Mask: net.CIDRMask(24, 32)}}},
-		},
+		"kind": "cniCacheV1", "containerId": p.containerID, "config": config, "ifName": p.ifName, "networkName": testbed.Network, "netns": p.netns,
+		"cniArgs": [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.namespace}, {"K8S_POD_NAME", p.name}, {"K8S_POD_UID", p.uid}},
+		"result":  p.prevResult,
 	})
 	if err != nil {
 		return err
@@ -118,5 +118,5 @@ func remember(bed *testbed.Bed, r node.Request, hostLink string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, r.Network+"-"+r.ContainerID+"-"+r.IfName), data, 0o600)
+	return os.WriteFile(filepath.Join(dir, testbed.Network+"-"+p.containerID+"-"+p.ifName), data, 0o600)
 }

@@ -11,12 +11,12 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// crowd is how many rules kube-proxy has in the nat table of a cluster with some thousand endpoints.
-const crowd = 20000
+// manyRules is how many rules kube-proxy has in the nat table of a cluster with some thousand endpoints.
+const manyRules = 20000
 
-// addRules makes rules in the node's nat table, in a form of iptables. No packet passes them; what is measured is how long a
-// command needs for a table in which they stand.
-func addRules(ctx context.Context, bed *testbed.Bed, form string, rules int) error {
+// addRules makes rules in the node's nat table by iptables-nft. No packet passes them: they make commands
+// slow that read the table.
+func addRules(ctx context.Context, bed *testbed.Bed, rules int) error {
 	if rules == 0 {
 		return nil
 	}
@@ -29,21 +29,21 @@ func addRules(ctx context.Context, bed *testbed.Bed, form string, rules int) err
 	if err := os.WriteFile(file, script.Bytes(), 0o600); err != nil {
 		return err
 	}
-	_, err := bed.Node.Run(ctx, bed.ClientEnv(), "iptables-"+form+"-restore", "--noflush", file)
+	_, err := bed.Node.Run(ctx, bed.ClientEnv(), "iptables-nft-restore", "--noflush", file)
 	return err
 }
 
-// iptablesOf is a PATH on which iptables is of the form, which is how portmap is told.
-func iptablesOf(bed *testbed.Bed, form string) (string, error) {
+// iptablesPath returns a PATH whose iptables is iptables-nft, whichever the machine's alternative is.
+func iptablesPath(bed *testbed.Bed) (string, error) {
 	dir := filepath.Join(bed.Dir, "iptables")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
 	}
-	for _, name := range []string{"iptables", "ip6tables"} {
-		multi, err := exec.LookPath("xtables-" + form + "-multi")
-		if err != nil {
-			return "", fmt.Errorf("%w (Debian package iptables)", err)
-		}
+	multi, err := exec.LookPath("xtables-nft-multi")
+	if err != nil {
+		return "", fmt.Errorf("%w (Debian package iptables)", err)
+	}
+	for _, name := range []string{"iptables", "ip6tables", "iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"} {
 		if err := os.Symlink(multi, filepath.Join(dir, name)); err != nil {
 			return "", err
 		}

@@ -49,13 +49,19 @@ func reconcilingWith(ctx context.Context, tools testbed.Tools, backend redirect.
 	defer bed.Close()
 	a := newAgent(bed, backend)
 	defer a.Close()
-	pods, err := newFleet(bed)
+	path, err := iptablesPath(bed)
+	if err != nil {
+		return nil, err
+	}
+	entry := testbed.Kube2IAM(string(backend))
+	entry["stateDir"] = bed.StateDir
+	pods, err := newFleet(caller{tools, bed, path}, entry, testbed.PodSubnet.Addr().Next())
 	if err != nil {
 		return nil, err
 	}
 	var ms [2]float64
 	for i, n := range []int{fewPods, manyPods} {
-		if err := pods.grow(ctx, a.Node, n); err != nil {
+		if err := pods.grow(ctx, n); err != nil {
 			return nil, err
 		}
 		if ms[i], err = a.round(ctx, bed); err != nil {
