@@ -22,8 +22,9 @@ import (
 // it, and then has no credentials. It protects no other pod: the guard does.
 
 // podTimeout bounds each read and each transaction in a pod's namespace: a pod with NET_ADMIN can fill
-// its tables without limit.
-const podTimeout = 500 * time.Millisecond
+// its tables without limit. The bound is far above what a busy node needs, because a pod that the node
+// starts late must not fail for it.
+const podTimeout = 2 * time.Second
 
 func (f *family) podMap() *nftables.Set {
 	return newMap(f.ipTable(), "pod", f.addrType, f.socketType(), false)
