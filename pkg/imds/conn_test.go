@@ -23,7 +23,7 @@ func limited(t *testing.T, h http.HandlerFunc) (address string, l *Listener) {
 func limitedFor(t *testing.T, holder Holder, every time.Duration, h http.HandlerFunc) (address string, l *Listener, refused *atomic.Int64) {
 	t.Helper()
 	l, refused = listening(t, holder, NewConnections(0))
-	l.open.every = every
+	l.connections.sweepInterval = every
 	s := &http.Server{ConnContext: ConnContext, ReadTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond, Handler: h}
 	go s.Serve(l)
 	t.Cleanup(func() { s.Close() })
@@ -65,9 +65,7 @@ func TestSlowClientsAreClosed(t *testing.T) {
 		}
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		l.open.mu.Lock()
-		left := len(l.open.conns)
-		l.open.mu.Unlock()
+		left := l.Len()
 		if left == 0 {
 			break
 		}
@@ -81,8 +79,8 @@ func TestSlowClientsAreClosed(t *testing.T) {
 func TestSlowAnswersAreNotCut(t *testing.T) {
 	address, _ := limited(t, func(w http.ResponseWriter, r *http.Request) {
 		c, _ := connOf(r.Context())
-		if drained(r) { // as Handler does
-			c.read()
+		if drainBody(r) { // as Handler does
+			c.requestRead()
 		}
 		select {
 		case <-time.After(400 * time.Millisecond):
@@ -119,7 +117,7 @@ func TestClientThatLeavesEndsItsRequest(t *testing.T) {
 	began, ended := make(chan struct{}), make(chan struct{})
 	address, _ := limited(t, func(_ http.ResponseWriter, r *http.Request) {
 		c, _ := connOf(r.Context())
-		c.read()
+		c.requestRead()
 		close(began)
 		<-r.Context().Done()
 		close(ended)

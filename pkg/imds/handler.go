@@ -1,4 +1,5 @@
-// Package imds speaks the protocol of the EC2 instance metadata service, versions 1 and 2, to the pods of this node.
+// Package imds serves the protocol of the EC2 instance metadata service, versions 1 and 2, to the pods
+// of this node. docs/protocol.md lists the statements that it implements.
 // https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
 package imds
 
@@ -18,92 +19,114 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 )
 
-// Caller is the pod that sends one request, as of the moment the request came. An error of its methods should have the
-// methods of Refusal; any other is a 500.
+// Caller is the pod that sends one request, as of the moment of the request. An error of its methods
+// should implement Refusal; any other is answered with status 500.
 type Caller interface {
-	// Session is what the session tokens of the pod are bound to. It must answer at once.
+	// Session returns the value that the pod's session tokens are bound to. It must not block.
 	Session() string
-	// Name is who it is, for the log: the pod by the node's own records, or the address.
+	// Name returns the pod by the node's records, or the address. It is for the log.
 	Name() string
-	// Role is the bare name and the ARN of the pod's role.
+	// Role returns the bare name and the ARN of the pod's role.
 	Role(ctx context.Context) (name, arn string, err error)
-	// Credentials is the document of the pod's role, if its name is role.
+	// Credentials returns the document of the pod's role, if the role's name is role.
 	Credentials(ctx context.Context, role string) (*credentials.Document, error)
 }
 
-// Refusal is an error that says how the metadata service words it.
+// Refusal is an error that determines its answer.
 type Refusal interface {
 	error
-	// HTTPStatus is the status of the answer.
+	// HTTPStatus returns the status of the answer.
 	HTTPStatus() int
-	// Document is the code and the message of the document that is the answer's body. Without a code the body is the error page
-	// of the status.
+	// Document returns the code and the message of the document in the answer's body. If the code is
+	// empty, the body is the error page of the status.
 	Document() (code, message string)
-	// Subject is who was refused, for the log.
+	// Subject returns the refused pod, for the log.
 	Subject() string
 }
 
-// Forwarder answers what is not about credentials. Its requests have a canonical path and no session token. After an error nothing
-// has been written.
+// Forwarder answers requests for metadata other than credentials. The requests have a canonical path
+// and no session token. A Forwarder that returns an error has written nothing.
 type Forwarder interface {
 	Forward(w http.ResponseWriter, r *http.Request) error
 }
 
-// Handler is the metadata service. Its requests must come over connections of a Listener, by way of ConnContext.
+// Handler is the metadata service. Its requests must arrive on connections of a Listener, and the
+// server must use ConnContext.
 type Handler struct {
-	caller   func(source netip.Addr, now time.Time) Caller
-	sessions *Sessions
-	upstream Forwarder
-	log      *slog.Logger
-	refusals *refusalLog
-	deny     []*regexp.Regexp
-	tokens   bool // are required
-	refused  func(status int)
-	delayed  func()
+	caller        func(source netip.Addr, now time.Time) Caller
+	sessions      *Sessions
+	upstream      Forwarder
+	log           *slog.Logger
+	refusals      *refusalLog
+	deny          []*regexp.Regexp
+	requireTokens bool
+	refused       func(status int)
+	delayed       func()
 }
 
-// Config is what a Handler depends on.
+// Config holds the dependencies and settings of a Handler.
 type Config struct {
-	// Caller is who holds the source address now.
+	// Caller returns the pod that holds the source address now.
 	Caller   func(source netip.Addr, now time.Time) Caller
 	Sessions *Sessions
 	Upstream Forwarder
-	// Deny are canonical paths that are not found, besides those that could yield the node's own credentials, which never are.
+	// Deny matches canonical paths that are answered with 404, in addition to those that could yield the
+	// node's own credentials.
 	Deny []*regexp.Regexp
-	// RequireTokens has requests without a session token refused, which is version 2 alone.
+	// RequireTokens refuses requests without a session token, so that only version 2 works.
 	RequireTokens bool
 	// Delayed is called for each request that waits because its source makes too many. It may be nil.
 	Delayed func()
-	// Refused is called for each request that is refused, with the status. It may be nil.
+	// Refused is called with the status for each request that is refused. It may be nil.
 	Refused func(status int)
 	Log     *slog.Logger
 }
 
-// NewHandler is the service over its dependencies.
+// NewHandler returns a Handler.
 func NewHandler(c Config) *Handler {
-	h := &Handler{caller: c.Caller, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log),
-		deny: c.Deny, tokens: c.RequireTokens, refused: c.Refused, delayed: c.Delayed}
-	if h.delayed == nil {
-		h.delayed = func() {}
+	if c.Delayed == nil {
+		c.Delayed = func() {}
 	}
-	if h.refused == nil {
-		h.refused = func(int) {}
+	if c.Refused == nil {
+		c.Refused = func(int) {}
 	}
-	return h
+	return &Handler{
+		caller: c.Caller, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log),
+		deny: c.Deny, requireTokens: c.RequireTokens, refused: c.Refused, delayed: c.Delayed,
+	}
 }
 
-// Header names in net/http's canonical spelling, so that the maps can be used without a conversion.
+// Header names in net/http's canonical spelling, so that header maps can be used without conversion.
 const (
 	tokenHeader    = "X-Aws-Ec2-Metadata-Token"
 	tokenTTLHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 )
 
-// Values of headers that never change, shared so that an answer makes none.
+// httpError is a refusal by the proxy itself. It is logged if it has a reason.
+type httpError struct {
+	status int
+	reason error // may be nil
+}
+
+func (e *httpError) Error() string {
+	if e.reason == nil {
+		return http.StatusText(e.status)
+	}
+	return e.reason.Error()
+}
+
+func (e *httpError) Unwrap() error { return e.reason }
+
 var (
-	serverValue = []string{"EC2ws"} // some agents know EC2 by it
-	plainText   = []string{"text/plain"}
-	html        = []string{"text/html"}
-	noRanges    = []string{"none"}
+	errNotFound  = &httpError{http.StatusNotFound, nil}
+	errForbidden = &httpError{http.StatusForbidden, nil}
+	errMethod    = &httpError{http.StatusMethodNotAllowed, nil}
+	errTTL       = &httpError{http.StatusBadRequest, nil}
+	errRequests  = &httpError{http.StatusServiceUnavailable, errTooManyRequests}
+	errNoToken   = &httpError{http.StatusUnauthorized, errors.New("a request without a session token, where one is required")}
+	errBadToken  = &httpError{http.StatusUnauthorized, errors.New("a session token that has ended, or was not made for the pod that holds the address now")}
+
+	errDenied = errors.New("a path that is denied to pods")
 )
 
 // ServeHTTP implements http.Handler.
@@ -112,96 +135,89 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, ok := connOf(r.Context())
 	if !ok {
 		h.log.Error("a request without a source address: the server does not use ConnContext")
-		h.fail(w, http.StatusInternalServerError)
+		h.writeError(w, http.StatusInternalServerError)
 		return
 	}
-	if drained(r) {
-		c.read()
+	if drainBody(r) {
+		c.requestRead()
 	}
-	source := c.source
-	if !h.admit(c) {
-		h.refusals.log(source, h.caller(source, time.Now()).Name(), http.StatusServiceUnavailable, errRequests)
-		h.fail(w, http.StatusServiceUnavailable)
-		return
-	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPut {
-		h.refuseMethod(w, "GET, HEAD")
-		return
-	}
-	path, ok := canonical(r.URL.Path)
-	if !ok { // no such path; 400 would end every SDK's tries
-		h.fail(w, http.StatusNotFound)
-		return
-	}
-	to, role := routeOf(path)
+	admitted := h.admit(c)
 	now := time.Now()
-	caller := h.caller(source, now)
-	switch to {
-	case token:
-		h.serveToken(w, r, caller)
-		return
-	case tokenOfVersion:
-		h.fail(w, http.StatusForbidden)
-		return
+	caller := h.caller(c.source, now)
+	err := error(errRequests)
+	if admitted {
+		err = h.serve(w, r, c, caller, now)
 	}
-	if r.Method == http.MethodPut {
-		h.refuseMethod(w, "GET, HEAD")
-		return
-	}
-	if tokens, ok := r.Header[tokenHeader]; ok {
-		if len(tokens) != 1 || !h.sessions.valid(&c.proof, tokens[0], caller.Session(), now) {
-			h.refusals.log(source, caller.Name(), http.StatusUnauthorized, errBadToken)
-			h.fail(w, http.StatusUnauthorized)
-			return
-		}
-	} else if h.tokens {
-		h.refusals.log(source, caller.Name(), http.StatusUnauthorized, errNoToken)
-		h.fail(w, http.StatusUnauthorized)
-		return
-	}
-	switch to {
-	case roleDocument:
-		h.serveDocument(w, r, source, caller, role)
-	case roleList:
-		h.serveRole(w, r, source, caller)
-	case iamInfo:
-		h.serveInfo(w, r, source, caller)
-	case iamListing:
-		if _, _, err := caller.Role(r.Context()); err != nil {
-			h.refuse(w, r, source, caller, err)
-			return
-		}
-		answer(w, "info\nsecurity-credentials/")
-	case forward:
-		if h.denied(path) {
-			h.refusals.log(source, caller.Name(), http.StatusNotFound, errDenied, "path", path)
-			h.fail(w, http.StatusNotFound)
-			return
-		}
-		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
-		var err error
-		if isListing(path) {
-			err = h.forwardListing(w, r, caller)
-		} else {
-			err = h.upstream.Forward(w, r)
-		}
-		if err != nil {
-			h.refuse(w, r, source, caller, err)
-		}
-	default:
-		h.fail(w, http.StatusNotFound)
+	if err != nil {
+		h.refuse(w, r, caller, err)
 	}
 }
 
-var (
-	errNoToken  = errors.New("a request without a session token, where one is required")
-	errDenied   = errors.New("a path that is denied to pods")
-	errBadToken = errors.New("a session token that has ended, or was not made for the pod that holds the address now")
-)
+// serve answers one request of the caller. If it returns an error, it has written nothing.
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, c *conn, caller Caller, now time.Time) error {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPut {
+		return methodNotAllowed(w, "GET, HEAD")
+	}
+	path, ok := canonical(r.URL.Path)
+	if !ok {
+		return errNotFound // 400 would end every SDK's retries
+	}
+	route, role := routeOf(path)
+	switch {
+	case route == tokenRoute:
+		return h.serveToken(w, r, caller)
+	case route == versionedTokenRoute:
+		return errForbidden
+	case r.Method == http.MethodPut:
+		return methodNotAllowed(w, "GET, HEAD")
+	}
+	if tokens, ok := r.Header[tokenHeader]; ok {
+		if len(tokens) != 1 || !h.sessions.valid(&c.verified, tokens[0], caller.Session(), now) {
+			return errBadToken
+		}
+	} else if h.requireTokens {
+		return errNoToken
+	}
+	switch route {
+	case credentialsRoute:
+		return serveCredentials(w, r, caller, role)
+	case roleRoute:
+		name, _, err := caller.Role(r.Context())
+		if err != nil {
+			return err
+		}
+		writeText(w, name)
+		return nil
+	case infoRoute:
+		return serveInfo(w, r, caller)
+	case iamRoute:
+		if _, _, err := caller.Role(r.Context()); err != nil {
+			return err
+		}
+		writeText(w, "info\nsecurity-credentials/")
+		return nil
+	case forwardRoute:
+		return h.forward(w, r, caller, path)
+	}
+	return errNotFound
+}
 
-// drained reads a little of a request's body, and tells whether that was all. Some SDKs send a form, s3fs a chunked body after
-// 100-continue: the connection lives on.
-func drained(r *http.Request) bool {
+// forward lets the node's metadata service answer for a canonical path.
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, caller Caller, path string) error {
+	if h.isDenied(path) {
+		h.refusals.log(sourceOf(r.Context()), caller.Name(), http.StatusNotFound, errDenied, "path", path)
+		return errNotFound
+	}
+	r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
+	if isListing(path) {
+		return h.forwardListing(w, r, caller)
+	}
+	return h.upstream.Forward(w, r)
+}
+
+// drainBody reads up to 4 KiB of a request's body, and reports whether that was all. Some SDKs send a
+// form, and s3fs sends a chunked body after 100-continue. Unread bytes would end the connection.
+func drainBody(r *http.Request) bool {
 	if r.ContentLength == 0 {
 		return true
 	}
@@ -209,16 +225,10 @@ func drained(r *http.Request) bool {
 	return err == io.EOF
 }
 
-// denied tells whether a path is one of those that pods must not see, with and without the slash at its end.
-func (h *Handler) denied(path string) bool {
+// isDenied reports whether the configuration denies a path, with or without the slash at its end.
+func (h *Handler) isDenied(path string) bool {
 	bare := strings.TrimSuffix(path, "/")
 	return slices.ContainsFunc(h.deny, func(d *regexp.Regexp) bool { return d.MatchString(path) || d.MatchString(bare) })
-}
-
-// fail writes the error page and counts the refusal.
-func (h *Handler) fail(w http.ResponseWriter, status int) {
-	h.refused(status)
-	fail(w, status)
 }
 
 const (
@@ -226,94 +236,62 @@ const (
 	maxTTL = 21600
 )
 
-func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Caller) {
+func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Caller) error {
 	if r.Method != http.MethodPut {
-		h.refuseMethod(w, http.MethodPut)
-		return
+		return methodNotAllowed(w, http.MethodPut)
 	}
 	if _, ok := r.Header["X-Forwarded-For"]; ok {
-		h.fail(w, http.StatusForbidden)
-		return
+		return errForbidden
 	}
-	// ParseUint takes digits only, so neither "+60" nor "0x3c" is a TTL.
+	// ParseUint accepts digits only, so neither "+60" nor "0x3c" is a TTL.
 	ttl, err := strconv.ParseUint(r.Header.Get(tokenTTLHeader), 10, 16)
 	if err != nil || ttl < minTTL || ttl > maxTTL {
-		h.fail(w, http.StatusBadRequest)
-		return
+		return errTTL
 	}
 	token := h.sessions.Token(caller.Session(), time.Now().Add(time.Duration(ttl)*time.Second))
 	w.Header()[tokenTTLHeader] = []string{strconv.FormatUint(ttl, 10)}
-	answer(w, token)
+	writeText(w, token)
+	return nil
 }
 
-func (h *Handler) refuseMethod(w http.ResponseWriter, allow string) {
+func methodNotAllowed(w http.ResponseWriter, allow string) error {
 	w.Header()["Allow"] = []string{allow}
-	h.fail(w, http.StatusMethodNotAllowed)
+	return errMethod
 }
 
-func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller, role string) {
-	doc, err := caller.Credentials(r.Context(), role)
-	if err != nil {
-		h.refuse(w, r, source, caller, err)
-		return
-	}
-	header := w.Header()
-	header["Content-Type"] = plainText
-	header["Accept-Ranges"] = noRanges
-	header["Content-Length"] = doc.ContentLength()
-	header["Last-Modified"] = doc.LastModified()
-	w.Write(doc.Body())
-}
-
-func (h *Handler) serveRole(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller) {
-	name, _, err := caller.Role(r.Context())
-	if err != nil {
-		h.refuse(w, r, source, caller, err)
-		return
-	}
-	answer(w, name)
-}
-
-// answer is a success of a few bytes, without a newline at its end: several SDKs take the body as it is.
-func answer(w http.ResponseWriter, body string) {
-	header := w.Header()
-	header["Content-Type"] = plainText
-	header["Accept-Ranges"] = noRanges
-	header["Content-Length"] = []string{strconv.Itoa(len(body))}
-	header["Last-Modified"] = []string{time.Now().UTC().Format(http.TimeFormat)}
-	io.WriteString(w, body)
-}
-
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller, err error) {
+// refuse writes, counts and logs the answer to a request that failed with err.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, caller Caller, err error) {
 	if r.Context().Err() != nil && errors.Is(err, r.Context().Err()) {
-		fail(w, http.StatusInternalServerError) // the client left; nobody reads this
+		writeError(w, http.StatusInternalServerError) // the client disconnected; not counted
 		return
 	}
-	if f, ok := errors.AsType[*forwardError](err); ok {
-		if f.status != http.StatusNotFound { // that the instance has no such thing needs no explanation
-			h.refusals.log(source, caller.Name(), f.status, f)
+	source := sourceOf(r.Context())
+	if e, ok := errors.AsType[*httpError](err); ok {
+		if e.reason != nil {
+			h.refusals.log(source, caller.Name(), e.status, e)
 		}
-		h.fail(w, f.status)
+		h.writeError(w, e.status)
 		return
 	}
 	refusal, ok := errors.AsType[Refusal](err)
 	if !ok {
 		h.refusals.log(source, caller.Name(), http.StatusInternalServerError, err)
-		h.fail(w, http.StatusInternalServerError)
+		h.writeError(w, http.StatusInternalServerError)
 		return
 	}
 	status := refusal.HTTPStatus()
 	h.refusals.log(source, refusal.Subject(), status, err)
 	code, message := refusal.Document()
 	if code == "" {
-		h.fail(w, status)
+		h.writeError(w, status)
 		return
 	}
 	h.refused(status)
-	body := failureDocument(code, message, time.Now())
-	header := w.Header()
-	header["Content-Type"] = plainText
-	header["Content-Length"] = []string{strconv.Itoa(len(body))}
-	w.WriteHeader(status)
-	io.WriteString(w, body)
+	writeFailure(w, status, code, message)
+}
+
+// writeError writes the error page and counts the refusal.
+func (h *Handler) writeError(w http.ResponseWriter, status int) {
+	h.refused(status)
+	writeError(w, status)
 }

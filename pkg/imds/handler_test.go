@@ -344,7 +344,7 @@ func TestLoggedRefusalsAreBounded(t *testing.T) {
 		l.log(a, "x", 404, errors.New("x"))
 		a = a.Next()
 	}
-	if len(l.sources) > maxRefusals {
+	if len(l.sources) > maxRefusalSources {
 		t.Errorf("%d remembered", len(l.sources))
 	}
 }
@@ -361,7 +361,7 @@ func TestPodCannotFillTheLog(t *testing.T) {
 	if lines != maxReasons {
 		t.Errorf("%d lines for 1000 refusals at once, want %d", lines, maxReasons)
 	}
-	if unlogged, ok := l.admit(netip.MustParseAddr("10.0.0.1"), "again", now.Add(refusalPause)); !ok || unlogged != 1000-maxReasons {
+	if unlogged, ok := l.admit(netip.MustParseAddr("10.0.0.1"), "again", now.Add(refusalInterval)); !ok || unlogged != 1000-maxReasons {
 		t.Errorf("after the pause: %v, %d unlogged", ok, unlogged)
 	}
 }

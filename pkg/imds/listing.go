@@ -10,53 +10,54 @@ import (
 	"strings"
 )
 
-// forwardListing answers with the service's listing of a path, without the names that the caller would not be answered: the clients that crawl
-// all that is listed, as cloud-init does, take one refusal for a failure of everything.
+// forwardListing writes the service's listing of a path without the names that the caller is refused.
+// Clients that crawl listings, such as cloud-init, fail completely after one refusal.
 func (h *Handler) forwardListing(w http.ResponseWriter, r *http.Request, caller Caller) error {
 	get := r.Clone(r.Context())
-	get.Method = http.MethodGet // the length of the answer to a HEAD depends on the names, too
+	get.Method = http.MethodGet // the Content-Length of a HEAD depends on the names, too
 	all := &listingWriter{ResponseWriter: w}
 	if err := h.upstream.Forward(all, get); err != nil {
 		return err
 	}
-	body := h.answered(r.Context(), caller, r.URL.Path, all.body.String())
+	body := h.filterListing(r.Context(), caller, r.URL.Path, all.body.String())
 	header := w.Header()
-	delete(header, "Etag") // it is of all names
+	delete(header, "Etag") // it belongs to the complete listing
 	header["Content-Length"] = []string{strconv.Itoa(len(body))}
 	io.WriteString(w, body)
 	return nil
 }
 
-// answered returns the listing of a path without the names that the caller would not be answered. It returns body where that is a value, for it
-// has a line that no name can have.
-func (h *Handler) answered(ctx context.Context, caller Caller, path, body string) string {
+// filterListing returns the listing of a path without the names that the caller is refused. If body has
+// a line that cannot be a name, it is a value and is returned unchanged.
+func (h *Handler) filterListing(ctx context.Context, caller Caller, path, body string) string {
 	lines := strings.Split(body, "\n")
-	answered := lines[:0]
+	allowed := lines[:0]
 	for _, name := range lines {
 		child, ok := canonical(childOf(path, name))
 		if !ok {
 			return body
 		}
-		if name == "" || h.answers(ctx, caller, child) {
-			answered = append(answered, name)
+		if name == "" || h.isAllowed(ctx, caller, child) {
+			allowed = append(allowed, name)
 		}
 	}
-	return strings.Join(answered, "\n")
+	return strings.Join(allowed, "\n")
 }
 
-// answers reports whether a GET of a canonical path that the service lists is answered to the caller.
-func (h *Handler) answers(ctx context.Context, caller Caller, path string) bool {
-	switch to, _ := routeOf(path); to {
-	case forward:
-		return !h.denied(path)
-	case iamListing, iamInfo, roleList:
+// isAllowed reports whether the caller may get a canonical path that the service lists.
+func (h *Handler) isAllowed(ctx context.Context, caller Caller, path string) bool {
+	switch route, _ := routeOf(path); route {
+	case forwardRoute:
+		return !h.isDenied(path)
+	case iamRoute, infoRoute, roleRoute:
 		_, _, err := caller.Role(ctx)
 		return err == nil
 	}
 	return false
 }
 
-// childOf returns the path of a name in the listing of a path. The name of a public key is listed as "0=name", and its path is "0/".
+// childOf returns the path of a name in a listing. A public key is listed as "0=name" and has the path
+// "0/".
 func childOf(listing, name string) string {
 	listing = strings.TrimSuffix(listing, "/")
 	if strings.HasSuffix(listing, "/meta-data/public-keys") {
@@ -67,8 +68,9 @@ func childOf(listing, name string) string {
 	return listing + "/" + name
 }
 
-// isListing reports whether the service answers a canonical path with names. With a slash at its end that is so of every path but those
-// below which users write what they like. Without, a path may as well be a value, so that the known ones count.
+// isListing reports whether the service answers a canonical path with a list of names. A path with a
+// slash at its end is a listing, unless users choose the content below it. Without the slash, only the
+// known listings count, because other paths may be values.
 // https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html
 func isListing(path string) bool {
 	version, rest, _ := strings.Cut(strings.Trim(path, "/"), "/")
@@ -84,7 +86,7 @@ func isListing(path string) bool {
 	return kind == "dynamic" && dynamicListings[below] || kind == "meta-data" && (metaDataListings[below] || isIndexed(below))
 }
 
-// What the service lists, below /{version}/dynamic and /{version}/meta-data.
+// The listings of the service, below /{version}/dynamic and /{version}/meta-data.
 var (
 	dynamicListings  = map[string]bool{"": true, "fws": true, "instance-identity": true}
 	metaDataListings = map[string]bool{
@@ -95,7 +97,7 @@ var (
 	}
 )
 
-// isIndexed reports whether the path, below meta-data, is that of one of the instance's interfaces or public keys.
+// isIndexed reports whether a path below meta-data lists a network interface or a public key.
 func isIndexed(path string) bool {
 	if mac, ok := strings.CutPrefix(path, "network/interfaces/macs/"); ok {
 		_, below, _ := strings.Cut(mac, "/")
@@ -105,13 +107,13 @@ func isIndexed(path string) bool {
 	return ok && !strings.Contains(index, "/")
 }
 
-// listingWriter keeps the body of an answer, which Forward wrote, for later.
+// listingWriter buffers the body of an answer, and passes on its header.
 type listingWriter struct {
 	http.ResponseWriter
 	body bytes.Buffer
 }
 
-// Write implements http.ResponseWriter. It fails for a listing that is too long.
+// Write implements http.ResponseWriter. It fails if the listing is too long.
 func (w *listingWriter) Write(b []byte) (int, error) {
 	if w.body.Len()+len(b) > maxSmallBody {
 		return 0, fmt.Errorf("a listing of more than %d bytes", maxSmallBody)
@@ -119,8 +121,8 @@ func (w *listingWriter) Write(b []byte) (int, error) {
 	return w.body.Write(b)
 }
 
-// FlushError is for http.ResponseController.
+// FlushError prevents http.ResponseController from flushing the underlying writer.
 func (w *listingWriter) FlushError() error { return nil }
 
-// Unwrap is for http.ResponseController.
+// Unwrap lets http.ResponseController set deadlines.
 func (w *listingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

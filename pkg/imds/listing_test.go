@@ -117,7 +117,7 @@ func TestEverythingListedIsAnswered(t *testing.T) {
 			for _, v2 := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s, role %q, version 2: %v", name, role, v2), func(t *testing.T) {
 					_, upstream := newNode(t, serveInstance)
-					upstream.paces, upstream.pace = ratelimit.NewKeyed[netip.Addr](rate.Inf, 0), rate.NewLimiter(rate.Inf, 0)
+					upstream.limit.pods, upstream.limit.node = ratelimit.NewKeyed[netip.Addr](rate.Inf, 0), rate.NewLimiter(rate.Inf, 0)
 					b := &fakeCaller{session: "uid", role: role}
 					if role == "" {
 						b.err = &refusal{status: http.StatusNotFound}
@@ -145,7 +145,7 @@ func TestEverythingListedIsAnswered(t *testing.T) {
 						if slices.Contains([]string{"/latest/", "/latest/dynamic/", "/latest/meta-data/"}, path) {
 							path = strings.TrimSuffix(path, "/") // as it is listed
 						}
-						if to, _ := routeOf(path); to == forward && value != "" && !slices.Contains(tt.lost, path) {
+						if to, _ := routeOf(path); to == forwardRoute && value != "" && !slices.Contains(tt.lost, path) {
 							want = append(want, path)
 						}
 					}
@@ -168,7 +168,7 @@ func TestEverythingListedIsAnswered(t *testing.T) {
 // they are.
 func TestListingIsTheSameWithoutItsSlash(t *testing.T) {
 	_, upstream := newNode(t, serveInstance)
-	upstream.paces = ratelimit.NewKeyed[netip.Addr](rate.Inf, 0)
+	upstream.limit.pods = ratelimit.NewKeyed[netip.Addr](rate.Inf, 0)
 	s := serve(t, &fakeCaller{err: &refusal{status: http.StatusNotFound}}, func(c *Config) {
 		c.Upstream, c.Deny = upstream, []*regexp.Regexp{regexp.MustCompile("/placement/region")}
 	})

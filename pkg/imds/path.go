@@ -5,11 +5,22 @@ import (
 	"strings"
 )
 
-// canonical is the one spelling of a request's path: decoded until nothing is left to decode, without parameters, empty and
-// dot segments, beginning with a slash and ending in one only if the request's did. It is what is routed and what is
-// forwarded, so no two readers of a path can disagree about it. ok is false for a path that has no such spelling.
+const (
+	// maxDecodings is how many times a path may be percent-encoded. A path that is encoded more often
+	// still contains "%" after that and is refused.
+	maxDecodings = 3
+	maxPath      = 1024
+	// nameChars are the characters of the metadata service's names, of the keys of instance tags and of
+	// role names.
+	nameChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.+=,:@"
+)
+
+// canonical returns the only spelling of a request's path that is routed and forwarded, so that no two
+// programs can interpret it differently. It is decoded completely, and has no parameters, empty
+// segments or dot segments. It begins with a slash, and ends with one if the request's path did. ok is
+// false for a path without such a spelling.
 func canonical(path string) (clean string, ok bool) {
-	if plain(path) {
+	if isCanonical(path) {
 		return path, true
 	}
 	for range maxDecodings {
@@ -38,7 +49,7 @@ func canonical(path string) (clean string, ok bool) {
 			}
 			segments = segments[:len(segments)-1]
 		default:
-			if !spelled(segment) {
+			if !consistsOf(segment, nameChars) {
 				return "", false
 			}
 			segments = append(segments, segment)
@@ -54,44 +65,11 @@ func canonical(path string) (clean string, ok bool) {
 	return clean, true
 }
 
-const (
-	// maxDecodings is how often a path may have been encoded; one that was encoded more often still holds a "%" and is refused.
-	maxDecodings = 3
-	maxPath      = 1024
-)
-
-// plain tells whether a path is canonical as it stands, as nearly every real one is.
-func plain(path string) bool {
-	if path == "" || path[0] != '/' || len(path) > maxPath {
-		return false
-	}
-	for i := 1; i < len(path); i++ {
-		switch c := path[i]; {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
-		case c == '.':
-			if path[i-1] == '/' {
-				return false
-			}
-		case c == '/':
-			if path[i-1] == '/' {
-				return false
-			}
-		default:
-			return false
-		}
-	}
-	return true
+// isCanonical reports without an allocation whether a path is canonical, as nearly every real one is.
+// It returns false for a few that are, such as one with a segment that begins with a dot.
+func isCanonical(path string) bool {
+	return strings.HasPrefix(path, "/") && len(path) <= maxPath && consistsOf(path, nameChars+"/") &&
+		!strings.Contains(path, "//") && !strings.Contains(path, "/.")
 }
 
-// spelled tells whether a segment holds only what the metadata service's own names hold: letters, digits, and the marks that
-// keys of instance tags and names of roles may have.
-func spelled(segment string) bool {
-	for i := range len(segment) {
-		switch c := segment[i]; {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("-_.+=,:@", c) >= 0:
-		default:
-			return false
-		}
-	}
-	return true
-}
+func consistsOf(s, chars string) bool { return strings.TrimLeft(s, chars) == "" }

@@ -53,7 +53,7 @@ func FuzzCredentialsPathsAreNeverForwarded(f *testing.F) {
 		if !ok {
 			return
 		}
-		if to, _ := routeOf(path); to != forward {
+		if to, _ := routeOf(path); to != forwardRoute {
 			return
 		}
 		whole := path + "/"
@@ -74,34 +74,34 @@ func FuzzCredentialsPathsAreNeverForwarded(f *testing.F) {
 
 func TestRoutes(t *testing.T) {
 	for path, want := range map[string]route{
-		"/":                             forward,
-		"/latest":                       forward,
-		"/latest/meta-data/instance-id": forward,
-		"/1.0/meta-data/":               forward,
-		"/2021-01-03/dynamic/instance-identity/document":                               forward,
-		"/latest/meta-data/placement/availability-zone/":                               forward,
-		"/latest/meta-data/iam/security-credentials":                                   roleList,
-		"/latest/meta-data/iam/security-credentials/":                                  roleList,
-		"/anything/meta-data/iam/security-credentials":                                 roleList,
-		"/latest/meta-data/iam/security-credentials/a":                                 roleDocument,
-		"/latest/meta-data/iam/security-credentials/a/":                                roleDocument,
-		"/latest/meta-data/iam/security-credentials/a/b":                               notFound,
-		"/latest/meta-data/iam/security-credentials-extended":                          notFound,
-		"/latest/meta-data/iam":                                                        iamListing,
-		"/latest/meta-data/iam/":                                                       iamListing,
-		"/latest/meta-data/iam/info":                                                   iamInfo,
-		"/latest/meta-data/iam/info/x":                                                 notFound,
-		"/latest/meta-data/IAM/info":                                                   notFound,
-		"/latest/meta-data/iam/other":                                                  notFound,
-		"/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance": notFound,
-		"/latest/meta-data/identity-credentials/ec2/info":                              notFound,
-		"/latest/Meta-Data/Iam/Security-Credentials":                                   notFound,
-		"/latest/api/token":                                                            token,
-		"/2021-01-03/api/token":                                                        tokenOfVersion,
-		"/healthz":                                                                     notFound,
-		"/metrics":                                                                     notFound,
-		"/debug/store":                                                                 notFound,
-		"/20210103/meta-data":                                                          notFound,
+		"/":                             forwardRoute,
+		"/latest":                       forwardRoute,
+		"/latest/meta-data/instance-id": forwardRoute,
+		"/1.0/meta-data/":               forwardRoute,
+		"/2021-01-03/dynamic/instance-identity/document":                               forwardRoute,
+		"/latest/meta-data/placement/availability-zone/":                               forwardRoute,
+		"/latest/meta-data/iam/security-credentials":                                   roleRoute,
+		"/latest/meta-data/iam/security-credentials/":                                  roleRoute,
+		"/anything/meta-data/iam/security-credentials":                                 roleRoute,
+		"/latest/meta-data/iam/security-credentials/a":                                 credentialsRoute,
+		"/latest/meta-data/iam/security-credentials/a/":                                credentialsRoute,
+		"/latest/meta-data/iam/security-credentials/a/b":                               notFoundRoute,
+		"/latest/meta-data/iam/security-credentials-extended":                          notFoundRoute,
+		"/latest/meta-data/iam":                                                        iamRoute,
+		"/latest/meta-data/iam/":                                                       iamRoute,
+		"/latest/meta-data/iam/info":                                                   infoRoute,
+		"/latest/meta-data/iam/info/x":                                                 notFoundRoute,
+		"/latest/meta-data/IAM/info":                                                   notFoundRoute,
+		"/latest/meta-data/iam/other":                                                  notFoundRoute,
+		"/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance": notFoundRoute,
+		"/latest/meta-data/identity-credentials/ec2/info":                              notFoundRoute,
+		"/latest/Meta-Data/Iam/Security-Credentials":                                   notFoundRoute,
+		"/latest/api/token":                                                            tokenRoute,
+		"/2021-01-03/api/token":                                                        versionedTokenRoute,
+		"/healthz":                                                                     notFoundRoute,
+		"/metrics":                                                                     notFoundRoute,
+		"/debug/store":                                                                 notFoundRoute,
+		"/20210103/meta-data":                                                          notFoundRoute,
 	} {
 		if got, _ := routeOf(path); got != want {
 			t.Errorf("routeOf(%q) = %d, want %d", path, got, want)

@@ -1,72 +1,61 @@
 package imds
 
-import "strings"
+import (
+	"regexp"
+	"strings"
+)
 
-// route is what a canonical path asks for.
+// route is the resource that a canonical path names.
 type route int
 
 const (
-	notFound       route = iota
-	forward              // the node's metadata service answers
-	token                // PUT /latest/api/token
-	tokenOfVersion       // the token path under a dated version, which the service forbids
-	iamListing           // …/meta-data/iam
-	iamInfo              // …/meta-data/iam/info
-	roleList             // …/meta-data/iam/security-credentials
-	roleDocument         // …/meta-data/iam/security-credentials/{role}
+	notFoundRoute       route = iota
+	forwardRoute              // the node's metadata service answers
+	tokenRoute                // /latest/api/token
+	versionedTokenRoute       // the token path under a dated version, which the service forbids
+	iamRoute                  // …/meta-data/iam
+	infoRoute                 // …/meta-data/iam/info
+	roleRoute                 // …/meta-data/iam/security-credentials
+	credentialsRoute          // …/meta-data/iam/security-credentials/{role}
 )
 
-// routeOf is the route of a canonical path, with the role's name for roleDocument. Everything that could yield the node's
-// own credentials or its identity's is answered here or not found, never forwarded, in any mix of letter cases.
+// routeOf returns the route of a canonical path, and the role's name for credentialsRoute. A path that
+// could yield the credentials or the identity of the node is never forwarded, in any letter case.
 func routeOf(path string) (r route, role string) {
 	if path == "/" {
-		return forward, ""
+		return forwardRoute, ""
 	}
 	version, rest, _ := strings.Cut(strings.TrimSuffix(path[1:], "/"), "/")
 	switch rest {
 	case "meta-data/iam/security-credentials":
-		return roleList, ""
+		return roleRoute, ""
 	case "meta-data/iam/info":
-		return iamInfo, ""
+		return infoRoute, ""
 	case "meta-data/iam":
-		return iamListing, ""
+		return iamRoute, ""
 	case "api/token":
 		if version == "latest" {
-			return token, ""
+			return tokenRoute, ""
 		}
-		return tokenOfVersion, ""
+		return versionedTokenRoute, ""
 	}
 	if role, ok := strings.CutPrefix(rest, "meta-data/iam/security-credentials/"); ok {
 		if strings.Contains(role, "/") {
-			return notFound, ""
+			return notFoundRoute, ""
 		}
-		return roleDocument, role
+		return credentialsRoute, role
 	}
-	if !versioned(version) || yieldsCredentials(rest) {
-		return notFound, ""
+	if !versions.MatchString(version) || namesCredentials(rest) {
+		return notFoundRoute, ""
 	}
-	return forward, ""
+	return forwardRoute, ""
 }
 
-// versioned tells whether a path's first segment is a version of the metadata service: "latest", a date, or "1.0".
-func versioned(s string) bool {
-	if s == "latest" || s == "1.0" {
-		return true
-	}
-	if len(s) != len("2006-01-02") || s[4] != '-' || s[7] != '-' {
-		return false
-	}
-	for i := range len(s) {
-		if c := s[i]; i != 4 && i != 7 && (c < '0' || c > '9') {
-			return false
-		}
-	}
-	return true
-}
+var versions = regexp.MustCompile(`^(latest|1\.0|[0-9]{4}-[0-9]{2}-[0-9]{2})$`)
 
-// yieldsCredentials tells whether any segment names credentials: iam, security-credentials and what its name begins, and
-// identity-credentials, which are the instance's own.
-func yieldsCredentials(rest string) bool {
+// namesCredentials reports whether a segment names credentials: iam, security-credentials and names
+// that begin with it, and identity-credentials, which are the instance's own.
+func namesCredentials(rest string) bool {
 	for segment := range strings.SplitSeq(rest, "/") {
 		s := strings.ToLower(segment)
 		if s == "iam" || strings.HasPrefix(s, "security-credentials") || strings.HasPrefix(s, "identity-credentials") {

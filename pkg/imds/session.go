@@ -16,15 +16,15 @@ import (
 	"time"
 )
 
-// Sessions makes and checks session tokens. A token is its own proof: a version, when it ends, and a MAC of both and of the
-// pod it was made for. So nothing is kept for it, it survives a restart of the proxy with the key, and it is worth nothing
-// to another pod.
+// Sessions creates and verifies session tokens. A token consists of a version, its expiry, and a MAC of
+// both and of the pod. So the proxy stores no tokens, a token outlives a restart of the proxy, and no
+// other pod can use it.
 type Sessions struct {
 	macs sync.Pool // of hash.Hash
 }
 
 const (
-	// KeySize is the length of the key that tokens are made with, in bytes.
+	// KeySize is the length of the MAC key in bytes.
 	KeySize = 32
 
 	tokenVersion = 1
@@ -34,12 +34,12 @@ const (
 	tokenChars = tokenSize / 3 * 4
 )
 
-// NewSessions makes tokens with a key of KeySize bytes.
+// NewSessions returns Sessions with a MAC key of KeySize bytes.
 func NewSessions(key []byte) *Sessions {
 	return &Sessions{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
 }
 
-// Token is a token for the pod that lasts until end.
+// Token returns a token for the pod that is valid until end.
 func (s *Sessions) Token(pod string, end time.Time) string {
 	var raw [tokenSize]byte
 	raw[0] = tokenVersion
@@ -49,8 +49,9 @@ func (s *Sessions) Token(pod string, end time.Time) string {
 	return base64.URLEncoding.EncodeToString(raw[:])
 }
 
-// end is when a token ends that was made for the pod, in milliseconds since 1970.
-func (s *Sessions) end(token, pod string) (int64, bool) {
+// verify returns the expiry of the pod's token in milliseconds since 1970. ok is false if the token was
+// not made for the pod.
+func (s *Sessions) verify(token, pod string) (end int64, ok bool) {
 	if len(token) != tokenChars {
 		return 0, false
 	}
@@ -65,23 +66,23 @@ func (s *Sessions) end(token, pod string) (int64, bool) {
 	return int64(binary.BigEndian.Uint64(raw[1:9])), true
 }
 
-// proof is a token that was found to be made for a pod, and when it ends: what comes over one connection has the same one again and
-// again.
-type proof struct {
+// verifiedToken is the last token that was verified on a connection, whose requests usually repeat it.
+// It saves their MAC, which is most of the cost of a cached answer.
+type verifiedToken struct {
 	token, pod string
 	end        int64
 }
 
-// valid tells whether the token was made for the pod and has not ended. It remembers by p.
-func (s *Sessions) valid(p *proof, token, pod string, now time.Time) bool {
-	if token == "" || token != p.token || pod != p.pod {
-		end, ok := s.end(token, pod)
+// valid reports whether the token was made for the pod and has not expired. It updates last.
+func (s *Sessions) valid(last *verifiedToken, token, pod string, now time.Time) bool {
+	if token == "" || token != last.token || pod != last.pod {
+		end, ok := s.verify(token, pod)
 		if !ok {
 			return false
 		}
-		*p = proof{token: token, pod: pod, end: end}
+		*last = verifiedToken{token: token, pod: pod, end: end}
 	}
-	return now.UnixMilli() < p.end
+	return now.UnixMilli() < last.end
 }
 
 func (s *Sessions) sum(buf, head []byte, pod string) []byte {
@@ -93,8 +94,9 @@ func (s *Sessions) sum(buf, head []byte, pod string) []byte {
 	return mac.Sum(buf)[:macSize]
 }
 
-// LoadKey reads the key from the file, which is made with a random one where it does not exist yet. Of several processes that
-// make it at once, one wins and all read its key.
+// LoadKey reads the MAC key from the file. It creates the file with a random key if it does not exist.
+// If several processes create the file concurrently, all return the same key, because link(2) fails if
+// the file exists.
 func LoadKey(file string) ([]byte, error) {
 	key, err := readKey(file)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -118,7 +120,7 @@ func LoadKey(file string) ([]byte, error) {
 	return readKey(file)
 }
 
-// NewKey is a random key.
+// NewKey returns a random key.
 func NewKey() []byte {
 	key := make([]byte, KeySize)
 	rand.Read(key) // never fails

@@ -38,25 +38,25 @@ func TestTokenIsThePodsOwnUntilItEnds(t *testing.T) {
 		"with a line break": {s, token[:len(token)-2] + "\r\n", "uid-a", now, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := new(proof)
+			before := new(verifiedToken)
 			if s.valid(before, token, "uid-a", now); before.token != token {
 				t.Fatal("a valid token is not remembered")
 			}
 			if tt.sessions != s {
-				before = new(proof) // another process has other connections
+				before = new(verifiedToken) // another process has other connections
 			}
-			for memory, p := range map[string]*proof{"first": new(proof), "after a valid one": before} {
+			for memory, p := range map[string]*verifiedToken{"first": new(verifiedToken), "after a valid one": before} {
 				if got := tt.sessions.valid(p, tt.token, tt.pod, tt.at); got != tt.want {
 					t.Errorf("%s: %v, want %v", memory, got, tt.want)
 				}
 			}
 		})
 	}
-	p := new(proof)
+	p := new(verifiedToken)
 	for i := range token {
 		forged := []byte(token)
 		forged[i] ^= 1
-		if s.valid(p, string(forged), "uid-a", now) || s.valid(new(proof), string(forged), "uid-a", now) {
+		if s.valid(p, string(forged), "uid-a", now) || s.valid(new(verifiedToken), string(forged), "uid-a", now) {
 			t.Errorf("valid with another character at %d", i)
 		}
 	}
@@ -69,7 +69,7 @@ func FuzzForgedTokensAreInvalid(f *testing.F) {
 	f.Add("")
 	f.Add(strings.Repeat("A", len(token)))
 	f.Fuzz(func(t *testing.T, forged string) {
-		if forged != token && s.valid(new(proof), forged, "uid-a", time.Now()) {
+		if forged != token && s.valid(new(verifiedToken), forged, "uid-a", time.Now()) {
 			t.Fatalf("%q is valid", forged)
 		}
 	})

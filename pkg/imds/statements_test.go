@@ -147,11 +147,11 @@ func TestIMDS12TokensSurviveARestart(t *testing.T) {
 			token = sessions.Token("uid", now.Add(maxTTL*time.Second))
 		}
 		for _, age := range []time.Duration{0, (maxTTL - 1) * time.Second} {
-			if !sessions.valid(new(proof), token, "uid", now.Add(age)) {
+			if !sessions.valid(new(verifiedToken), token, "uid", now.Add(age)) {
 				t.Errorf("restart %d: not valid after %s", restart, age)
 			}
 		}
-		if sessions.valid(new(proof), token, "uid", now.Add(maxTTL*time.Second)) || sessions.valid(new(proof), token, "another", now) {
+		if sessions.valid(new(verifiedToken), token, "uid", now.Add(maxTTL*time.Second)) || sessions.valid(new(verifiedToken), token, "another", now) {
 			t.Errorf("restart %d: valid after its end, or for another pod", restart)
 		}
 	}

@@ -1,39 +1,51 @@
 package layout
 
 import (
-	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-// statements is how many the protocol has, as far as this project holds to it.
-const statements = 28
-
-// TestEachStatementOfTheProtocolHasATest holds that a test, or a row of one, carries the number of each statement that pkg/imds
-// implements.
-func TestEachStatementOfTheProtocolHasATest(t *testing.T) {
-	named := regexp.MustCompile(`(?:func Test|")IMDS(\d\d)`)
-	found := make(map[string]bool)
-	err := filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
+// TestStatementsOfTheProtocolAreTested compares the numbers of the statements in docs/protocol.md with
+// those in the names of tests and of the rows of table tests.
+func TestStatementsOfTheProtocolAreTested(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := numbers(regexp.MustCompile(`(?m)^\| (IMDS\d\d) \|`), doc)
+	if len(documented) == 0 {
+		t.Fatal("docs/protocol.md has no numbered statements")
+	}
+	tests := make(map[string]bool)
+	named := regexp.MustCompile(`(?:func Test|")(IMDS\d\d)`)
+	err = filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, "_test.go") {
 			return err
 		}
 		data, err := os.ReadFile(path)
-		for _, m := range named.FindAllStringSubmatch(string(data), -1) {
-			found[m[1]] = true
-		}
+		maps.Copy(tests, numbers(named, data))
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range statements {
-		if number := fmt.Sprintf("%02d", i+1); !found[number] {
-			t.Errorf("no test is named for statement %s", number)
-		}
+	if d := cmp.Diff(slices.Sorted(maps.Keys(documented)), slices.Sorted(maps.Keys(tests))); d != "" {
+		t.Errorf("numbers in docs/protocol.md (-) and in tests (+):\n%s", d)
 	}
+}
+
+func numbers(pattern *regexp.Regexp, text []byte) map[string]bool {
+	found := make(map[string]bool)
+	for _, m := range pattern.FindAllSubmatch(text, -1) {
+		found[string(m[1])] = true
+	}
+	return found
 }

@@ -33,7 +33,7 @@ func TestOnePodCannotAskWithoutEnd(t *testing.T) {
 				ask := func(source netip.Addr, ctx context.Context) int {
 					r := httptest.NewRequest(http.MethodGet, "/latest/meta-data/iam/security-credentials/", nil)
 					w := httptest.NewRecorder()
-					h.ServeHTTP(w, r.WithContext(ConnContext(ctx, &conn{source: source, requests: limit})))
+					h.ServeHTTP(w, r.WithContext(ConnContext(ctx, &conn{TCPConn: new(net.TCPConn), source: source, requests: limit})))
 					return w.Code
 				}
 				ctx, hangUp := context.WithCancel(t.Context())
@@ -45,7 +45,7 @@ func TestOnePodCannotAskWithoutEnd(t *testing.T) {
 				var served, told atomic.Int64
 				var asking sync.WaitGroup
 				end := time.Now().Add(seconds * time.Second)
-				for range maxConnections {
+				for range maxSourceConnections {
 					asking.Go(func() {
 						for time.Now().Before(end) {
 							if ask(podA, ctx) == http.StatusOK {
@@ -67,7 +67,7 @@ func TestOnePodCannotAskWithoutEnd(t *testing.T) {
 				if n := served.Load(); n < requestBurst+200*seconds-1 || n > requestBurst+200*(seconds+1) {
 					t.Errorf("%d were answered", n)
 				}
-				if n := told.Load(); n == 0 || n > maxConnections*(seconds+1) || n != refused.Load() {
+				if n := told.Load(); n == 0 || n > maxSourceConnections*(seconds+1) || n != refused.Load() {
 					t.Errorf("%d were refused, %d of them counted", n, refused.Load())
 				}
 				if n := delayed.Load(); n < 200*seconds {
@@ -90,8 +90,8 @@ func TestThousandRequestsAtOnceDoNotWait(t *testing.T) {
 		limit := newRequestLimit(200)
 		start := time.Now()
 		dial := func() *conn {
-			c := &conn{source: podA, requests: limit}
-			if !c.reserve(time.Now()) {
+			c := &conn{TCPConn: new(net.TCPConn), source: podA, requests: limit}
+			if !c.reserveFirst(time.Now()) {
 				t.Fatal("refused")
 			}
 			return c
@@ -131,7 +131,7 @@ func TestConnectionsCostTheSourceTokens(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			const never = 1e-9 // requests a second
 			connections := NewConnections(never)
-			connections.each, connections.total = 2*requestBurst, 2*requestBurst // net/http closes some late
+			connections.perSource, connections.total = 2*requestBurst, 2*requestBurst // net/http closes some late
 			l, refused := listening(t, anyHolder, connections)
 			s := &http.Server{ConnContext: ConnContext, MaxHeaderBytes: 4 << 10, ErrorLog: log.New(io.Discard, "", 0), Handler: NewHandler(Config{
 				Caller:   func(netip.Addr, time.Time) Caller { return &fakeCaller{session: "uid", role: "own"} },

@@ -32,9 +32,9 @@ func (f forwarder) Forward(w http.ResponseWriter, r *http.Request) error { retur
 // forwarded is u as the Handler has it answer.
 func forwarded(u *Upstream, w http.ResponseWriter, r *http.Request) {
 	err := u.Forward(w, r)
-	if f, ok := errors.AsType[*forwardError](err); ok {
-		fail(w, f.status)
+	if f, ok := errors.AsType[*httpError](err); ok {
+		writeError(w, f.status)
 	} else if err != nil {
-		fail(w, http.StatusInternalServerError)
+		writeError(w, http.StatusInternalServerError)
 	}
 }

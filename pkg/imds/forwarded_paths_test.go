@@ -131,7 +131,7 @@ func FuzzRawRequestsNeverReachCredentials(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	upstream.paces = ratelimit.NewKeyed[netip.Addr](rate.Inf, 1) // each request is to be seen
+	upstream.limit.pods = ratelimit.NewKeyed[netip.Addr](rate.Inf, 1) // each request is to be seen
 	caller := &fakeCaller{session: "uid", role: "own", err: &refusal{status: http.StatusNotFound}}
 	h := NewHandler(Config{
 		Caller: func(netip.Addr, time.Time) Caller { return caller }, Sessions: NewSessions(NewKey()), Upstream: upstream, Log: log,

@@ -35,11 +35,11 @@ func TestEveryRefusalIsCountedAndExplained(t *testing.T) {
 		"the node's":         {method: http.MethodGet, path: "/latest/meta-data/identity-credentials/ec2", answer: 404},
 		"a document that is": {method: http.MethodGet, path: doc, answer: 403, logged: "refused because of the test"},
 		"asked too often": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 503, logged: "more than 10 times a second",
-			with: failsWith(&forwardError{503, errPace})},
+			with: failsWith(errPodRate)},
 		"too much at once": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 503, logged: "more than 4 other metadata at a time",
-			with: failsWith(&forwardError{503, errShare})},
-		"no such metadata":  {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 404, with: failsWith(failed("/x", strange(404)))},
-		"a strange service": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 500, logged: "does not answer /x as it should: it answered with status 418", with: failsWith(failed("/x", strange(418)))},
+			with: failsWith(errPodExchanges)},
+		"no such metadata":  {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 404, with: failsWith(upstreamError("/x", statusError(404)))},
+		"a strange service": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 500, logged: "does not answer /x as it should: it answered with status 418", with: failsWith(upstreamError("/x", statusError(418)))},
 		"anything else":     {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 500, logged: "anything", with: failsWith(errors.New("anything"))},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -55,7 +55,7 @@ func TestIMDS28LastingAnswersAreAskedForOnce(t *testing.T) {
 			}
 		}
 		times(1, "within a moment")
-		time.Sleep(keptFor)
+		time.Sleep(cacheTime)
 		askFrom(u, podA, http.MethodGet, id)
 		times(1, "after the moment")
 
@@ -148,10 +148,9 @@ func TestIMDS28AnswerOfAnEndedFlightIsUsed(t *testing.T) {
 	})
 	for range 2 { // as Forward does after a miss
 		w := httptest.NewRecorder()
-		released := false
-		err := u.forwardKept(w, httptest.NewRequest(http.MethodGet, "/latest/meta-data/instance-id", nil), func() { released = true })
-		if res := w.Result(); err != nil || res.StatusCode != 200 || bodyOf(res) != "i-1" || !released {
-			t.Errorf("%v, %d, released: %v", err, res.StatusCode, released)
+		err := u.forwardCacheable(w, httptest.NewRequest(http.MethodGet, "/latest/meta-data/instance-id", nil))
+		if res := w.Result(); err != nil || res.StatusCode != 200 || bodyOf(res) != "i-1" {
+			t.Errorf("%v, %d", err, res.StatusCode)
 		}
 	}
 	if n := asked.Load(); n != 1 {
@@ -174,7 +173,7 @@ func TestOnePodCannotUseUpTheService(t *testing.T) {
 		for range 1000 {
 			statuses[askFrom(u, podA, http.MethodGet, "/latest/meta-data/x").StatusCode]++
 		}
-		if statuses[200] != upstreamBurst || statuses[503] != 1000-upstreamBurst {
+		if statuses[200] != podBurst || statuses[503] != 1000-podBurst {
 			t.Errorf("a thousand at once: %v", statuses)
 		}
 		if res := askFrom(u, podB, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 200 {
@@ -185,13 +184,13 @@ func TestOnePodCannotUseUpTheService(t *testing.T) {
 		for range 100 {
 			statuses[askFrom(u, podA, http.MethodGet, "/latest/meta-data/x").StatusCode]++
 		}
-		if statuses[200] != upstreamPace {
+		if statuses[200] != podRate {
 			t.Errorf("a second later: %v", statuses)
 		}
 
 		time.Sleep(time.Minute)
 		var held sync.WaitGroup
-		for range upstreamSlots {
+		for range maxExchanges {
 			held.Go(func() { askFrom(u, podA, http.MethodGet, "/latest/meta-data/slow") })
 		}
 		synctest.Wait()
@@ -202,8 +201,8 @@ func TestOnePodCannotUseUpTheService(t *testing.T) {
 			t.Errorf("its neighbour: %d", res.StatusCode)
 		}
 		held.Wait()
-		if len(u.shares.held) > 0 {
-			t.Errorf("still held: %v", u.shares.held)
+		if len(u.limit.active) > 0 {
+			t.Errorf("still held: %v", u.limit.active)
 		}
 	})
 }
@@ -216,24 +215,28 @@ func TestWhatAPodHasSetGoingStaysItsOwn(t *testing.T) {
 			if r.Method == http.MethodPut {
 				return response(200, "token"), nil
 			}
-			if lasts(r.URL.Path) {
+			if isCacheable(r.URL.Path) {
 				<-r.Context().Done()
 				return nil, r.Context().Err()
 			}
 			return response(200, "x"), nil
 		})
 		for range 3 {
-			for path := range lasting {
+			for path := range cacheable {
 				for _, slash := range []string{"", "/"} {
 					leaves, leave := context.WithCancel(t.Context())
 					time.AfterFunc(20*time.Millisecond, leave)
 					r := httptest.NewRequest(http.MethodGet, "/latest/"+path+slash, nil)
-					forwarded(u, httptest.NewRecorder(), r.WithContext(ConnContext(leaves, &conn{source: podA})))
+					go forwarded(u, httptest.NewRecorder(), r.WithContext(ConnContext(leaves, &conn{source: podA})))
 				}
 			}
+			time.Sleep(20 * time.Millisecond)
 			synctest.Wait()
-			if len(u.slots) > upstreamShare || u.shares.held[podA] > upstreamShare {
-				t.Errorf("it has %d slots, %d of them on its account", len(u.slots), u.shares.held[podA])
+			if len(u.exchanges) == 0 {
+				t.Error("nothing goes on after the client disconnected")
+			}
+			if len(u.exchanges) > maxPodExchanges || u.limit.active[podA] > maxPodExchanges {
+				t.Errorf("it has %d slots, %d of them on its account", len(u.exchanges), u.limit.active[podA])
 			}
 			start := time.Now()
 			if res := askFrom(u, podB, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 200 || time.Since(start) > 0 {
@@ -241,10 +244,10 @@ func TestWhatAPodHasSetGoingStaysItsOwn(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		time.Sleep(2 * upstreamTime)
+		time.Sleep(2 * upstreamTimeout)
 		synctest.Wait()
-		if len(u.slots) > 0 || len(u.shares.held) > 0 {
-			t.Errorf("%d slots and %v are held for nobody", len(u.slots), u.shares.held)
+		if len(u.exchanges) > 0 || len(u.limit.active) > 0 {
+			t.Errorf("%d slots and %v are held for nobody", len(u.exchanges), u.limit.active)
 		}
 	})
 }
@@ -260,11 +263,11 @@ func TestIMDS28NodeKeepsToItsAllowance(t *testing.T) {
 		pod := podA
 		for range 100 {
 			pod = pod.Next()
-			for range upstreamBurst {
+			for range podBurst {
 				askFrom(u, pod, http.MethodGet, "/latest/meta-data/x")
 			}
 		}
-		if asked > nodePace+1 { // and a token
+		if asked > nodeRate+1 { // and a token
 			t.Errorf("the service was asked %d times at once", asked)
 		}
 	})
@@ -278,7 +281,7 @@ func TestOnePodCannotTakeAllConnections(t *testing.T) {
 	}
 	refused := make(chan struct{}, 100)
 	connections := NewConnections(0)
-	connections.each = 3
+	connections.perSource = 3
 	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, anyHolder, connections, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
 	defer l.Close()
 	accepted := make(chan net.Conn, 100)

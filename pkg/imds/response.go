@@ -1,0 +1,112 @@
+package imds
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Header values that never change, shared so that an answer allocates none.
+var (
+	serverValue = []string{"EC2ws"} // some agents recognise EC2 by it
+	plainText   = []string{"text/plain"}
+	html        = []string{"text/html"}
+	noRanges    = []string{"none"}
+)
+
+// timeFormat is the format of dates in documents.
+const timeFormat = "2006-01-02T15:04:05Z"
+
+// writeText writes a short success. The body has no final newline because several SDKs do not trim it.
+func writeText(w http.ResponseWriter, body string) {
+	header := w.Header()
+	header["Content-Type"] = plainText
+	header["Accept-Ranges"] = noRanges
+	header["Content-Length"] = []string{strconv.Itoa(len(body))}
+	header["Last-Modified"] = []string{time.Now().UTC().Format(http.TimeFormat)}
+	io.WriteString(w, body)
+}
+
+func serveCredentials(w http.ResponseWriter, r *http.Request, caller Caller, role string) error {
+	doc, err := caller.Credentials(r.Context(), role)
+	if err != nil {
+		return err
+	}
+	header := w.Header()
+	header["Content-Type"] = plainText
+	header["Accept-Ranges"] = noRanges
+	header["Content-Length"] = doc.ContentLength()
+	header["Last-Modified"] = doc.LastModified()
+	w.Write(doc.Body())
+	return nil
+}
+
+// serveInfo answers iam/info for the pod's own role, so that the node's instance profile does not leak.
+func serveInfo(w http.ResponseWriter, r *http.Request, caller Caller) error {
+	name, arn, err := caller.Role(r.Context())
+	if err != nil {
+		return err
+	}
+	// The IAM console creates an instance profile of this name for a role.
+	account, _, _ := strings.Cut(arn, ":role/")
+	profile := account + ":instance-profile/" + name
+	writeText(w, fmt.Sprintf("{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : %s,\n  \"InstanceProfileArn\" : %s,\n  \"InstanceProfileId\" : %s\n}",
+		quote(time.Now().UTC().Format(timeFormat)), quote(profile), quote(profileID(arn))))
+	return nil
+}
+
+// profileID returns an ID of the usual form, "AIPA" and 17 letters or digits. It is the same for each
+// request with the same role.
+func profileID(arn string) string {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+	h := fnv.New128a()
+	h.Write([]byte(arn))
+	id := []byte("AIPA")
+	for _, b := range append(h.Sum(nil), 0) {
+		id = append(id, alphabet[b%32])
+	}
+	return string(id)
+}
+
+// writeFailure writes the document for a role that STS refuses, in EC2's format. EC2 sends it with
+// status 200. Here the status is 403, because several clients take every 200 for credentials: the AWS
+// SDK for JavaScript v2 never calls back, and s3cmd and fog-aws crash.
+func writeFailure(w http.ResponseWriter, status int, code, message string) {
+	writeBody(w, status, plainText, fmt.Sprintf("{\n  \"Code\" : %s,\n  \"Message\" : %s,\n  \"LastUpdated\" : %s\n}",
+		quote(code), quote(message), quote(time.Now().UTC().Format(timeFormat))))
+}
+
+// writeError writes an error with the body of the metadata service.
+func writeError(w http.ResponseWriter, status int) {
+	title := strconv.Itoa(status) + " - " + http.StatusText(status)
+	writeBody(w, status, html, `<?xml version="1.0" encoding="iso-8859-1"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"
+	"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head>
+  <title>`+title+`</title>
+ </head>
+ <body>
+  <h1>`+title+`</h1>
+ </body>
+</html>
+`)
+}
+
+func writeBody(w http.ResponseWriter, status int, contentType []string, body string) {
+	header := w.Header()
+	header["Content-Type"] = contentType
+	header["Content-Length"] = []string{strconv.Itoa(len(body))}
+	w.WriteHeader(status)
+	io.WriteString(w, body)
+}
+
+func quote(s string) []byte {
+	b, _ := json.Marshal(s) // a string always marshals
+	return b
+}
