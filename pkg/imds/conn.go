@@ -48,7 +48,7 @@ func (c *conn) requestRead() { c.SetReadDeadline(time.Time{}) }
 
 var errHolderChanged = errors.New("another pod holds the source address of the connection")
 
-// Write implements net.Conn. If another pod holds the source address by now, it writes nothing and
+// Write implements net.Conn. If another pod holds the source address now, it writes nothing and
 // resets the connection. CNI ADD relies on this order: see destroySockets in pkg/node.
 func (c *conn) Write(b []byte) (int, error) {
 	if c.resetIfHeldByAnother(c.currentHolder(c.source)) {

@@ -67,7 +67,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return accepted, nil
 		}
 		l.refused()
-		tcp.SetLinger(0) // the client gets a reset at once instead of waiting for a timeout
+		tcp.SetLinger(0) // the client gets a reset instead of waiting for a timeout
 		accepted.Close()
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// requestBurst is how many requests a source may make at once. It serves 300 processes that start
+	// requestBurst is how many requests a source may make in one burst. It serves 300 processes that start
 	// together and make three requests each.
 	requestBurst = 1000
 	// maxRequestWait is how long a request waits for its token. SDKs give up after a second.

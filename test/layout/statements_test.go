@@ -20,7 +20,7 @@ func TestStatementsOfTheProtocolAreTested(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	documented := numbers(regexp.MustCompile(`(?m)^\| (IMDS\d\d) \|`), doc)
+	documented := numbers(regexp.MustCompile(`(?m)^- \*\*(IMDS\d\d)\*\* `), doc)
 	if len(documented) == 0 {
 		t.Fatal("docs/protocol.md has no numbered statements")
 	}
