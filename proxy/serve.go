@@ -53,7 +53,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	}
 	clampChained(o, log)
 	sts, err := credentials.NewSTS(ctx, credentials.STSConfig{
-		Regional: o.regionalSTS, FIPS: o.fipsSTS, Endpoint: o.stsEndpoint, Through: o.throughRole, Session: roles.NodeSessionName(o.node),
+		Regional: o.regionalSTS, FIPS: o.fipsSTS, Endpoint: o.stsEndpoint, IntermediateRole: o.throughRole, SessionName: roles.NodeSessionName(o.node),
 		Partition: partition(o), Region: region(upstream, log), MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,
 	})
 	if err != nil {

@@ -274,7 +274,7 @@ func TestNoCallIsWaitedForForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Hour}, Config{})
 		start := time.Now()
-		if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil || time.Since(start) != flightTime {
+		if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil || time.Since(start) != flightTimeout {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 	})
@@ -289,7 +289,7 @@ func TestCacheIsBounded(t *testing.T) {
 		mustGet(t, c, assumption("held"))
 		c.mu.Lock()
 		for i := range maxEntries - 1 {
-			e := &entry{keep: time.Now().Add(time.Duration(i+1) * time.Millisecond)}
+			e := &entry{idleUntil: time.Now().Add(time.Duration(i+1) * time.Millisecond)}
 			e.document = c.entries[assumption("held")].document
 			c.entries[assumption(fmt.Sprint(i))] = e
 		}
@@ -393,8 +393,8 @@ func TestPrefetchIsBoundedAndWhoWaitsGoesFirst(t *testing.T) {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
 		}
 		synctest.Wait()
-		if sts.peak > background {
-			t.Errorf("%d calls at once, want at most %d", sts.peak, background)
+		if sts.peak > maxBackgroundCalls {
+			t.Errorf("%d calls at once, want at most %d", sts.peak, maxBackgroundCalls)
 		}
 		start := time.Now()
 		mustGet(t, c, assumption("109")) // queued behind all others
@@ -462,8 +462,8 @@ func TestChurnLeavesNothing(t *testing.T) {
 		time.Sleep(3 * time.Minute)
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if len(c.entries) != 0 || len(c.holds) != 0 {
-			t.Errorf("%d entries and %d holds are left", len(c.entries), len(c.holds))
+		if len(c.entries) != 0 || len(c.holders) != 0 {
+			t.Errorf("%d entries and %d holds are left", len(c.entries), len(c.holders))
 		}
 	})
 }
@@ -510,7 +510,7 @@ func TestEndedCacheStillAnswersWithWhatIsValid(t *testing.T) {
 		if err := c.Run(ctx); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(50 * time.Minute) // below what is handed out without a try to renew
+		time.Sleep(50 * time.Minute) // below what is exportedEntry out without a try to renew
 		mustGet(t, c, assumption("a"))
 	})
 }

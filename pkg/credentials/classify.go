@@ -12,7 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go/aws/request"
 )
 
-// classify returns an error of the SDK as an *Error, by its code and, if the code is ambiguous, by its message.
+// classify converts an error of the SDK by its code and, if the code is ambiguous, by its message.
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors
 // https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
 func classify(err error) *Error {
@@ -41,7 +41,7 @@ func classify(err error) *Error {
 		"NoCredentialProviders", "EC2RoleRequestError", "EmptyEC2RoleList", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr":
 		e.Kind = NodeCredentials
 		return e
-	case throughCode:
+	case intermediateCode:
 		e.Kind = NodeCredentials
 		switch cause := classify(ae.OrigErr()); cause.Kind {
 		case Throttled, Unavailable, ClockSkew:
@@ -54,14 +54,14 @@ func classify(err error) *Error {
 		}
 		return e
 	}
-	if throttles(err) {
+	if isThrottled(err) {
 		e.Kind = Throttled
 	}
 	return e
 }
 
-// throttles tells whether STS refused a call because of too many calls.
-func throttles(err error) bool {
+// isThrottled reports whether STS refused a call because of too many calls.
+func isThrottled(err error) bool {
 	if request.IsErrorThrottle(err) {
 		return true
 	}
@@ -69,8 +69,8 @@ func throttles(err error) bool {
 	return ok && rf.StatusCode() == http.StatusTooManyRequests
 }
 
-// message returns the text of an SDK error and of its causes, on one line of at most maxMessage bytes. Of a chain of
-// providers it has the last one's, which is the metadata service's: a node's credentials usually come from there.
+// message returns the text of an SDK error and its cause, on one line of at most maxMessage bytes. Of the
+// errors of a provider chain it includes only the last one, which is the metadata service's.
 func message(err awserr.Error) string {
 	text := err.Message()
 	if batch, ok := err.(awserr.BatchedErrors); ok && len(batch.OrigErrs()) > 1 {
@@ -86,15 +86,14 @@ func message(err awserr.Error) string {
 	return text
 }
 
-// maxMessage bounds a message. The metadata service's error pages are part of one.
+// maxMessage bounds a message, which may contain an error page of the metadata service.
 const maxMessage = 1024
 
-// signatureTime matches STS's message about a signature outside its 15 minutes: the times of the node and of STS.
-// (https://github.com/aws/aws-cli/issues/6676 shows both forms.)
+// signatureTime matches the times of the node and of STS in the message about a signature that is more
+// than 15 minutes off. https://github.com/aws/aws-cli/issues/6676 shows both forms.
 var signatureTime = regexp.MustCompile(`Signature (?:expired|not yet current): (\d{8}T\d{6}Z) is .*\((\d{8}T\d{6}Z) [-+]`)
 
-// clockCause returns how far the node's clock is off, if the message says so, or that it is off, if the code says so. It returns
-// "" for an error about something else.
+// clockCause explains a wrong clock, or returns "" for an error with another cause.
 func clockCause(code, message string) string {
 	if cause := clockDifference(message); cause != "" || code != "RequestExpired" {
 		return cause
@@ -102,7 +101,7 @@ func clockCause(code, message string) string {
 	return "the node's clock and the clock of STS are more than 15 minutes apart"
 }
 
-// clockDifference returns how far the node's clock is off by STS's message, or "".
+// clockDifference describes the difference of the clocks in the message, or returns "" if it has none.
 func clockDifference(message string) string {
 	match := signatureTime.FindStringSubmatch(message)
 	if match == nil {
@@ -121,8 +120,8 @@ func clockDifference(message string) string {
 	return fmt.Sprintf("the node's clock is %d minutes %s the clock of STS", off.Round(time.Minute)/time.Minute, direction)
 }
 
-// deniedAction matches the action that STS refuses, deniedBy the kind of policy that denies it explicitly, and notAllowedBy
-// the kind that does not allow it.
+// deniedAction matches the action that STS refuses, deniedBy the kind of policy that denies it
+// explicitly, and notAllowedBy the kind of policy that does not allow it.
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html
 var (
 	deniedAction = regexp.MustCompile(`not authorized to perform: (sts:[A-Za-z]{1,64})`)
@@ -130,7 +129,8 @@ var (
 	notAllowedBy = regexp.MustCompile(`because no ([a-z -]{1,64}) allows the`)
 )
 
-// denialCause returns why STS refuses a role, without the principal that its message names; empty if STS does not tell.
+// denialCause explains why STS refuses a role, or returns "" if the message does not say why. It omits
+// the principal, which is the node's role.
 func denialCause(code, message string) string {
 	switch code {
 	case "NoSuchEntity":
@@ -157,7 +157,7 @@ func denialCause(code, message string) string {
 		}
 	}
 	if action == "sts:AssumeRole" {
-		// STS gives no reason if the node's own policies allow the call: it does not reveal which roles exist.
+		// STS gives no reason if the node's policies allow the call: it does not reveal which roles exist.
 		return "the role does not exist, or its trust policy does not allow this node " + action
 	}
 	return "the role's trust policy does not allow this node " + action

@@ -73,7 +73,7 @@ func TestClockThatIsOffIsTold(t *testing.T) {
 		s.PutPrincipal(sts.Principal{AccessKeyID: "AKIANODE000000000001", SecretAccessKey: "node-secret", ARN: nodeName, UserID: "AIDANODE"})
 		for name, c := range map[string]STSConfig{
 			"directly":       {Endpoint: s.URL()},
-			"through a role": {Endpoint: s.URL(), Through: account + "between", Session: "node"},
+			"through a role": {Endpoint: s.URL(), IntermediateRole: account + "between", SessionName: "node"},
 		} {
 			if e := assume(t, c); e.Kind != ClockSkew || !strings.Contains(e.Cause, want) {
 				t.Errorf("%s off, %s: %+v", off, name, e)
@@ -98,7 +98,7 @@ func TestExpiredRequestMeansAClock(t *testing.T) {
 		"Signature expired: 20260101T000000Z is now earlier than 20260101T000800Z (20260101T002300Z - 15 min.)": "the node's clock is 23 minutes behind the clock of STS",
 	} {
 		expired := awserr.New("RequestExpired", message, nil)
-		for _, err := range []error{expired, awserr.New(throughCode, "", expired)} {
+		for _, err := range []error{expired, awserr.New(intermediateCode, "", expired)} {
 			if e := classify(err); e.Kind != ClockSkew || e.Cause != want {
 				t.Errorf("%v: %+v, want %q", err, e, want)
 			}
@@ -111,12 +111,12 @@ func TestRefusalOfTheRoleInBetweenIsTold(t *testing.T) {
 	s := cloud(t)
 	s.PutRole(sts.Role{ARN: account + "between", Trusts: []string{account + "somebody"}})
 	const refused = "STS refuses this node the role that --assume-role-arn names"
-	if e := assume(t, STSConfig{Endpoint: s.URL(), Through: account + "between", Session: "node"}); e.Kind != NodeCredentials ||
+	if e := assume(t, STSConfig{Endpoint: s.URL(), IntermediateRole: account + "between", SessionName: "node"}); e.Kind != NodeCredentials ||
 		!strings.HasPrefix(e.Cause, refused+": the role does not exist, or its trust policy does not allow this node") {
 		t.Errorf("%+v", e)
 	}
 	for code, want := range map[string]string{"AccessDenied": refused, "ValidationError": refused, "InvalidClientTokenId": "", "NoCredentialProviders": ""} {
-		if e := classify(awserr.New(throughCode, "", awserr.New(code, "", nil))); e.Kind != NodeCredentials || e.Cause != want {
+		if e := classify(awserr.New(intermediateCode, "", awserr.New(code, "", nil))); e.Kind != NodeCredentials || e.Cause != want {
 			t.Errorf("%s: %+v, want %q", code, e, want)
 		}
 	}

@@ -1,30 +1,29 @@
 package credentials
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 )
 
-// Kind is what an error of STS means for the clients that wait.
+// Kind classifies the errors of STS.
 type Kind int
 
 const (
-	// Unavailable is a temporary failure: the network, a server's error, an invalid answer.
+	// Unavailable is a temporary failure: of the network, of STS, or an invalid answer.
 	Unavailable Kind = iota
-	// Throttled is a refusal because of too many calls.
+	// Throttled means too many calls.
 	Throttled
-	// Denied is a refusal that lasts until a policy or an annotation is changed.
+	// Denied lasts until a policy or an annotation changes.
 	Denied
-	// Malformed is a request that STS grants to no principal: an annotation is wrong.
+	// Malformed is a request that STS grants to no principal, because an annotation is wrong.
 	Malformed
-	// NodeCredentials means that the node's own credentials are missing or not accepted.
+	// NodeCredentials means that the node has no credentials or that STS does not accept them.
 	NodeCredentials
-	// ClockSkew means that STS refuses the node's signatures because the node's clock is wrong.
+	// ClockSkew means that the node's clock is wrong, so STS refuses its signatures.
 	ClockSkew
 )
 
-// String is the kind's name in logs and metrics.
+// String returns the kind's name in logs and metrics.
 func (k Kind) String() string {
 	switch k {
 	case Throttled:
@@ -41,13 +40,13 @@ func (k Kind) String() string {
 	return "unavailable"
 }
 
-// Error is why STS issued no credentials. It holds no secret.
+// Error is why STS issued no credentials. It contains no secret.
 type Error struct {
 	Kind Kind
-	// Code is the error code of STS or of the SDK, such as "AccessDenied"; Message is its text. Either may be empty.
-	// Message may name the node's own role: it is for the node's log, not for pods.
+	// Code is the error code of STS or of the SDK, such as "AccessDenied", and Message its text. Either
+	// may be empty. Message may name the node's role, so it is for the log and not for pods.
 	Code, Message string
-	// Cause explains Code and Message in words that a pod's owner may read; empty if they do not tell.
+	// Cause explains the error to the pod's owner; empty if the cause is unknown.
 	Cause string
 }
 
@@ -56,7 +55,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("sts: %s: %s: %s", e.Kind, e.Code, e.Message)
 }
 
-// asError returns the error as an *Error; nil for nil. Any other type is Unavailable.
+// asError returns err as an *Error. It returns nil for nil, and Unavailable for any other type.
 func asError(err error) *Error {
 	if err == nil {
 		return nil
@@ -67,17 +66,10 @@ func asError(err error) *Error {
 	return &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
 }
 
-// outcome returns the name of the error's kind, or "ok": one of seven values, so that the metric's cardinality is bounded.
+// outcome returns "ok" or the name of the error's kind, as a value of a metric's label.
 func outcome(e *Error) string {
 	if e == nil {
 		return "ok"
 	}
 	return e.Kind.String()
-}
-
-// quote returns a JSON string.
-func quote(s string) []byte {
-	// Marshalling a string cannot fail.
-	b, _ := json.Marshal(s)
-	return b
 }

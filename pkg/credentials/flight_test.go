@@ -77,7 +77,7 @@ func TestEvictionSparesWhatFlies(t *testing.T) {
 		synctest.Wait()
 		c.mu.Lock()
 		for i := range maxEntries - 1 {
-			c.entries[assumption(fmt.Sprint(i))] = &entry{keep: time.Now().Add(time.Hour)}
+			c.entries[assumption(fmt.Sprint(i))] = &entry{idleUntil: time.Now().Add(time.Hour)}
 		}
 		c.mu.Unlock()
 		wg.Go(func() { mustGet(t, c, assumption("new")) })
@@ -97,7 +97,7 @@ func TestThirdChangeIsFetchedWhenItsTimeComes(t *testing.T) {
 		c.Hold("pod", assumption("2"))
 		synctest.Wait()
 		c.Hold("pod", assumption("3"))
-		time.Sleep(changeEvery + time.Second)
+		time.Sleep(changeInterval + time.Second)
 		if !has(c, assumption("3")) {
 			t.Error("it is not fetched ahead in time")
 		}
@@ -116,7 +116,7 @@ func TestChangeToWhatWasRefusedDoesNotWaitForItsNextTry(t *testing.T) {
 		for _, role := range []string{"1", "2", "a"} {
 			c.Hold("pod", assumption(role))
 		}
-		time.Sleep(changeEvery + time.Second)
+		time.Sleep(changeInterval + time.Second)
 		if !has(c, assumption("a")) {
 			t.Error("it is not fetched ahead in time")
 		}
@@ -133,8 +133,8 @@ func TestPaceForgetsWhoLetGo(t *testing.T) {
 		for i := range 100 {
 			c.Forget(fmt.Sprint(i))
 		}
-		if c.pace.held != 0 || c.pace.need != 0 {
-			t.Errorf("%d are held, which need %v calls a second", c.pace.held, c.pace.need)
+		if c.limiter.held != 0 || c.limiter.need != 0 {
+			t.Errorf("%d are held, which need %v calls a second", c.limiter.held, c.limiter.need)
 		}
 	})
 }
@@ -145,9 +145,9 @@ func TestPodsThatWentLeaveNoCallSlotOrToken(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
 		for range 1000 {
-			c.pace.Take(time.Now(), false)
+			c.limiter.Reserve(time.Now(), false)
 		}
-		owed := func() float64 { return c.pace.background.taken - c.pace.background.made }
+		owed := func() float64 { return c.limiter.background.taken - c.limiter.background.made }
 		before := owed()
 		for i := range 100 {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
@@ -167,11 +167,11 @@ func TestPodsThatWentLeaveNoCallSlotOrToken(t *testing.T) {
 func TestWhoWaitsIsServedThoughTheHolderLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
-		for range waitingBurst + 20 {
-			c.pace.Take(time.Now(), true)
+		for range foregroundBurst + 20 {
+			c.limiter.Reserve(time.Now(), true)
 		}
 		for range 1000 {
-			c.pace.Take(time.Now(), false)
+			c.limiter.Reserve(time.Now(), false)
 		}
 		c.Hold("pod", assumption("a"))
 		var wg sync.WaitGroup
@@ -301,13 +301,13 @@ func TestWhoIsInAHurryLeavesItsSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		for range 1000 {
-			c.pace.Take(time.Now(), false)
+			c.limiter.Reserve(time.Now(), false)
 		}
-		for i := range background {
+		for i := range maxBackgroundCalls {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
 		}
 		synctest.Wait()
-		for i := range background {
+		for i := range maxBackgroundCalls {
 			mustGet(t, c, assumption(fmt.Sprint(i)))
 		}
 		synctest.Wait()
@@ -321,9 +321,9 @@ func TestEndWaitsForNoToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New(new(fakeSTS), Config{Log: slog.New(slog.DiscardHandler)})
 		for range 1000 {
-			c.pace.Take(time.Now(), false)
+			c.limiter.Reserve(time.Now(), false)
 		}
-		for i := range 2 * background {
+		for i := range 2 * maxBackgroundCalls {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -359,24 +359,24 @@ func TestEndWaitsForFlights(t *testing.T) {
 }
 
 func TestIdleNodeSavesUpNoMoreThanItsPodsAre(t *testing.T) {
-	p := NewPace(epoch)
+	p := NewLimiter(epoch)
 	for range 10 {
-		p.Hold(epoch, time.Hour)
+		p.AddHolder(epoch, time.Hour, false)
 	}
-	if n := calls(p, epoch.Add(24*time.Hour), time.Millisecond, false); n != spare+10 {
+	if n := calls(p, epoch.Add(24*time.Hour), time.Millisecond, false); n != extraTokens+10 {
 		t.Errorf("%d calls at once after a day", n)
 	}
 }
 
 func TestWhoIsLeftNeedsNoMoreThanItsShare(t *testing.T) {
-	p := NewPace(epoch)
+	p := NewLimiter(epoch)
 	for range 1000 {
-		p.Hold(epoch, time.Hour)
+		p.AddHolder(epoch, time.Hour, false)
 	}
 	for range 999 {
-		p.LetGo(epoch, time.Hour)
+		p.RemoveHolder(epoch, time.Hour)
 	}
-	if n := calls(p, epoch, time.Hour, false); n > 3600*leastPace+spare+1 {
+	if n := calls(p, epoch, time.Hour, false); n > 3600*minRate+extraTokens+1 {
 		t.Errorf("%d calls in an hour for one", n)
 	}
 }
@@ -386,15 +386,15 @@ func TestWhatFliesIsNotSwept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
-		for range waitingBurst + 1500 {
-			c.pace.Take(time.Now(), true)
+		for range foregroundBurst + 1500 {
+			c.limiter.Reserve(time.Now(), true)
 		}
 		for range 1000 {
-			c.pace.Take(time.Now(), false)
+			c.limiter.Reserve(time.Now(), false)
 		}
 		var wg sync.WaitGroup
 		wg.Go(func() { mustGet(t, c, assumption("a")) })
-		time.Sleep(2*unheld + 5*time.Second)
+		time.Sleep(2*idleLifetime + 5*time.Second)
 		wg.Go(func() { mustGet(t, c, assumption("a")) })
 		wg.Wait()
 		if n := sts.count(); n != 1 {
@@ -420,7 +420,7 @@ func TestImportIsRenewedAtOnceWhereItIsDue(t *testing.T) {
 		a := assumption("a")
 		c.Hold("pod", a)
 		time.Sleep(10 * time.Second)
-		exported, err := json.Marshal([]handed{{Assumption: a, Document: []byte("{}"), Expiration: time.Now().Add(time.Hour), RenewAt: time.Now().Add(time.Second)}})
+		exported, err := json.Marshal([]exportedEntry{{Assumption: a, Document: []byte("{}"), Expiration: time.Now().Add(time.Hour), RenewAt: time.Now().Add(time.Second)}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -473,11 +473,11 @@ func TestFirstRoleIsHadAnewBeforeItEnds(t *testing.T) {
 	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{between}})
 	s.PutRole(sts.Role{ARN: between, Trusts: []string{nodeName}})
 	a := roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour}
-	c := client(t, STSConfig{Endpoint: s.URL(), Through: between, Session: "kube2iam.node-1"})
+	c := client(t, STSConfig{Endpoint: s.URL(), IntermediateRole: between, SessionName: "kube2iam.node-1"})
 	if _, err := c.AssumeRole(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
-	if at, err := c.node[1].ExpiresAt(); err != nil || time.Until(at) > MaxChained-throughMargin {
+	if at, err := c.node[1].ExpiresAt(); err != nil || time.Until(at) > MaxChained-intermediateMargin {
 		t.Errorf("in %v, %v", time.Until(at), err)
 	}
 	c.node[1].Expire()

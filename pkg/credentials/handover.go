@@ -1,15 +1,21 @@
 package credentials
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// handed is one assumption with its credentials, for the proxy's successor. It holds secrets, and goes to a socket that only root can open.
-type handed struct {
+// importLifetime is how long imported credentials are kept without a holder. The API server may take
+// minutes to list the pods.
+const importLifetime = 10 * time.Minute
+
+// exportedEntry is an assumption with its credentials. It contains secrets.
+type exportedEntry struct {
 	Assumption   roles.Assumption
 	Document     []byte
 	LastModified string
@@ -17,61 +23,67 @@ type handed struct {
 	RenewAt      time.Time
 }
 
-// Export returns the credentials of held assumptions for the proxy that replaces this one, so that it need not call STS for
-// credentials that are valid for most of an hour. The result holds secrets and goes to that proxy only.
+// Export returns the held credentials for the proxy that replaces this one, which then need not call
+// STS. The result contains secrets and must go to that proxy only.
 func (c *Cache) Export() ([]byte, error) {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := make([]handed, 0, len(c.entries))
+	all := make([]exportedEntry, 0, len(c.entries))
 	for a, e := range c.entries {
-		if e.holders > 0 && e.document != nil && e.document.expiration.After(now) {
-			all = append(all, handed{a, e.document.body, e.document.lastModified[0], e.document.expiration, e.renewAt})
+		if e.holders > 0 && e.isValid(now) {
+			all = append(all, exportedEntry{a, e.document.body, e.document.lastModified[0], e.document.expiration, e.renewAt})
 		}
 	}
 	return json.Marshal(all)
 }
 
-// Import adds the credentials of another proxy's Export, and returns their number. They are renewed when the other proxy would have
-// renewed them. Those without a holder are forgotten after a while. Newer credentials are not replaced.
+// Import adds the credentials of another proxy's Export and returns their number. Newer credentials are
+// not replaced. An unknown field is an error: without a field of AssumeRole that only the other proxy
+// knows, two assumptions could become one key.
 func (c *Cache) Import(exported []byte) (int, error) {
-	var all []handed
-	if err := json.Unmarshal(exported, &all); err != nil {
-		return 0, fmt.Errorf("credentials of another proxy: %w", asJSONError(err))
+	var all []exportedEntry
+	decoder := json.NewDecoder(bytes.NewReader(exported))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&all); err != nil {
+		// The text of the error may contain a part of the input, which is secret.
+		return 0, fmt.Errorf("credentials of another proxy: %T", err)
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return 0, fmt.Errorf("credentials of another proxy: more than one JSON value")
 	}
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	taken := 0
-	for _, h := range all {
-		lifetime := h.Assumption.Duration
-		if lifetime <= 0 || !h.Expiration.After(now) || h.Expiration.Sub(now) > lifetime+time.Minute || !json.Valid(h.Document) {
-			continue
+	imported := 0
+	for _, x := range all {
+		if c.importEntry(x, now) {
+			imported++
 		}
-		e := c.entry(h.Assumption)
-		if e == nil {
-			continue
-		}
-		if e.document != nil && !h.Expiration.After(e.document.expiration) {
-			continue
-		}
-		e.document, e.low = documentOf(h.Document, h.LastModified, h.Expiration), scaled(safe, lifetime)
-		e.keep, e.renewAt = now.Add(imported), h.RenewAt
-		if latest := h.Expiration.Add(-e.low); e.renewAt.IsZero() || e.renewAt.After(latest) {
-			e.renewAt = latest
-		}
-		taken++
 	}
-	c.stir()
-	return taken, nil
+	c.wakeUp()
+	return imported, nil
 }
 
-// asJSONError returns an error of encoding/json without its input, which holds secrets.
-func asJSONError(err error) error {
-	return fmt.Errorf("%T", err)
+// importEntry adds valid credentials and reports whether it did. The mutex is held.
+func (c *Cache) importEntry(x exportedEntry, now time.Time) bool {
+	lifetime := x.Assumption.Duration
+	if lifetime <= 0 || !x.Expiration.After(now) || x.Expiration.Sub(now) > lifetime+time.Minute || !json.Valid(x.Document) {
+		return false
+	}
+	e := c.entry(x.Assumption)
+	if e == nil || e.document != nil && !x.Expiration.After(e.document.expiration) {
+		return false
+	}
+	e.document, e.minRemaining = documentOf(x.Document, x.LastModified, x.Expiration), scaled(minRemaining, lifetime)
+	e.idleUntil, e.renewAt = now.Add(importLifetime), x.RenewAt
+	if latest := x.Expiration.Add(-e.minRemaining); e.renewAt.IsZero() || e.renewAt.After(latest) {
+		e.renewAt = latest
+	}
+	return true
 }
 
-// Pending returns the number of held assumptions with neither credentials nor an error.
+// Pending returns the number of held assumptions that have neither credentials nor an error.
 func (c *Cache) Pending() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -70,7 +70,7 @@ func TestSuccessorForgetsWhatNoPodHolds(t *testing.T) {
 		if n, err := c.Import(exported); err != nil || n != 1 {
 			t.Fatalf("imported %d, %v", n, err)
 		}
-		time.Sleep(imported - time.Minute)
+		time.Sleep(importLifetime - time.Minute)
 		if !has(c, assumption("a")) {
 			t.Error("it is gone, although the pods may be long in coming")
 		}
@@ -96,19 +96,19 @@ func TestImportTakesNothingThatIsWrong(t *testing.T) {
 		if n, err := c.Import(exported); err != nil || n != 0 || mustGet(t, c, a) != newest {
 			t.Errorf("what was there gave way: %d, %v", n, err)
 		}
-		for _, wrong := range []string{"", "{", `{"Assumption":1}`, `[{"Document":"secret"}]`, strings.Replace(string(exported), "[{", `["secret",{`, 1)} {
+		for _, wrong := range []string{"", "{", `{"Assumption":1}`, `[{"Document":"secret"}]`, `[{"secret":1}]`, `[{"Assumption":{"TransitiveTags":"secret"}}]`, `[]"secret"`, strings.Replace(string(exported), "[{", `["secret",{`, 1)} {
 			n, err := running(t, new(fakeSTS), Config{}).Import([]byte(wrong))
 			if err == nil || n != 0 || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%q: %d, %v", wrong, n, err)
 			}
 		}
 		now := time.Now()
-		for name, h := range map[string]handed{
+		for name, h := range map[string]exportedEntry{
 			"no session":            {Document: []byte("{}"), Expiration: now.Add(time.Minute)},
 			"longer than a session": {Assumption: a, Document: []byte("{}"), Expiration: now.Add(a.Duration + 2*time.Minute)},
 			"no JSON":               {Assumption: a, Document: []byte("{"), Expiration: now.Add(time.Minute)},
 		} {
-			one, err := json.Marshal([]handed{h})
+			one, err := json.Marshal([]exportedEntry{h})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -129,11 +129,11 @@ func TestImportIsRenewedInTime(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a, now := assumption("a"), time.Now()
-				h := handed{Assumption: a, Document: []byte("{}"), Expiration: now.Add(time.Hour)}
+				h := exportedEntry{Assumption: a, Document: []byte("{}"), Expiration: now.Add(time.Hour)}
 				if renewAt != 0 {
 					h.RenewAt = now.Add(renewAt)
 				}
-				exported, err := json.Marshal([]handed{h})
+				exported, err := json.Marshal([]exportedEntry{h})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -143,7 +143,7 @@ func TestImportIsRenewedInTime(t *testing.T) {
 					t.Fatalf("imported %d, %v", n, err)
 				}
 				c.Hold("pod", a)
-				time.Sleep(time.Hour - safe + time.Second)
+				time.Sleep(time.Hour - minRemaining + time.Second)
 				if n := sts.count(); n == 0 {
 					t.Error("STS was not asked until it ran short")
 				}
@@ -168,7 +168,7 @@ func TestSuccessorTakesOverLate(t *testing.T) {
 		if _, err := c.Import(exported); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(imported + 2*time.Minute)
+		time.Sleep(importLifetime + 2*time.Minute)
 		c.Hold("pod", a)
 		synctest.Wait()
 		if n, err := c.Import(exported); err != nil || n != 1 {

@@ -20,7 +20,7 @@ func TestPodThatChangesItsMindHasNobodyAskSTS(t *testing.T) {
 		if !has(c, assumption("other")) {
 			t.Error("the neighbour waits behind calls for nobody")
 		}
-		if n := sts.count(); n > 2*background+2 {
+		if n := sts.count(); n > 2*maxBackgroundCalls+2 {
 			t.Errorf("STS was asked %d times for two pods", n)
 		}
 		c.mu.Lock()
@@ -46,11 +46,11 @@ func TestPodThatChangesItsMindHasNoMoreThanItsShare(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		if n := sts.count(); n > 2*times/int(changeEvery.Seconds())+2 {
+		if n := sts.count(); n > 2*times/int(changeInterval.Seconds())+2 {
 			t.Errorf("STS was asked %d times in an hour for one pod", n)
 		}
 		c.Hold("pod", assumption("last"))
-		time.Sleep(changeEvery + time.Second)
+		time.Sleep(changeInterval + time.Second)
 		if !has(c, assumption("last")) {
 			t.Error("what it holds in the end is not fetched ahead")
 		}

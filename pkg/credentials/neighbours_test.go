@@ -20,18 +20,18 @@ func TestPodThatFloodsDelaysOnlyItself(t *testing.T) {
 	for name, tt := range map[string]struct {
 		refuse  error         // STS's answer to the flooding pod
 		patient time.Duration // how long its client waits for an answer
-		unheld  bool          // the proxy does not know of the changes yet
+		notHeld bool          // the proxy does not know of the changes yet
 		minutes int           // how long it floods, 10 times a second
 	}{
 		"hangs up at once":                   {patient: 5 * time.Millisecond},
 		"hangs up before STS answers":        {patient: 150 * time.Millisecond},
 		"waits":                              {patient: time.Hour},
-		"is ahead of the watch":              {patient: 5 * time.Millisecond, unheld: true},
-		"waits, ahead of the watch":          {patient: time.Hour, unheld: true},
+		"is ahead of the watch":              {patient: 5 * time.Millisecond, notHeld: true},
+		"waits, ahead of the watch":          {patient: time.Hour, notHeld: true},
 		"is throttled":                       {patient: 5 * time.Millisecond, refuse: &Error{Kind: Throttled, Code: "Throttling"}, minutes: 15},
-		"is throttled, and waits":            {patient: time.Hour, unheld: true, refuse: &Error{Kind: Throttled, Code: "Throttling"}, minutes: 15},
+		"is throttled, and waits":            {patient: time.Hour, notHeld: true, refuse: &Error{Kind: Throttled, Code: "Throttling"}, minutes: 15},
 		"asks for what makes STS fail":       {patient: time.Hour, refuse: &Error{Kind: Unavailable, Code: "InternalFailure"}},
-		"asks for what STS refuses, ignored": {patient: time.Hour, unheld: true, refuse: &Error{Kind: Denied, Code: "AccessDenied"}},
+		"asks for what STS refuses, ignored": {patient: time.Hour, notHeld: true, refuse: &Error{Kind: Denied, Code: "AccessDenied"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -54,7 +54,7 @@ func TestPodThatFloodsDelaysOnlyItself(t *testing.T) {
 				for i := range everySecond * seconds {
 					a := assumption(fmt.Sprint("flood-", i))
 					a.SessionName = "flood"
-					if !tt.unheld {
+					if !tt.notHeld {
 						c.Hold("flood", a)
 					}
 					go func() {
@@ -107,11 +107,11 @@ func TestPodThatFloodsDelaysOnlyItself(t *testing.T) {
 
 // withoutTokens has a node owe so many calls for clients that wait, and many for all others.
 func withoutTokens(c *Cache, owed int) {
-	for range waitingBurst + owed {
-		c.pace.Take(time.Now(), true)
+	for range foregroundBurst + owed {
+		c.limiter.Reserve(time.Now(), true)
 	}
 	for range 1000 {
-		c.pace.Take(time.Now(), false)
+		c.limiter.Reserve(time.Now(), false)
 	}
 }
 
@@ -296,7 +296,7 @@ func TestQueueTakesNoGoroutines(t *testing.T) {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
 		}
 		synctest.Wait()
-		if n := runtime.NumGoroutine() - before; n > background {
+		if n := runtime.NumGoroutine() - before; n > maxBackgroundCalls {
 			t.Errorf("%d goroutines", n)
 		}
 	})
@@ -313,7 +313,7 @@ func TestPodHasOneCallOnItsWay(t *testing.T) {
 			synctest.Wait()
 			hangUp()
 			time.Sleep(100 * time.Millisecond) // the call is 10 s old in the end, and the pod's bucket is full again
-			c.stir()                           // as a neighbour's call does
+			c.wakeUp()                         // as a neighbour's call does
 			synctest.Wait()
 		}
 		sts.set(func(s *fakeSTS) {
@@ -338,13 +338,13 @@ func TestWaitEndsWithTheFirstToken(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		withoutTokens(c, 0)
 		for range 20 {
-			c.pace.Told(time.Now(), &Error{Kind: Throttled})
-			c.pace.Told(time.Now(), &Error{Kind: Unavailable})
+			c.limiter.Observe(time.Now(), &Error{Kind: Throttled})
+			c.limiter.Observe(time.Now(), &Error{Kind: Unavailable})
 		}
 		began := time.Now()
-		ticket := c.pace.Take(began, true)
-		seems := ticket.Wait(began)
-		ticket.GiveBack()
+		ticket := c.limiter.Reserve(began, true)
+		seems := ticket.Delay(began)
+		ticket.Cancel()
 		mustGetFor(t, c, "pod", assumption("a"))
 		if waited := time.Since(began); seems < 3*time.Minute || waited > 55*time.Second {
 			t.Errorf("waited %v; %v at the speed of the beginning", waited, seems)
@@ -369,7 +369,7 @@ func TestRenewalsAndPrefetchesAlternate(t *testing.T) {
 			}
 			c.enqueueBackground(c.launch(a, c.entries[a]))
 		}
-		c.stir()
+		c.wakeUp()
 		c.mu.Unlock()
 		for sts.count() < 8 {
 			time.Sleep(time.Minute)

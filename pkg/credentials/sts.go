@@ -1,14 +1,10 @@
 package credentials
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
 	"sync"
 	"time"
 
@@ -31,36 +27,35 @@ type STSConfig struct {
 	Regional bool
 	// FIPS selects the region's endpoint with FIPS 140 validated cryptography.
 	FIPS bool
-	// Endpoint, a URL, overrides all of these; empty for none.
+	// Endpoint is a URL that overrides Regional and FIPS; empty for none.
 	Endpoint string
-	// Partition is the partition of the roles, for example "aws-cn"; empty if it is not known.
+	// Partition is the partition of the roles, for example "aws-cn"; empty if unknown.
 	Partition string
-	// Region returns the node's region. It is called if neither the environment nor the shared configuration names one, and the
-	// endpoint depends on it.
+	// Region returns the node's region. It is called only if the endpoint depends on the region and
+	// neither the environment nor the shared configuration names one.
 	Region func(context.Context) (string, error)
-	// MetadataURL is the metadata service that the node's own credentials come from; empty for the SDK's default.
+	// MetadataURL is the metadata service of the node; empty for the SDK's default.
 	MetadataURL string
-	// Through is the ARN of a role that the node assumes first, and by which it assumes the pods' roles; empty for none.
-	Through string
-	// Session names the node's session of that role.
-	Session string
-	// UserAgent is added to the SDK's own.
+	// IntermediateRole is the ARN of a role that the node assumes first and that then assumes the pods'
+	// roles; empty for none. SessionName is the node's session name of that role.
+	IntermediateRole, SessionName string
+	// UserAgent is appended to the SDK's.
 	UserAgent string
 }
 
-// STS calls AWS's Security Token Service with the node's default credential chain: environment, shared files, web identity,
-// container, and the instance's role. This package is the only one that uses aws-sdk-go.
+// STS calls AWS's Security Token Service. The node's credentials are those of the SDK's default chain:
+// environment, shared files, web identity, container, and the instance's role.
 type STS struct {
 	client *sts.STS
-	mu     sync.Mutex         // one flight at a time expires the node's credentials
-	node   []*sdk.Credentials // the node's own, then those of the role in between
+	mu     sync.Mutex         // serialises expire
+	node   []*sdk.Credentials // the node's, then those of the intermediate role
 }
 
 // NewSTS returns a client. ctx bounds how long c.Region may take.
 func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	cfg := request.WithRetryer(aws.NewConfig(), retryer{sdkclient.DefaultRetryer{NumMaxRetries: 1}}).
-		WithHTTPClient(&http.Client{Transport: transport(c.MetadataURL), Timeout: 10 * time.Second}).
-		WithCredentialsChainVerboseErrors(true) // with the metadata service's answer
+		WithHTTPClient(&http.Client{Transport: newTransport(c.MetadataURL), Timeout: 10 * time.Second}).
+		WithCredentialsChainVerboseErrors(true) // errors include the metadata service's answer
 	if c.Regional {
 		cfg.WithSTSRegionalEndpoint(endpoints.RegionalSTSEndpoint)
 	}
@@ -90,127 +85,65 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	}
 	s := &STS{client: sts.New(sess)}
 	s.node = []*sdk.Credentials{s.client.Config.Credentials}
-	if c.Through != "" {
-		between := sdk.NewCredentials(&through{stscreds.AssumeRoleProvider{
-			Client: s.client, RoleARN: c.Through, RoleSessionName: c.Session,
-			Duration: MaxChained, ExpiryWindow: throughMargin,
+	if c.IntermediateRole != "" {
+		chained := sdk.NewCredentials(&intermediateRole{stscreds.AssumeRoleProvider{
+			Client: s.client, RoleARN: c.IntermediateRole, RoleSessionName: c.SessionName,
+			Duration: MaxChained, ExpiryWindow: intermediateMargin,
 		}})
-		s.client = sts.New(sess, aws.NewConfig().WithCredentials(between))
-		s.node = append(s.node, between)
+		s.client = sts.New(sess, aws.NewConfig().WithCredentials(chained))
+		s.node = append(s.node, chained)
 	}
 	return s, nil
 }
 
 const (
-	// MaxChained is the longest session that the credentials of another role can assume
-	// (https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html, "Role chaining").
+	// MaxChained is the longest session that the credentials of another role can assume.
+	// https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html ("Role chaining")
 	MaxChained = time.Hour
-	// throughMargin is how long before their end the credentials of the role in between are renewed.
-	throughMargin = 10 * time.Minute
-	// throughCode is the error code if they cannot be fetched.
-	throughCode = "AssumeRoleChainError"
+	// intermediateMargin is how long before expiration the intermediate role's credentials are renewed.
+	intermediateMargin = 10 * time.Minute
+	// intermediateCode is the error code if the intermediate role cannot be assumed.
+	intermediateCode = "AssumeRoleChainError"
 )
 
-// through is the role that the node assumes first. It marks its errors, which do not concern the pod's role.
-type through struct{ stscreds.AssumeRoleProvider }
+// intermediateRole marks its errors, because they do not concern the pod's role.
+type intermediateRole struct{ stscreds.AssumeRoleProvider }
 
-// RetrieveWithContext implements credentials.ProviderWithContext of the SDK.
-func (t *through) RetrieveWithContext(ctx sdk.Context) (sdk.Value, error) {
-	v, err := t.AssumeRoleProvider.RetrieveWithContext(ctx)
+// RetrieveWithContext implements the SDK's credentials.ProviderWithContext.
+func (r *intermediateRole) RetrieveWithContext(ctx sdk.Context) (sdk.Value, error) {
+	v, err := r.AssumeRoleProvider.RetrieveWithContext(ctx)
 	if err != nil {
-		err = awserr.New(throughCode, "the role "+t.RoleARN+" of --assume-role-arn", err)
+		err = awserr.New(intermediateCode, "the role "+r.RoleARN+" of --assume-role-arn", err)
 	}
 	return v, err
 }
 
-// globalRegions are the signing regions of the partitions' global endpoints, or a partition's first region if it has no global endpoint.
-// https://docs.aws.amazon.com/general/latest/gr/sts.html
-var globalRegions = map[string]string{"aws": "us-east-1", "aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
-
-// regionPatience bounds the wait for a region that is needed for its partition only.
-const regionPatience = 10 * time.Second
-
-// region returns the endpoint's region if no configuration names it.
-func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) {
-	// The environment and the shared configuration can set these, too.
-	regional := cfg.STSRegionalEndpoint == endpoints.RegionalSTSEndpoint || cfg.UseFIPSEndpoint == endpoints.FIPSEndpointStateEnabled
-	region, known := globalRegions[c.Partition]
-	switch {
-	case c.Endpoint != "", c.Region == nil:
-		return cmp.Or(region, globalRegions["aws"]), nil
-	case regional, c.Partition != "" && !known: // of an unknown partition, only the node's own region is known
-		return c.Region(ctx)
-	case known:
-		return region, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, regionPatience)
-	defer cancel()
-	if of, err := c.Region(ctx); err == nil {
-		return of, nil
-	}
-	return globalRegions["aws"], nil
-}
-
-// retryer retries temporary errors once, because a pod waits: a broken connection, a server's error. It does not retry throttling, which
-// the Pace must observe, nor expired credentials, which each running call would fetch again.
-type retryer struct{ sdkclient.DefaultRetryer }
-
-// ShouldRetry implements request.Retryer.
-func (r retryer) ShouldRetry(req *request.Request) bool {
-	return !throttles(req.Error) && !request.IsErrorExpiredCreds(req.Error) && r.DefaultRetryer.ShouldRetry(req)
-}
-
-// transport returns net/http's transport with a pool for one host and many concurrent flights. The SDK uses it for the metadata
-// service, too, and never through a web proxy, whatever the environment says: a web proxy would see the node's own
-// credentials.
-func transport(metadataURL string) *http.Transport {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	var metadataHost string
-	if meta, err := url.Parse(metadataURL); err == nil {
-		metadataHost = meta.Hostname()
-	}
-	t.Proxy = func(r *http.Request) (*url.URL, error) {
-		host := r.URL.Hostname()
-		ip, err := netip.ParseAddr(host)
-		if host == metadataHost || err == nil && (ip.IsLinkLocalUnicast() || ip == ipv6Metadata) {
-			return nil, nil
-		}
-		return http.ProxyFromEnvironment(r)
-	}
-	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
-	t.TLSHandshakeTimeout = 5 * time.Second
-	t.ResponseHeaderTimeout = 8 * time.Second
-	t.MaxIdleConnsPerHost = 16
-	return t
-}
-
-var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
-
 // Endpoint returns the URL of STS.
 func (s *STS) Endpoint() string { return s.client.Endpoint }
 
-// AssumeRole makes one call, with one retry of temporary errors. If STS calls the node's credentials expired, it renews them and
-// calls once more. The error is an *Error.
+// AssumeRole makes one call and retries a temporary error once. If STS considers the node's credentials
+// expired, it renews them and repeats the call. The error is an *Error.
 func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
-	by, err := s.keys(ctx)
+	keys, err := s.keys(ctx)
 	if err != nil {
 		return nil, classify(err)
 	}
 	creds, err := s.assumeRole(ctx, a)
 	if e, ok := errors.AsType[*Error](err); ok && (e.Code == "ExpiredToken" || e.Code == "ExpiredTokenException") {
-		s.expire(ctx, by)
+		s.expire(ctx, keys)
 		creds, err = s.assumeRole(ctx, a)
 	}
 	return creds, err
 }
 
-// keys returns the IDs of the keys that sign a call now. With a role in between, the node's own is empty if it has expired.
+// keys returns the IDs of the access keys that sign a call. With an intermediate role, the node's ID is
+// empty if its credentials have expired.
 func (s *STS) keys(ctx context.Context) ([]string, error) {
 	ids := make([]string, len(s.node))
 	for i, c := range s.node {
 		last := i == len(s.node)-1
 		if !last && c.IsExpired() {
-			continue // the SDK fetches them if it needs them, and a metadata service may hang
+			continue // the SDK fetches them if needed; an extra call to the metadata service may hang
 		}
 		v, err := c.GetWithContext(ctx)
 		if err != nil && last {
@@ -221,14 +154,17 @@ func (s *STS) keys(ctx context.Context) ([]string, error) {
 	return ids, nil
 }
 
-// expire makes the SDK fetch the node's credentials again if they still have these keys. If STS calls them expired in many flights, only
-// the first one has an effect.
+// expire makes the SDK fetch the node's credentials again if their keys are unchanged. If many calls fail
+// at the same time, only the first one has an effect.
 func (s *STS) expire(ctx context.Context, keys []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, err := s.keys(ctx)
-	for i := range now {
-		if err == nil && now[i] == keys[i] && now[i] != "" {
+	current, err := s.keys(ctx)
+	if err != nil {
+		return
+	}
+	for i := range current {
+		if current[i] == keys[i] && current[i] != "" {
 			s.node[i].Expire()
 		}
 	}
@@ -252,7 +188,7 @@ func (s *STS) assumeRole(ctx context.Context, a roles.Assumption) (*Credentials,
 	a.Tags.Each(func(key, value string) {
 		in.Tags = append(in.Tags, &sts.Tag{Key: aws.String(key), Value: aws.String(value)})
 	})
-	asked := time.Now()
+	called := time.Now()
 	out, err := s.client.AssumeRoleWithContext(ctx, in)
 	if err != nil {
 		return nil, classify(err)
@@ -266,7 +202,7 @@ func (s *STS) assumeRole(ctx context.Context, a roles.Assumption) (*Credentials,
 		AccessKeyID:     aws.StringValue(c.AccessKeyId),
 		SecretAccessKey: Secret(aws.StringValue(c.SecretAccessKey)),
 		SessionToken:    Secret(aws.StringValue(c.SessionToken)),
-		Obtained:        asked,
+		Obtained:        called,
 		Expiration:      aws.TimeValue(c.Expiration),
 	}, nil
 }

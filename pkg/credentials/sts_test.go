@@ -89,7 +89,7 @@ func TestChainOfRoles(t *testing.T) {
 	between, pods := account+"between", account+"reader"
 	s.PutRole(sts.Role{ARN: pods, Trusts: []string{between}})
 	a := roles.Assumption{RoleARN: pods, SessionName: "ns.pod", Duration: time.Hour}
-	c := client(t, STSConfig{Endpoint: s.URL(), Through: between, Session: "kube2iam.node-1"})
+	c := client(t, STSConfig{Endpoint: s.URL(), IntermediateRole: between, SessionName: "kube2iam.node-1"})
 
 	_, err := c.AssumeRole(t.Context(), a)
 	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != NodeCredentials || !strings.Contains(e.Message, between) {
@@ -285,7 +285,7 @@ func TestMetadataIsNeverAskedByWayOfAWebProxy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		by, err := transport("http://metadata.example").Proxy(r)
+		by, err := newTransport("http://metadata.example").Proxy(r)
 		if err != nil || (by != nil) != want {
 			t.Errorf("%s by way of %v, %v", target, by, err)
 		}
@@ -346,7 +346,7 @@ func TestRegionThatNobodyTells(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		s, err := NewSTS(t.Context(), STSConfig{Region: unknown("")})
-		if err != nil || s.Endpoint() != "https://sts.amazonaws.com" || time.Since(start) != regionPatience {
+		if err != nil || s.Endpoint() != "https://sts.amazonaws.com" || time.Since(start) != partitionTimeout {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		if s, err = NewSTS(t.Context(), STSConfig{Region: unknown("cn-northwest-1")}); err != nil || s.Endpoint() != "https://sts.cn-northwest-1.amazonaws.com.cn" {

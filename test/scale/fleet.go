@@ -61,7 +61,7 @@ type event struct {
 	pod     int32
 	renewal uint32
 	kind    kind
-	ticket  credentials.Ticket
+	ticket  credentials.Reservation
 }
 
 type kind uint8
@@ -81,7 +81,7 @@ type fleet struct {
 	second   int
 	agenda   [][]event // by second
 	pods     []pod
-	paces    []*credentials.Pace
+	paces    []*credentials.Limiter
 	left     float64 // of the quota
 	result   Result
 }
@@ -92,7 +92,7 @@ func Run(s Scenario) Result {
 	chance := rand.New(rand.NewPCG(s.Seed, 0))
 	f := &fleet{
 		Scenario: s, schedule: credentials.Schedule{Rand: chance}, chance: chance, start: time.Unix(1<<30, 0),
-		agenda: make([][]event, seconds), pods: make([]pod, s.Nodes*s.Pods), paces: make([]*credentials.Pace, s.Nodes),
+		agenda: make([][]event, seconds), pods: make([]pod, s.Nodes*s.Pods), paces: make([]*credentials.Limiter, s.Nodes),
 		left:   float64(s.Quota),
 		result: Result{Calls: make([]int, seconds), Throttled: make([]int, seconds)},
 	}
@@ -131,11 +131,10 @@ func Run(s Scenario) Result {
 func (f *fleet) now() time.Time { return f.start.Add(time.Duration(f.second) * time.Second) }
 
 // newPace is that of a node with its pods, that has run for a while.
-func (f *fleet) newPace() *credentials.Pace {
-	p := credentials.NewPace(f.now())
+func (f *fleet) newPace() *credentials.Limiter {
+	p := credentials.NewLimiter(f.now())
 	for range f.Pods {
-		p.Hold(f.now(), session)
-		p.Bring(f.now())
+		p.AddHolder(f.now(), session, true)
 	}
 	return p
 }
@@ -189,11 +188,11 @@ func (f *fleet) happen(e event) {
 			f.plan(p.errUntil.Add(asking/2), e)
 			return
 		}
-		e.kind, e.ticket = urgent, pace.Take(now, true)
+		e.kind, e.ticket = urgent, pace.Reserve(now, true)
 	case renew:
-		e.kind, e.ticket = queued, pace.Take(now, false)
+		e.kind, e.ticket = queued, pace.Reserve(now, false)
 	}
-	if wait := e.ticket.Wait(now); wait >= time.Second {
+	if wait := e.ticket.Delay(now); wait >= time.Second {
 		// How fast the queue moves changes: the proxy looks each second, which would take this long.
 		f.plan(now.Add(min(wait, 10*time.Second)), e)
 		return
@@ -202,11 +201,11 @@ func (f *fleet) happen(e event) {
 }
 
 // call is one call of STS, and what follows from it.
-func (f *fleet) call(e event, p *pod, pace *credentials.Pace, now time.Time) {
+func (f *fleet) call(e event, p *pod, pace *credentials.Limiter, now time.Time) {
 	p.renewal++
 	f.result.Calls[f.second]++
 	failure := f.answer()
-	pace.Told(now, failure)
+	pace.Observe(now, failure)
 	if failure == nil {
 		left := p.expires.Sub(now)
 		p.expires, p.failures = now.Add(session), 0
@@ -214,7 +213,7 @@ func (f *fleet) call(e event, p *pod, pace *credentials.Pace, now time.Time) {
 		return
 	}
 	p.failures++
-	p.errUntil = now.Add(f.schedule.Remember(failure.Kind, p.failures))
+	p.errUntil = now.Add(f.schedule.ErrorLifetime(failure.Kind, p.failures))
 	retry := now.Add(f.schedule.RetryAfter(failure.Kind, p.failures))
 	if !p.expires.After(retry) {
 		// It will have none by then: whichever comes first, its own question or the next try.

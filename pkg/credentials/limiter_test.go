@@ -15,15 +15,15 @@ import (
 var epoch = time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
 
 // calls is how many calls of a kind a pace admits in a time, where there is always another one to make.
-func calls(p *Pace, from time.Time, during time.Duration, waiting bool) (n int) {
+func calls(p *Limiter, from time.Time, during time.Duration, waiting bool) (n int) {
 	for now := from; ; n++ {
-		for ticket := p.Take(now, waiting); ; {
-			wait := ticket.Wait(now)
+		for ticket := p.Reserve(now, waiting); ; {
+			wait := ticket.Delay(now)
 			if wait <= 0 {
 				break
 			}
 			if now = now.Add(max(min(wait, time.Second), time.Microsecond)); now.Sub(from) >= during {
-				ticket.GiveBack()
+				ticket.Cancel()
 				return n
 			}
 		}
@@ -44,13 +44,12 @@ func TestPaceFollowsWhatPodsNeed(t *testing.T) {
 		"as many as many": {1000, time.Hour, 2181},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := NewPace(epoch)
+			p := NewLimiter(epoch)
 			for range tt.pods {
-				p.Hold(epoch, tt.session)
-				p.Bring(epoch)
+				p.AddHolder(epoch, tt.session, true)
 			}
 			// Each pod brings the token for its first call.
-			if n := calls(p, epoch, time.Millisecond, false); n != tt.pods+spare {
+			if n := calls(p, epoch, time.Millisecond, false); n != tt.pods+extraTokens {
 				t.Errorf("%d calls at once for %d pods", n, tt.pods)
 			}
 			n := calls(p, epoch.Add(time.Millisecond), time.Hour, false)
@@ -63,32 +62,32 @@ func TestPaceFollowsWhatPodsNeed(t *testing.T) {
 }
 
 func TestWaitingPodsHaveTheirOwnTokens(t *testing.T) {
-	p := NewPace(epoch)
+	p := NewLimiter(epoch)
 	for range 500 {
-		p.Take(epoch, false)
+		p.Reserve(epoch, false)
 	}
-	for i := range waitingBurst {
-		if wait := p.Take(epoch, true).Wait(epoch); wait > 0 {
+	for i := range foregroundBurst {
+		if wait := p.Reserve(epoch, true).Delay(epoch); wait > 0 {
 			t.Fatalf("the %dth waits %v behind renewals", i, wait)
 		}
 	}
-	if wait := p.Take(epoch, true).Wait(epoch); wait <= 0 || wait > 150*time.Millisecond {
+	if wait := p.Reserve(epoch, true).Delay(epoch); wait <= 0 || wait > 150*time.Millisecond {
 		t.Errorf("one too many waits %v", wait)
 	}
 }
 
 func TestTokenThatIsGivenBackIsTheNextOnes(t *testing.T) {
-	p := NewPace(epoch)
-	for range spare {
-		p.Take(epoch, false)
+	p := NewLimiter(epoch)
+	for range extraTokens {
+		p.Reserve(epoch, false)
 	}
-	first, second := p.Take(epoch, false), p.Take(epoch, false)
-	one, two := first.Wait(epoch), second.Wait(epoch)
+	first, second := p.Reserve(epoch, false), p.Reserve(epoch, false)
+	one, two := first.Delay(epoch), second.Delay(epoch)
 	if one <= 0 || two <= one {
 		t.Fatalf("they wait %v and %v", one, two)
 	}
-	first.GiveBack()
-	if wait := second.Wait(epoch); wait != one {
+	first.Cancel()
+	if wait := second.Delay(epoch); wait != one {
 		t.Errorf("who is next waits %v and not %v", wait, one)
 	}
 }
@@ -98,7 +97,7 @@ func TestWhoWaitsStandsBehindNoPrefetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		for range 1000 {
-			c.pace.Take(time.Now(), false)
+			c.limiter.Reserve(time.Now(), false)
 		}
 		c.Hold("pod", assumption("a"))
 		time.Sleep(10 * time.Second)
@@ -112,14 +111,14 @@ func TestWhoWaitsStandsBehindNoPrefetch(t *testing.T) {
 			t.Errorf("it waited %v", waited)
 		}
 		// What it took from the others' queue while it was only held, it has given back.
-		if open := c.pace.background.taken - c.pace.background.made; open > 1000-spare {
+		if open := c.limiter.background.taken - c.limiter.background.made; open > 1000-extraTokens {
 			t.Errorf("%v tokens are owed", open)
 		}
 	})
 }
 
 func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
-	p := NewPace(epoch)
+	p := NewLimiter(epoch)
 	calls(p, epoch, time.Millisecond, true)
 	now := epoch.Add(time.Millisecond)
 	during := func(d time.Duration) int {
@@ -130,20 +129,20 @@ func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
 	if n := during(10 * time.Second); n < 95 || n > 105 {
 		t.Fatalf("%d calls in ten seconds", n)
 	}
-	p.Told(now, &Error{Kind: Denied})
-	p.Told(now, &Error{Kind: NodeCredentials})
-	p.Told(now, nil)
+	p.Observe(now, &Error{Kind: Denied})
+	p.Observe(now, &Error{Kind: NodeCredentials})
+	p.Observe(now, nil)
 	if n := during(10 * time.Second); n < 95 {
 		t.Errorf("slowed down to %d by denials", n)
 	}
 	for range 20 {
-		p.Told(now, &Error{Kind: Unavailable})
+		p.Observe(now, &Error{Kind: Unavailable})
 	}
 	if n := during(10 * time.Second); n < 5 || n > 8 {
 		t.Errorf("%d calls in the ten seconds after an outage", n)
 	}
 	for range 20 {
-		p.Told(now, &Error{Kind: Throttled})
+		p.Observe(now, &Error{Kind: Throttled})
 	}
 	if n := during(10 * time.Second); n > 1 {
 		t.Errorf("%d calls in the ten seconds after throttling", n)
@@ -158,14 +157,14 @@ func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
 
 // TestFailuresDoNotSlowRenewalsDown has STS fail all the time: where it fails half of the calls, there must be twice as many.
 func TestFailuresDoNotSlowRenewalsDown(t *testing.T) {
-	p := NewPace(epoch)
+	p := NewLimiter(epoch)
 	for range 110 {
-		p.Hold(epoch, time.Hour)
+		p.AddHolder(epoch, time.Hour, false)
 	}
 	calls(p, epoch, time.Millisecond, false)
 	now := epoch.Add(time.Millisecond)
 	for range 20 {
-		p.Told(now, &Error{Kind: Unavailable})
+		p.Observe(now, &Error{Kind: Unavailable})
 	}
 	if n := calls(p, now, time.Hour, false); n < 480 {
 		t.Errorf("%d calls in an hour, of which 240 have to succeed", n)
@@ -173,16 +172,16 @@ func TestFailuresDoNotSlowRenewalsDown(t *testing.T) {
 }
 
 func TestLettingGoForgetsTheNeed(t *testing.T) {
-	p := NewPace(epoch)
+	p := NewLimiter(epoch)
 	for range 1000 {
-		p.Hold(epoch, time.Hour)
+		p.AddHolder(epoch, time.Hour, false)
 	}
 	for range 1000 {
-		p.LetGo(epoch, time.Hour)
+		p.RemoveHolder(epoch, time.Hour)
 	}
-	p.Hold(epoch, time.Hour)
-	p.LetGo(epoch, time.Hour)
-	if n := calls(p, epoch, time.Hour, false); n > 3600*leastPace+spare {
+	p.AddHolder(epoch, time.Hour, false)
+	p.RemoveHolder(epoch, time.Hour)
+	if n := calls(p, epoch, time.Hour, false); n > 3600*minRate+extraTokens {
 		t.Errorf("%d calls in an hour for nobody", n)
 	}
 }
@@ -275,16 +274,17 @@ func TestFailedRenewalOfValidCredentialsConcernsNobody(t *testing.T) {
 	}
 }
 
-func TestFailuresAreToldToThoseTheyConcern(t *testing.T) {
+func TestFailureIsReportedToEachHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		told := map[string]int{}
-		c := running(t, &fakeSTS{err: &Error{Kind: Malformed, Code: "ValidationError"}}, Config{Failed: func(holder string, a roles.Assumption, err *Error) {
+		c := running(t, &fakeSTS{latency: time.Second, err: &Error{Kind: Malformed, Code: "ValidationError"}}, Config{Failed: func(holder string, a roles.Assumption, err *Error) {
 			if a == assumption("bad") && err.Code == "ValidationError" {
 				told[holder]++
 			}
 		}})
 		c.Hold("one", assumption("bad"))
 		c.Hold("two", assumption("bad"))
+		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if told["one"] != 1 || told["two"] != 1 || len(told) != 2 {
 			t.Errorf("told %v", told)

@@ -1,7 +1,7 @@
-// Package credentials gets the temporary credentials of roles from STS, caches them, and renews them before a client has to wait.
 package credentials
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -13,13 +13,14 @@ type Credentials struct {
 	AccessKeyID     string
 	SecretAccessKey Secret
 	SessionToken    Secret
-	// Obtained is when STS was called, by this node's clock.
+	// Obtained is when STS was called, by the node's clock.
 	Obtained time.Time
 	// Expiration is when STS stops accepting them.
 	Expiration time.Time
 }
 
-// Secret is a string that prints, logs and marshals as a placeholder. Only a conversion to string yields the value.
+// Secret is a string that is printed, logged and marshalled as a placeholder. Only a conversion to
+// string returns the value.
 type Secret string
 
 const redacted = "[redacted]"
@@ -39,7 +40,7 @@ func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 // LogValue implements slog.LogValuer.
 func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 
-// Document is the metadata service's answer with credentials, encoded once for all requests.
+// Document is the metadata service's document with credentials, encoded once for all requests.
 type Document struct {
 	body          []byte
 	contentLength []string
@@ -47,16 +48,17 @@ type Document struct {
 	expiration    time.Time
 }
 
-// Body returns the document; it must not be changed.
+// Body returns the document. The caller must not change it.
 func (d *Document) Body() []byte { return d.body }
 
-// ContentLength returns the length of Body as the value of an HTTP header, which must not be changed.
+// ContentLength returns the header of that name. The caller must not change it.
 func (d *Document) ContentLength() []string { return d.contentLength }
 
-// LastModified returns when the credentials were obtained, as the value of an HTTP header, which must not be changed.
+// LastModified returns the header of that name: when the credentials were obtained. The caller must not
+// change it.
 func (d *Document) LastModified() []string { return d.lastModified }
 
-// Expiration returns when the credentials in the document expire.
+// Expiration returns when the credentials expire.
 func (d *Document) Expiration() time.Time { return d.expiration }
 
 // Format implements fmt.Formatter, so that no verb prints the secrets.
@@ -67,8 +69,8 @@ func (d *Document) Format(f fmt.State, _ rune) {
 // timeFormat is the only format that every SDK parses: UTC, whole seconds, "Z".
 const timeFormat = "2006-01-02T15:04:05Z"
 
-// newDocument writes the document field by field, one a line and in the order of the real service, because scripts find
-// the fields by line (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html).
+// newDocument encodes one field a line in the order of the real service, because scripts select lines.
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html
 func newDocument(c *Credentials) *Document {
 	body := fmt.Appendf(nil, `{
   "Code" : "Success",
@@ -85,6 +87,13 @@ func newDocument(c *Credentials) *Document {
 	return documentOf(body, c.Obtained.UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT"), c.Expiration)
 }
 
+// documentOf returns a document with its headers.
 func documentOf(body []byte, lastModified string, expiration time.Time) *Document {
 	return &Document{body: body, contentLength: []string{strconv.Itoa(len(body))}, lastModified: []string{lastModified}, expiration: expiration}
+}
+
+// quote returns s as a JSON string.
+func quote(s string) []byte {
+	b, _ := json.Marshal(s) // cannot fail
+	return b
 }

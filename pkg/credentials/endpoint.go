@@ -1,0 +1,80 @@
+package credentials
+
+import (
+	"cmp"
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"github.com/aws/aws-sdk-go/aws"
+	sdkclient "github.com/aws/aws-sdk-go/aws/client"
+	"github.com/aws/aws-sdk-go/aws/endpoints"
+	"github.com/aws/aws-sdk-go/aws/request"
+)
+
+// globalRegions are the signing regions of the partitions' global endpoints, or the first region of a
+// partition without a global endpoint.
+// https://docs.aws.amazon.com/general/latest/gr/sts.html
+var globalRegions = map[string]string{"aws": "us-east-1", "aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
+
+// partitionTimeout bounds the wait for a region that is needed for its partition only.
+const partitionTimeout = 10 * time.Second
+
+// region returns the endpoint's region if no configuration names it.
+func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) {
+	// The environment and the shared configuration can set these, too.
+	regional := cfg.STSRegionalEndpoint == endpoints.RegionalSTSEndpoint || cfg.UseFIPSEndpoint == endpoints.FIPSEndpointStateEnabled
+	region, known := globalRegions[c.Partition]
+	switch {
+	case c.Endpoint != "", c.Region == nil:
+		return cmp.Or(region, globalRegions["aws"]), nil
+	case regional, c.Partition != "" && !known: // in an unlisted partition only the node's region is usable
+		return c.Region(ctx)
+	case known:
+		return region, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, partitionTimeout)
+	defer cancel()
+	if region, err := c.Region(ctx); err == nil {
+		return region, nil
+	}
+	return globalRegions["aws"], nil
+}
+
+// retryer retries temporary errors once. It does not retry throttling, which the Limiter must observe,
+// nor expired credentials: each concurrent call would fetch new ones.
+type retryer struct{ sdkclient.DefaultRetryer }
+
+// ShouldRetry implements request.Retryer.
+func (r retryer) ShouldRetry(req *request.Request) bool {
+	return !isThrottled(req.Error) && !request.IsErrorExpiredCreds(req.Error) && r.DefaultRetryer.ShouldRetry(req)
+}
+
+var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
+
+// newTransport returns a transport for many concurrent calls to one host. The SDK also uses it for the
+// metadata service, which it reaches without a web proxy whatever the environment says: a web proxy
+// would see the node's credentials.
+func newTransport(metadataURL string) *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	var metadataHost string
+	if u, err := url.Parse(metadataURL); err == nil {
+		metadataHost = u.Hostname()
+	}
+	t.Proxy = func(r *http.Request) (*url.URL, error) {
+		host := r.URL.Hostname()
+		ip, err := netip.ParseAddr(host)
+		if host == metadataHost || err == nil && (ip.IsLinkLocalUnicast() || ip == ipv6Metadata) {
+			return nil, nil
+		}
+		return http.ProxyFromEnvironment(r)
+	}
+	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	t.TLSHandshakeTimeout = 5 * time.Second
+	t.ResponseHeaderTimeout = 8 * time.Second
+	t.MaxIdleConnsPerHost = 16
+	return t
+}
