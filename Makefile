@@ -4,7 +4,7 @@
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-build: ## build bin/kube2iam-cni and bin/kube2iam-proxy
+build: ## build bin/kube2iam-cni, bin/kube2iam-agent and bin/kube2iam-proxy
 	@scripts/build.sh
 
 demo: ## show the whole thing at work in network namespaces (root, three minutes cold)

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 var plain = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
@@ -36,30 +37,30 @@ func wantCode(t *testing.T, err error, code uint, parts ...string) {
 
 func TestAddRecords(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
-		args := n.args("c1", n.pod, pod4, pod6)
-		n.must(n.add(args))
+		args := n.Args("c1", n.Pod, pod4, pod6)
+		n.Must(n.add(args))
 		link, err := n.FindLink(args.Netns, "eth0")
-		n.must(err)
+		n.Must(err)
 		want := &attachment.Record{
 			ContainerID: "c1", IfName: "eth0", Network: "net", Netns: args.Netns,
 			Pod:      attachment.Pod{Namespace: "team", Name: "c1", UID: "uid-c1"},
 			IPs:      []netip.Addr{netip.MustParseAddr(pod4), netip.MustParseAddr(pod6)},
 			HostLink: attachment.HostLink{Name: "veth0", Index: link.Index},
 			Datapath: attachment.DatapathRouted,
-			Backend:  attachment.Backend(n.backend),
+			Backend:  attachment.Backend(n.Backend),
 			Redirects: []attachment.Redirect{
 				{Source: netip.MustParseAddr(pod4), Metadata: netip.MustParseAddrPort("169.254.169.254:80"), Proxy: netip.MustParseAddrPort("192.168.7.2:8181")},
 				{Source: netip.MustParseAddr(pod6), Metadata: netip.MustParseAddrPort("[fd00:ec2::254]:80"), Proxy: netip.MustParseAddrPort("[fd00:7::2]:8181")},
 			},
 			Created: time.Date(2026, 11, 23, 11, 0, 0, 0, time.UTC),
 		}
-		if n.kind == "bridged" {
+		if n.Kind == "bridged" {
 			want.Datapath, want.HostLink.Bridge = attachment.DatapathBridged, "br0"
 		}
-		if diff := cmp.Diff(want, n.record("c1"), plain, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		if diff := cmp.Diff(want, n.Record("c1"), plain, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 			t.Error(diff)
 		}
-		if diff := cmp.Diff([]string{"attachments/c1@eth0.json", "by-ip/" + pod4, "by-ip/" + pod6}, n.state()); diff != "" {
+		if diff := cmp.Diff([]string{"attachments/c1@eth0.json", "by-ip/" + pod4, "by-ip/" + pod6}, n.State()); diff != "" {
 			t.Error(diff)
 		}
 		if n.errors.Len() > 0 {
@@ -79,10 +80,10 @@ func TestAddReturnsPrevResult(t *testing.T) {
 		"1.1.0": `{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","mtu":9001,"sandbox":"/ns"}],"ips":[{"address":"10.1.0.5/16"}],"routes":[{"dst":"0.0.0.0/0","mtu":1400,"scope":0}]}`,
 	} {
 		t.Run(version, func(t *testing.T) {
-			n.in(n.host, func() {
+			n.In(n.Netns, func() {
 				n.out.Reset()
-				args := n.args("c1", n.pod, pod4)
-				args.StdinData = n.conf(map[string]any{"cniVersion": version, "prevResult": json.RawMessage(result)})
+				args := n.Args("c1", n.Pod, pod4)
+				args.StdinData = n.Conf(map[string]any{"cniVersion": version, "prevResult": json.RawMessage(result)})
 				if err := n.add(args); err != nil {
 					t.Error(err)
 				}
@@ -107,28 +108,28 @@ func decode(t *testing.T, data []byte) (value any) {
 func TestSteadyState(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
 		add, del := 1, 1 // processes for each family
-		switch n.backend {
+		switch n.Backend {
 		case "iptables-legacy":
 			add = 2
 		case "nftables":
-			n.backend, add, del = "auto", 0, 0
+			n.Backend, add, del = "auto", 0, 0
 		}
-		n.must(n.add(n.args("c0", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
-		rules, state := n.rules(), n.state()
+		n.Must(n.add(n.Args("c0", n.NewPod(n.Kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
+		rules, state := n.Rules(), n.State()
 		for _, ips := range [][]string{{pod4}, {pod4, pod6}} {
-			n.calls()
-			n.must(n.add(n.args("c1", n.pod, ips...)))
-			if calls := n.calls(); len(calls) != add*len(ips) {
+			n.Calls()
+			n.Must(n.add(n.Args("c1", n.Pod, ips...)))
+			if calls := n.Calls(); len(calls) != add*len(ips) {
 				t.Errorf("ADD of %v ran\n%s", ips, strings.Join(calls, "\n"))
 			}
-			n.must(n.del(n.args("c1", n.pod, ips...)))
-			if calls := n.calls(); len(calls) != del*len(ips) {
+			n.Must(n.del(n.Args("c1", n.Pod, ips...)))
+			if calls := n.Calls(); len(calls) != del*len(ips) {
 				t.Errorf("DEL of %v ran\n%s", ips, strings.Join(calls, "\n"))
 			}
-			if diff := cmp.Diff(rules, n.rules()); diff != "" {
+			if diff := cmp.Diff(rules, n.Rules()); diff != "" {
 				t.Error(diff)
 			}
-			if diff := cmp.Diff(state, n.state()); diff != "" {
+			if diff := cmp.Diff(state, n.State()); diff != "" {
 				t.Error(diff)
 			}
 		}
@@ -137,25 +138,25 @@ func TestSteadyState(t *testing.T) {
 
 func TestAddTwice(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
-		n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
-		rules, state := n.rules(), n.state()
-		n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
-		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+		n.Must(n.add(n.Args("c1", n.Pod, pod4, pod6)))
+		rules, state := n.Rules(), n.State()
+		n.Must(n.add(n.Args("c1", n.Pod, pod4, pod6)))
+		if diff := cmp.Diff(rules, n.Rules()); diff != "" {
 			t.Error(diff)
 		}
-		if diff := cmp.Diff(state, n.state()); diff != "" {
+		if diff := cmp.Diff(state, n.State()); diff != "" {
 			t.Error(diff)
 		}
 		// The second one of another configuration, in the other form.
-		n.backend = map[string]string{"iptables-nft": "iptables-legacy", "iptables-legacy": "nftables", "nftables": "iptables-nft"}[n.backend]
-		args := n.args("c1", n.pod, pod4)
-		args.StdinData = n.conf(map[string]any{"proxyPort": 9999, "proxyIP": "192.168.7.9", "prevResult": decode(t, args.StdinData).(map[string]any)["prevResult"]})
-		n.must(n.add(args))
-		if ours := n.ours(); len(ours) != 1 || strings.HasPrefix(ours[0], "nft ") != (n.backend == "nftables") || n.backend != "nftables" && !strings.Contains(ours[0], n.backend) ||
+		n.Backend = map[string]string{"iptables-nft": "iptables-legacy", "iptables-legacy": "nftables", "nftables": "iptables-nft"}[n.Backend]
+		args := n.Args("c1", n.Pod, pod4)
+		args.StdinData = n.Conf(map[string]any{"proxyPort": 9999, "proxyIP": "192.168.7.9", "prevResult": decode(t, args.StdinData).(map[string]any)["prevResult"]})
+		n.Must(n.add(args))
+		if ours := n.Redirections(); len(ours) != 1 || strings.HasPrefix(ours[0], "nft ") != (n.Backend == "nftables") || n.Backend != "nftables" && !strings.Contains(ours[0], n.Backend) ||
 			!strings.Contains(strings.ReplaceAll(ours[0], " . ", ":"), "192.168.7.9:9999") {
 			t.Errorf("got %s", strings.Join(ours, "\n"))
 		}
-		if diff := cmp.Diff([]string{"attachments/c1@eth0.json", "by-ip/" + pod4}, n.state()); diff != "" {
+		if diff := cmp.Diff([]string{"attachments/c1@eth0.json", "by-ip/" + pod4}, n.State()); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -164,23 +165,23 @@ func TestAddTwice(t *testing.T) {
 // TestAddressIsReused is an address whose former holder's DEL never came.
 func TestAddressIsReused(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
-		n.must(n.add(n.args("old", n.pod, pod4, pod6)))
-		n.ip(n.host, "link del veth0")
-		pod := n.newPod(n.kind, "veth1", pod4, "fd00:1::7")
-		n.must(n.add(n.args("new", pod, pod4, "fd00:1::7")))
-		ours := n.ours()
+		n.Must(n.add(n.Args("old", n.Pod, pod4, pod6)))
+		n.IP(n.Netns, "link del veth0")
+		pod := n.NewPod(n.Kind, "veth1", pod4, "fd00:1::7")
+		n.Must(n.add(n.Args("new", pod, pod4, "fd00:1::7")))
+		ours := n.Redirections()
 		if len(ours) != 2 || !strings.Contains(strings.Join(ours, " "), "new@eth0") || strings.Contains(strings.Join(ours, " "), "old@eth0") {
 			t.Errorf("got %s", strings.Join(ours, "\n"))
 		}
-		if diff := cmp.Diff([]string{"attachments/new@eth0.json", "by-ip/" + pod4, "by-ip/fd00:1::7"}, n.state()); diff != "" {
+		if diff := cmp.Diff([]string{"attachments/new@eth0.json", "by-ip/" + pod4, "by-ip/fd00:1::7"}, n.State()); diff != "" {
 			t.Error(diff)
 		}
-		rules, state := n.rules(), n.state()
-		n.must(n.del(n.args("old", n.pod, pod4, pod6)))
-		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+		rules, state := n.Rules(), n.State()
+		n.Must(n.del(n.Args("old", n.Pod, pod4, pod6)))
+		if diff := cmp.Diff(rules, n.Rules()); diff != "" {
 			t.Errorf("the late DEL changed %s", diff)
 		}
-		if diff := cmp.Diff(state, n.state()); diff != "" {
+		if diff := cmp.Diff(state, n.State()); diff != "" {
 			t.Errorf("the late DEL changed %s", diff)
 		}
 	})
@@ -192,20 +193,20 @@ func TestAddAfterDeath(t *testing.T) {
 	for name, kill := range map[string]func(*testNode){
 		"the record without rules": func(n *testNode) { n.flush("redirections") },
 		"an unreadable record with rules": func(n *testNode) {
-			n.must(os.WriteFile(filepath.Join(n.stateDir, "attachments", "c1@eth0.json"), nil, 0o644))
+			n.Must(os.WriteFile(filepath.Join(n.StateDir, "attachments", "c1@eth0.json"), nil, 0o644))
 		},
 		"neither base nor rules": func(n *testNode) { n.flush("all") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			datapaths(t, func(t *testing.T, n *testNode) {
-				n.must(n.add(n.args("c1", n.pod, pod4)))
-				rules, state := n.rules(), n.state()
+				n.Must(n.add(n.Args("c1", n.Pod, pod4)))
+				rules, state := n.Rules(), n.State()
 				kill(n)
-				n.must(n.add(n.args("c1", n.pod, pod4)))
-				if diff := cmp.Diff(rules, n.rules()); diff != "" {
+				n.Must(n.add(n.Args("c1", n.Pod, pod4)))
+				if diff := cmp.Diff(rules, n.Rules()); diff != "" {
 					t.Error(diff)
 				}
-				if diff := cmp.Diff(state, n.state()); diff != "" {
+				if diff := cmp.Diff(state, n.State()); diff != "" {
 					t.Error(diff)
 				}
 			})
@@ -217,29 +218,29 @@ func TestAddAfterDeath(t *testing.T) {
 func (n *testNode) flush(what string) {
 	n.Helper()
 	switch {
-	case n.backend == "nftables" && what == "redirections":
-		n.run("nft flush map ip kube2iam-cni " + map[string]string{"routed": "routed", "bridged": "bridged"}[n.kind])
-	case n.backend == "nftables":
-		n.run("nft flush ruleset")
+	case n.Backend == "nftables" && what == "redirections":
+		n.Run("nft flush map ip kube2iam-cni " + map[string]string{"routed": "routed", "bridged": "bridged"}[n.Kind])
+	case n.Backend == "nftables":
+		n.Run("nft flush ruleset")
 	case what == "redirections":
-		n.run(n.backend + " -t nat -F KUBE2IAM-CNI")
+		n.Run(n.Backend + " -t nat -F KUBE2IAM-CNI")
 	default:
-		n.run(n.backend + " -t nat -F")
-		n.run(n.backend + " -t nat -X")
-		n.run(n.backend + " -t mangle -F")
-		n.run(n.backend + " -F")
+		n.Run(n.Backend + " -t nat -F")
+		n.Run(n.Backend + " -t nat -X")
+		n.Run(n.Backend + " -t mangle -F")
+		n.Run(n.Backend + " -F")
 	}
 }
 
 // TestAddWithoutIPv6 is a node that has no IPv6 address for the proxy: a pod's is guarded all the same.
 func TestAddWithoutIPv6(t *testing.T) {
 	n := newNode(t, "routed", "iptables-nft")
-	n.ip(n.host, "route del default via fd00:7::1")
-	n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
-	if r := n.record("c1"); len(r.IPs) != 2 || len(r.Redirects) != 1 {
+	n.IP(n.Netns, "route del default via fd00:7::1")
+	n.Must(n.add(n.Args("c1", n.Pod, pod4, pod6)))
+	if r := n.Record("c1"); len(r.IPs) != 2 || len(r.Redirects) != 1 {
 		t.Errorf("recorded %+v", r)
 	}
-	if rules := n.run("ip6tables-nft-save"); !strings.Contains(rules, "-d fd00:ec2::254/128 -m addrtype") {
+	if rules := n.Run("ip6tables-nft-save"); !strings.Contains(rules, "-d fd00:ec2::254/128 -m addrtype") {
 		t.Errorf("no guard in\n%s", rules)
 	}
 	if !strings.Contains(n.errors.String(), "ip="+pod6) {
@@ -250,10 +251,10 @@ func TestAddWithoutIPv6(t *testing.T) {
 // TestAddOfNoPod is a container that no runtime called a pod.
 func TestAddOfNoPod(t *testing.T) {
 	n := newNode(t, "routed", "iptables-nft")
-	args := n.args("c1", n.pod, pod4)
+	args := n.Args("c1", n.Pod, pod4)
 	args.Args = "IP=10.1.0.5"
-	n.must(n.add(args))
-	if diff := cmp.Diff(attachment.Pod{}, n.record("c1").Pod); diff != "" {
+	n.Must(n.add(args))
+	if diff := cmp.Diff(attachment.Pod{}, n.Record("c1").Pod); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -269,10 +270,10 @@ func TestLinkIsNotGuessed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "routed", "iptables-nft")
-			args := n.args("c1", n.pod)
-			args.StdinData = n.conf(map[string]any{"cniVersion": decode(t, []byte(result)).(map[string]any)["cniVersion"], "prevResult": json.RawMessage(result)})
-			n.must(n.add(args))
-			if r := n.record("c1"); r.HostLink.Name != "veth0" || len(r.IPs) != 1 || r.IPs[0].String() != pod4 {
+			args := n.Args("c1", n.Pod)
+			args.StdinData = n.Conf(map[string]any{"cniVersion": decode(t, []byte(result)).(map[string]any)["cniVersion"], "prevResult": json.RawMessage(result)})
+			n.Must(n.add(args))
+			if r := n.Record("c1"); r.HostLink.Name != "veth0" || len(r.IPs) != 1 || r.IPs[0].String() != pod4 {
 				t.Errorf("recorded %+v", r)
 			}
 		})
@@ -284,25 +285,25 @@ func TestNodeWithoutCommands(t *testing.T) {
 	for _, kind := range []string{"routed", "bridged"} {
 		t.Run(kind, func(t *testing.T) {
 			n := newNode(t, kind, "auto")
-			n.must(os.RemoveAll(n.commands))
-			n.serve(n.service, ":80", "service")
-			n.serve(n.host, net.JoinHostPort(uplink4, "8181"), "proxy")
-			neighbour := n.newPod(kind, "veth1", "10.1.0.7", "fd00:1::7")
-			args := n.args("c1", n.pod, pod4, pod6)
-			n.must(n.add(args))
-			n.must(n.check(args))
-			if got := n.record("c1").Backend; got != "nftables" {
+			n.Must(os.RemoveAll(n.Commands))
+			n.Serve(n.Service, ":80", "service")
+			n.Serve(n.Netns, net.JoinHostPort(testhost.Uplink4, "8181"), "proxy")
+			neighbour := n.NewPod(kind, "veth1", "10.1.0.7", "fd00:1::7")
+			args := n.Args("c1", n.Pod, pod4, pod6)
+			n.Must(n.add(args))
+			n.Must(n.check(args))
+			if got := n.Record("c1").Backend; got != "nftables" {
 				t.Errorf("recorded %s", got)
 			}
-			if got := n.dial(n.pod, pod4, net.JoinHostPort(service4, "80"), 10*time.Second); got != "proxy to "+pod4 {
+			if got := n.Dial(n.Pod, pod4, net.JoinHostPort(service4, "80"), 10*time.Second); got != "proxy to "+pod4 {
 				t.Errorf("the pod meets %q", got)
 			}
-			if got := n.dial(neighbour, "", net.JoinHostPort(service4, "80"), 10*time.Second); got != "refused" {
+			if got := n.Dial(neighbour, "", net.JoinHostPort(service4, "80"), 10*time.Second); got != "refused" {
 				t.Errorf("a pod without ADD meets %q", got)
 			}
-			n.must(n.del(args))
-			if ours := n.ours(); len(ours) > 0 || len(n.state()) > 0 {
-				t.Errorf("left %v, %v", ours, n.state())
+			n.Must(n.del(args))
+			if ours := n.Redirections(); len(ours) > 0 || len(n.State()) > 0 {
+				t.Errorf("left %v, %v", ours, n.State())
 			}
 		})
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // datapaths runs a test on each way of a pod's packets into the host, with each backend.
@@ -32,7 +34,7 @@ func datapathsBy(t *testing.T, test func(*testing.T, *testNode), backends ...str
 
 // iptables is the form of a command for other programs' rules: the backend's own, where it has one.
 func (n *testNode) iptables(family string) string {
-	if form, ok := strings.CutPrefix(n.backend, "iptables"); ok {
+	if form, ok := strings.CutPrefix(n.Backend, "iptables"); ok {
 		return family + form
 	}
 	return family + "-nft"
@@ -44,7 +46,7 @@ func (n *testNode) dialDropped(command string, ns netns.NsHandle, source, addr s
 	n.Helper()
 	before := n.drops(command)
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
-		if answer = n.dial(ns, source, addr, 300*time.Millisecond); answer != "silence" {
+		if answer = n.Dial(ns, source, addr, 300*time.Millisecond); answer != "silence" {
 			return answer
 		}
 		if n.drops(command) > before {
@@ -57,12 +59,12 @@ func (n *testNode) dialDropped(command string, ns netns.NsHandle, source, addr s
 // drops is how many packets the backstop of a family has dropped.
 func (n *testNode) drops(command string) int {
 	n.Helper()
-	first := strings.Fields(n.run(command + n.backend[len("iptables"):] + " -t mangle -v -n -x -L POSTROUTING 1"))
+	first := strings.Fields(n.Run(command + n.Backend[len("iptables"):] + " -t mangle -v -n -x -L POSTROUTING 1"))
 	if len(first) < 3 || first[2] != "DROP" || !slices.Contains(first, "kube2iam-cni") {
 		n.Fatalf("the first rule of POSTROUTING is %q", first)
 	}
 	packets, err := strconv.Atoi(first[0])
-	n.must(err)
+	n.Must(err)
 	return packets
 }
 
@@ -71,34 +73,34 @@ func (n *testNode) drops(command string) int {
 // address is the control: when that is refused, all that the neighbour sent before has been through the host.
 func (n *testNode) wantForgedDropped(neighbour netns.NsHandle, address4, address6 string) {
 	n.Helper()
-	n.run("nft add table inet test")
-	n.run("nft add chain inet test input { type filter hook input priority -300 ; }")
-	n.run("nft add rule inet test input tcp dport 8181 tcp flags & (syn | ack) == syn counter")
-	delivered := func() string { return countedPackets.FindString(n.run("nft list chain inet test input")) }
-	n.dial(n.pod, pod4, address4, 10*time.Second)
+	n.Run("nft add table inet test")
+	n.Run("nft add chain inet test input { type filter hook input priority -300 ; }")
+	n.Run("nft add rule inet test input tcp dport 8181 tcp flags & (syn | ack) == syn counter")
+	delivered := func() string { return countedPackets.FindString(n.Run("nft list chain inet test input")) }
+	n.Dial(n.Pod, pod4, address4, 10*time.Second)
 	before := delivered()
 	if before == "packets 0" {
 		n.Error("a pod's own connection is not counted")
 	}
-	n.ip(neighbour, "addr add "+pod4+"/32 dev eth0", "addr add "+pod6+"/128 dev eth0 nodad")
+	n.IP(neighbour, "addr add "+pod4+"/32 dev eth0", "addr add "+pod6+"/128 dev eth0 nodad")
 	for from, address := range map[string]string{pod4: address4, pod6: address6} {
-		if answer := n.dial(neighbour, from, address, 300*time.Millisecond); answer != "silence" && answer != "refused" {
+		if answer := n.Dial(neighbour, from, address, 300*time.Millisecond); answer != "silence" && answer != "refused" {
 			n.Errorf("a neighbour from %s: %q", from, answer)
 		}
 	}
-	n.ip(neighbour, "addr del "+pod4+"/32 dev eth0", "addr del "+pod6+"/128 dev eth0")
+	n.IP(neighbour, "addr del "+pod4+"/32 dev eth0", "addr del "+pod6+"/128 dev eth0")
 	for from, address := range map[string]string{"10.1.0.7": address4, "fd00:1::7": address6} {
-		if answer := n.dial(neighbour, from, address, 10*time.Second); answer != "refused" {
+		if answer := n.Dial(neighbour, from, address, 10*time.Second); answer != "refused" {
 			n.Errorf("a neighbour from %s, afterwards: %q", from, answer)
 		}
 	}
 	if after := delivered(); after != before {
 		n.Errorf("the proxy had %s before a neighbour forged its source and %s after", before, after)
 	}
-	n.run("nft delete table inet test")
-	if n.kind == "bridged" { // which learned the forger's address for the pod's
-		n.run("ip neigh flush dev br0")
-		n.run("ip -6 neigh flush dev br0")
+	n.Run("nft delete table inet test")
+	if n.Kind == "bridged" { // which learned the forger's address for the pod's
+		n.Run("ip neigh flush dev br0")
+		n.Run("ip -6 neigh flush dev br0")
 	}
 }
 
@@ -107,15 +109,15 @@ var countedPackets = regexp.MustCompile(`packets \d+`)
 // TestDatapath follows a pod's connections to the metadata service through its life.
 func TestDatapath(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
-		n.serve(n.service, ":80", "service")
-		n.serve(n.host, net.JoinHostPort(uplink4, "8181"), "proxy")
-		n.serve(n.host, net.JoinHostPort(uplink6, "8181"), "proxy")
+		n.Serve(n.Service, ":80", "service")
+		n.Serve(n.Netns, net.JoinHostPort(testhost.Uplink4, "8181"), "proxy")
+		n.Serve(n.Netns, net.JoinHostPort(testhost.Uplink6, "8181"), "proxy")
 		// A second address that the network did not give to the pod.
-		n.ip(n.pod, "addr add 10.1.0.66/16 dev eth0", "addr add fd00:1::66/64 dev eth0 nodad")
-		if n.kind == "routed" {
-			n.ip(n.host, "route add 10.1.0.66/32 dev veth0", "route add fd00:1::66/128 dev veth0")
+		n.IP(n.Pod, "addr add 10.1.0.66/16 dev eth0", "addr add fd00:1::66/64 dev eth0 nodad")
+		if n.Kind == "routed" {
+			n.IP(n.Netns, "route add 10.1.0.66/32 dev veth0", "route add fd00:1::66/128 dev veth0")
 		}
-		neighbour := n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7")
+		neighbour := n.NewPod(n.Kind, "veth1", "10.1.0.7", "fd00:1::7")
 		const long = 10 * time.Second
 		want := func(when, what, got, want string) {
 			t.Helper()
@@ -125,46 +127,46 @@ func TestDatapath(t *testing.T) {
 		}
 		address4, address6 := net.JoinHostPort(service4, "80"), net.JoinHostPort(service6, "80")
 
-		want("before ADD", "IPv4", n.dial(n.pod, pod4, address4, long), "service to "+pod4)
-		want("before ADD", "IPv6", n.dial(n.pod, pod6, address6, long), "service to "+pod6)
+		want("before ADD", "IPv4", n.Dial(n.Pod, pod4, address4, long), "service to "+pod4)
+		want("before ADD", "IPv6", n.Dial(n.Pod, pod6, address6, long), "service to "+pod6)
 
-		args := n.args("c1", n.pod, pod4, pod6)
-		n.must(n.add(args))
-		want("after ADD", "IPv4", n.dial(n.pod, pod4, address4, long), "proxy to "+pod4)
-		want("after ADD", "IPv6", n.dial(n.pod, pod6, address6, long), "proxy to "+pod6)
-		want("after ADD", "IPv4, another source", n.dial(n.pod, "10.1.0.66", address4, long), "refused")
-		want("after ADD", "IPv6, another source", n.dial(n.pod, "fd00:1::66", address6, long), "refused")
-		want("after ADD", "IPv4, a pod without ADD", n.dial(neighbour, "", address4, long), "refused")
-		want("after ADD", "IPv6, a pod without ADD", n.dial(neighbour, "", address6, long), "refused")
-		want("after ADD", "IPv4, the host", n.dial(n.host, "", address4, long), "service to "+uplink4)
-		want("after ADD", "IPv6, the host", n.dial(n.host, "", address6, long), "service to "+uplink6)
+		args := n.Args("c1", n.Pod, pod4, pod6)
+		n.Must(n.add(args))
+		want("after ADD", "IPv4", n.Dial(n.Pod, pod4, address4, long), "proxy to "+pod4)
+		want("after ADD", "IPv6", n.Dial(n.Pod, pod6, address6, long), "proxy to "+pod6)
+		want("after ADD", "IPv4, another source", n.Dial(n.Pod, "10.1.0.66", address4, long), "refused")
+		want("after ADD", "IPv6, another source", n.Dial(n.Pod, "fd00:1::66", address6, long), "refused")
+		want("after ADD", "IPv4, a pod without ADD", n.Dial(neighbour, "", address4, long), "refused")
+		want("after ADD", "IPv6, a pod without ADD", n.Dial(neighbour, "", address6, long), "refused")
+		want("after ADD", "IPv4, the host", n.Dial(n.Netns, "", address4, long), "service to "+testhost.Uplink4)
+		want("after ADD", "IPv6, the host", n.Dial(n.Netns, "", address6, long), "service to "+testhost.Uplink6)
 
 		n.wantForgedDropped(neighbour, address4, address6)
 
 		// Another program lets everything pass that is forwarded.
 		for _, family := range []string{"iptables", "ip6tables"} {
-			n.run(n.iptables(family) + " -t filter -I FORWARD -j ACCEPT")
+			n.Run(n.iptables(family) + " -t filter -I FORWARD -j ACCEPT")
 		}
-		want("after ACCEPT", "IPv4", n.dial(n.pod, pod4, address4, long), "proxy to "+pod4)
+		want("after ACCEPT", "IPv4", n.Dial(n.Pod, pod4, address4, long), "proxy to "+pod4)
 		// Nobody's ACCEPT takes the word of nftables' guard back, and iptables' backstop does not need it.
-		want("after ACCEPT", "IPv4, another source", n.dial(n.pod, "10.1.0.66", address4, long), "refused")
-		want("after ACCEPT", "IPv6, another source", n.dial(n.pod, "fd00:1::66", address6, long), "refused")
-		if n.backend != "nftables" {
+		want("after ACCEPT", "IPv4, another source", n.Dial(n.Pod, "10.1.0.66", address4, long), "refused")
+		want("after ACCEPT", "IPv6, another source", n.Dial(n.Pod, "fd00:1::66", address6, long), "refused")
+		if n.Backend != "nftables" {
 			for _, chain := range []string{"guard", "backstop"} {
-				n.run("nft delete chain ip kube2iam-cni " + chain)
-				n.run("nft delete chain ip6 kube2iam-cni " + chain)
+				n.Run("nft delete chain ip kube2iam-cni " + chain)
+				n.Run("nft delete chain ip6 kube2iam-cni " + chain)
 			}
-			want("after ACCEPT", "IPv4, another source", n.dialDropped("iptables", n.pod, "10.1.0.66", address4), "dropped")
-			want("after ACCEPT", "IPv6, another source", n.dialDropped("ip6tables", n.pod, "fd00:1::66", address6), "dropped")
+			want("after ACCEPT", "IPv4, another source", n.dialDropped("iptables", n.Pod, "10.1.0.66", address4), "dropped")
+			want("after ACCEPT", "IPv6, another source", n.dialDropped("ip6tables", n.Pod, "fd00:1::66", address6), "dropped")
 		}
-		want("after ACCEPT", "IPv4, the host", n.dial(n.host, "", address4, long), "service to "+uplink4)
-		want("after ACCEPT", "IPv6, the host", n.dial(n.host, "", address6, long), "service to "+uplink6)
+		want("after ACCEPT", "IPv4, the host", n.Dial(n.Netns, "", address4, long), "service to "+testhost.Uplink4)
+		want("after ACCEPT", "IPv6, the host", n.Dial(n.Netns, "", address6, long), "service to "+testhost.Uplink6)
 		for _, family := range []string{"iptables", "ip6tables"} {
-			n.run(n.iptables(family) + " -t filter -D FORWARD -j ACCEPT")
+			n.Run(n.iptables(family) + " -t filter -D FORWARD -j ACCEPT")
 		}
 
-		n.must(n.del(args))
-		want("after DEL", "IPv4", n.dial(n.pod, pod4, address4, long), "refused")
-		want("after DEL", "IPv6", n.dial(n.pod, pod6, address6, long), "refused")
+		n.Must(n.del(args))
+		want("after DEL", "IPv4", n.Dial(n.Pod, pod4, address4, long), "refused")
+		want("after DEL", "IPv6", n.Dial(n.Pod, pod6, address6, long), "refused")
 	})
 }

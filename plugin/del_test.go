@@ -18,41 +18,41 @@ func TestDelTolerates(t *testing.T) {
 		"nothing unusual":           func(n *testNode, args *skel.CmdArgs) {},
 		"no namespace":              func(n *testNode, args *skel.CmdArgs) { args.Netns = "" },
 		"a namespace that is gone":  func(n *testNode, args *skel.CmdArgs) { args.Netns = "/run/netns/gone" },
-		"no prevResult":             func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(nil) },
+		"no prevResult":             func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.Conf(nil) },
 		"no CNI_ARGS":               func(n *testNode, args *skel.CmdArgs) { args.Args = "" },
 		"CNI_ARGS that ADD refuses": func(n *testNode, args *skel.CmdArgs) { args.Args = "K8S_POD_NAME=/;x" },
-		"an unknown key":            func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"what": 1}) },
-		"a value out of range":      func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"proxyPort": 0}) },
+		"an unknown key":            func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.Conf(map[string]any{"what": 1}) },
+		"a value out of range":      func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.Conf(map[string]any{"proxyPort": 0}) },
 		"another proxy and service": func(n *testNode, args *skel.CmdArgs) {
-			args.StdinData = n.conf(map[string]any{"proxyPort": 1, "metadataIP": "1.1.1.1", "guard": false})
+			args.StdinData = n.Conf(map[string]any{"proxyPort": 1, "metadataIP": "1.1.1.1", "guard": false})
 		},
-		"another name of the network": func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"name": "renamed"}) },
+		"another name of the network": func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.Conf(map[string]any{"name": "renamed"}) },
 		"another form of iptables": func(n *testNode, args *skel.CmdArgs) {
-			args.StdinData = n.conf(map[string]any{"backend": "iptables-legacy"})
+			args.StdinData = n.Conf(map[string]any{"backend": "iptables-legacy"})
 		},
-		"a prevResult that is nonsense": func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.conf(map[string]any{"prevResult": 7}) },
-		"the interface gone":            func(n *testNode, args *skel.CmdArgs) { n.ip(n.host, "link del veth0") },
-		"the rule gone":                 func(n *testNode, args *skel.CmdArgs) { n.run("iptables-nft -t nat -F KUBE2IAM-CNI") },
+		"a prevResult that is nonsense": func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.Conf(map[string]any{"prevResult": 7}) },
+		"the interface gone":            func(n *testNode, args *skel.CmdArgs) { n.IP(n.Netns, "link del veth0") },
+		"the rule gone":                 func(n *testNode, args *skel.CmdArgs) { n.Run("iptables-nft -t nat -F KUBE2IAM-CNI") },
 		"the base gone": func(n *testNode, args *skel.CmdArgs) {
-			n.run("iptables-nft -t nat -F")
-			n.run("iptables-nft -t nat -X")
+			n.Run("iptables-nft -t nat -F")
+			n.Run("iptables-nft -t nat -X")
 		},
 		"a record that cannot be read": func(n *testNode, args *skel.CmdArgs) {
-			n.must(os.WriteFile(filepath.Join(n.stateDir, "attachments", "c1@eth0.json"), []byte("{"), 0o644))
+			n.Must(os.WriteFile(filepath.Join(n.StateDir, "attachments", "c1@eth0.json"), []byte("{"), 0o644))
 		},
-		"the record gone": func(n *testNode, args *skel.CmdArgs) { n.must(os.RemoveAll(n.stateDir)) },
+		"the record gone": func(n *testNode, args *skel.CmdArgs) { n.Must(os.RemoveAll(n.StateDir)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "bridged", "iptables-nft")
-			n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
-			args := n.args("c1", n.pod, pod4, pod6)
+			n.Must(n.add(n.Args("c1", n.Pod, pod4, pod6)))
+			args := n.Args("c1", n.Pod, pod4, pod6)
 			change(n, args)
 			for range 2 {
-				n.must(n.del(args))
-				if ours := n.ours(); len(ours) > 0 {
+				n.Must(n.del(args))
+				if ours := n.Redirections(); len(ours) > 0 {
 					t.Errorf("left %s", strings.Join(ours, "\n"))
 				}
-				if state := n.state(); len(state) > 0 {
+				if state := n.State(); len(state) > 0 {
 					t.Errorf("left %v", state)
 				}
 			}
@@ -63,23 +63,23 @@ func TestDelTolerates(t *testing.T) {
 // TestDelOfNobody is a container that had no ADD, as a pod has that is older than the plugin's installation.
 func TestDelOfNobody(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
-		nothing := n.run("nft list ruleset") + n.run("cat /proc/thread-self/net/ip_tables_names")
-		n.must(n.del(n.args("c1", n.pod, pod4)))
-		if got := n.run("nft list ruleset") + n.run("cat /proc/thread-self/net/ip_tables_names"); got != nothing {
+		nothing := n.Run("nft list ruleset") + n.Run("cat /proc/thread-self/net/ip_tables_names")
+		n.Must(n.del(n.Args("c1", n.Pod, pod4)))
+		if got := n.Run("nft list ruleset") + n.Run("cat /proc/thread-self/net/ip_tables_names"); got != nothing {
 			t.Errorf("a first DEL made %s", got)
 		}
-		if _, err := os.Stat(n.stateDir); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(n.StateDir); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("a first DEL made the state directory: %v", err)
 		}
-		n.must(n.add(n.args("c1", n.pod, pod4)))
-		rules, state := n.rules(), n.state()
+		n.Must(n.add(n.Args("c1", n.Pod, pod4)))
+		rules, state := n.Rules(), n.State()
 		for _, id := range []string{"c2", "c", "c11", strings.Repeat("c", 300)} {
-			n.must(n.del(n.args(id, n.pod, pod4)))
+			n.Must(n.del(n.Args(id, n.Pod, pod4)))
 		}
-		if diff := cmp.Diff(rules, n.rules()); diff != "" {
+		if diff := cmp.Diff(rules, n.Rules()); diff != "" {
 			t.Error(diff)
 		}
-		if diff := cmp.Diff(state, n.state()); diff != "" {
+		if diff := cmp.Diff(state, n.State()); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -88,26 +88,26 @@ func TestDelOfNobody(t *testing.T) {
 // TestDelThatFails is the one error that stops the chain, and one that must not.
 func TestDelThatFails(t *testing.T) {
 	iptablesDatapaths(t, func(t *testing.T, n *testNode) {
-		n.must(n.add(n.args("c1", n.pod, pod4)))
-		rules, state := n.iptablesRules(), n.state()
+		n.Must(n.add(n.Args("c1", n.Pod, pod4)))
+		rules, state := n.IPTablesRules(), n.State()
 
-		n.fail(4, "-D KUBE2IAM-CNI")
-		wantCode(t, n.del(n.args("c1", n.pod, pod4)), types.ErrTryAgainLater, "busy")
-		n.fail(2, "KUBE2IAM-CNI")
-		n.must(n.del(n.args("c1", n.pod, pod4)))
+		n.FailCommand(4, "-D KUBE2IAM-CNI")
+		wantCode(t, n.del(n.Args("c1", n.Pod, pod4)), types.ErrTryAgainLater, "busy")
+		n.FailCommand(2, "KUBE2IAM-CNI")
+		n.Must(n.del(n.Args("c1", n.Pod, pod4)))
 		if !strings.Contains(n.errors.String(), "it stays on record") {
 			t.Errorf("logged %s", &n.errors)
 		}
-		n.fail(0, "")
-		if diff := cmp.Diff(rules, n.iptablesRules()); diff != "" {
+		n.FailCommand(0, "")
+		if diff := cmp.Diff(rules, n.IPTablesRules()); diff != "" {
 			t.Error(diff)
 		}
-		if diff := cmp.Diff(state, n.state()); diff != "" {
+		if diff := cmp.Diff(state, n.State()); diff != "" {
 			t.Error(diff)
 		}
-		n.must(n.del(n.args("c1", n.pod, pod4)))
-		if len(n.ours()) > 0 || len(n.state()) > 0 {
-			t.Errorf("left %v, %v", n.ours(), n.state())
+		n.Must(n.del(n.Args("c1", n.Pod, pod4)))
+		if len(n.Redirections()) > 0 || len(n.State()) > 0 {
+			t.Errorf("left %v, %v", n.Redirections(), n.State())
 		}
 	})
 }

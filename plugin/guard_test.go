@@ -15,7 +15,7 @@ import (
 func (n *testNode) ip6Calls() []string {
 	n.Helper()
 	var calls []string
-	for _, call := range n.calls() {
+	for _, call := range n.Calls() {
 		if strings.HasPrefix(call, "ip6tables") {
 			calls = append(calls, call)
 		}
@@ -27,22 +27,22 @@ func (n *testNode) ip6Calls() []string {
 // whether it forwarded IPv6 at the time of the ADD or begins to only afterwards.
 func TestIPv6GuardOfIPv4Pod(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
-		n.serve(n.service, ":80", "service")
+		n.Serve(n.Service, ":80", "service")
 		address := "[" + service6 + "]:80"
-		if got := n.dial(n.pod, pod6, address, 10*time.Second); got != "service to "+pod6 {
+		if got := n.Dial(n.Pod, pod6, address, 10*time.Second); got != "service to "+pod6 {
 			t.Fatalf("before ADD: got %q", got)
 		}
-		args := n.args("c1", n.pod, pod4)
+		args := n.Args("c1", n.Pod, pod4)
 		for _, forwarding := range []string{"0", "1"} {
-			n.must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(forwarding), 0o644))
-			n.calls()
-			n.must(n.add(args))
-			n.must(n.check(args))
+			n.Must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(forwarding), 0o644))
+			n.Calls()
+			n.Must(n.add(args))
+			n.Must(n.check(args))
 			if calls := n.ip6Calls(); calls != nil {
 				t.Errorf("forwarding %s: it ran\n%s", forwarding, strings.Join(calls, "\n"))
 			}
-			n.must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o644))
-			if got := n.dial(n.pod, pod6, address, 10*time.Second); got != "refused" {
+			n.Must(os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o644))
+			if got := n.Dial(n.Pod, pod6, address, 10*time.Second); got != "refused" {
 				t.Errorf("forwarding %s: got %q", forwarding, got)
 			}
 		}
@@ -56,17 +56,17 @@ func TestIPv6GuardOfIPv4Pod(t *testing.T) {
 // no moment comes in which it reaches the real service.
 func TestGuardSurvivesFlushes(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
-		n.serve(n.service, ":80", "service")
-		n.must(n.add(n.args("c1", n.pod, pod4, pod6)))
+		n.Serve(n.Service, ":80", "service")
+		n.Must(n.add(n.Args("c1", n.Pod, pod4, pod6)))
 		for _, family := range []string{"iptables", "ip6tables"} {
 			for _, table := range []string{"nat", "filter", "mangle"} {
-				n.run(n.iptables(family) + " -t " + table + " -F")
+				n.Run(n.iptables(family) + " -t " + table + " -F")
 			}
 		}
-		neighbour := n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7")
-		for _, pod := range []netns.NsHandle{n.pod, neighbour} {
+		neighbour := n.NewPod(n.Kind, "veth1", "10.1.0.7", "fd00:1::7")
+		for _, pod := range []netns.NsHandle{n.Pod, neighbour} {
 			for _, service := range []string{service4, service6} {
-				if got := n.dial(pod, "", net.JoinHostPort(service, "80"), 10*time.Second); n.backend != "nftables" && got != "refused" || strings.HasPrefix(got, "service") {
+				if got := n.Dial(pod, "", net.JoinHostPort(service, "80"), 10*time.Second); n.Backend != "nftables" && got != "refused" || strings.HasPrefix(got, "service") {
 					t.Errorf("%s: got %q", service, got)
 				}
 			}
@@ -77,14 +77,14 @@ func TestGuardSurvivesFlushes(t *testing.T) {
 // TestIPv4PodWithoutIP6Tables is a node that forwards IPv6 and has no command for it: nftables guards it all the same.
 func TestIPv4PodWithoutIP6Tables(t *testing.T) {
 	iptablesDatapaths(t, func(t *testing.T, n *testNode) {
-		n.serve(n.service, ":80", "service")
-		n.must(os.Remove(filepath.Join(n.commands, "ip6"+n.backend[2:])))
-		args := n.args("c1", n.pod, pod4)
-		n.must(n.add(args))
-		n.must(n.check(args))
-		if got := n.dial(n.pod, pod6, "["+service6+"]:80", 10*time.Second); got != "refused" {
+		n.Serve(n.Service, ":80", "service")
+		n.Must(os.Remove(filepath.Join(n.Commands, "ip6"+n.Backend[2:])))
+		args := n.Args("c1", n.Pod, pod4)
+		n.Must(n.add(args))
+		n.Must(n.check(args))
+		if got := n.Dial(n.Pod, pod6, "["+service6+"]:80", 10*time.Second); got != "refused" {
 			t.Errorf("got %q", got)
 		}
-		wantCode(t, n.add(n.args("c1", n.pod, pod4, pod6)), codeNoIPTables, "ip6"+n.backend[2:])
+		wantCode(t, n.add(n.Args("c1", n.Pod, pod4, pod6)), codeNoIPTables, "ip6"+n.Backend[2:])
 	})
 }

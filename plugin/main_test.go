@@ -5,20 +5,17 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
-	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
 // TestMain makes the test binary the plugin's where a test runs it as such.
 func TestMain(m *testing.M) {
 	if os.Getenv("TEST_AS_PLUGIN") != "" {
-		os.Exit(run(os.Args))
+		main()
 	}
 	os.Exit(m.Run())
 }
@@ -57,9 +54,9 @@ func TestVersionCommand(t *testing.T) {
 // TestCommands sends each command through skel to its callback, in processes of their own.
 func TestCommands(t *testing.T) {
 	n := newNode(t, "routed", "auto")
-	args := n.args("c1", n.pod, pod4)
+	args := n.Args("c1", n.Pod, pod4)
 	env := []string{
-		"PATH=" + n.commands, "XTABLES_LOCKFILE=" + os.Getenv("XTABLES_LOCKFILE"),
+		"PATH=" + n.Commands, "XTABLES_LOCKFILE=" + os.Getenv("XTABLES_LOCKFILE"),
 		"CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + args.Netns, "CNI_ARGS=" + args.Args,
 	}
 	command := func(name string, stdin []byte, want outcome) {
@@ -78,12 +75,12 @@ func TestCommands(t *testing.T) {
 	}
 	success := outcome{}
 
-	command("STATUS", n.conf(nil), success)
-	fails("STATUS", n.conf(map[string]any{"backend": "x"}), types.ErrInvalidNetworkConfig, "backend")
+	command("STATUS", n.Conf(nil), success)
+	fails("STATUS", n.Conf(map[string]any{"backend": "x"}), types.ErrInvalidNetworkConfig, "backend")
 	fails("CHECK", args.StdinData, codeCheck, "no record")
-	fails("ADD", n.conf(map[string]any{"what": 1}), types.ErrInvalidNetworkConfig, `"what"`)
-	fails("ADD", n.conf(map[string]any{"cniVersion": "9.0.0"}), types.ErrIncompatibleCNIVersion, "")
-	if state := n.state(); len(state) > 0 {
+	fails("ADD", n.Conf(map[string]any{"what": 1}), types.ErrInvalidNetworkConfig, `"what"`)
+	fails("ADD", n.Conf(map[string]any{"cniVersion": "9.0.0"}), types.ErrIncompatibleCNIVersion, "")
+	if state := n.State(); len(state) > 0 {
 		t.Errorf("left %v", state)
 	}
 
@@ -94,85 +91,39 @@ func TestCommands(t *testing.T) {
 	if diff := cmp.Diff(decode(t, args.StdinData).(map[string]any)["prevResult"], decode(t, []byte(got.Stdout))); diff != "" {
 		t.Errorf("ADD: %s", diff)
 	}
-	if len(n.ours()) != 1 {
-		t.Errorf("after ADD: %v", n.ours())
+	if len(n.Redirections()) != 1 {
+		t.Errorf("after ADD: %v", n.Redirections())
 	}
 	command("CHECK", args.StdinData, success)
 	command("DEL", args.StdinData, success)
-	command("DEL", n.conf(nil), success)
-	if len(n.ours()) > 0 || len(n.state()) > 0 {
-		t.Errorf("after DEL: %v, %v", n.ours(), n.state())
+	command("DEL", n.Conf(nil), success)
+	if len(n.Redirections()) > 0 || len(n.State()) > 0 {
+		t.Errorf("after DEL: %v, %v", n.Redirections(), n.State())
 	}
-	n.must(n.add(args))
-	command("GC", n.conf(map[string]any{"cni.dev/valid-attachments": nil}), success)
-	if len(n.ours()) > 0 || len(n.state()) > 0 {
-		t.Errorf("after GC: %v, %v", n.ours(), n.state())
+	n.Must(n.add(args))
+	command("GC", n.Conf(map[string]any{"cni.dev/valid-attachments": nil}), success)
+	if len(n.Redirections()) > 0 || len(n.State()) > 0 {
+		t.Errorf("after GC: %v, %v", n.Redirections(), n.State())
 	}
 }
 
-func TestProgram(t *testing.T) {
+func TestExplain(t *testing.T) {
 	for name, tc := range map[string]struct {
 		args []string
 		code int
-		says string
+		text string
 	}{
-		"no argument":     {nil, 0, "chained CNI plugin"},
-		"help":            {[]string{"--help"}, 0, "chained CNI plugin"},
-		"version":         {[]string{"--version"}, 0, "kube2iam-cni unknown (commit unknown, built unknown)"},
-		"unknown command": {[]string{"agents"}, 1, `unknown command "agents"`},
-		"agent":           {[]string{"agent", "--help"}, 0, "adopt, repair, collect, guard"},
-		"agent's backend": {[]string{"agent", "--backend", "ipvs"}, 1, `backend: "ipvs" is not`},
-		"agent's mark":    {[]string{"agent", "--mark", "0"}, 1, `mark: "0" is not`},
-		"agent's pace":    {[]string{"agent", "--interval", "1ms"}, 1, "--interval 1ms"},
-		"agent's words":   {[]string{"agent", "now"}, 1, `unexpected argument "now"`},
-		"unknown flag":    {[]string{"--what"}, 1, "what"},
+		"no argument":      {nil, 0, "chained CNI plugin"},
+		"help":             {[]string{"--help"}, 0, "chained CNI plugin"},
+		"version":          {[]string{"--version"}, 0, "kube2iam-cni unknown (commit unknown, built unknown)"},
+		"an agent command": {[]string{"install"}, 1, `unknown argument "install"; kube2iam-agent has`},
+		"unknown flag":     {[]string{"--what"}, 1, "--what"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := binary(t, nil, nil, tc.args...)
-			if got.Code != tc.code || !strings.Contains(got.Stdout+got.Stderr, tc.says) {
-				t.Errorf("got %+v, want exit status %d and %q", got, tc.code, tc.says)
+			if got.Code != tc.code || !strings.Contains(got.Stdout+got.Stderr, tc.text) {
+				t.Errorf("got %+v, want exit status %d and %q", got, tc.code, tc.text)
 			}
 		})
-	}
-}
-
-// TestHelpIsTrue takes the help at its word: its list is JSON whose entry the plugin takes, and the defaults are those.
-func TestHelpIsTrue(t *testing.T) {
-	start, end := strings.Index(description, "{"), strings.Index(description, "\n}\n")
-	var list struct {
-		CNIVersion, Name string
-		Plugins          []map[string]any
-	}
-	if err := json.Unmarshal([]byte(description[start:end+2]), &list); err != nil {
-		t.Fatal(err)
-	}
-	parse := func(entry map[string]any) *netconf.Config {
-		t.Helper()
-		entry["cniVersion"], entry["name"] = list.CNIVersion, list.Name
-		data, err := json.Marshal(entry)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conf, err := netconf.Parse(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return conf
-	}
-	entry := list.Plugins[len(list.Plugins)-1]
-	if entry["type"] != "kube2iam-cni" {
-		t.Errorf("the last entry is %v", entry)
-	}
-	defaults := parse(entry)
-	keys := regexp.MustCompile(`(?m)^  ("\w+": \S+)`).FindAllString(description[end:], -1)
-	if len(keys) != 8 {
-		t.Errorf("the help explains %q", keys)
-	}
-	var said map[string]any
-	if err := json.Unmarshal([]byte("{"+strings.Join(keys, ",")+"}"), &said); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(defaults, parse(said), plain); diff != "" {
-		t.Error(diff)
 	}
 }

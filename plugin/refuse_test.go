@@ -19,24 +19,24 @@ func TestAddRollsBack(t *testing.T) {
 		break_ func(*testNode)
 		code   uint
 	}{
-		"the guard is refused":      {func(n *testNode) { n.fail(3, "-C POSTROUTING") }, codeRules},
-		"the append is refused":     {func(n *testNode) { n.fail(1, "-A KUBE2IAM-CNI -s 10.1.0.5") }, codeRules},
-		"the append is too late":    {func(n *testNode) { n.fail(4, "-A KUBE2IAM-CNI -s 10.1.0.5") }, types.ErrTryAgainLater},
-		"the second append fails":   {func(n *testNode) { n.fail(1, "fd00:1::5") }, codeRules},
-		"no ip6tables":              {func(n *testNode) { n.must(os.Remove(filepath.Join(n.commands, "ip6"+n.backend[2:]))) }, codeNoIPTables},
+		"the guard is refused":      {func(n *testNode) { n.FailCommand(3, "-C POSTROUTING") }, codeRules},
+		"the append is refused":     {func(n *testNode) { n.FailCommand(1, "-A KUBE2IAM-CNI -s 10.1.0.5") }, codeRules},
+		"the append is too late":    {func(n *testNode) { n.FailCommand(4, "-A KUBE2IAM-CNI -s 10.1.0.5") }, types.ErrTryAgainLater},
+		"the second append fails":   {func(n *testNode) { n.FailCommand(1, "fd00:1::5") }, codeRules},
+		"no ip6tables":              {func(n *testNode) { n.Must(os.Remove(filepath.Join(n.Commands, "ip6"+n.Backend[2:]))) }, codeNoIPTables},
 		"the result can't be given": {func(n *testNode) { n.stdout = broken{} }, types.ErrIOFailure},
 	} {
 		t.Run(name, func(t *testing.T) {
 			iptablesDatapaths(t, func(t *testing.T, n *testNode) {
-				n.must(n.add(n.args("c0", n.newPod(n.kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
-				rules, state := n.rules(), n.state()
+				n.Must(n.add(n.Args("c0", n.NewPod(n.Kind, "veth1", "10.1.0.7", "fd00:1::7"), "10.1.0.7", "fd00:1::7")))
+				rules, state := n.Rules(), n.State()
 				n.out.Reset()
 				tc.break_(n)
-				wantCode(t, n.add(n.args("c1", n.pod, pod4, pod6)), tc.code)
-				if diff := cmp.Diff(rules, n.rules()); diff != "" {
+				wantCode(t, n.add(n.Args("c1", n.Pod, pod4, pod6)), tc.code)
+				if diff := cmp.Diff(rules, n.Rules()); diff != "" {
 					t.Error(diff)
 				}
-				if diff := cmp.Diff(state, n.state()); diff != "" {
+				if diff := cmp.Diff(state, n.State()); diff != "" {
 					t.Error(diff)
 				}
 				if n.out.Len() > 0 {
@@ -60,10 +60,10 @@ func TestAddRefuses(t *testing.T) {
 		says   []string
 	}{
 		"an unknown key": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			args.StdinData = n.conf(map[string]any{"proxy": "x"})
+			args.StdinData = n.Conf(map[string]any{"proxy": "x"})
 		}, types.ErrInvalidNetworkConfig, []string{`"proxy"`}},
 		"no prevResult": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			args.StdinData = n.conf(nil)
+			args.StdinData = n.Conf(nil)
 		}, types.ErrInvalidNetworkConfig, []string{"prevResult is missing", "chain"}},
 		"CNI_ARGS of half a pod": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.Args = "K8S_POD_NAME=x"
@@ -75,7 +75,7 @@ func TestAddRefuses(t *testing.T) {
 			args.Netns = "/run/netns/gone"
 		}, types.ErrInvalidNetNS, []string{"/run/netns/gone"}},
 		"the host's namespace": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			args.Netns = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(n.host))
+			args.Netns = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(n.Netns))
 		}, types.ErrInvalidNetNS, []string{"host's own"}},
 		"no such interface": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.IfName = "net1"
@@ -84,38 +84,38 @@ func TestAddRefuses(t *testing.T) {
 			args.IfName = "lo"
 		}, codeLink, []string{"lo", "no veth"}},
 		"a host interface whose name iptables takes for many": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			n.ip(n.host, "link set veth0 down", "link set veth0 name veth+ up")
+			n.IP(n.Netns, "link set veth0 down", "link set veth0 name veth+ up")
 		}, codeRules, []string{`"veth+"`}},
 		"no addresses": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			args.StdinData = n.args("c1", n.pod).StdinData
+			args.StdinData = n.Args("c1", n.Pod).StdinData
 		}, codeAddresses, []string{"no IPs"}},
 		"another interface's addresses": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			args.StdinData = n.args("c1", n.pod, "10.1.0.99").StdinData
+			args.StdinData = n.Args("c1", n.Pod, "10.1.0.99").StdinData
 		}, codeAddresses, []string{"10.1.0.99", pod4}},
 		"a mark that routing rules ask for": {"bridged", func(n *testNode, args *skel.CmdArgs) {
-			n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o644))
-			n.ip(n.host, "rule add fwmark 0x1000/0xf000 lookup main priority 77")
+			n.Must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o644))
+			n.IP(n.Netns, "rule add fwmark 0x1000/0xf000 lookup main priority 77")
 		}, codeMark, []string{"mark 0x1000", "ip rule 77", `"mark"`}},
 		"no way out of the node": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			n.ip(n.host, "route del default via 192.168.7.1", "route del default via fd00:7::1")
+			n.IP(n.Netns, "route del default via 192.168.7.1", "route del default via fd00:7::1")
 		}, codeProxyIP, []string{"proxyIP"}},
 		"a proxy of another family": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			conf := n.args("c1", n.pod, pod4).StdinData
-			args.StdinData = n.conf(map[string]any{"proxyIP": "fd00::1", "prevResult": decode(n.T, conf).(map[string]any)["prevResult"]})
+			conf := n.Args("c1", n.Pod, pod4).StdinData
+			args.StdinData = n.Conf(map[string]any{"proxyIP": "fd00::1", "prevResult": decode(n.T, conf).(map[string]any)["prevResult"]})
 		}, codeProxyIP, []string{"fd00::1", pod4}},
 		"no iptables of the form": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			n.must(os.Remove(filepath.Join(n.commands, "iptables-nft")))
+			n.Must(os.Remove(filepath.Join(n.Commands, "iptables-nft")))
 		}, codeNoIPTables, []string{"iptables-nft", "backend"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, tc.kind, "iptables-nft")
-			args := n.args("c1", n.pod, pod4, pod6)
+			args := n.Args("c1", n.Pod, pod4, pod6)
 			tc.change(n, args)
 			wantCode(t, n.add(args), tc.code, tc.says...)
-			if got := n.run("nft list ruleset"); got != "" {
+			if got := n.Run("nft list ruleset"); got != "" {
 				t.Errorf("left %s", got)
 			}
-			if _, err := os.Stat(n.stateDir); !errors.Is(err, os.ErrNotExist) {
+			if _, err := os.Stat(n.StateDir); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("made the state directory: %v", err)
 			}
 			if n.out.Len() > 0 {
@@ -130,9 +130,9 @@ func TestAddWithoutState(t *testing.T) {
 	for _, backend := range []string{"auto", "iptables-nft"} {
 		t.Run(backend, func(t *testing.T) {
 			n := newNode(t, "routed", backend)
-			n.must(os.WriteFile(n.stateDir, nil, 0o644))
-			wantCode(t, n.add(n.args("c1", n.pod, pod4)), codeState, n.stateDir)
-			if got := n.ours(); len(got) > 0 {
+			n.Must(os.WriteFile(n.StateDir, nil, 0o644))
+			wantCode(t, n.add(n.Args("c1", n.Pod, pod4)), codeState, n.StateDir)
+			if got := n.Redirections(); len(got) > 0 {
 				t.Errorf("left %v", got)
 			}
 		})

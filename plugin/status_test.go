@@ -16,26 +16,26 @@ func TestStatus(t *testing.T) {
 		says    string // nothing is success
 	}{
 		"all is there":       {"auto", func(n *testNode) {}, ""},
-		"one form":           {"auto", func(n *testNode) { n.must(os.Remove(filepath.Join(n.commands, "iptables-nft"))) }, ""},
-		"not the form asked": {"iptables-nft", func(n *testNode) { n.must(os.Remove(filepath.Join(n.commands, "iptables-nft"))) }, "iptables-nft"},
-		"no iptables":        {"auto", func(n *testNode) { n.must(os.RemoveAll(n.commands)) }, ""},
-		"nftables":           {"nftables", func(n *testNode) { n.must(os.RemoveAll(n.commands)) }, ""},
-		"IPv6 only":          {"auto", func(n *testNode) { n.ip(n.host, "route del default via 192.168.7.1") }, ""},
+		"one form":           {"auto", func(n *testNode) { n.Must(os.Remove(filepath.Join(n.Commands, "iptables-nft"))) }, ""},
+		"not the form asked": {"iptables-nft", func(n *testNode) { n.Must(os.Remove(filepath.Join(n.Commands, "iptables-nft"))) }, "iptables-nft"},
+		"no iptables":        {"auto", func(n *testNode) { n.Must(os.RemoveAll(n.Commands)) }, ""},
+		"nftables":           {"nftables", func(n *testNode) { n.Must(os.RemoveAll(n.Commands)) }, ""},
+		"IPv6 only":          {"auto", func(n *testNode) { n.IP(n.Netns, "route del default via 192.168.7.1") }, ""},
 		"no way out": {"auto", func(n *testNode) {
-			n.ip(n.host, "route del default via 192.168.7.1", "route del default via fd00:7::1")
+			n.IP(n.Netns, "route del default via 192.168.7.1", "route del default via fd00:7::1")
 		}, "proxyIP"},
-		"the state directory's place is a file": {"auto", func(n *testNode) { n.must(os.WriteFile(n.stateDir, nil, 0o755)) }, "stateDir"},
+		"the state directory's place is a file": {"auto", func(n *testNode) { n.Must(os.WriteFile(n.StateDir, nil, 0o755)) }, "stateDir"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "routed", tc.backend)
 			tc.change(n)
-			err := n.status(&skel.CmdArgs{StdinData: n.conf(nil)})
+			err := n.status(&skel.CmdArgs{StdinData: n.Conf(nil)})
 			if tc.says == "" {
-				n.must(err)
+				n.Must(err)
 			} else {
 				wantCode(t, err, types.ErrPluginNotAvailable, tc.says)
 			}
-			if calls := n.calls(); calls != nil {
+			if calls := n.Calls(); calls != nil {
 				t.Errorf("ran %v", calls)
 			}
 		})

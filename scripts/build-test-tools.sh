@@ -98,9 +98,10 @@ if [[ ${1:-} != external ]]; then
   # the demo and for tests without cgo, too: so no flag here that concerns the compiler.
   own=$cache/own-$(printf %s "$repository" | sha256sum | cut -c 1-12)
   mkdir -p "$own"
-  [[ -e $own/kube2iam-proxy ]] || say "building kube2iam-cni and kube2iam-proxy"
+  [[ -e $own/kube2iam-proxy ]] || say "building kube2iam-cni, kube2iam-agent and kube2iam-proxy"
   cd "$repository"
   in_group go build -buildvcs=false -tags urfave_cli_no_docs -ldflags '-s -w' -o "$own/kube2iam-cni" ./plugin
+  in_group go build -buildvcs=false -tags urfave_cli_no_docs -ldflags '-s -w' -o "$own/kube2iam-agent" ./plugin/agent
   in_group go build -buildvcs=false -tags urfave_cli_no_docs -ldflags '-s -w' -o "$own/kube2iam-proxy" ./proxy
   in_group go build -buildvcs=false -ldflags '-s -w' -o "$own/calicolike" ./test/calicolike
   directories+=("$own")

@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	firstAgent  = AgentInfo{PID: 1 << 30, Args: []string{"kube2iam-cni", "agent", "--install"}, Flags: map[string]string{"install": "true"}, MountNS: 7, StateDir: "/run/a"}
-	secondAgent = AgentInfo{PID: 1<<30 + 1, Args: []string{"kube2iam-cni", "agent"}, StateDir: "/run/b"}
+	firstAgent  = AgentInfo{PID: 1 << 30, Args: []string{"kube2iam-agent", "run", "--install"}, Flags: map[string]string{"install": "true"}, MountNS: 7, StateDir: "/run/a"}
+	secondAgent = AgentInfo{PID: 1<<30 + 1, Args: []string{"kube2iam-agent", "run"}, StateDir: "/run/b"}
 )
 
 // wantLocked takes the lock, which nobody has.
@@ -61,7 +61,7 @@ func TestAgentIsReadyForAsLongAsItSaysSoAndHasTheLock(t *testing.T) {
 	if err := l.SetStatus(true, "all in place"); err != nil {
 		t.Fatal(err)
 	}
-	if info, err := readAgentInfo(path); err != nil || info.String() != "PID 1073741824 (kube2iam-cni agent --install), state directory /run/a" || info.Flags["install"] != "true" || info.MountNS != 7 {
+	if info, err := readAgentInfo(path); err != nil || info.String() != "PID 1073741824 (kube2iam-agent run --install), state directory /run/a" || info.Flags["install"] != "true" || info.MountNS != 7 {
 		t.Errorf("it describes itself as %+v, %v", info, err)
 	}
 	// A process that dies closes the file, and removes nothing.

@@ -86,7 +86,7 @@ type agent struct {
 	log *bytes.Buffer
 }
 
-// newAgent is wired as the command "kube2iam-cni agent" is, to a runtime's cache that knows of each pod.
+// newAgent is wired as "kube2iam-agent run" is, to a runtime's cache that knows of each pod.
 func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
 	log := new(bytes.Buffer)
 	settings := node.Settings{
@@ -139,7 +139,7 @@ func (a agent) round(ctx context.Context, bed *testbed.Bed) (float64, error) {
 // agentProcesses is how many programs one round runs, in the family that it runs most for. The round is the agent's first,
 // which looks in no fewer places than any later.
 func agentProcesses(ctx context.Context, tools testbed.Tools, bed *testbed.Bed, backend redirect.Form) (int, error) {
-	program, err := tools.Path("kube2iam-cni")
+	program, err := tools.Path("kube2iam-agent")
 	if err != nil {
 		return 0, err
 	}
@@ -148,7 +148,7 @@ func agentProcesses(ctx context.Context, tools testbed.Tools, bed *testbed.Bed, 
 		return 0, err
 	}
 	file := filepath.Join(bed.Dir, "trace")
-	if _, err := bed.Node.Run(ctx, bed.ClientEnv(), self, "trace", file, program, "agent", "--once",
+	if _, err := bed.Node.Run(ctx, bed.ClientEnv(), self, "trace", file, program, "run", "--once",
 		"--state-dir", bed.StateDir, "--backend", string(backend), "--cni-cache-dir", cacheDir(bed), "--cni-conf-dir", filepath.Join(bed.Dir, "net.d")); err != nil {
 		return 0, err
 	}

@@ -55,7 +55,7 @@ func testChurn(t *testing.T, n *node, _ *cloud) {
 func (n *node) descriptors(t *testing.T) map[string]int {
 	t.Helper()
 	open := make(map[string]int)
-	for _, program := range []string{"kube2iam-cni", "kube2iam-proxy"} {
+	for _, program := range []string{"kube2iam-agent", "kube2iam-proxy"} {
 		open[program] = len(strings.Fields(n.must(t, "sh", "-c", "ls /proc/$(pgrep -o -x "+program+")/fd")))
 		if open[program] < 3 {
 			t.Errorf("%s has %d descriptors: is it the right process?", program, open[program])

@@ -182,13 +182,9 @@ func testDocuments(t *testing.T, n *node, c *cloud) {
 		_, err := n.output(ctx, nil, filepath.Join(d.checkout, "bin/kube2iam-proxy"), "ready")
 		return err
 	})
-	// What `systemctl edit` does; the node's programs are where the document's are not.
-	override := d.find(t, operations, "CNI_BIN_DIRS=")
-	n.must(t, "mkdir", "-p", "/etc/systemd/system/kube2iam-cni-agent.service.d")
-	n.write(t, "/etc/systemd/system/kube2iam-cni-agent.service.d/override.conf", strings.Replace(override.text, "/my/cni/bin", filepath.Dir(pluginFile), 1))
 	d.run(t, d.checkout, operations, "systemctl enable")
 	await(t, podLimit, "the agent ready", func(ctx context.Context) error {
-		_, err := n.output(ctx, nil, filepath.Join(d.checkout, "bin/kube2iam-cni"), "ready")
+		_, err := n.output(ctx, nil, "/opt/kube2iam-cni/bin/kube2iam-agent", "ready")
 		return err
 	})
 	n.chained(t, podsConfig, "bridge", "portmap")

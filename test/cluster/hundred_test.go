@@ -73,7 +73,7 @@ func testHundredPods(t *testing.T, n *node, _ *cloud) {
 		t.Errorf("%d redirections to the proxy with %d pods", got, hundred)
 	}
 	// What the manifests ask for is what this takes, and some more.
-	for program, requests := range map[string]string{"kube2iam-cni": "kube2iam-cni-agent", "kube2iam-proxy": "kube2iam-proxy"} {
+	for program, requests := range map[string]string{"kube2iam-agent": "kube2iam-cni-agent", "kube2iam-proxy": "kube2iam-proxy"} {
 		asked, err := resource.ParseQuantity(n.must(t, "kubectl", "get", "daemonset", requests, "--namespace=kube-system",
 			"--output=jsonpath={.spec.template.spec.containers[0].resources.requests.memory}"))
 		if err != nil {

@@ -230,7 +230,7 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 	n.must(t, "mkdir", writable)
 	n.must(t, "mount", "--bind", confDir, writable)
 	n.must(t, "mount", "--bind", confDir, confDir)
-	n.readOnly(t, "kube2iam-cni", "/host"+confDir)
+	n.readOnly(t, "kube2iam-agent", "/host"+confDir)
 	n.write(t, writable+"/10-pods.conflist", string(original))
 	await(t, 30*time.Second, "it is said that nothing can be written", func(ctx context.Context) error {
 		said, err := n.output(ctx, nil, "kubectl", "logs", "--namespace=kube-system", "--selector=app.kubernetes.io/name=kube2iam-cni-agent", "--tail=5")

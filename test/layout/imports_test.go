@@ -14,7 +14,8 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 
 // allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
 var allowed = map[string][]string{
-	"plugin":          {"pkg/dedup", "pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
+	"plugin":          {"pkg/dedup", "pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node"},
+	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover"},
 	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials", "pkg/ratelimit"},
 	"pkg/pods":        {"pkg/attachment", "pkg/ratelimit"},
@@ -62,7 +63,7 @@ func TestImportsGoOneWay(t *testing.T) {
 			continue
 		}
 		for _, imported := range fields[1:] {
-			ours := strings.HasPrefix(imported, "pkg/") || imported == "plugin" || imported == "proxy" || strings.HasPrefix(imported, "test/")
+			ours := strings.HasPrefix(imported, "pkg/") || strings.HasPrefix(imported, "plugin") || imported == "proxy" || strings.HasPrefix(imported, "test/")
 			if ours && !slices.Contains(may, imported) {
 				t.Errorf("%s imports %s", pkg, imported)
 			}
@@ -77,7 +78,7 @@ func TestImportsGoOneWay(t *testing.T) {
 
 func TestPluginStaysSmall(t *testing.T) {
 	for _, dep := range list(t, "-deps", "./plugin") {
-		for _, heavy := range []string{"k8s.io/", "github.com/aws/", "github.com/prometheus/"} {
+		for _, heavy := range []string{"k8s.io/", "github.com/aws/", "github.com/prometheus/", "github.com/urfave/"} {
 			if strings.HasPrefix(dep, heavy) {
 				t.Errorf("the plugin links %s", dep)
 			}

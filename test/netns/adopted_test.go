@@ -133,7 +133,7 @@ func TestAgentInAContainer(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		built, err := tools()
 		n.must(err)
-		plugin, err := built.Path("kube2iam-cni")
+		agent, err := built.Path("kube2iam-agent")
 		n.must(err)
 		chain := n.SetChain()
 		old := n.run("old", "app")
@@ -141,9 +141,9 @@ func TestAgentInAContainer(t *testing.T) {
 		root := filepath.Join(n.Dir, "container")
 		n.must(os.MkdirAll(filepath.Join(root, "host"), 0o755))
 		// By a process of its own: a child that another test forks would hold this one's file open for writing.
-		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "cp", plugin, filepath.Join(root, "agent"))
+		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "cp", agent, filepath.Join(root, "agent"))
 		n.must(err)
-		container := fmt.Sprintf("mount --make-rprivate / && mount --rbind / %[1]s/host && exec chroot %[1]s /agent agent --once --host-root /host "+
+		container := fmt.Sprintf("mount --make-rprivate / && mount --rbind / %[1]s/host && exec chroot %[1]s /agent run --once --host-root /host "+
 			"--backend %[2]s --state-dir %[3]s --cni-cache-dir %[4]s/cni --cni-conf-dir %[4]s/net.d --netns-dir %[4]s/netns", root, n.backend, n.StateDir, n.Dir)
 		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "unshare", "-m", "sh", "-c", container)
 		n.must(err)

@@ -75,22 +75,22 @@ func (b *Bed) Healthy(ctx context.Context) error {
 	return nil
 }
 
-// StartAgent runs kube2iam-cni's agent in the node's namespace as its DaemonSet would, with these flags after its usual ones.
+// StartAgent runs kube2iam-agent in the node's namespace as its DaemonSet would, with these flags after its usual ones.
 func (b *Bed) StartAgent(flags ...string) (*Process, error) {
-	plugin, err := b.tools.Path("kube2iam-cni")
+	agent, err := b.tools.Path("kube2iam-agent")
 	if err != nil {
 		return nil, err
 	}
-	return b.start(b.Node, b.ClientEnv()[:1], plugin, b.agentArgs(flags)...)
+	return b.start(b.Node, b.ClientEnv()[:1], agent, b.agentArgs(flags)...)
 }
 
 // AgentRound has the agent make one round, and tells what it wrote.
 func (b *Bed) AgentRound(ctx context.Context, flags ...string) (string, error) {
-	plugin, err := b.tools.Path("kube2iam-cni")
+	agent, err := b.tools.Path("kube2iam-agent")
 	if err != nil {
 		return "", err
 	}
-	p, err := startProcess(b.Node, b.ClientEnv()[:1], plugin, b.agentArgs(append(flags, "--once"))...)
+	p, err := startProcess(b.Node, b.ClientEnv()[:1], agent, b.agentArgs(append(flags, "--once"))...)
 	if err != nil {
 		return "", err
 	}
@@ -107,6 +107,6 @@ func (b *Bed) AgentRound(ctx context.Context, flags ...string) (string, error) {
 
 func (b *Bed) agentArgs(flags []string) []string {
 	return append([]string{
-		"agent", "--state-dir", b.StateDir, "--cni-conf-dir", b.confDir(), "--cni-cache-dir", filepath.Join(b.Dir, "cni"), "--netns-dir", filepath.Join(b.Dir, "netns"), "--interval", "1s",
+		"run", "--state-dir", b.StateDir, "--cni-conf-dir", b.confDir(), "--cni-cache-dir", filepath.Join(b.Dir, "cni"), "--netns-dir", filepath.Join(b.Dir, "netns"), "--interval", "1s",
 	}, flags...)
 }

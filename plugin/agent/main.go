@@ -1,3 +1,5 @@
+// Command kube2iam-agent installs the CNI plugin kube2iam-cni on a node, and maintains its rules,
+// its records and its entry in the network configuration.
 package main
 
 import (
@@ -7,29 +9,48 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// program is what a person meets who calls the binary by hand.
+// The build sets these by -ldflags "-X main.version=…".
+var (
+	version = "unknown"
+	commit  = "unknown"
+	date    = "unknown"
+)
+
+// pluginName is the file name of the plugin's binary and the type of its entry.
+const pluginName = "kube2iam-cni"
+
+func main() { os.Exit(run(os.Args)) }
+
+func run(args []string) int {
+	if err := program().Run(args); err != nil {
+		fmt.Fprintf(os.Stderr, "kube2iam-agent: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
 func program() *cli.App {
 	cli.VersionPrinter = func(c *cli.Context) {
-		fmt.Fprintf(c.App.Writer, "kube2iam-cni %s (commit %s, built %s)\n", version, commit, date)
+		fmt.Fprintf(c.App.Writer, "kube2iam-agent %s (commit %s, built %s)\n", version, commit, date)
 	}
 	return &cli.App{
-		Name:            "kube2iam-cni",
-		Usage:           "chained CNI plugin that gives each pod the AWS credentials of its own role",
-		UsageText:       "a container runtime runs this binary with CNI_COMMAND set; see below for its configuration\nkube2iam-cni agent|install|uninstall|ready [options]",
+		Name:            "kube2iam-agent",
+		Usage:           "installs the CNI plugin kube2iam-cni on a node and maintains it",
+		UsageText:       "kube2iam-agent run|install|uninstall|ready [options]",
 		Description:     description,
 		Version:         version,
 		HideHelpCommand: true,
-		Commands:        []*cli.Command{agentCommand(os.Stderr), installCommand(os.Stdout, os.Stderr), uninstallCommand(os.Stdout, os.Stderr), readyCommand(os.Stdout)},
+		Commands:        []*cli.Command{runCommand(os.Stderr), installCommand(os.Stdout, os.Stderr), uninstallCommand(os.Stdout, os.Stderr), readyCommand(os.Stdout)},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return fmt.Errorf("unknown command %q; see kube2iam-cni --help", c.Args().First())
+				return fmt.Errorf("unknown command %q; see kube2iam-agent --help", c.Args().First())
 			}
 			return cli.ShowAppHelp(c)
 		},
 	}
 }
 
-const description = `"kube2iam-cni install" puts the binary into the runtime's plugin directory (/opt/cni/bin), and only then
+const description = `"kube2iam-agent install" puts the plugin into the runtime's plugin directory (/opt/cni/bin), and only then
 appends an entry to the plugins of the node's network configuration list (/etc/cni/net.d), after the
 plugin that makes the pod's interface:
 

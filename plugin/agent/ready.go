@@ -12,7 +12,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
-// readyCommand is the agent's readiness probe: `kube2iam-cni ready`.
+// readyCommand is the agent's readiness probe: `kube2iam-agent ready`.
 func readyCommand(stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "ready",

@@ -6,18 +6,23 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netns"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
-// installed is a node with the directories of a container runtime.
-type installed struct {
-	*testNode
+// testNode is a host with the plugin's binary and the directories of a container runtime.
+type testNode struct {
+	*testhost.Host
+	plugin           string
 	conf, bin, cache string
 	env              []string
 }
@@ -31,48 +36,70 @@ const primary = `{
 }
 `
 
-func newInstalled(t *testing.T, backend string) *installed {
-	n := &installed{testNode: newNode(t, "routed", backend)}
+func newNode(t *testing.T, backend string) *testNode {
+	plugin, err := buildPlugin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &testNode{Host: testhost.New(t, "routed", backend), plugin: plugin}
 	root := t.TempDir()
 	n.conf, n.bin, n.cache = filepath.Join(root, "net.d"), filepath.Join(root, "bin"), filepath.Join(root, "cni")
 	for _, dir := range []string{n.conf, n.bin, filepath.Join(n.cache, "results")} {
-		n.must(os.MkdirAll(dir, 0o755))
+		n.Must(os.MkdirAll(dir, 0o755))
 	}
-	n.must(os.WriteFile(filepath.Join(n.conf, "10-pods.conflist"), []byte(primary), 0o644))
-	n.env = []string{"PATH=" + n.commands, "XTABLES_LOCKFILE=" + os.Getenv("XTABLES_LOCKFILE")}
+	n.Must(os.WriteFile(filepath.Join(n.conf, "10-pods.conflist"), []byte(primary), 0o644))
+	n.env = []string{"PATH=" + n.Commands, "XTABLES_LOCKFILE=" + os.Getenv("XTABLES_LOCKFILE")}
 	return n
 }
 
-// command runs one of the program's own.
-func (n *installed) command(args ...string) outcome {
+// cni runs a command of the plugin.
+func (n *testNode) cni(command string, args *skel.CmdArgs) outcome {
 	n.Helper()
-	args = append(args, "--state-dir", n.stateDir, "--backend", n.backend, "--cni-conf-dir", n.conf, "--cni-bin-dir", n.bin, "--cni-cache-dir", n.cache)
-	return binary(n.T, nil, n.env, args...)
+	return outcomeOf(n.T, exec.Command(n.plugin), append(n.env, "CNI_COMMAND="+command, "CNI_CONTAINERID="+args.ContainerID, "CNI_IFNAME="+args.IfName,
+		"CNI_NETNS="+args.Netns, "CNI_ARGS="+args.Args), args.StdinData)
+}
+
+// add attaches a container with an address in the pod's namespace.
+func (n *testNode) add(containerID string, pod netns.NsHandle, ip string) {
+	n.Helper()
+	if got := n.cni("ADD", n.Args(containerID, pod, ip)); got.Code != 0 {
+		n.Fatalf("ADD: %+v", got)
+	}
+}
+
+// command runs a command of the agent with the node's directories.
+func (n *testNode) command(args ...string) outcome {
+	n.Helper()
+	if args[0] == "install" {
+		args = append(args, "--plugin", n.plugin)
+	}
+	args = append(args, "--state-dir", n.StateDir, "--backend", n.Backend, "--cni-conf-dir", n.conf, "--cni-bin-dir", n.bin, "--cni-cache-dir", n.cache)
+	return agent(n.T, n.env, args...)
 }
 
 // cached is an attachment that the runtime remembers as one through a chain.
-func (n *installed) cached(chain string) {
+func (n *testNode) cached(chain string) {
 	n.Helper()
 	entry, err := json.Marshal(map[string]any{
 		"kind": "cniCacheV1", "containerId": "c1", "ifName": "eth0", "networkName": "pods", "config": []byte(chain),
 		"cniArgs": [][2]string{{"K8S_POD_NAMESPACE", "team"}, {"K8S_POD_NAME", "c1"}, {"K8S_POD_UID", "uid-c1"}},
-		"result":  map[string]any{"cniVersion": "1.0.0", "ips": []any{map[string]string{"address": pod4 + "/24"}}},
+		"result":  map[string]any{"cniVersion": "1.0.0", "ips": []any{map[string]string{"address": testhost.Pod4 + "/24"}}},
 	})
-	n.must(err)
-	n.must(os.WriteFile(filepath.Join(n.cache, "results", "pods-c1-eth0"), entry, 0o600))
+	n.Must(err)
+	n.Must(os.WriteFile(filepath.Join(n.cache, "results", "pods-c1-eth0"), entry, 0o600))
 }
 
 func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
 	for _, backend := range []string{"iptables-nft", "iptables-legacy", "nftables"} {
 		t.Run(backend, func(t *testing.T) {
-			n := newInstalled(t, backend)
+			n := newNode(t, backend)
 			// What a node has in any case, and more that is not ours.
 			for _, command := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
 				for _, rule := range []string{"-t nat -A PREROUTING -p tcp --dport 81 -j ACCEPT", "-t filter -A FORWARD -p tcp --dport 81 -j ACCEPT", "-t mangle -A POSTROUTING -p tcp --dport 81 -j ACCEPT"} {
-					n.run(command + " " + rule)
+					n.Run(command + " " + rule)
 				}
 			}
-			before := n.rules()
+			before := n.Rules()
 			if got := n.command("install"); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin) || !strings.Contains(got.Stdout, "entry in "+n.conf) {
 				t.Fatalf("install: %+v", got)
 			}
@@ -80,27 +107,27 @@ func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
 				t.Errorf("install again: %+v", got)
 			}
 			text, err := os.ReadFile(filepath.Join(n.conf, "10-pods.conflist"))
-			n.must(err)
+			n.Must(err)
 			var list struct{ Plugins []map[string]any }
-			n.must(json.Unmarshal(text, &list))
-			want := map[string]any{"type": "kube2iam-cni", "stateDir": n.stateDir, "backend": backend}
+			n.Must(json.Unmarshal(text, &list))
+			want := map[string]any{"type": "kube2iam-cni", "stateDir": n.StateDir, "backend": backend}
 			if diff := cmp.Diff(want, list.Plugins[len(list.Plugins)-1]); diff != "" {
 				t.Errorf("the entry: %s", diff)
 			}
-			self, err := os.ReadFile("/proc/self/exe")
-			n.must(err)
-			if program, err := os.ReadFile(filepath.Join(n.bin, name)); err != nil || !bytes.Equal(program, self) {
+			plugin, err := os.ReadFile(n.plugin)
+			n.Must(err)
+			if program, err := os.ReadFile(filepath.Join(n.bin, pluginName)); err != nil || !bytes.Equal(program, plugin) {
 				t.Errorf("the program is another: %v", err)
 			}
-			n.must(n.add(n.args("c1", n.pod, pod4)))
-			if len(n.ours()) != 1 {
-				t.Fatalf("after ADD: %v", n.ours())
+			n.add("c1", n.Pod, testhost.Pod4)
+			if len(n.Redirections()) != 1 {
+				t.Fatalf("after ADD: %v", n.Redirections())
 			}
 
 			agent, err := node.LockAgent(t.Context(), node.AgentInfo{PID: os.Getpid(), StateDir: "/elsewhere"}, nil)
-			n.must(err)
-			during := n.rules()
-			if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "delete its DaemonSet") || !strings.Contains(got.Stderr, "state directory /elsewhere") || n.rules() != during {
+			n.Must(err)
+			during := n.Rules()
+			if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "delete its DaemonSet") || !strings.Contains(got.Stderr, "state directory /elsewhere") || n.Rules() != during {
 				t.Errorf("uninstall while the agent runs: %+v", got)
 			}
 			agent.Unlock()
@@ -109,25 +136,25 @@ func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
 			if got := n.command("uninstall"); got.Code != 0 || !strings.Contains(got.Stdout, "of 1 attachments removed") || !strings.Contains(got.Stdout, "1 pods were attached through it") {
 				t.Errorf("uninstall: %+v", got)
 			}
-			if diff := cmp.Diff(before, n.rules()); diff != "" {
+			if diff := cmp.Diff(before, n.Rules()); diff != "" {
 				t.Errorf("rules (-before +after):\n%s", diff)
 			}
 			if now, err := os.ReadFile(filepath.Join(n.conf, "10-pods.conflist")); err != nil || string(now) != primary {
 				t.Errorf("the configuration is %s, %v", now, err)
 			}
-			if _, err := os.Stat(n.stateDir); !errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Stat(n.StateDir); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("the state directory: %v", err)
 			}
 			// The program that was left is there for the DEL of a runtime that goes by what it remembers.
-			args := n.args("c1", n.pod, pod4)
-			if got := binary(t, args.StdinData, append(n.env, "CNI_COMMAND=DEL", "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS="+args.Netns, "CNI_ARGS="+args.Args)); got != (outcome{}) {
+			args := n.Args("c1", n.Pod, testhost.Pod4)
+			if got := n.cni("DEL", args); got != (outcome{}) {
 				t.Errorf("DEL: %+v", got)
 			}
-			if diff := cmp.Diff(before, n.rules()); diff != "" {
+			if diff := cmp.Diff(before, n.Rules()); diff != "" {
 				t.Errorf("rules after the DEL (-before +after):\n%s", diff)
 			}
-			n.must(os.Remove(filepath.Join(n.cache, "results", "pods-c1-eth0")))
-			if got := n.command("uninstall"); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin+"/"+name+" removed") {
+			n.Must(os.Remove(filepath.Join(n.cache, "results", "pods-c1-eth0")))
+			if got := n.command("uninstall"); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin+"/"+pluginName+" removed") {
 				t.Errorf("uninstall again: %+v", got)
 			}
 			if left, err := os.ReadDir(n.bin); err != nil || len(left) > 0 {
@@ -143,17 +170,17 @@ func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
 // TestUninstallOfOtherPlacesIsRefused has it be told of a directory that no runtime reads, and of another state directory than the entry's: it
 // would leave the plugin chained, and say that it is done.
 func TestUninstallOfOtherPlacesIsRefused(t *testing.T) {
-	n := newInstalled(t, "auto")
+	n := newNode(t, "auto")
 	if got := n.command("install"); got.Code != 0 {
 		t.Fatalf("install: %+v", got)
 	}
-	state := n.stateDir
-	n.stateDir = filepath.Join(t.TempDir(), "other")
+	state := n.StateDir
+	n.StateDir = filepath.Join(t.TempDir(), "other")
 	if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "the entry's stateDir is "+state) {
 		t.Errorf("another state directory: %+v", got)
 	}
 	conf := n.conf
-	n.stateDir, n.conf = state, filepath.Join(t.TempDir(), "none")
+	n.StateDir, n.conf = state, filepath.Join(t.TempDir(), "none")
 	if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "is --cni-conf-dir where") {
 		t.Errorf("another configuration directory: %+v", got)
 	}
@@ -165,16 +192,16 @@ func TestUninstallOfOtherPlacesIsRefused(t *testing.T) {
 
 // TestInstallWaitsForAFileThatIsBeingWritten has it be broken for good, and written just now.
 func TestInstallWaitsForAFileThatIsBeingWritten(t *testing.T) {
-	n := newInstalled(t, "auto")
-	n.must(os.WriteFile(filepath.Join(n.conf, "05-x.conflist"), []byte("{"), 0o644))
+	n := newNode(t, "auto")
+	n.Must(os.WriteFile(filepath.Join(n.conf, "05-x.conflist"), []byte("{"), 0o644))
 	if got := n.command("install"); got.Code != 0 || !strings.Contains(got.Stdout, "entry in "+n.conf+"/10-pods.conflist") {
 		t.Errorf("install: %+v", got)
 	}
 }
 
 func TestInstallSaysWhatKeepsItFromIt(t *testing.T) {
-	n := newInstalled(t, "auto")
-	n.must(os.Remove(filepath.Join(n.conf, "10-pods.conflist")))
+	n := newNode(t, "auto")
+	n.Must(os.Remove(filepath.Join(n.conf, "10-pods.conflist")))
 	if got := n.command("install"); got.Code != 1 || !strings.Contains(got.Stderr, "the primary CNI has to be installed first") {
 		t.Errorf("without a network: %+v", got)
 	}
@@ -184,7 +211,7 @@ func TestInstallSaysWhatKeepsItFromIt(t *testing.T) {
 	if got := n.command("install", "--host-root", "/nowhere"); got.Code != 1 || !strings.Contains(got.Stderr, "--host-root /nowhere") {
 		t.Errorf("no host: %+v", got)
 	}
-	n.must(os.RemoveAll(n.bin))
+	n.Must(os.RemoveAll(n.bin))
 	if got := n.command("install"); got.Code != 1 || !strings.Contains(got.Stderr, "the plugin's program") {
 		t.Errorf("without a program directory: %+v", got)
 	}

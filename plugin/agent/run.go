@@ -22,19 +22,16 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
-// name is the plugin's, as the type of its entry in a network configuration.
-const name = "kube2iam-cni"
-
-// agentCommand is the node's agent: `kube2iam-cni agent`.
-func agentCommand(stderr io.Writer) *cli.Command {
+// runCommand is the agent itself: `kube2iam-agent run`.
+func runCommand(stderr io.Writer) *cli.Command {
 	return &cli.Command{
-		Name:  "agent",
+		Name:  "run",
 		Usage: "keep this node as the plugin made it: adopt, repair, collect, guard",
 		Description: `It runs on every node, as root with NET_ADMIN and the host's network (in a container: SYS_ADMIN and SYS_CHROOT too,
 the host's root mounted, and --host-root).
 
 It puts the guard in place, adopts pods that came before the plugin was chained, makes again what somebody
-flushed, and collects what no DEL came for. With --install it puts this program into the runtime's plugin
+flushed, and collects what no DEL came for. With --install it puts the plugin into the runtime's plugin
 directory and its entry into the network configuration first, and again whenever the primary CNI writes its
 own anew; without, it warns while the entry is missing, and is not ready. Stopped, it leaves everything as it is.
 
@@ -44,7 +41,7 @@ Give it the values that the plugin's entry in the network configuration has; the
 		Flags: append(agentFlags(), &cli.BoolFlag{Name: "once", Usage: "make one round and end; it fails while an agent runs"}),
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return fmt.Errorf("agent: unexpected argument %q", c.Args().First())
+				return fmt.Errorf("run: unexpected argument %q", c.Args().First())
 			}
 			ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, os.Interrupt)
 			defer stop()
@@ -56,7 +53,7 @@ Give it the values that the plugin's entry in the network configuration has; the
 // agentFlags are the flags of an agent, by which ready knows it.
 func agentFlags() []cli.Flag {
 	return slices.Concat(entryFlags(), nodeFlags(), installFlags(), []cli.Flag{
-		&cli.BoolFlag{Name: "install", Usage: "put the program and the entry in place, too, and keep them there"},
+		&cli.BoolFlag{Name: "install", Usage: "install the plugin and its entry too, and keep them installed"},
 		&cli.StringSliceFlag{Name: "netns-dir", Value: cli.NewStringSlice("/run/netns", "/run/docker/netns"), Usage: "where the container runtime keeps network namespaces; repeatable"},
 		&cli.DurationFlag{Name: "interval", Value: 10 * time.Second, Usage: "time between two rounds where the kernel tells of no change"},
 	})
@@ -70,7 +67,7 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	if c.Duration("interval") < time.Second {
 		return fmt.Errorf("--interval %s: less than 1s", c.Duration("interval"))
 	}
-	install := &conflist.Installer{WatchOnly: true, Binary: conflist.Binary{Name: name}, Interval: c.Duration("interval"), Log: log}
+	install := &conflist.Installer{WatchOnly: true, Binary: conflist.Binary{Name: pluginName}, Interval: c.Duration("interval"), Log: log}
 	if c.Bool("install") {
 		var program *os.File
 		if install, program, err = installer(c, log); err != nil {
@@ -195,7 +192,7 @@ func cache(c *cli.Context, confDir string) node.Cache {
 			pod, err := netconf.ParsePod(args)
 			return attachment.Pod(pod), err
 		},
-		Chained: func() ([]string, error) { return conflist.Chained(confDir, name) },
-		Is:      func(config []byte) bool { return conflist.Has(config, name) },
+		Chained: func() ([]string, error) { return conflist.Chained(confDir, pluginName) },
+		Is:      func(config []byte) bool { return conflist.Has(config, pluginName) },
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
 )
 
@@ -37,15 +38,17 @@ func nodeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "cni-conf-dir", DefaultText: "what the container runtime's configuration says, or " + places.Default.Configurations,
 			Usage: "where the network configurations are; pods are adopted of those that the plugin is chained in"},
 		&cli.StringFlag{Name: "cni-cache-dir", Value: "/var/lib/cni", Usage: "where the container runtime keeps what it attached"},
+		&cli.StringFlag{Name: "cni-bin-dir", DefaultText: "what the container runtime's configuration says, or " + places.Default.Programs,
+			Usage: "where the container runtime finds the plugins' programs"},
 		&cli.StringFlag{Name: "host-root", Usage: "the host's root directory, where it is not /; all other paths are below it"},
 	}
 }
 
-// installFlags say where the program is to be.
+// installFlags say what is installed.
 func installFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "cni-bin-dir", DefaultText: "what the container runtime's configuration says, or " + places.Default.Programs,
-			Usage: "where the container runtime finds the plugins' programs"},
+		&cli.StringFlag{Name: "plugin", DefaultText: pluginName + " in the directory of this program",
+			Usage: "the plugin's binary that is installed, outside --host-root"},
 	}
 }
 
@@ -90,14 +93,14 @@ func placesStay(ctx context.Context, c *cli.Context, were places.Places, interva
 // entry is the plugin's entry in a network configuration, by the flags.
 func entry(c *cli.Context) map[string]any {
 	return map[string]any{
-		"type": name, "proxyIP": c.String("proxy-ip"), "proxyPort": c.Uint("proxy-port"), "metadataIP": c.String("metadata-ip"),
+		"type": pluginName, "proxyIP": c.String("proxy-ip"), "proxyPort": c.Uint("proxy-port"), "metadataIP": c.String("metadata-ip"),
 		"stateDir": c.String("state-dir"), "backend": c.String("backend"), "guard": c.Bool("guard"), "mark": c.String("mark"), "path": c.String("path"),
 	}
 }
 
 // entryText is the entry as it is written: what is not the default.
 func entryText(c *cli.Context) ([]byte, error) {
-	text := fmt.Appendf(nil, `{"type": %q`, name)
+	text := fmt.Appendf(nil, `{"type": %q`, pluginName)
 	all := entry(c)
 	for _, key := range []struct{ flag, key string }{
 		{"proxy-ip", "proxyIP"}, {"proxy-port", "proxyPort"}, {"metadata-ip", "metadataIP"}, {"state-dir", "stateDir"},
@@ -140,4 +143,12 @@ func enter(root string) error {
 		return fmt.Errorf("--host-root %s: %w", root, err)
 	}
 	return nil
+}
+
+// settings are those of the rounds.
+func settings(c *netconf.Config) node.Settings {
+	return node.Settings{
+		ProxyIP: c.ProxyIP, ProxyPort: c.ProxyPort, MetadataIP: c.MetadataIP, StateDir: c.StateDir,
+		Backend: string(c.Backend), Guard: c.Guard, Mark: c.Mark, InPod: c.Path == netconf.Netns,
+	}
 }

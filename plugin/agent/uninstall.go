@@ -24,7 +24,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
 )
 
-// uninstallCommand takes the plugin off a node: `kube2iam-cni uninstall`.
+// uninstallCommand takes the plugin off a node: `kube2iam-agent uninstall`.
 func uninstallCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
@@ -34,9 +34,9 @@ removes all rules and the guard, and the state directory. Pods can be made and d
 
 FROM THEN ON PODS REACH THE NODE'S OWN CREDENTIALS. A proxy that still runs serves nobody any more.
 
-The program itself stays while pods run that were attached through it, for their DELs; call this again to have it
+The plugin itself stays while pods run that were attached through it, for their DELs; call this again to have it
 removed once they are gone.`,
-		Flags: slices.Concat(entryFlags(), nodeFlags(), installFlags()),
+		Flags: slices.Concat(entryFlags(), nodeFlags()),
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("uninstall: unexpected argument %q", c.Args().First())
@@ -77,7 +77,7 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 		return err
 	}
 	defer lock.Unlock()
-	did, err := conflist.Unchain(where.Configurations, name)
+	did, err := conflist.Unchain(where.Configurations, pluginName)
 	for _, line := range did {
 		fmt.Fprintln(stdout, line)
 	}
@@ -109,7 +109,7 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	if err != nil {
 		return fmt.Errorf("uninstall: the program stays: %w", err)
 	}
-	program := filepath.Join(where.Programs, name)
+	program := filepath.Join(where.Programs, pluginName)
 	if cached > 0 {
 		fmt.Fprintf(stdout, "%s stays: %d pods were attached through it; call this again once they are gone\n", program, cached)
 		return nil
@@ -127,7 +127,7 @@ const looks = 2
 
 // checkPlaces tells whether these are the places that the plugin was installed by: others would be left as they are, and the plugin chained.
 func checkPlaces(confDir, stateDir string) error {
-	entries, err := conflist.Entries(confDir, name)
+	entries, err := conflist.Entries(confDir, pluginName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: is --cni-conf-dir where this node's runtime reads its network configurations?", err)
 	}
@@ -136,7 +136,7 @@ func checkPlaces(confDir, stateDir string) error {
 	}
 	if len(entries) == 0 {
 		for _, dir := range places.Known {
-			if networks, _ := conflist.Chained(dir, name); filepath.Clean(dir) != filepath.Clean(confDir) && len(networks) > 0 {
+			if networks, _ := conflist.Chained(dir, pluginName); filepath.Clean(dir) != filepath.Clean(confDir) && len(networks) > 0 {
 				return fmt.Errorf("the plugin is not chained in %s, but in %s: give --cni-conf-dir and --cni-bin-dir", confDir, dir)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -14,12 +15,12 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 )
 
-// installCommand puts the plugin in place once: `kube2iam-cni install`.
+// installCommand puts the plugin in place once: `kube2iam-agent install`.
 func installCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "install",
 		Usage: "put the program and its entry in place on this node, once",
-		Description: `It copies this program into the runtime's plugin directory, and then appends the entry to the plugins of the
+		Description: `It copies the plugin into the runtime's plugin directory, and then appends the entry to the plugins of the
 network configuration that the runtime uses: the first of the directory that makes sense. From the next pod on
 the plugin is called.
 
@@ -68,16 +69,24 @@ The agent does the same with --install, and again whenever the primary CNI write
 // settling is how long install waits for a file that is being written.
 const settling = 10 * time.Second
 
-// installer is by the flags, of this very program, which is opened: inside a host's root directory its path may be another's. Its
-// directories are not known yet.
+// installer returns an installer as the flags say, without its directories, and the plugin's binary,
+// which is opened here because its path is not below the host's root directory.
 func installer(c *cli.Context, log *slog.Logger) (*conflist.Installer, *os.File, error) {
 	text, err := entryText(c)
 	if err != nil {
 		return nil, nil, err
 	}
-	program, err := os.Open("/proc/self/exe")
+	path := c.String("plugin")
+	if path == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, nil, err
+		}
+		path = filepath.Join(filepath.Dir(self), pluginName)
+	}
+	program, err := os.Open(path)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("the plugin to install: %w", err)
 	}
 	info, err := program.Stat()
 	if err != nil {
@@ -87,6 +96,6 @@ func installer(c *cli.Context, log *slog.Logger) (*conflist.Installer, *os.File,
 	interval := c.Duration("interval")
 	return &conflist.Installer{
 		Entry: text, Interval: interval, Log: log,
-		Binary: conflist.Binary{Name: name, Source: program, Size: info.Size()},
+		Binary: conflist.Binary{Name: pluginName, Source: program, Size: info.Size()},
 	}, program, nil
 }

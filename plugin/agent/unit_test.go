@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // unit is the settings of the service in conf/kube2iam-cni-agent.service.
@@ -22,7 +23,7 @@ type unit map[string]string
 
 func readUnit(t *testing.T) unit {
 	t.Helper()
-	text, err := os.ReadFile("../conf/kube2iam-cni-agent.service")
+	text, err := os.ReadFile("../../conf/kube2iam-cni-agent.service")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,11 +39,8 @@ func readUnit(t *testing.T) unit {
 	return u
 }
 
-// command is ExecStart as systemd splits and expands it (systemd.service(5), "COMMAND LINES").
-func (u unit) command() []string {
-	name, value, _ := strings.Cut(u["Environment"], "=")
-	return strings.Fields(strings.ReplaceAll(u["ExecStart"], "${"+name+"}", value))
-}
+// command returns ExecStart as systemd splits it (systemd.service(5), "COMMAND LINES").
+func (u unit) command() []string { return strings.Fields(u["ExecStart"]) }
 
 // capabilities are the unit's, by their numbers in linux/capability.h.
 func (u unit) capabilities(t *testing.T) (mask uint64) {
@@ -62,31 +60,31 @@ func (u unit) capabilities(t *testing.T) (mask uint64) {
 }
 
 // restrict leaves no other capabilities to the programs that this thread starts, and no way to more.
-func (n *installed) restrict(mask uint64) {
+func (n *testNode) restrict(mask uint64) {
 	n.Helper()
 	for number := 0; ; number++ {
 		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(number), 0, 0, 0); err != nil {
 			break // beyond the last one of this kernel
 		}
 		if mask&(1<<number) == 0 {
-			n.must(unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(number), 0, 0, 0))
+			n.Must(unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(number), 0, 0, 0))
 		}
 	}
-	n.must(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	n.Must(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 }
 
 // runtimeSocket listens where a container runtime does, by which the runtime is found.
-func (n *installed) runtimeSocket(path string) {
+func (n *testNode) runtimeSocket(path string) {
 	n.Helper()
-	n.must(os.MkdirAll(filepath.Dir(path), 0o755))
+	n.Must(os.MkdirAll(filepath.Dir(path), 0o755))
 	l, err := net.Listen("unix", path)
-	n.must(err)
+	n.Must(err)
 	n.Cleanup(func() { l.Close() })
 }
 
-// TestUnitFindsTheProgramAndInstalls runs the unit's command with the unit's capabilities on nodes of
+// TestUnitInstalls runs the unit's command with the unit's capabilities on nodes of
 // several distributions, after `install`: the directories are the node's own, in a mount namespace.
-func TestUnitFindsTheProgramAndInstalls(t *testing.T) {
+func TestUnitInstalls(t *testing.T) {
 	const user = 1000 // that owns the network configurations, as on some distributions
 	for distribution, tt := range map[string]struct {
 		socket, config, text string
@@ -115,21 +113,29 @@ func TestUnitFindsTheProgramAndInstalls(t *testing.T) {
 		},
 	} {
 		t.Run(distribution, func(t *testing.T) {
-			n := newInstalled(t, "nftables")
+			n := newNode(t, "nftables")
 			u := readUnit(t)
-			n.must(unix.Unshare(unix.CLONE_NEWNS))
-			n.must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+			self, err := os.ReadFile("/proc/self/exe")
+			n.Must(err)
+			plugin, err := os.ReadFile(n.plugin)
+			n.Must(err)
+			n.Must(unix.Unshare(unix.CLONE_NEWNS))
+			n.Must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 			for _, dir := range []string{"/etc", "/home", "/opt", "/run", "/var"} {
-				n.must(unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"))
+				n.Must(unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"))
 			}
+			programs := filepath.Dir(u.command()[0])
+			n.Must(os.MkdirAll(programs, 0o755))
+			n.Must(os.WriteFile(filepath.Join(programs, "kube2iam-agent"), self, 0o755))
+			n.Must(os.WriteFile(filepath.Join(programs, pluginName), plugin, 0o755))
 			n.bin, n.conf = tt.bin, tt.conf
 			for _, dir := range []string{n.bin, n.conf} {
-				n.must(os.MkdirAll(dir, 0o755))
+				n.Must(os.MkdirAll(dir, 0o755))
 			}
 			if tt.socket != "" {
 				n.runtimeSocket(tt.socket)
-				n.must(os.MkdirAll(filepath.Dir(tt.config), 0o755))
-				n.must(os.WriteFile(tt.config, []byte(tt.text), 0o644))
+				n.Must(os.MkdirAll(filepath.Dir(tt.config), 0o755))
+				n.Must(os.WriteFile(tt.config, []byte(tt.text), 0o644))
 			}
 			path, chained := filepath.Join(n.conf, "10-pods.conflist"), filepath.Join(n.conf, "10-pods.conflist")
 			text := primary
@@ -139,29 +145,29 @@ func TestUnitFindsTheProgramAndInstalls(t *testing.T) {
 			}
 			write := func() {
 				t.Helper()
-				n.must(os.WriteFile(path, []byte(text), 0o640))
-				n.must(os.Chown(path, user, user))
+				n.Must(os.WriteFile(path, []byte(text), 0o640))
+				n.Must(os.Chown(path, user, user))
 			}
 			write()
-			if got := binary(t, nil, n.env, "install"); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin+"/"+name) {
+			if got := outcomeOf(t, exec.Command(u.command()[0], "install"), append(n.env, agentEnv(t)...), nil); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin+"/"+pluginName) {
 				t.Fatalf("install: %+v", got)
 			}
 			if tt.lone {
-				n.must(os.Remove(chained))
+				n.Must(os.Remove(chained))
 			}
 			write() // as the primary CNI does at a boot
 
 			n.restrict(u.capabilities(t))
 			notified, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: "/run/notify"})
-			n.must(err)
+			n.Must(err)
 			defer notified.Close()
 			command := u.command()
 			agent := &agentProcess{t: t, ended: make(chan struct{})}
 			agent.cmd = exec.Command(command[0], command[1:]...)
 			agent.cmd.Stdout, agent.cmd.Stderr = agent, agent
-			agent.cmd.Env = []string{"TEST_AS_PLUGIN=1", "GORACE=atexit_sleep_ms=0", "NOTIFY_SOCKET=/run/notify", "GOCOVERDIR=" + t.TempDir()}
+			agent.cmd.Env = append(agentEnv(t), "PATH="+os.Getenv("PATH"), "NOTIFY_SOCKET=/run/notify")
 			n.launch(agent)
-			n.must(notified.SetReadDeadline(time.Now().Add(time.Minute)))
+			n.Must(notified.SetReadDeadline(time.Now().Add(time.Minute)))
 			message := make([]byte, 4096)
 			size, err := notified.Read(message)
 			if err != nil || !strings.HasPrefix(string(message[:size]), "READY=1") {
@@ -174,25 +180,29 @@ func TestUnitFindsTheProgramAndInstalls(t *testing.T) {
 			owned := func(when string) {
 				t.Helper()
 				var st unix.Stat_t
-				n.must(unix.Stat(chained, &st))
+				n.Must(unix.Stat(chained, &st))
 				if st.Uid != user || st.Gid != user || st.Mode&0o777 != 0o640 {
 					t.Errorf("%s: %s is owned by %d:%d, with mode %#o", when, chained, st.Uid, st.Gid, st.Mode&0o777)
 				}
 			}
 			owned("chained")
 			// The agent heals what it put there, with no more than the unit allows.
-			n.must(os.Remove(filepath.Join(n.bin, name)))
-			n.eventually("the program is there again", func() bool { _, err := os.Stat(filepath.Join(n.bin, name)); return err == nil })
+			n.Must(os.Remove(filepath.Join(n.bin, pluginName)))
+			n.eventually("the program is there again", func() bool { _, err := os.Stat(filepath.Join(n.bin, pluginName)); return err == nil })
 			text = strings.Replace(text, "pods", "pods2", 1)
 			write()
 			n.eventually("chained again", func() bool {
 				now, _ := os.ReadFile(chained)
-				return strings.Contains(string(now), "pods2") && strings.Contains(string(now), name)
+				return strings.Contains(string(now), "pods2") && strings.Contains(string(now), pluginName)
 			})
 			owned("chained again")
-			n.must(n.add(n.args("c1", n.pod, pod4)))
-			n.run("nft flush ruleset")
-			n.eventually("guarded again", func() bool { return strings.Contains(n.rules(), "guard") })
+			n.In(n.Netns, func() { // on a thread with all capabilities, as a container runtime has them
+				if got := n.cni("ADD", n.Args("c1", n.Pod, testhost.Pod4)); got.Code != 0 {
+					t.Errorf("ADD: %+v", got)
+				}
+			})
+			n.Run("nft flush ruleset")
+			n.eventually("guarded again", func() bool { return strings.Contains(n.Rules(), "guard") })
 			if code := agent.end(syscall.SIGTERM); code != 0 {
 				t.Errorf("it ends with %d", code)
 			}
@@ -217,15 +227,14 @@ func effective(t *testing.T, pid int) (mask uint64) {
 	return mask
 }
 
-// TestUnitKnowsTheDocumentedNodes compares the unit with the table "Places" of the documentation: it looks for the program in every
-// directory of the table, and starts before every unit that runs a kubelet.
+// TestUnitKnowsTheDocumentedNodes compares the unit with the table "Places" of the documentation: it
+// starts before every unit that runs a kubelet.
 func TestUnitKnowsTheDocumentedNodes(t *testing.T) {
-	text, err := os.ReadFile("../docs/operations.md")
+	text, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	u := readUnit(t)
-	_, dirs, _ := strings.Cut(u["Environment"], "=")
 	_, table, _ := strings.Cut(string(text), "\n### Places\n")
 	table, _, _ = strings.Cut(strings.TrimSpace(table), "\n\n")
 	quoted := func(cell string) (values []string) {
@@ -242,15 +251,13 @@ func TestUnitKnowsTheDocumentedNodes(t *testing.T) {
 		if len(cells) != 6 {
 			t.Fatalf("%d columns in %q", len(cells)-2, row)
 		}
-		for column, known := range map[int][]string{2: strings.Split(dirs, ":"), 4: strings.Fields(u["Before"])} {
-			values := quoted(cells[column])
-			if len(values) == 0 {
-				t.Errorf("nothing in column %d of %q", column, row)
-			}
-			for _, value := range values {
-				if !slices.Contains(known, value) {
-					t.Errorf("%s is documented, and the unit has %q", value, known)
-				}
+		units := quoted(cells[4])
+		if len(units) == 0 {
+			t.Errorf("no unit in %q", row)
+		}
+		for _, kubelet := range units {
+			if !slices.Contains(strings.Fields(u["Before"]), kubelet) {
+				t.Errorf("%s is documented, and the unit starts before %q", kubelet, u["Before"])
 			}
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
-// readiness is what an agent has checked, as `kube2iam-cni ready` reports it: it is ready where the
+// readiness is what an agent has checked, as `kube2iam-agent ready` reports it: it is ready where the
 // last round left the rules as they should be and the last look found the entry chained.
 type readiness struct {
 	lock *node.AgentLock

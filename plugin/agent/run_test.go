@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // agentProcess is an agent that runs as a process of its own.
@@ -41,30 +43,30 @@ func (a *agentProcess) said() string {
 }
 
 // flags are those of an agent of this node, with more that win over them.
-func (n *installed) flags(more ...string) []string {
+func (n *testNode) flags(more ...string) []string {
 	return append([]string{
-		"--state-dir", n.stateDir, "--backend", n.backend, "--cni-conf-dir", n.conf, "--cni-bin-dir", n.bin, "--cni-cache-dir", n.cache, "--interval", "1s",
+		"--state-dir", n.StateDir, "--backend", n.Backend, "--cni-conf-dir", n.conf, "--cni-bin-dir", n.bin, "--cni-cache-dir", n.cache, "--interval", "1s", "--plugin", n.plugin,
 	}, more...)
 }
 
 // start runs the agent until the test ends.
-func (n *installed) start(more ...string) *agentProcess {
+func (n *testNode) start(more ...string) *agentProcess {
 	n.Helper()
 	self, err := os.Executable()
-	n.must(err)
+	n.Must(err)
 	a := &agentProcess{t: n.T, flags: n.flags(more...), ended: make(chan struct{})}
-	a.cmd = exec.Command(self, append([]string{"agent"}, a.flags...)...)
+	a.cmd = exec.Command(self, append([]string{"run"}, a.flags...)...)
 	a.cmd.Stdout, a.cmd.Stderr = a, a
-	a.cmd.Env = append(n.env, "TEST_AS_PLUGIN=1", "GORACE=atexit_sleep_ms=0", "GOCOVERDIR="+n.TempDir())
+	a.cmd.Env = append(n.env, agentEnv(n.T)...)
 	n.launch(a)
 	return a
 }
 
 // launch starts the process from this thread, and ends it with the test.
-func (n *installed) launch(a *agentProcess) {
+func (n *testNode) launch(a *agentProcess) {
 	n.Helper()
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	n.must(a.cmd.Start())
+	n.Must(a.cmd.Start())
 	go func() {
 		a.cmd.Wait()
 		close(a.ended)
@@ -85,13 +87,13 @@ func (a *agentProcess) end(signal syscall.Signal) int {
 }
 
 // ready runs `ready` with the flags of the agent.
-func (n *installed) ready(flags ...string) outcome {
+func (n *testNode) ready(flags ...string) outcome {
 	n.Helper()
-	return binary(n.T, nil, n.env, append([]string{"ready"}, flags...)...)
+	return agent(n.T, n.env, append([]string{"ready"}, flags...)...)
 }
 
 // eventually waits until something holds, for as long as the test may take.
-func (n *installed) eventually(what string, holds func() bool) {
+func (n *testNode) eventually(what string, holds func() bool) {
 	n.Helper()
 	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -100,14 +102,14 @@ func (n *installed) eventually(what string, holds func() bool) {
 	}
 }
 
-func (n *installed) eventuallyReady(flags ...string) {
+func (n *testNode) eventuallyReady(flags ...string) {
 	n.Helper()
 	n.eventually("ready", func() bool { return n.ready(flags...).Code == 0 })
 }
 
 const waits = "waiting until it ends, and changing nothing"
 
-func (n *installed) eventuallyWaits(a *agentProcess) {
+func (n *testNode) eventuallyWaits(a *agentProcess) {
 	n.Helper()
 	n.eventually("the second agent waits", func() bool { return strings.Contains(a.said(), waits) })
 }
@@ -118,11 +120,11 @@ type writes struct {
 	texts []string
 }
 
-func (n *installed) watchConf() *writes {
+func (n *testNode) watchConf() *writes {
 	n.Helper()
 	watcher, err := fsnotify.NewWatcher()
-	n.must(err)
-	n.must(watcher.Add(n.conf))
+	n.Must(err)
+	n.Must(watcher.Add(n.conf))
 	n.Cleanup(func() { watcher.Close() })
 	w := &writes{}
 	go func() {
@@ -145,16 +147,16 @@ func (w *writes) all() []string {
 }
 
 // rewrite has the primary CNI write its configuration anew, as it does at an upgrade.
-func (n *installed) rewrite() {
+func (n *testNode) rewrite() {
 	n.Helper()
 	path := filepath.Join(n.conf, "10-pods.conflist")
-	n.must(errors.Join(os.WriteFile(path+".new", []byte(primary), 0o644), os.Rename(path+".new", path)))
+	n.Must(errors.Join(os.WriteFile(path+".new", []byte(primary), 0o644), os.Rename(path+".new", path)))
 }
 
-func (n *installed) isChained(stateDir string) bool {
+func (n *testNode) isChained(stateDir string) bool {
 	text, err := os.ReadFile(filepath.Join(n.conf, "10-pods.conflist"))
-	n.must(err)
-	return strings.Contains(string(text), name) && strings.Contains(string(text), `"`+stateDir+`"`)
+	n.Must(err)
+	return strings.Contains(string(text), pluginName) && strings.Contains(string(text), `"`+stateDir+`"`)
 }
 
 // TestOneAgentChangesANode starts a second agent whose state directory is another one. Without a lock
@@ -162,12 +164,12 @@ func (n *installed) isChained(stateDir string) bool {
 func TestOneAgentChangesANode(t *testing.T) {
 	for _, by := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		t.Run("the first ends by "+by.String(), func(t *testing.T) {
-			n := newInstalled(t, "nftables")
+			n := newNode(t, "nftables")
 			first := n.start("--install")
 			n.eventuallyReady(first.flags...)
-			n.must(n.add(n.args("c1", n.pod, pod4)))
-			if len(n.ours()) != 1 {
-				t.Fatalf("after ADD: %v", n.ours())
+			n.add("c1", n.Pod, testhost.Pod4)
+			if len(n.Redirections()) != 1 {
+				t.Fatalf("after ADD: %v", n.Redirections())
 			}
 			w := n.watchConf()
 
@@ -175,18 +177,18 @@ func TestOneAgentChangesANode(t *testing.T) {
 			second := n.start("--install", "--state-dir", other)
 			n.eventuallyWaits(second)
 			named := fmt.Sprintf("PID %d (", first.cmd.Process.Pid)
-			if said := second.said(); !strings.Contains(said, named) || !strings.Contains(said, "--install") || !strings.Contains(said, "state directory "+n.stateDir) {
+			if said := second.said(); !strings.Contains(said, named) || !strings.Contains(said, "--install") || !strings.Contains(said, "state directory "+n.StateDir) {
 				t.Errorf("it does not name the first: %s", said)
 			}
-			if got := n.ready(second.flags...); got.Code != 1 || !strings.Contains(got.Stderr, named) || !strings.Contains(got.Stderr, "state directory "+n.stateDir) {
+			if got := n.ready(second.flags...); got.Code != 1 || !strings.Contains(got.Stderr, named) || !strings.Contains(got.Stderr, "state directory "+n.StateDir) {
 				t.Errorf("ready of the second: %+v", got)
 			}
 			for _, flags := range [][]string{first.flags, nil} {
-				if got := n.ready(flags...); got.Code != 0 || !strings.Contains(got.Stdout, named) || !strings.Contains(got.Stdout, "state directory "+n.stateDir) || !strings.Contains(got.Stdout, "guard and rules in place; program in "+n.bin+", entry chained in "+n.conf) {
+				if got := n.ready(flags...); got.Code != 0 || !strings.Contains(got.Stdout, named) || !strings.Contains(got.Stdout, "state directory "+n.StateDir) || !strings.Contains(got.Stdout, "guard and rules in place; program in "+n.bin+", entry chained in "+n.conf) {
 					t.Errorf("ready with %q: %+v", flags, got)
 				}
 			}
-			if got := n.command("agent", "--once"); got.Code != 1 || !strings.Contains(got.Stderr, named) {
+			if got := n.command("run", "--once"); got.Code != 1 || !strings.Contains(got.Stderr, named) {
 				t.Errorf("a round beside the agent: %+v", got)
 			}
 			if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, named) {
@@ -194,12 +196,14 @@ func TestOneAgentChangesANode(t *testing.T) {
 			}
 			// The first goes on alone: the kernel tells both of the changes.
 			n.rewrite()
-			n.eventually("chained again", func() bool { return n.isChained(n.stateDir) })
-			n.run("nft flush ruleset")
-			n.eventually("rules again", func() bool { return len(n.ours()) == 1 })
+			n.eventually("chained again", func() bool { return n.isChained(n.StateDir) })
+			n.Run("nft flush ruleset")
+			n.eventually("rules again", func() bool { return len(n.Redirections()) == 1 })
 			// ADD and DEL do not wait.
-			n.must(n.add(n.args("c2", n.newPod("routed", "veth2", "10.1.0.6", "fd00:1::6"), "10.1.0.6")))
-			n.must(n.del(n.args("c2", n.pod, "10.1.0.6")))
+			n.add("c2", n.NewPod("routed", "veth2", "10.1.0.6", "fd00:1::6"), "10.1.0.6")
+			if got := n.cni("DEL", n.Args("c2", n.Pod, "10.1.0.6")); got.Code != 0 {
+				t.Errorf("DEL: %+v", got)
+			}
 			count := len(w.all())
 			for _, text := range w.all() {
 				if strings.Contains(text, other) {
@@ -232,10 +236,10 @@ func TestOneAgentChangesANode(t *testing.T) {
 			if got := n.ready(); got.Code != 1 || !strings.Contains(got.Stderr, "no agent runs") {
 				t.Errorf("ready without an agent: %+v", got)
 			}
-			if got := n.command("agent", "--once"); got.Code != 0 {
+			if got := n.command("run", "--once"); got.Code != 0 {
 				t.Errorf("a round without an agent: %+v", got)
 			}
-			n.stateDir = other
+			n.StateDir = other
 			if got := n.command("uninstall"); got.Code != 0 {
 				t.Errorf("an uninstall without an agent: %+v", got)
 			}
@@ -246,7 +250,7 @@ func TestOneAgentChangesANode(t *testing.T) {
 // TestSecondAgentWaitsWhateverItsFlags has each flag differ that says where something is. An agent
 // that waits ends at once when it is told to.
 func TestSecondAgentWaitsWhateverItsFlags(t *testing.T) {
-	n := newInstalled(t, "nftables")
+	n := newNode(t, "nftables")
 	n.start()
 	n.eventually("an agent", func() bool { return !strings.Contains(n.ready().Stderr, "no agent") })
 	for _, flags := range [][]string{
@@ -263,7 +267,7 @@ func TestSecondAgentWaitsWhateverItsFlags(t *testing.T) {
 
 // TestMissingEntryIsNoticed has an agent without --install, as one may be run beside an entry by hand.
 func TestMissingEntryIsNoticed(t *testing.T) {
-	n := newInstalled(t, "nftables")
+	n := newNode(t, "nftables")
 	a := n.start()
 	const warning = "the entry is missing"
 	missing := "guard and rules in place; the plugin is not in the chain of " + filepath.Join(n.conf, "10-pods.conflist")
@@ -289,16 +293,16 @@ func TestMissingEntryIsNoticed(t *testing.T) {
 // TestReadyOfAnotherContainer has an agent in a container of its own, and asks from another one, whose
 // probe has no flags but --host-root.
 func TestReadyOfAnotherContainer(t *testing.T) {
-	n := newInstalled(t, "nftables")
+	n := newNode(t, "nftables")
 	a := n.start("--install", "--host-root", "/")
 	n.eventuallyReady(a.flags...)
 	if got := n.ready("--host-root", "/"); got.Code != 0 {
 		t.Errorf("in its own container: %+v", got)
 	}
 	self, err := os.Executable()
-	n.must(err)
+	n.Must(err)
 	cmd := exec.Command("unshare", "--mount", self, "ready", "--host-root", "/")
-	cmd.Env = append(n.env, "TEST_AS_PLUGIN=1")
+	cmd.Env = append(n.env, agentEnv(t)...)
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), fmt.Sprintf("the agent of this container waits for another one to end: PID %d (", a.cmd.Process.Pid)) {
 		t.Errorf("in another container: %v: %s", err, out)

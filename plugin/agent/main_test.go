@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
+)
+
+// TestMain makes the test binary the agent's where a test runs it as such.
+func TestMain(m *testing.M) {
+	if os.Getenv("TEST_AS_AGENT") != "" {
+		main()
+	}
+	code := m.Run()
+	if path, err := buildPlugin(); err == nil {
+		os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
+}
+
+type outcome struct {
+	Code           int
+	Stdout, Stderr string
+}
+
+// agent runs the agent's binary.
+func agent(t *testing.T, env []string, args ...string) outcome {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return outcomeOf(t, exec.Command(self, args...), append(env, agentEnv(t)...), nil)
+}
+
+// agentEnv makes the test binary the agent's. The race detector would delay its exit by a second.
+func agentEnv(t *testing.T) []string {
+	return []string{"TEST_AS_AGENT=1", "GORACE=atexit_sleep_ms=0", "GOCOVERDIR=" + t.TempDir()}
+}
+
+func outcomeOf(t *testing.T, cmd *exec.Cmd, env []string, stdin []byte) outcome {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, bytes.NewReader(stdin), &stdout, &stderr
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return outcome{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+var buildPlugin = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, pluginName)
+	build := exec.Command("go", "build", "-o", path, "..")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stderr = os.Stderr
+	return path, build.Run()
+})
+
+func TestProgram(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args []string
+		code int
+		text string
+	}{
+		"no argument":     {nil, 0, "run|install|uninstall|ready"},
+		"help":            {[]string{"--help"}, 0, "run|install|uninstall|ready"},
+		"version":         {[]string{"--version"}, 0, "kube2iam-agent unknown (commit unknown, built unknown)"},
+		"unknown command": {[]string{"agents"}, 1, `unknown command "agents"`},
+		"run":             {[]string{"run", "--help"}, 0, "adopt, repair, collect, guard"},
+		"backend":         {[]string{"run", "--backend", "ipvs"}, 1, `backend: "ipvs" is not`},
+		"mark":            {[]string{"run", "--mark", "0"}, 1, `mark: "0" is not`},
+		"interval":        {[]string{"run", "--interval", "1ms"}, 1, "--interval 1ms"},
+		"argument":        {[]string{"run", "now"}, 1, `unexpected argument "now"`},
+		"unknown flag":    {[]string{"--what"}, 1, "what"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := agent(t, nil, tc.args...)
+			if got.Code != tc.code || !strings.Contains(got.Stdout+got.Stderr, tc.text) {
+				t.Errorf("got %+v, want exit status %d and %q", got, tc.code, tc.text)
+			}
+		})
+	}
+}
+
+// TestHelpIsTrue takes the help at its word: its list is JSON whose entry the plugin takes, and the defaults are those.
+func TestHelpIsTrue(t *testing.T) {
+	start, end := strings.Index(description, "{"), strings.Index(description, "\n}\n")
+	var list struct {
+		CNIVersion, Name string
+		Plugins          []map[string]any
+	}
+	if err := json.Unmarshal([]byte(description[start:end+2]), &list); err != nil {
+		t.Fatal(err)
+	}
+	parse := func(entry map[string]any) *netconf.Config {
+		t.Helper()
+		entry["cniVersion"], entry["name"] = list.CNIVersion, list.Name
+		data, err := json.Marshal(entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conf, err := netconf.Parse(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conf
+	}
+	entry := list.Plugins[len(list.Plugins)-1]
+	if entry["type"] != "kube2iam-cni" {
+		t.Errorf("the last entry is %v", entry)
+	}
+	defaults := parse(entry)
+	keys := regexp.MustCompile(`(?m)^  ("\w+": \S+)`).FindAllString(description[end:], -1)
+	if len(keys) != 8 {
+		t.Errorf("the help explains %q", keys)
+	}
+	var said map[string]any
+	if err := json.Unmarshal([]byte("{"+strings.Join(keys, ",")+"}"), &said); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(defaults, parse(said), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+}

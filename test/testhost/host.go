@@ -1,0 +1,369 @@
+// Package testhost is a host, a pod and a metadata service for tests, each in a network namespace.
+package testhost
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
+)
+
+// Host has the network namespaces of a host, a pod and a metadata service, which live as long as the
+// test. The test's thread is in the host's.
+type Host struct {
+	*testing.T
+	Netns, Pod, Service netns.NsHandle // Netns is the host's
+	Commands            string         // directory of the iptables commands
+	StateDir            string
+	Kind, Backend       string
+}
+
+const (
+	Uplink4, Uplink6   = "192.168.7.2", "fd00:7::2"
+	Service4, Service6 = "169.254.169.254", "fd00:ec2::254"
+	Pod4, Pod6         = "10.1.0.5", "fd00:1::5"
+)
+
+// New makes a host with a pod that is "routed" or "bridged". It needs root.
+func New(t *testing.T, kind, backend string) *Host {
+	t.Helper()
+	runtime.LockOSThread()
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
+	n := &Host{T: t, Commands: t.TempDir(), StateDir: filepath.Join(t.TempDir(), "state"), Kind: kind, Backend: backend}
+	n.Service, n.Pod, n.Netns = n.NewNetns(), n.NewNetns(), n.NewNetns()
+	n.standIn()
+	for _, sysctl := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		n.Must(os.WriteFile("/proc/sys/"+sysctl, []byte("1"), 0o644))
+	}
+	n.IP(n.Netns, "link set lo up", "link add uplink type veth peer name far", "addr add "+Uplink4+"/24 dev uplink",
+		"addr add "+Uplink6+"/64 dev uplink nodad", "link set uplink up")
+	n.Give("far", n.Service)
+	n.IP(n.Service, "link set lo up", "addr add "+Service4+"/32 dev lo", "addr add "+Service6+"/128 dev lo nodad",
+		"addr add 192.168.7.1/24 dev far", "addr add fd00:7::1/64 dev far nodad", "link set far up",
+		"route add 10.1.0.0/16 via "+Uplink4, "route add fd00:1::/64 via "+Uplink6)
+	n.IP(n.Netns, "route add default via 192.168.7.1", "route add default via fd00:7::1")
+	n.Attach(kind, "veth0", n.Pod, Pod4, Pod6)
+	return n
+}
+
+// Attach gives a namespace an eth0 with the addresses, as a CNI plugin before this one does.
+func (n *Host) Attach(kind, hostLink string, pod netns.NsHandle, ip4, ip6 string) {
+	n.Helper()
+	n.IP(n.Netns, "link add "+hostLink+" type veth peer name eth0")
+	n.Give("eth0", pod)
+	switch kind {
+	case "routed":
+		n.IP(n.Netns, "addr add 10.1.0.1/32 dev "+hostLink, "addr add fe80::1/64 dev "+hostLink+" nodad", "link set "+hostLink+" up",
+			"route add "+ip4+"/32 dev "+hostLink, "route add "+ip6+"/128 dev "+hostLink)
+	case "bridged":
+		if _, err := netlink.LinkByName("br0"); err != nil {
+			n.IP(n.Netns, "link add br0 type bridge", "addr add 10.1.0.1/16 dev br0", "addr add fe80::1/64 dev br0 nodad",
+				"addr add fd00:1::1/64 dev br0 nodad", "link set br0 up")
+		}
+		n.IP(n.Netns, "link set "+hostLink+" master br0 up")
+	default:
+		n.Fatalf("a pod that is %q", kind)
+	}
+	n.IP(pod, "link set lo up", "addr add "+ip4+"/16 dev eth0", "addr add "+ip6+"/64 dev eth0 nodad", "link set eth0 up",
+		"route add default via 10.1.0.1", "route add default via fe80::1 dev eth0")
+}
+
+// standIn makes the iptables commands of the node: each notes its call, fails if it is told to, and else becomes the real
+// one.
+func (n *Host) standIn() {
+	n.Helper()
+	for _, name := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+		real, err := exec.LookPath(name)
+		n.Must(err)
+		for _, with := range []string{"", "-restore", "-save"} {
+			n.Must(os.WriteFile(filepath.Join(n.Commands, name+with), []byte(`#!/bin/sh
+dir=${0%/*} name=${0##*/} input=
+case $name in *-restore) input=$(/bin/cat) ;; esac
+echo "$name $*" >>"$dir/log"
+if [ -e "$dir/fail" ]; then
+	read -r status part <"$dir/fail"
+	case "$name $* $input" in *"$part"*) echo "told to fail" >&2; exit "$status" ;; esac
+fi
+printf '%s\n' "$input" | `+real+with+` "$@"
+`), 0o755))
+		}
+	}
+}
+
+// FailCommand makes the calls that contain part fail; with status 0 none fails any more.
+func (n *Host) FailCommand(status int, part string) {
+	n.Helper()
+	file := filepath.Join(n.Commands, "fail")
+	if status == 0 {
+		n.Must(os.Remove(file))
+		return
+	}
+	n.Must(os.WriteFile(file, fmt.Appendf(nil, "%d %s\n", status, part), 0o644))
+}
+
+// Calls are the iptables commands that were run since the last question.
+func (n *Host) Calls() []string {
+	n.Helper()
+	file := filepath.Join(n.Commands, "log")
+	data, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	n.Must(err)
+	n.Must(os.Remove(file))
+	return strings.Split(strings.TrimSpace(string(data)), "\n")
+}
+
+func (n *Host) Must(err error) {
+	n.Helper()
+	if err != nil {
+		n.Fatal(err)
+	}
+}
+
+func (n *Host) NewNetns() netns.NsHandle {
+	n.Helper()
+	ns, err := netns.New()
+	if err != nil {
+		n.Fatalf("new network namespace (these tests need root): %v", err)
+	}
+	n.Cleanup(func() { ns.Close() })
+	// An address is there at once, and not after a second or two in which others are asked whether it is theirs.
+	n.Must(os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o644))
+	return ns
+}
+
+// NewPod is one more pod of the node.
+func (n *Host) NewPod(kind, hostLink, ip4, ip6 string) netns.NsHandle {
+	n.Helper()
+	pod := n.NewNetns()
+	n.Must(netns.Set(n.Netns))
+	n.Attach(kind, hostLink, pod, ip4, ip6)
+	return pod
+}
+
+// In runs a function on a thread that is in a namespace, and dies with it.
+func (n *Host) In(ns netns.NsHandle, do func()) {
+	n.Helper()
+	entered := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := netns.Set(ns)
+		if err == nil {
+			do()
+		}
+		entered <- err
+	}()
+	n.Must(<-entered)
+}
+
+func (n *Host) IP(ns netns.NsHandle, commands ...string) {
+	n.Helper()
+	n.In(ns, func() {
+		batch := exec.Command("ip", "-batch", "-")
+		batch.Stdin = strings.NewReader(strings.Join(commands, "\n"))
+		if out, err := batch.CombinedOutput(); err != nil {
+			n.Errorf("ip: %v\n%s\n%s", err, strings.Join(commands, "\n"), out)
+		}
+	})
+	if n.Failed() {
+		n.FailNow()
+	}
+}
+
+func (n *Host) Give(link string, to netns.NsHandle) {
+	n.Helper()
+	l, err := netlink.LinkByName(link)
+	n.Must(err)
+	n.Must(netlink.LinkSetNsFd(l, int(to)))
+}
+
+// Run runs a real command on the host.
+func (n *Host) Run(command string) string {
+	n.Helper()
+	words := strings.Fields(command)
+	out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
+	if err != nil {
+		n.Fatalf("%s: %v\n%s", command, err, out)
+	}
+	return string(out)
+}
+
+// Rules is every rule of the host, as the save commands write them without comments and counters.
+func (n *Host) Rules() string {
+	n.Helper()
+	return strings.Join(append(n.IPTablesRules(), n.NFTables()...), "\n")
+}
+
+func (n *Host) IPTablesRules() (kept []string) {
+	n.Helper()
+	for _, save := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"} {
+		for line := range strings.Lines(n.Run(save)) {
+			if strings.HasPrefix(line, ":") {
+				line, _, _ = strings.Cut(line, " [")
+			}
+			if !strings.HasPrefix(line, "#") {
+				kept = append(kept, save+": "+strings.TrimSpace(line))
+			}
+		}
+	}
+	return kept
+}
+
+// NFTables is what stands in our tables.
+func (n *Host) NFTables() []string {
+	n.Helper()
+	lines, err := nftlist.Ours(func(args ...string) (string, error) {
+		out, err := exec.Command("nft", args...).CombinedOutput()
+		return string(out), err
+	})
+	n.Must(err)
+	return lines
+}
+
+// Redirections are the rules with which the pods are redirected.
+func (n *Host) Redirections() []string {
+	n.Helper()
+	var ours []string
+	for line := range strings.Lines(n.Rules()) {
+		if strings.Contains(line, "-A KUBE2IAM-CNI") || strings.Contains(line, " : 192.168.7.") || strings.Contains(line, " : fd00:7:") {
+			ours = append(ours, strings.TrimSpace(line))
+		}
+	}
+	return ours
+}
+
+// State is the names of the records, and of the addresses that they hold.
+func (n *Host) State() []string {
+	n.Helper()
+	var names []string
+	for _, dir := range []string{"attachments", "by-ip"} {
+		entries, err := os.ReadDir(filepath.Join(n.StateDir, dir))
+		if !errors.Is(err, os.ErrNotExist) {
+			n.Must(err)
+		}
+		for _, e := range entries {
+			names = append(names, dir+"/"+e.Name())
+		}
+	}
+	return names
+}
+
+func (n *Host) Record(containerID string) *attachment.Record {
+	n.Helper()
+	r, err := attachment.In(n.StateDir).Get(containerID, "eth0")
+	n.Must(err)
+	return r
+}
+
+// Serve answers each connection to an address of a namespace with a word and the client's address.
+func (n *Host) Serve(ns netns.NsHandle, addr, word string) {
+	n.Helper()
+	var listener net.Listener
+	n.In(ns, func() {
+		var err error
+		if listener, err = net.Listen("tcp", addr); err != nil {
+			n.Error(err)
+		}
+	})
+	if n.Failed() {
+		n.FailNow()
+	}
+	n.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(c, "%s to %s", word, netip.MustParseAddrPort(c.RemoteAddr().String()).Addr())
+			c.Close()
+		}
+	}()
+}
+
+// Dial tells what a client in a namespace meets: what was served, "refused", or "silence" for as long as it waited.
+func (n *Host) Dial(ns netns.NsHandle, source, addr string, wait time.Duration) (answer string) {
+	n.Helper()
+	n.In(ns, func() {
+		d := net.Dialer{Timeout: wait}
+		if source != "" {
+			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(source)}
+		}
+		c, err := d.DialContext(context.Background(), "tcp", addr)
+		var timeout net.Error
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED):
+			answer = "refused"
+			return
+		case errors.As(err, &timeout) && timeout.Timeout():
+			answer = "silence"
+			return
+		case err != nil:
+			answer = err.Error()
+			return
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(wait))
+		data, err := io.ReadAll(c)
+		if answer = string(data); err != nil {
+			answer += err.Error()
+		}
+	})
+	return answer
+}
+
+// Args are a runtime's for a container in a namespace whose eth0 has the addresses.
+func (n *Host) Args(containerID string, ns netns.NsHandle, ips ...string) *skel.CmdArgs {
+	n.Helper()
+	var configs []map[string]string
+	for _, ip := range ips {
+		bits := "/16"
+		if strings.Contains(ip, ":") {
+			bits = "/64"
+		}
+		configs = append(configs, map[string]string{"address": ip + bits})
+	}
+	return &skel.CmdArgs{
+		ContainerID: containerID,
+		Netns:       fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(ns)),
+		IfName:      "eth0",
+		Args:        "IgnoreUnknown=1;K8S_POD_NAMESPACE=team;K8S_POD_NAME=" + containerID + ";K8S_POD_UID=uid-" + containerID,
+		Path:        "/opt/cni/bin",
+		StdinData: n.Conf(map[string]any{
+			"prevResult": map[string]any{"cniVersion": "1.1.0", "ips": configs},
+		}),
+	}
+}
+
+// Conf is the network configuration with some keys more.
+func (n *Host) Conf(more map[string]any) []byte {
+	n.Helper()
+	conf := map[string]any{
+		"cniVersion": "1.1.0", "name": "net", "type": "kube2iam-cni", "stateDir": n.StateDir, "backend": n.Backend,
+	}
+	for key, value := range more {
+		conf[key] = value
+	}
+	data, err := json.Marshal(conf)
+	n.Must(err)
+	return data
+}
