@@ -36,7 +36,7 @@ func mustGetFor(t *testing.T, c *Cache, pod string, a roles.Assumption) *Documen
 	return d
 }
 
-func TestHundredColdRequestsAreOneCall(t *testing.T) {
+func TestConcurrentRequestsShareOneCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: 150 * time.Millisecond}
 		c := running(t, sts, Config{})
@@ -55,7 +55,7 @@ func TestHundredColdRequestsAreOneCall(t *testing.T) {
 	})
 }
 
-func TestLeaderThatLeavesHarmsNobody(t *testing.T) {
+func TestCancelledRequestDoesNotCancelOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: 5 * time.Second}
 		c := running(t, sts, Config{})
@@ -83,7 +83,7 @@ func TestLeaderThatLeavesHarmsNobody(t *testing.T) {
 	})
 }
 
-func TestIMDS24FlightEndsThoughEverybodyLeft(t *testing.T) {
+func TestIMDS24CallContinuesWithoutClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: 2 * time.Second}
 		c := running(t, sts, Config{})
@@ -101,7 +101,7 @@ func TestIMDS24FlightEndsThoughEverybodyLeft(t *testing.T) {
 	})
 }
 
-func TestEverythingThatGoesIntoAssumeRoleTellsKeysApart(t *testing.T) {
+func TestEachAssumeRoleParameterIsInKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{}
 		c := running(t, sts, Config{})
@@ -129,7 +129,7 @@ func TestEverythingThatGoesIntoAssumeRoleTellsKeysApart(t *testing.T) {
 	})
 }
 
-func TestErrorOfOneIsNotTheRightfulOwners(t *testing.T) {
+func TestErrorsAreCachedByAssumption(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{refuse: func(a roles.Assumption) error {
 			if a.ExternalID != "right" {
@@ -150,7 +150,7 @@ func TestErrorOfOneIsNotTheRightfulOwners(t *testing.T) {
 	})
 }
 
-func TestIMDS23HeldCredentialsNeverRunShort(t *testing.T) {
+func TestIMDS23HeldCredentialsAreRenewedInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: 100 * time.Millisecond}
 		c := running(t, sts, Config{})
@@ -175,9 +175,9 @@ func TestIMDS23HeldCredentialsNeverRunShort(t *testing.T) {
 	})
 }
 
-// TestOutageOf29MinutesRefusesNobody has the outage begin at any time, and with it at the worst: when all have just begun to be renewed, or
+// TestOutageOf29MinutesCausesNoRefusal has the outage begin at any time, and with it at the worst: when all have just begun to be renewed, or
 // are just about to be.
-func TestOutageOf29MinutesRefusesNobody(t *testing.T) {
+func TestOutageOf29MinutesCausesNoRefusal(t *testing.T) {
 	for _, after := range []time.Duration{time.Second, 2 * time.Minute, 10 * time.Minute, 25 * time.Minute, 29*time.Minute + 59*time.Second, 30*time.Minute + time.Second, 200 * time.Minute} {
 		t.Run(after.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -218,8 +218,8 @@ func TestOutageOf29MinutesRefusesNobody(t *testing.T) {
 	}
 }
 
-// TestNewestCredentialsWin has STS give less to a renewal than is left.
-func TestNewestCredentialsWin(t *testing.T) {
+// TestLatestExpirationIsServed has STS give less to a renewal than is left.
+func TestLatestExpirationIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
@@ -241,8 +241,8 @@ func TestNewestCredentialsWin(t *testing.T) {
 	})
 }
 
-// TestValidCredentialsAreWorthMoreThanNewOnes has credentials run short that nobody renewed, and STS be slow.
-func TestValidCredentialsAreWorthMoreThanNewOnes(t *testing.T) {
+// TestValidCredentialsAreServedDuringSlowRenewal has credentials run short that nobody renewed, and STS be slow.
+func TestValidCredentialsAreServedDuringSlowRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
@@ -270,7 +270,7 @@ func TestValidCredentialsAreWorthMoreThanNewOnes(t *testing.T) {
 	})
 }
 
-func TestNoCallIsWaitedForForLong(t *testing.T) {
+func TestCallTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Hour}, Config{})
 		start := time.Now()
@@ -339,8 +339,8 @@ func TestExpiredCredentialsAreNeverServed(t *testing.T) {
 	})
 }
 
-// TestErrorsAreRememberedBriefly is how long each kind of error answers in place of a call, at least and at most.
-func TestErrorsAreRememberedBriefly(t *testing.T) {
+// TestErrorsAreCachedBriefly is how long each kind of error answers in place of a call, at least and at most.
+func TestErrorsAreCachedBriefly(t *testing.T) {
 	for kind, bound := range map[Kind][2]time.Duration{
 		Malformed: {5 * time.Minute, 5 * time.Minute}, Denied: {30 * time.Second, 30 * time.Second},
 		Throttled: {time.Second, 2 * time.Second}, Unavailable: {250 * time.Millisecond, 500 * time.Millisecond},
@@ -371,7 +371,7 @@ func TestErrorsAreRememberedBriefly(t *testing.T) {
 	}
 }
 
-func TestErrorTTLIsTheOperators(t *testing.T) {
+func TestConfiguredErrorTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: errors.New("down")}
 		c := running(t, sts, Config{Schedule: Schedule{ErrorTTL: 5 * time.Minute}})
@@ -385,7 +385,7 @@ func TestErrorTTLIsTheOperators(t *testing.T) {
 	})
 }
 
-func TestPrefetchIsBoundedAndWhoWaitsGoesFirst(t *testing.T) {
+func TestPrefetchesAreLimitedAndRequestsGoFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: time.Second}
 		c := running(t, sts, Config{})
@@ -408,7 +408,7 @@ func TestPrefetchIsBoundedAndWhoWaitsGoesFirst(t *testing.T) {
 	})
 }
 
-func TestLastHolderTakesTheCredentialsAlong(t *testing.T) {
+func TestCredentialsAreRemovedWithLastHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{}
 		c := running(t, sts, Config{})
@@ -433,7 +433,7 @@ func TestLastHolderTakesTheCredentialsAlong(t *testing.T) {
 	})
 }
 
-func TestChangedRoleDropsTheOld(t *testing.T) {
+func TestFormerRoleIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{}, Config{})
 		c.Hold("uid", assumption("old"))
@@ -446,7 +446,7 @@ func TestChangedRoleDropsTheOld(t *testing.T) {
 	})
 }
 
-func TestChurnLeavesNothing(t *testing.T) {
+func TestPodChurnLeavesNoState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: 300 * time.Millisecond}, Config{})
 		for i := range 1000 {

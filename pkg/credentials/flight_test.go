@@ -368,7 +368,7 @@ func TestIdleNodeSavesUpNoMoreThanItsPodsAre(t *testing.T) {
 	}
 }
 
-func TestWhoIsLeftNeedsNoMoreThanItsShare(t *testing.T) {
+func TestRateAfterRemoveHolder(t *testing.T) {
 	p := NewLimiter(epoch)
 	for range 1000 {
 		p.AddHolder(epoch, time.Hour, false)
@@ -381,8 +381,8 @@ func TestWhoIsLeftNeedsNoMoreThanItsShare(t *testing.T) {
 	}
 }
 
-// TestWhatFliesIsNotSwept has one getter wait for longer than what nobody holds is kept.
-func TestWhatFliesIsNotSwept(t *testing.T) {
+// TestEntryWithFlightIsNotRemoved has one getter wait for longer than what nobody holds is kept.
+func TestEntryWithFlightIsNotRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
@@ -403,7 +403,7 @@ func TestWhatFliesIsNotSwept(t *testing.T) {
 	})
 }
 
-func TestWhatNobodyHoldsIsNotHandedOver(t *testing.T) {
+func TestExportOmitsUnheldCredentials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		mustGet(t, c, assumption("a"))
@@ -413,7 +413,7 @@ func TestWhatNobodyHoldsIsNotHandedOver(t *testing.T) {
 	})
 }
 
-func TestImportIsRenewedAtOnceWhereItIsDue(t *testing.T) {
+func TestDueImportIsRenewedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
@@ -434,7 +434,7 @@ func TestImportIsRenewedAtOnceWhereItIsDue(t *testing.T) {
 	})
 }
 
-func TestPendingIsWhatPodsHoldAndSTSHasNotAnswered(t *testing.T) {
+func TestPending(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: time.Second, refuse: func(a roles.Assumption) error {
 			if a == assumption("denied") {
@@ -459,7 +459,7 @@ func TestPendingIsWhatPodsHoldAndSTSHasNotAnswered(t *testing.T) {
 	})
 }
 
-func TestFIPSIsOfTheNodesRegionThoughThePartitionIsKnown(t *testing.T) {
+func TestFIPSUsesNodeRegion(t *testing.T) {
 	cloud(t)
 	s := client(t, STSConfig{FIPS: true, Partition: "aws", Region: func(context.Context) (string, error) { return "eu-west-3", nil }})
 	if s.Endpoint() != "https://sts-fips.eu-west-3.amazonaws.com" {
@@ -467,7 +467,7 @@ func TestFIPSIsOfTheNodesRegionThoughThePartitionIsKnown(t *testing.T) {
 	}
 }
 
-func TestFirstRoleIsHadAnewBeforeItEnds(t *testing.T) {
+func TestIntermediateRoleIsRenewed(t *testing.T) {
 	s := cloud(t)
 	between := account + "between"
 	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{between}})
@@ -488,7 +488,7 @@ func TestFirstRoleIsHadAnewBeforeItEnds(t *testing.T) {
 	}
 }
 
-func TestAnswerWithoutAllOfItIsNoCredentials(t *testing.T) {
+func TestIncompleteResponse(t *testing.T) {
 	cloud(t)
 	all := []string{"<AccessKeyId>ASIA1</AccessKeyId>", "<SecretAccessKey>s</SecretAccessKey>", "<SessionToken>t</SessionToken>", "<Expiration>2099-01-01T00:00:00Z</Expiration>"}
 	for i := range len(all) + 1 {
@@ -507,7 +507,7 @@ func TestAnswerWithoutAllOfItIsNoCredentials(t *testing.T) {
 	}
 }
 
-func TestWhatHasEndedIsNotHandedOver(t *testing.T) {
+func TestExportOmitsExpiredCredentials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func TestSuccessorHasWhatPodsHoldWithoutAskingSTS(t *testing.T) {
+func TestImportedCredentialsAreServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first := new(fakeSTS)
 		old := running(t, first, Config{})
@@ -57,7 +57,7 @@ func TestSuccessorHasWhatPodsHoldWithoutAskingSTS(t *testing.T) {
 	})
 }
 
-func TestSuccessorForgetsWhatNoPodHolds(t *testing.T) {
+func TestImportedCredentialsWithoutHolderAreRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := running(t, new(fakeSTS), Config{})
 		old.Hold("pod", assumption("a"))
@@ -81,7 +81,7 @@ func TestSuccessorForgetsWhatNoPodHolds(t *testing.T) {
 	})
 }
 
-func TestImportTakesNothingThatIsWrong(t *testing.T) {
+func TestInvalidImport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := running(t, new(fakeSTS), Config{})
 		a := assumption("a")
@@ -123,8 +123,8 @@ func TestImportTakesNothingThatIsWrong(t *testing.T) {
 	})
 }
 
-// TestImportIsRenewedInTime has the other proxy's word for when be missing, far off, or gone by.
-func TestImportIsRenewedInTime(t *testing.T) {
+// TestImportedCredentialsAreRenewedInTime has the other proxy's word for when be missing, far off, or gone by.
+func TestImportedCredentialsAreRenewedInTime(t *testing.T) {
 	for name, renewAt := range map[string]time.Duration{"never": 0, "too late": 59 * time.Minute, "gone by": -time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -152,8 +152,8 @@ func TestImportIsRenewedInTime(t *testing.T) {
 	}
 }
 
-// TestSuccessorTakesOverLate has the pods become known a quarter of an hour after the first import, while STS is away.
-func TestSuccessorTakesOverLate(t *testing.T) {
+// TestRepeatedImport has the pods become known a quarter of an hour after the first import, while STS is away.
+func TestRepeatedImport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := running(t, new(fakeSTS), Config{})
 		a := assumption("a")

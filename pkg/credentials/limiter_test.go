@@ -30,7 +30,7 @@ func calls(p *Limiter, from time.Time, during time.Duration, waiting bool) (n in
 	}
 }
 
-func TestPaceFollowsWhatPodsNeed(t *testing.T) {
+func TestBackgroundRateFollowsHolders(t *testing.T) {
 	for name, tt := range map[string]struct {
 		pods    int
 		session time.Duration
@@ -61,7 +61,7 @@ func TestPaceFollowsWhatPodsNeed(t *testing.T) {
 	}
 }
 
-func TestWaitingPodsHaveTheirOwnTokens(t *testing.T) {
+func TestForegroundHasItsOwnBucket(t *testing.T) {
 	p := NewLimiter(epoch)
 	for range 500 {
 		p.Reserve(epoch, false)
@@ -76,7 +76,7 @@ func TestWaitingPodsHaveTheirOwnTokens(t *testing.T) {
 	}
 }
 
-func TestTokenThatIsGivenBackIsTheNextOnes(t *testing.T) {
+func TestCancelledReservation(t *testing.T) {
 	p := NewLimiter(epoch)
 	for range extraTokens {
 		p.Reserve(epoch, false)
@@ -92,8 +92,8 @@ func TestTokenThatIsGivenBackIsTheNextOnes(t *testing.T) {
 	}
 }
 
-// TestWhoWaitsStandsBehindNoPrefetch has all tokens of the others be taken.
-func TestWhoWaitsStandsBehindNoPrefetch(t *testing.T) {
+// TestRequestsDoNotWaitBehindPrefetches has all tokens of the others be taken.
+func TestRequestsDoNotWaitBehindPrefetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		for range 1000 {
@@ -117,7 +117,7 @@ func TestWhoWaitsStandsBehindNoPrefetch(t *testing.T) {
 	})
 }
 
-func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
+func TestRateDropsAndRecovers(t *testing.T) {
 	p := NewLimiter(epoch)
 	calls(p, epoch, time.Millisecond, true)
 	now := epoch.Add(time.Millisecond)
@@ -155,8 +155,8 @@ func TestThrottlingSlowsDownAndTimeHurriesAgain(t *testing.T) {
 	}
 }
 
-// TestFailuresDoNotSlowRenewalsDown has STS fail all the time: where it fails half of the calls, there must be twice as many.
-func TestFailuresDoNotSlowRenewalsDown(t *testing.T) {
+// TestFailuresDoNotLowerBackgroundRate has STS fail all the time: where it fails half of the calls, there must be twice as many.
+func TestFailuresDoNotLowerBackgroundRate(t *testing.T) {
 	p := NewLimiter(epoch)
 	for range 110 {
 		p.AddHolder(epoch, time.Hour, false)
@@ -171,7 +171,7 @@ func TestFailuresDoNotSlowRenewalsDown(t *testing.T) {
 	}
 }
 
-func TestLettingGoForgetsTheNeed(t *testing.T) {
+func TestRemoveHolder(t *testing.T) {
 	p := NewLimiter(epoch)
 	for range 1000 {
 		p.AddHolder(epoch, time.Hour, false)
@@ -186,9 +186,9 @@ func TestLettingGoForgetsTheNeed(t *testing.T) {
 	}
 }
 
-// TestThrottledNodeServesWaitingPodsFirst has STS throttle a node that just started: once it answers again, those who wait are served
+// TestRequestsGoFirstAfterThrottling has STS throttle a node that just started: once it answers again, those who wait are served
 // before what is only fetched ahead.
-func TestThrottledNodeServesWaitingPodsFirst(t *testing.T) {
+func TestRequestsGoFirstAfterThrottling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Throttled, Code: "Throttling"}, latency: 100 * time.Millisecond}
 		c := running(t, sts, Config{})
@@ -214,8 +214,8 @@ func TestThrottledNodeServesWaitingPodsFirst(t *testing.T) {
 	})
 }
 
-// TestThrottlingConcernsNobodyWhoHasCredentials has renewals be throttled, and then a pod without credentials.
-func TestThrottlingConcernsNobodyWhoHasCredentials(t *testing.T) {
+// TestThrottledRenewalIsNotReported has renewals be throttled, and then a pod without credentials.
+func TestThrottledRenewalIsNotReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		told := map[string]int{}
@@ -251,8 +251,8 @@ func TestThrottlingConcernsNobodyWhoHasCredentials(t *testing.T) {
 	})
 }
 
-// TestFailedRenewalOfValidCredentialsConcernsNobody holds for all that may pass by itself.
-func TestFailedRenewalOfValidCredentialsConcernsNobody(t *testing.T) {
+// TestFailedRenewalIsNotReportedWhileValid holds for all that may pass by itself.
+func TestFailedRenewalIsNotReportedWhileValid(t *testing.T) {
 	for _, kind := range []Kind{Throttled, Unavailable, NodeCredentials, ClockSkew} {
 		synctest.Test(t, func(t *testing.T) {
 			var told atomic.Int64

@@ -15,8 +15,8 @@ func drawn(draw func() time.Duration) (least, most time.Duration) {
 	return least, most
 }
 
-// TestDelaysAreSpread is what chance makes of each delay: all of its span, and no more.
-func TestDelaysAreSpread(t *testing.T) {
+// TestRangesOfDelays is what chance makes of each delay: all of its span, and no more.
+func TestRangesOfDelays(t *testing.T) {
 	var s Schedule
 	end := epoch.Add(time.Hour)
 	remaining := func(lifetime, left time.Duration) func() time.Duration {

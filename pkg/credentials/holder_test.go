@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestPodThatChangesItsMindHasNobodyAskSTS holds one assumption after the other, faster than STS answers.
-func TestPodThatChangesItsMindHasNobodyAskSTS(t *testing.T) {
+// TestFastChangesCauseFewCalls holds one assumption after the other, faster than STS answers.
+func TestFastChangesCauseFewCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: time.Second}
 		c := running(t, sts, Config{})
@@ -32,8 +32,8 @@ func TestPodThatChangesItsMindHasNobodyAskSTS(t *testing.T) {
 	})
 }
 
-// TestPodThatChangesItsMindHasNoMoreThanItsShare changes more slowly than STS answers, so each of its wishes could be a call.
-func TestPodThatChangesItsMindHasNoMoreThanItsShare(t *testing.T) {
+// TestSlowChangesCauseFewCalls changes more slowly than STS answers, so each of its wishes could be a call.
+func TestSlowChangesCauseFewCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
@@ -57,8 +57,8 @@ func TestPodThatChangesItsMindHasNoMoreThanItsShare(t *testing.T) {
 	})
 }
 
-// TestChangedMindIsServedAtOnce has a pod ask for what is not fetched ahead for it yet.
-func TestChangedMindIsServedAtOnce(t *testing.T) {
+// TestRequestAfterChangeIsServedAtOnce has a pod ask for what is not fetched ahead for it yet.
+func TestRequestAfterChangeIsServedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		start := time.Now()
@@ -73,8 +73,8 @@ func TestChangedMindIsServedAtOnce(t *testing.T) {
 	})
 }
 
-// TestChangesBringNoTokens has STS throttle, which slows a node down: a pod's changes do not pass that.
-func TestChangesBringNoTokens(t *testing.T) {
+// TestChangesAddNoTokens has STS throttle, which slows a node down: a pod's changes do not pass that.
+func TestChangesAddNoTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Throttled, Code: "Throttling"}}
 		c := running(t, sts, Config{})
@@ -90,8 +90,8 @@ func TestChangesBringNoTokens(t *testing.T) {
 	})
 }
 
-// TestForgottenPodLeavesNothing is what a pod that is gone leaves behind, and one that holds nothing for now.
-func TestForgottenPodLeavesNothing(t *testing.T) {
+// TestForget is what a pod that is gone leaves behind, and one that holds nothing for now.
+func TestForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		c.Hold("pod", assumption("a"))
@@ -109,8 +109,8 @@ func TestForgottenPodLeavesNothing(t *testing.T) {
 	})
 }
 
-// TestRememberedErrorIsNotAskedForAgain has a pod come that holds what STS has just refused.
-func TestRememberedErrorIsNotAskedForAgain(t *testing.T) {
+// TestHoldUsesCachedError has a pod come that holds what STS has just refused.
+func TestHoldUsesCachedError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Denied, Code: "AccessDenied"}}
 		c := running(t, sts, Config{})

@@ -13,9 +13,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// TestPodThatFloodsDelaysOnlyItself has a client change its own pod's annotation 50 times a second for minutes. It asks each time and
+// TestFloodingPodDelaysOnlyItself has a client change its own pod's annotation 50 times a second for minutes. It asks each time and
 // hangs up. Every few seconds a new pod of the node asks for the first time.
-func TestPodThatFloodsDelaysOnlyItself(t *testing.T) {
+func TestFloodingPodDelaysOnlyItself(t *testing.T) {
 	const call = 200 * time.Millisecond
 	for name, tt := range map[string]struct {
 		refuse  error         // STS's answer to the flooding pod
@@ -126,7 +126,7 @@ func (s *inOrder) AssumeRole(ctx context.Context, a roles.Assumption) (*Credenti
 	return s.fakeSTS.AssumeRole(ctx, a)
 }
 
-func TestPodsTakeTurns(t *testing.T) {
+func TestPodsAreServedRoundRobin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(inOrder)
 		c := running(t, sts, Config{})
@@ -181,8 +181,8 @@ func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
 	})
 }
 
-// TestSharedRoleIsServedWithTheFirstTurn has a pod that floods want the same as its neighbour, which is next.
-func TestSharedRoleIsServedWithTheFirstTurn(t *testing.T) {
+// TestSharedAssumptionIsServedToAllWaitingPods has a pod that floods want the same as its neighbour, which is next.
+func TestSharedAssumptionIsServedToAllWaitingPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
@@ -208,8 +208,8 @@ func TestSharedRoleIsServedWithTheFirstTurn(t *testing.T) {
 	})
 }
 
-// TestPodThatAsksForAnotherRoleTakesNothingFromItsNeighbour has two pods wait for the same, and one of them change its mind.
-func TestPodThatAsksForAnotherRoleTakesNothingFromItsNeighbour(t *testing.T) {
+// TestSupersededRequestKeepsSharedFlight has two pods wait for the same, and one of them change its mind.
+func TestSupersededRequestKeepsSharedFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		withoutTokens(c, 10)
@@ -228,8 +228,8 @@ func TestPodThatAsksForAnotherRoleTakesNothingFromItsNeighbour(t *testing.T) {
 	})
 }
 
-// TestQueueHoldsOnlyWhatIsWanted is when an assumption that waits for its turn leaves the queue.
-func TestQueueHoldsOnlyWhatIsWanted(t *testing.T) {
+// TestUnusedFlightsLeaveQueue is when an assumption that waits for its turn leaves the queue.
+func TestUnusedFlightsLeaveQueue(t *testing.T) {
 	a := assumption("a")
 	for name, tt := range map[string]struct {
 		leave func(c *Cache, hangUp context.CancelFunc)
@@ -286,8 +286,8 @@ func TestQueueHoldsOnlyWhatIsWanted(t *testing.T) {
 	}
 }
 
-// TestQueueTakesNoGoroutines has many pods come to a node that has no token for them.
-func TestQueueTakesNoGoroutines(t *testing.T) {
+// TestQueuedFlightsUseNoGoroutines has many pods come to a node that has no token for them.
+func TestQueuedFlightsUseNoGoroutines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		withoutTokens(c, 0)
@@ -302,8 +302,8 @@ func TestQueueTakesNoGoroutines(t *testing.T) {
 	})
 }
 
-// TestPodHasOneCallOnItsWay has STS hang, and a pod ask for one role after the other.
-func TestPodHasOneCallOnItsWay(t *testing.T) {
+// TestPodHasOneCallAtATime has STS hang, and a pod ask for one role after the other.
+func TestPodHasOneCallAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: time.Hour}
 		c := running(t, sts, Config{})
@@ -331,9 +331,9 @@ func TestPodHasOneCallOnItsWay(t *testing.T) {
 	})
 }
 
-// TestWaitEndsWithTheFirstToken has a pod wait for a token of a node that STS throttled and failed for. Tokens come faster all the time, so
+// TestDelayShrinksAsRateRecovers has a pod wait for a token of a node that STS throttled and failed for. Tokens come faster all the time, so
 // the first one is there earlier than it seemed when the pod asked.
-func TestWaitEndsWithTheFirstToken(t *testing.T) {
+func TestDelayShrinksAsRateRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		withoutTokens(c, 0)
@@ -388,7 +388,7 @@ func TestRenewalsAndPrefetchesAlternate(t *testing.T) {
 	})
 }
 
-func TestEndAnswersClientsInTheQueue(t *testing.T) {
+func TestCloseAnswersQueuedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New(new(fakeSTS), Config{Log: discard})
 		withoutTokens(c, 1000)
@@ -409,8 +409,8 @@ func TestEndAnswersClientsInTheQueue(t *testing.T) {
 	})
 }
 
-// TestCallForNobodyLeavesNothing has a pod let go of what its client asked for, during the call.
-func TestCallForNobodyLeavesNothing(t *testing.T) {
+// TestCallWithoutUsersLeavesNoEntry has a pod let go of what its client asked for, during the call.
+func TestCallWithoutUsersLeavesNoEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Second}, Config{})
 		c.Hold("pod", assumption("a"))
