@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// API is what of the Kubernetes API this package asks, as kube.Client does.
+// API is the part of the Kubernetes API that this package uses. kube.Client implements it.
 type API interface {
 	ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error)
 	WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
@@ -20,7 +20,7 @@ type API interface {
 	FollowNamespace(ctx context.Context, name string, tell func(annotations map[string]string, exists bool)) error
 }
 
-// podsOf is a ListerWatcher of a node's pods.
+// podsOf returns a ListerWatcher of a node's pods.
 func podsOf(node string, api API) cache.ListerWatcher {
 	selector := fields.OneTermEqualSelector("spec.nodeName", node).String()
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
@@ -35,7 +35,7 @@ func podsOf(node string, api API) cache.ListerWatcher {
 	}, api)
 }
 
-// runInformer watches until ctx ends, and closes synced once the handler has seen all that was there at the start.
+// runInformer watches until ctx ends. It closes synced when the handler has received the initial list.
 func runInformer(ctx context.Context, informer cache.SharedIndexInformer, handler cache.ResourceEventHandler, synced chan<- struct{}) error {
 	registration, err := informer.AddEventHandler(handler)
 	if err != nil {
@@ -52,7 +52,7 @@ func runInformer(ctx context.Context, informer cache.SharedIndexInformer, handle
 	return nil
 }
 
-// lastKnown is the object of an event, also where the watch missed its end.
+// lastKnown returns the object of a deletion, including one that the watch missed.
 func lastKnown(obj any) any {
 	if d, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		return d.Obj

@@ -22,8 +22,8 @@ var (
 	ErrNotShown = errors.New("the namespace is not known yet")
 )
 
-// Namespaces keeps the annotations of the namespaces that have pods on this node, and watches no other: what a node costs the API
-// server does not grow with the cluster. It is a Watcher, by which it learns of the pods.
+// Namespaces watches the annotations of the namespaces that have pods on this node, and no others, so
+// that a node's load on the API server does not grow with the cluster. As a Watcher it receives the pods.
 type Namespaces struct {
 	api     API
 	keys    []string
@@ -39,13 +39,13 @@ type Namespaces struct {
 	watched map[string]*watchedNamespace
 }
 
-// watchedNamespace is a namespace, and what the API said of it last.
+// watchedNamespace is a namespace in the state that the API reported last.
 type watchedNamespace struct {
 	of     *Namespaces
 	name   string
 	pods   map[types.UID]bool // guarded by of.mu
 	cancel context.CancelFunc
-	synced chan struct{} // closed once the API has said whether it exists
+	synced chan struct{} // closed once the API has reported whether it exists
 
 	mu          sync.Mutex
 	shown       bool // whether synced is closed
@@ -53,17 +53,18 @@ type watchedNamespace struct {
 	annotations map[string]string
 }
 
-// NamespacesConfig is what Namespaces depends on.
+// NamespacesConfig holds the dependencies and settings of Namespaces.
 type NamespacesConfig struct {
 	API API
-	// Keys are the annotations that are kept.
+	// Keys are the annotations to store.
 	Keys []string
-	// Changed is called with the name of each namespace whose annotations changed; it must not block. It may be nil.
+	// Changed is called with the name of each namespace whose annotations changed. It must not block, and
+	// may be nil.
 	Changed func(namespace string)
 	Log     *slog.Logger
 }
 
-// NewNamespaces knows no namespace yet.
+// NewNamespaces returns Namespaces that watch no namespace yet.
 func NewNamespaces(c NamespacesConfig) *Namespaces {
 	life, end := context.WithCancel(context.Background())
 	if c.Changed == nil {
@@ -72,7 +73,7 @@ func NewNamespaces(c NamespacesConfig) *Namespaces {
 	return &Namespaces{api: c.API, keys: c.Keys, changed: c.Changed, log: c.Log, life: life, end: end, watched: make(map[string]*watchedNamespace)}
 }
 
-// Run waits for the end of ctx, and ends the watches.
+// Run waits for the end of ctx, and then ends the watches.
 func (n *Namespaces) Run(ctx context.Context) error {
 	<-ctx.Done()
 	n.mu.Lock()
@@ -83,7 +84,7 @@ func (n *Namespaces) Run(ctx context.Context) error {
 	return nil
 }
 
-// PodChanged implements Watcher: the pod's namespace is watched for as long as the pod is here and has not finished.
+// PodChanged implements Watcher. The pod's namespace is watched until the pod finishes or is gone.
 func (n *Namespaces) PodChanged(p *Pod) {
 	if p.Finished || p.HostNetwork {
 		n.PodGone(p)
@@ -118,14 +119,14 @@ func (n *Namespaces) PodGone(p *Pod) {
 	}
 }
 
-// Len is how many namespaces are watched.
+// Len returns the number of watched namespaces.
 func (n *Namespaces) Len() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return len(n.watched)
 }
 
-// Shown tells whether the API has shown every namespace that is watched.
+// Shown reports whether the API has answered for every watched namespace.
 func (n *Namespaces) Shown() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -139,8 +140,9 @@ func (n *Namespaces) Shown() bool {
 	return true
 }
 
-// Annotations is what is kept of the annotations of a namespace that has pods here. It waits for one that the API has not shown yet,
-// until ctx ends. The map must not be changed. The error wraps ErrNoNamespace or ErrNotShown.
+// Annotations returns the stored annotations of a namespace that has pods on this node. Until ctx ends,
+// it waits for a namespace that the API has not shown yet. The caller must not change the map. The error
+// wraps ErrNoNamespace or ErrNotShown.
 func (n *Namespaces) Annotations(ctx context.Context, namespace string) (map[string]string, error) {
 	n.mu.Lock()
 	w := n.watched[namespace]
@@ -165,50 +167,50 @@ func (n *Namespaces) Annotations(ctx context.Context, namespace string) (map[str
 	return w.annotations, nil
 }
 
-// watch follows the namespace until ctx ends. What is known stays while the API server is away.
+// watch follows the namespace until ctx ends. While the API server is down, the stored state remains.
 func (w *watchedNamespace) watch(ctx context.Context) {
 	again := wait.Backoff{Duration: firstRetry, Cap: lastRetry, Steps: math.MaxInt, Factor: 2, Jitter: 1}.DelayWithReset(clock.RealClock{}, retryReset)
-	said := false
+	warned := false
 	again.Until(ctx, true, true, func(ctx context.Context) (done bool, _ error) {
 		err := w.of.api.FollowNamespace(ctx, w.name, func(annotations map[string]string, exists bool) {
-			said = false
+			warned = false
 			w.set(annotations, exists)
 		})
 		if err == nil || ctx.Err() != nil {
 			return false, nil
 		}
 		level := slog.LevelWarn
-		if said { // a node has many namespaces, and an API server that is away is away for all of them
+		if warned { // a node has many namespaces, and an API server that is away is away for all of them
 			level = slog.LevelDebug
 		}
-		said = true
+		warned = true
 		w.of.log.Log(ctx, level, "watching the API server failed; trying again", "resource", "namespaces", "namespace", w.name, "error", err)
 		return false, nil
 	})
 }
 
-// How long a watch that ended is waited with, as client-go's reflectors do.
+// The backoff after a watch ended, as in client-go's reflectors.
 const (
 	firstRetry = 800 * time.Millisecond
 	lastRetry  = 30 * time.Second
 	retryReset = 2 * time.Minute
 )
 
-// set stores what the API says of the namespace, and tells of a change.
+// set stores the state of the namespace, and reports a change.
 func (w *watchedNamespace) set(annotations map[string]string, exists bool) {
-	var kept map[string]string
+	var selected map[string]string
 	for _, key := range w.of.keys {
 		if v, ok := annotations[key]; ok {
-			if kept == nil {
-				kept = make(map[string]string)
+			if selected == nil {
+				selected = make(map[string]string)
 			}
-			kept[key] = v
+			selected[key] = v
 		}
 	}
 	w.mu.Lock()
 	first := !w.shown
-	same := !first && w.exists == exists && maps.Equal(w.annotations, kept)
-	w.shown, w.exists, w.annotations = true, exists, kept
+	same := !first && w.exists == exists && maps.Equal(w.annotations, selected)
+	w.shown, w.exists, w.annotations = true, exists, selected
 	w.mu.Unlock()
 	if first {
 		close(w.synced)

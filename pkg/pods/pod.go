@@ -1,5 +1,5 @@
-// Package pods finds the pod that a source address belongs to: by the attachment records first, then by what the Kubernetes
-// API reports. What is ambiguous is refused.
+// Package pods finds the pod that holds a source address: first by the attachment records, then by
+// status.podIPs in the Kubernetes API. It refuses ambiguous addresses.
 package pods
 
 import (
@@ -11,33 +11,34 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Pod is what the proxy needs to know of a pod. It is never changed once made, so it is shared freely.
+// Pod holds the fields of a pod that the proxy needs. It is immutable, so goroutines share it.
 type Pod struct {
-	// ObjectMeta holds namespace, name, UID, annotations and resource version, and nothing else; it is what makes a Pod
-	// an object that client-go can store.
+	// ObjectMeta holds only namespace, name, UID, annotations and resource version. It makes a Pod an
+	// object that client-go can store.
 	metav1.ObjectMeta
 
 	// Node is the node that the pod is bound to.
 	Node string
 	// ServiceAccount is the name of the pod's service account.
 	ServiceAccount string
-	// IPs are those of status.podIPs; none for a pod on the host's network, whose addresses are the node's.
+	// IPs are those of status.podIPs. A pod on the host's network has none, because its addresses are the
+	// node's.
 	IPs []netip.Addr
-	// HostNetwork tells that the pod shares the node's network.
+	// HostNetwork is true if the pod shares the node's network.
 	HostNetwork bool
-	// Mirror is the UID that the kubelet gave to a static pod, of which this one is the API's mirror; empty for any other.
-	// It is the UID that the runtime is told, and so the one in the attachment record.
+	// Mirror is the UID that the kubelet gave to a static pod of which this is the mirror pod, or empty.
+	// The runtime, and therefore the attachment record, has this UID.
 	Mirror types.UID
-	// Deleting tells that it is being deleted: its containers may have ended, and its address may have gone on.
+	// Deleting is true if the pod is being deleted. Another pod may hold its address already.
 	Deleting bool
-	// Finished tells that its containers have ended for good: its address may be another's by now.
+	// Finished is true if the pod succeeded or failed. Another pod may hold its address already.
 	Finished bool
 }
 
-// String is the pod's name in logs, "<namespace>/<name>".
+// String returns "<namespace>/<name>".
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 
-// fromAPI makes a Pod of the API's object and keeps only the annotations that are asked for.
+// fromAPI converts the API's object, with the annotations whose keys keep selects.
 func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 	pod := &Pod{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},

@@ -23,15 +23,15 @@ import (
 var (
 	// ErrUnknown: no pod of this node is known to have the address.
 	ErrUnknown = errors.New("no pod of this node has the address")
-	// ErrNotAPod: the address was given to a container that the runtime did not call a pod.
+	// ErrNotAPod: the record of the address names no pod.
 	ErrNotAPod = errors.New("the address is held by a container that is no pod")
 	// ErrAmbiguous: another pod that runs on this node reports the address too.
 	ErrAmbiguous = errors.New("more than one pod of this node has the address")
 	// ErrFinished: the pod that holds the address has ended.
 	ErrFinished = errors.New("the pod has finished")
-	// ErrUnavailable: the Kubernetes API could not be asked, so it is not known which pod it is.
+	// ErrUnavailable: the Kubernetes API did not answer, so the pod is not known.
 	ErrUnavailable = errors.New("the Kubernetes API does not answer")
-	// ErrAskedTooOften: the proxy itself does not ask the API more often, so it is not known which pod it is.
+	// ErrAskedTooOften: the proxy's own limit prevents a request to the API, so the pod is not known.
 	ErrAskedTooOften = fmt.Errorf("the proxy asks the API server at most %d times a second for a pod, %d times for the node", podGets, nodeGets)
 )
 
@@ -41,11 +41,11 @@ const podGets, nodeGets = 2, 20
 // Resolver finds the pod behind a source address.
 type Resolver struct {
 	c ResolverConfig
-	// These bound what requests can make the API server do: get a pod, and list all of the node's, which costs more.
+	// These limit the requests to the API server: one gets a pod, the other lists all pods of the node.
 	gets, lists *limiter
 }
 
-// ResolverConfig is what a Resolver depends on.
+// ResolverConfig holds the dependencies and settings of a Resolver.
 type ResolverConfig struct {
 	Records *attachment.Index
 	Watch   *Watch
@@ -53,7 +53,7 @@ type ResolverConfig struct {
 	API API
 	// Node is this node's name.
 	Node string
-	// Keep tells which annotations are kept.
+	// Keep reports whether to store the annotation of a key.
 	Keep func(key string) bool
 	// MaxElapsed is how long an address may take to become known; zero for no wait. MaxInterval bounds the time between
 	// two looks.
@@ -62,12 +62,13 @@ type ResolverConfig struct {
 	AskDuplicates bool
 }
 
-// NewResolver is a resolver over records and watch.
+// NewResolver returns a Resolver over records and watch.
 func NewResolver(c ResolverConfig) *Resolver {
 	return &Resolver{c: c, gets: newLimiter(nodeGets, 20, podGets, 4), lists: newLimiter(2, 4, 0.5, 2)}
 }
 
-// limiter bounds how often all pods together do something, and within that each pod, so that none uses up its neighbours' part.
+// limiter limits the rate of an action for all pods together and for each pod, so that no pod uses up
+// the part of the others.
 type limiter struct {
 	node *rate.Limiter
 	pods *ratelimit.Keyed[string]
@@ -77,75 +78,14 @@ func newLimiter(node rate.Limit, nodeBurst int, pod rate.Limit, podBurst int) *l
 	return &limiter{node: rate.NewLimiter(node, nodeBurst), pods: ratelimit.NewKeyed[string](pod, podBurst)}
 }
 
-// allow tells whether the API may be asked for the pod of s now. A pod with several addresses is one pod.
+// allow takes a token for the pod of s. All addresses of a pod share its tokens.
 func (l *limiter) allow(s Source) bool {
 	now := time.Now()
 	return l.pods.Allow(cmp.Or(s.Holder(), s.IP.String()), now) && l.node.AllowN(now, 1)
 }
 
-// Source is a source address and who holds it by the records of this node, as of one moment.
-type Source struct {
-	IP       netip.Addr
-	record   *attachment.Record
-	reported string // the UID of the one pod that reports the address, where no record can be read
-	err      error
-}
-
-// Same tells whether the address has the same holder in both.
-func (s Source) Same(other Source) bool {
-	if s.IP != other.IP || s.err != nil || other.err != nil {
-		return false
-	}
-	if s.record == nil || other.record == nil {
-		// Where nobody reported it yet, the pod has become known since.
-		return s.record == other.record && (s.reported == "" || s.reported == other.reported)
-	}
-	return s.record.ID() == other.record.ID() && s.record.Pod == other.record.Pod
-}
-
-// Source looks the address up in the records, which asks nobody and takes a system call.
-func (r *Resolver) Source(ip netip.Addr) Source {
-	record, err := r.c.Records.Holder(ip)
-	s := Source{IP: ip, record: record, err: err}
-	if record == nil && r.c.Watch != nil {
-		if reporting := r.c.Watch.reporting(ip); len(reporting) == 1 {
-			s.reported = string(cmp.Or(reporting[0].Mirror, reporting[0].UID))
-		}
-	}
-	return s
-}
-
-// Holder returns the UID of the pod that the records say holds the address, or else of the pod that reports it, or else
-// an empty string. The value does not change when a record is written for the pod later.
-func (s Source) Holder() string {
-	if s.record == nil {
-		return s.reported
-	}
-	return s.record.Pod.UID
-}
-
-// Identity tells the address's holder from every other one: by its pod's UID, which is the same once a pod without a record is
-// put on record, or by its attachment where the record has no UID. It is empty where nothing tells who holds the address.
-func (s Source) Identity() string {
-	switch {
-	case s.err != nil:
-		return "a holder whose record cannot be read"
-	case s.record != nil && s.record.Pod.UID == "":
-		return s.record.ID()
-	}
-	return s.Holder()
-}
-
-// String is the pod that the records say holds the address, or the address.
-func (s Source) String() string {
-	if s.record == nil || s.record.Pod.Name == "" {
-		return s.IP.String()
-	}
-	return s.record.Pod.Namespace + "/" + s.record.Pod.Name
-}
-
-// Resolve is the pod that holds the source's address. Where it is not known yet, or seems to be two pods', it waits for that
-// to change, at most MaxElapsed. The error wraps one of this package's, or is that of ctx.
+// Resolve returns the pod that holds the source's address. If the pod is unknown or ambiguous, it waits
+// for a change, at most MaxElapsed. The error wraps one of this package's, or is that of ctx.
 func (r *Resolver) Resolve(ctx context.Context, s Source) (*Pod, error) {
 	pod, err := r.lookup(s)
 	if err == nil || final(err) {
@@ -154,7 +94,7 @@ func (r *Resolver) Resolve(ctx context.Context, s Source) (*Pod, error) {
 	return r.await(ctx, s.IP, err)
 }
 
-// final tells that waiting does not help.
+// final reports whether waiting cannot change the result.
 func final(err error) bool { return errors.Is(err, ErrNotAPod) || errors.Is(err, ErrFinished) }
 
 func (r *Resolver) lookup(s Source) (*Pod, error) {
@@ -164,7 +104,7 @@ func (r *Resolver) lookup(s Source) (*Pod, error) {
 		return nil, fmt.Errorf("%w: the pods of this node are not known yet", ErrUnavailable)
 	}
 	if s.err != nil {
-		// An entry that cannot be read says that somebody holds the address, so what pods report is no answer.
+		// An unreadable record shows that the address has a holder, so the pods' status must not decide.
 		return nil, fmt.Errorf("%w: its record: %w", ErrUnknown, s.err)
 	}
 	reporting := r.c.Watch.reporting(s.IP)
@@ -181,8 +121,8 @@ func (r *Resolver) lookup(s Source) (*Pod, error) {
 	return r.believe(record, pod, s.IP, reporting)
 }
 
-// reported is the pod without a record that reports the address, where it is the only one. One that is being deleted may
-// have given the address back already, and only a record would tell whose it is.
+// reported returns the only pod that reports an address without a record. It refuses a pod that is being
+// deleted, because another pod may hold its address already.
 func (r *Resolver) reported(reporting []*Pod) (*Pod, error) {
 	switch len(reporting) {
 	case 0:
@@ -196,16 +136,16 @@ func (r *Resolver) reported(reporting []*Pod) (*Pod, error) {
 	return nil, fmt.Errorf("%w: %s and %s", ErrAmbiguous, reporting[0], reporting[1])
 }
 
-// believe is the pod that the record names, where the API agrees: it is that very pod, it is on this node and has not
-// finished, and no other running pod reports the address. A record is the word of the moment the address was given; the
-// address may have gone on to another since, if the DEL never came.
+// believe returns the pod of the record if the API confirms it: the UID is the same, the pod is on this
+// node and has not finished, and no other running pod reports the address. If a DEL never came, the
+// record is stale and another pod may hold the address.
 func (r *Resolver) believe(record *attachment.Record, pod *Pod, ip netip.Addr, reporting []*Pod) (*Pod, error) {
 	name := pod.String()
 	switch recorded := types.UID(record.Pod.UID); {
 	case pod.Namespace != record.Pod.Namespace || pod.Name != record.Pod.Name:
 		return nil, fmt.Errorf("%w: the record names %s/%s, the API calls it %s", ErrUnknown, record.Pod.Namespace, record.Pod.Name, name)
 	case recorded == "":
-		// An old runtime: without a UID, only the pod's own word for the address tells it from a namesake that came later.
+		// Old runtimes pass no UID. Then only status.podIPs distinguishes a later pod of the same name.
 		if !slices.Contains(pod.IPs, ip) {
 			return nil, fmt.Errorf("%w: the record of %s has no UID and the pod does not report the address", ErrUnknown, name)
 		}
@@ -229,8 +169,8 @@ func (r *Resolver) believe(record *attachment.Record, pod *Pod, ip netip.Addr, r
 	return pod, nil
 }
 
-// await looks again at every change that the API reports and in between, and asks the API itself for the pod that a record
-// names, because the request of a first container may be faster than any watch.
+// await looks the address up after every change and at growing intervals. It also requests the pod of a
+// record from the API, because a first container's request may arrive before the watch shows its pod.
 func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, error) {
 	if r.c.MaxElapsed <= 0 {
 		return nil, err
@@ -279,9 +219,9 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr, err error) (*Pod, e
 	}
 }
 
-// ask asks the API server for what the watch has not shown. done tells that its answer is the last word, for better or
-// worse: what it says of a pod is newer than anything that a watch could still show. why is the lookup's error, and the
-// answer's where asking does not help.
+// ask requests from the API server a pod that the watch has not shown. done is true if the result is
+// final, because the answer is newer than the watch. why is the error of the lookup, and is returned if a
+// request cannot help.
 func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -311,8 +251,8 @@ func (r *Resolver) askDuplicates(ctx context.Context, s Source, why error) (*Pod
 	if !r.c.AskDuplicates || !r.lists.allow(s) {
 		return nil, why
 	}
-	// All of the node's: status.podIP would be the first address of a pod only, and what is left out of a list would pass for one that
-	// nobody else reports.
+	// It lists all pods of the node: a selector by status.podIP would match only the first address of a pod,
+	// and a partial list could hide another pod that reports the address.
 	list, err := r.c.API.ListPods(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", r.c.Node).String()})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -15,13 +15,14 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// Watcher is told of the pods of this node as the API reports them, in order and one at a time; its methods must not block.
+// Watcher receives the changes of this node's pods, in order and one at a time. Its methods must not
+// block.
 type Watcher interface {
 	PodChanged(*Pod)
 	PodGone(*Pod)
 }
 
-// Watch keeps the pods that the API says are bound to this node, and nothing of them but what a Pod holds.
+// Watch stores the pods that are bound to this node, as the API reports them.
 type Watch struct {
 	informer cache.SharedIndexInformer
 	synced   chan struct{}
@@ -33,21 +34,21 @@ type Watch struct {
 	changed chan struct{} // closed and replaced at every change
 }
 
-// WatchConfig is what a Watch depends on.
+// WatchConfig holds the dependencies and settings of a Watch.
 type WatchConfig struct {
 	API API
 	// Node is the name of the node whose pods are watched.
 	Node string
-	// Keep tells which annotations are kept.
+	// Keep reports whether to store the annotation of a key.
 	Keep func(key string) bool
-	// Resync is how often every pod is looked at again without a change; zero for never.
+	// Resync is the interval at which the Watcher receives every pod again; zero for never.
 	Resync time.Duration
 	// Watcher may be nil.
 	Watcher Watcher
 	Log     *slog.Logger
 }
 
-// NewWatch is a watch that begins with Run.
+// NewWatch returns a Watch that begins with Run.
 func NewWatch(c WatchConfig) (*Watch, error) {
 	informer := cache.NewSharedIndexInformer(podsOf(c.Node, c.API), &corev1.Pod{}, c.Resync, cache.Indexers{})
 	err := informer.SetTransform(func(obj any) (any, error) {
@@ -77,15 +78,15 @@ func NewWatch(c WatchConfig) (*Watch, error) {
 	}, nil
 }
 
-// Synced is closed once the pods that were there at the start are known, to the Watcher too.
+// Synced returns a channel that is closed when the initial list is stored and the Watcher has received it.
 func (w *Watch) Synced() <-chan struct{} { return w.synced }
 
-// Run watches until ctx ends. While the API server is down, what is known stays.
+// Run watches until ctx ends. While the API server is down, the stored pods remain.
 func (w *Watch) Run(ctx context.Context) error {
 	return runInformer(ctx, w.informer, cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { w.set(obj) },
 		UpdateFunc: func(old, obj any) {
-			// A watch that was away for a while reports a pod and its successor of the same name as one that changed.
+			// After an interruption, the watch reports a pod and its successor of the same name as one change.
 			if o, n := old.(*Pod), obj.(*Pod); o.UID != n.UID {
 				w.unset(o)
 			}
@@ -117,7 +118,7 @@ func (w *Watch) unset(obj any) {
 	}
 }
 
-// replace puts now in the place of what is known of the pod; nil removes it.
+// replace stores now as the pod of the UID. A nil now removes the pod.
 func (w *Watch) replace(uid types.UID, now *Pod) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -140,8 +141,8 @@ func (w *Watch) replace(uid types.UID, now *Pod) {
 	w.changed = make(chan struct{})
 }
 
-// recorded is the pod that an attachment record names, or nil: by its UID, or by its name where the record has none or has
-// that of a static pod. A name alone is weak evidence, and what is found by it is the caller's to check.
+// recorded returns the pod of an attachment record, or nil. It looks the pod up by UID, and by name if
+// the record has no UID or a static pod's. The caller must verify a pod that was found by name.
 func (w *Watch) recorded(r attachment.Pod) *Pod {
 	w.mu.RLock()
 	p := w.byUID[types.UID(r.UID)]
@@ -157,7 +158,7 @@ func (w *Watch) recorded(r attachment.Pod) *Pod {
 	return p
 }
 
-// reporting is the pods that report the address and have not finished. The slice must not be changed.
+// reporting returns the unfinished pods that report the address. The caller must not change the slice.
 func (w *Watch) reporting(ip netip.Addr) []*Pod {
 	w.mu.RLock()
 	pods := w.byIP[ip]
@@ -170,14 +171,14 @@ func (w *Watch) reporting(ip netip.Addr) []*Pod {
 
 func finished(p *Pod) bool { return p.Finished }
 
-// change is closed at the next change of any pod.
+// change returns a channel that is closed at the next change of any pod.
 func (w *Watch) change() <-chan struct{} {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	return w.changed
 }
 
-// ready tells whether Synced is closed.
+// ready reports whether Synced is closed.
 func (w *Watch) ready() bool {
 	select {
 	case <-w.synced:
@@ -187,7 +188,7 @@ func (w *Watch) ready() bool {
 	}
 }
 
-// Len is how many pods are known.
+// Len returns the number of stored pods.
 func (w *Watch) Len() int {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
