@@ -11,7 +11,7 @@ import (
 
 // The reasons of Events, in the order of the checks.
 const (
-	RoleIgnored     = "IAMRoleIgnored"            // the pod is on the host's network, where its annotation has no effect
+	RoleIgnored     = "IAMRoleIgnored"            // the pod is on the host's network
 	RoleInvalid     = "IAMRoleInvalid"            // an annotation is invalid
 	RoleForbidden   = "IAMRoleForbidden"          // the namespace does not allow the role
 	RoleDenied      = "IAMRoleDenied"             // STS refuses the role

@@ -1,4 +1,4 @@
-// Package credentials obtains temporary credentials of roles from STS, caches them and renews them in time.
+// Package credentials obtains temporary credentials from STS, caches them and renews them in time.
 package credentials
 
 import (
@@ -113,7 +113,7 @@ func (discardObserver) Asked(bool)                    {}
 
 // Get returns credentials for a client of the pod with this UID: cached ones if they remain valid for
 // long enough, else those of a flight. If STS fails, it returns cached ones that are still valid. The
-// error is an *Error, ErrClosed, that of ctx, or says that the pod has since requested another assumption.
+// error is an *Error, ErrClosed, that of ctx, or that the pod has since requested another assumption.
 func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Document, error) {
 	now := time.Now()
 	c.mu.Lock()
