@@ -1,4 +1,5 @@
-// Package asker is a client of the metadata service that never tries again: whatever a server does to a request, it tells.
+// Package asker is a client of the metadata service that never retries, so that a caller sees every
+// failed request.
 package asker
 
 import (
@@ -10,18 +11,19 @@ import (
 	"time"
 )
 
-// Asker makes requests as an SDK does, with one try of one second each. It is not for concurrent use.
+// Asker makes requests as an SDK does, with one try of one second each. It is not safe for
+// concurrent use.
 type Asker struct {
 	// Dial connects to the service.
 	Dial func() (net.Conn, error)
-	// Keep has a connection used for more than one request, until the server says that it closes it.
+	// Keep makes the Asker use a connection for several requests, until the server closes it.
 	Keep bool
 
 	conn net.Conn
 	in   *bufio.Reader
 }
 
-// Get makes one request, whose answer must be 200.
+// Get makes one request. Any status but 200 is an error.
 func (a *Asker) Get(path string) (body string, err error) {
 	if a.conn == nil {
 		if a.conn, err = a.Dial(); err != nil {
@@ -55,7 +57,7 @@ func (a *Asker) Get(path string) (body string, err error) {
 	return string(text), nil
 }
 
-// Close closes the connection that it has.
+// Close closes the current connection.
 func (a *Asker) Close() {
 	if a.conn != nil {
 		a.conn.Close()

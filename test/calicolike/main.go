@@ -1,6 +1,9 @@
-// Command calicolike is a CNI plugin that connects a pod as Calico does without eBPF: the host side of the veth has no address
-// and answers ARP for the pod's next hop, 169.254.1.1, in the gateway's place; a route of the host leads to the pod. With "device":
-// "netkit" the pair is a netkit's (Linux 6.7). It is for the suites only: what it stands in for needs a datastore and a daemon.
+// Command calicolike is a CNI plugin that connects a pod as Calico does without eBPF. Calico itself
+// needs a datastore and a daemon.
+//
+// The host side of the veth has no address. It answers ARP for the pod's next hop, 169.254.1.1, and
+// a route of the host leads to the pod. With "device": "netkit" the pair is a pair of netkit
+// devices (Linux 6.7).
 package main
 
 import (
@@ -21,14 +24,15 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// nextHop is the pod's gateway, which no interface has (Calico FAQ, "Why does my container have a route to 169.254.1.1?").
+// nextHop is the pod's gateway, an address of no interface (Calico FAQ, "Why does my container have
+// a route to 169.254.1.1?").
 var nextHop = net.IPv4(169, 254, 1, 1)
 
 func main() {
 	skel.PluginMainFuncs(skel.CNIFuncs{Add: add, Del: del, Check: func(*skel.CmdArgs) error { return nil }}, version.All, "calicolike")
 }
 
-// hostName is the host side's, "cali" and part of a hash, as Calico's.
+// hostName returns the name of the host side: "cali" and part of a hash, as Calico's.
 func hostName(args *skel.CmdArgs) string {
 	sum := sha256.Sum256([]byte(args.ContainerID + args.IfName))
 	return "cali" + hex.EncodeToString(sum[:])[:11]
@@ -73,7 +77,7 @@ func add(args *skel.CmdArgs) error {
 	if err := onHost(host, result); err != nil {
 		return err
 	}
-	result.Interfaces = []*types100.Interface{{Name: host}} // as Calico has it: the host side alone
+	result.Interfaces = []*types100.Interface{{Name: host}} // Calico lists the host side only
 	return types.PrintResult(result, conf.CNIVersion)
 }
 

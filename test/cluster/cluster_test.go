@@ -27,7 +27,6 @@ func TestCluster(t *testing.T) {
 	n := startNode(t)
 	c := startCloud(t, n)
 	startUnprotected(t, n, c)
-	n.without = n.sandboxTime(t)
 	n.bare = n.ruleset(t)
 	install(t, n)
 	c.metadata.Reset()

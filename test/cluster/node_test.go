@@ -30,12 +30,11 @@ const (
 
 // node is the real node; the scripts under node/ are what it is made of.
 type node struct {
-	scripts string        // their directory
-	state   string        // what the run writes: binaries, keys, logs
-	pid     string        // the node's first process, as the machine numbers it
-	bare    string        // all rules, before anything of ours was there
-	without time.Duration // what a pod's sandbox took then
-	suite   *testing.T    // what lasts for as long as the node is cleaned up by it
+	scripts string     // their directory
+	state   string     // what the run writes: binaries, keys, logs
+	pid     string     // the node's first process, as the machine numbers it
+	bare    string     // all rules, before anything of ours was there
+	suite   *testing.T // what lasts for as long as the node is cleaned up by it
 	boots   int
 }
 

@@ -1,4 +1,4 @@
-// Package endpoint serves HTTP at an address that can go down and come back up, as a real service's does.
+// Package endpoint serves HTTP at an address that can go down and come back up.
 package endpoint
 
 import (
@@ -10,10 +10,10 @@ import (
 	"sync"
 )
 
-// Listen opens a listener, as net.Listen does: in which network namespace is the function's own matter.
+// Listen opens a listener, as net.Listen does. It chooses the network namespace.
 type Listen func(network, address string) (net.Listener, error)
 
-// Endpoint is a handler that is served at one address.
+// Endpoint serves a handler at one address.
 type Endpoint struct {
 	handler http.Handler
 	listen  Listen
@@ -25,8 +25,8 @@ type Endpoint struct {
 	served  chan struct{}
 }
 
-// Serve serves the handler at address, host:port, over TLS where tlsConfig is given. Port 0 takes a free port, and keeps
-// it. A nil listen is net.Listen.
+// Serve serves the handler at address, host:port, over TLS if tlsConfig is not nil. For port 0 it
+// chooses a free port and keeps it. A nil listen is net.Listen.
 func Serve(listen Listen, address string, handler http.Handler, tlsConfig *tls.Config) (*Endpoint, error) {
 	if listen == nil {
 		listen = net.Listen
@@ -35,7 +35,7 @@ func Serve(listen Listen, address string, handler http.Handler, tlsConfig *tls.C
 	return e, e.Up()
 }
 
-// Up serves again at the same address. It is no error when it already does.
+// Up serves again at the same address. It does nothing if the endpoint is up.
 func (e *Endpoint) Up() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -65,7 +65,7 @@ func (e *Endpoint) Up() error {
 	return nil
 }
 
-// Down cuts every open connection, and the kernel refuses new ones from then on. The address stays the endpoint's.
+// Down closes every connection. The kernel refuses new ones, and the address stays reserved.
 func (e *Endpoint) Down() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -77,14 +77,14 @@ func (e *Endpoint) Down() {
 	e.server = nil
 }
 
-// Addr is where it serves, host:port.
+// Addr returns the address, host:port.
 func (e *Endpoint) Addr() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.address
 }
 
-// URL is where it serves, without a path.
+// URL returns the URL without a path.
 func (e *Endpoint) URL() string {
 	if e.tls != nil {
 		return "https://" + e.Addr()

@@ -1,5 +1,4 @@
-// Package imdstap records every request that reaches a metadata service: it stands at the service's address and passes
-// each request on as it came.
+// Package imdstap is a reverse proxy in front of a metadata service that records every request.
 package imdstap
 
 import (
@@ -24,16 +23,16 @@ import (
 type Request struct {
 	Source    netip.Addr
 	Method    string
-	URI       string // as it stood in the request line
+	URI       string // as in the request line
 	UserAgent string
-	Status    int // of the service's answer
+	Status    int // of the response
 }
 
-// escape is percent-encoding; what is no valid one stays as it is.
+// escape matches percent-encoding. Invalid encodings stay as they are.
 var escape = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
 
-// AsksForCredentials tells whether the request could have yielded credentials, however its path is spelt: better one too
-// many than one too few.
+// AsksForCredentials reports whether the request could have yielded credentials, however its path
+// is spelt. It errs towards true.
 func (r Request) AsksForCredentials() bool {
 	path := r.URI
 	for escape.MatchString(path) {
@@ -46,31 +45,32 @@ func (r Request) AsksForCredentials() bool {
 	return strings.Contains(path, "security-credentials") || strings.Contains(path, "identity-credentials")
 }
 
-// Tap stands before a metadata service.
+// Tap is the reverse proxy.
 type Tap struct {
 	endpoint *endpoint.Endpoint
 	proxy    *httputil.ReverseProxy
 
-	// one lets the requests through one at a time: Amazon's mock keeps its tokens in a map without a lock.
+	// one serializes requests: Amazon's mock has its tokens in a map without a lock.
 	one sync.Mutex
 
 	mu       sync.Mutex
 	requests []*Request
-	missing  string // the prefix of paths that are answered with 404; empty for none
+	missing  string // prefix of paths that are answered with 404; empty for none
 }
 
 // Options of a Tap.
 type Options struct {
-	Address string          // host:port of the metadata service for its clients
-	Listen  endpoint.Listen // net.Listen where nil
-	// Backend is host:port of the service itself, Dial how to reach it; net.Dial where nil.
+	Address string          // host:port at which clients find the service
+	Listen  endpoint.Listen // nil is net.Listen
+	// Backend is host:port of the service itself, and Dial connects to it. A nil Dial is net.Dial.
 	Backend string
-	// Listed is added to the listing of /latest/meta-data/, for a name that real instances list and a mock does not.
+	// Listed is added to the listing of /latest/meta-data/: a name that instances list and the mock
+	// does not.
 	Listed string
 	Dial   func(network, address string) (net.Conn, error)
 }
 
-// Start passes requests on until Close.
+// Start forwards requests until Close.
 func Start(o Options) (*Tap, error) {
 	if o.Dial == nil {
 		o.Dial = net.Dial
@@ -108,7 +108,7 @@ func list(res *http.Response, name string) error {
 	return nil
 }
 
-// Addr is where the tap listens, host:port.
+// Addr returns the address at which the tap listens, host:port.
 func (t *Tap) Addr() string { return t.endpoint.Addr() }
 
 // Down makes the metadata service refuse connections until Up.
@@ -117,22 +117,23 @@ func (t *Tap) Down() { t.endpoint.Down() }
 // Up serves again at the same address.
 func (t *Tap) Up() error { return t.endpoint.Up() }
 
-// Close stops the tap for good.
+// Close stops the tap.
 func (t *Tap) Close() { t.endpoint.Down() }
 
-// SetMissing answers requests for paths with the prefix with 404 and the page of real instances. An empty prefix ends that.
+// SetMissing answers requests for paths with the prefix with 404 and the page of a real instance.
+// An empty prefix ends it.
 func (t *Tap) SetMissing(prefix string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.missing = prefix
 }
 
-// notFound is the page that EC2 answers for a path that is not there.
+// notFound is EC2's page for a path that does not exist.
 const notFound = `<?xml version="1.0" encoding="iso-8859-1"?>
 <html xmlns="http://www.w3.org/1999/xhtml"><head><title>404 - Not Found</title></head><body><h1>404 - Not Found</h1></body></html>
 `
 
-// ServeHTTP records a request before it passes it on, so that one without an answer is on record as well.
+// ServeHTTP records a request before it forwards it: a request without an answer is recorded too.
 func (t *Tap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	source, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
@@ -155,7 +156,7 @@ func (t *Tap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	t.proxy.ServeHTTP(w, r)
 }
 
-// Requests are the requests so far, in the order of their arrival.
+// Requests returns the requests so far, in the order of their arrival.
 func (t *Tap) Requests() []Request {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -166,19 +167,19 @@ func (t *Tap) Requests() []Request {
 	return all
 }
 
-// CredentialRequests are those of the requests so far that asked for credentials.
+// CredentialRequests returns the requests so far that asked for credentials.
 func (t *Tap) CredentialRequests() []Request {
 	return slices.DeleteFunc(t.Requests(), func(r Request) bool { return !r.AsksForCredentials() })
 }
 
-// Reset forgets the requests so far.
+// Reset removes the requests so far.
 func (t *Tap) Reset() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.requests = nil
 }
 
-// statusWriter notes the answer's status.
+// statusWriter records the status of the response.
 type statusWriter struct {
 	http.ResponseWriter
 	tap     *Tap

@@ -1,5 +1,5 @@
-// Package nftlist reads what `nft list table` writes into lines that can be compared: sets are hashes, and list their elements
-// in no order that lasts.
+// Package nftlist makes the output of "nft list table" comparable: the kernel lists the elements of
+// a set in no fixed order.
 package nftlist
 
 import (
@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Families are those that kube2iam-cni has tables in.
+// Families are the address families in which kube2iam-cni has tables.
 var Families = []string{"bridge", "ip", "ip6"}
 
 var (
@@ -17,8 +17,8 @@ var (
 	elements = regexp.MustCompile(`(?s)elements = \{(.*?)\}`)
 )
 
-// Lines are the rules of a listing as they stand, and behind them the elements of its sets and maps, "family set: element",
-// in order.
+// Lines returns the rules of a listing in their order, followed by the elements of its sets and
+// maps, sorted, as "family set: element".
 func Lines(family, listing string) []string {
 	var held []string
 	for _, s := range set.FindAllStringSubmatch(listing, -1) {
@@ -32,7 +32,8 @@ func Lines(family, listing string) []string {
 	return append(strings.Split(strings.TrimSpace(set.ReplaceAllString(listing, "set $1")), "\n"), held...)
 }
 
-// Ours are the lines of all our tables. list runs nft with arguments; a table that is not there is no error.
+// Ours returns the lines of all tables of kube2iam-cni. list runs nft with arguments. A table that
+// does not exist is no error.
 func Ours(list func(args ...string) (string, error)) ([]string, error) {
 	var all []string
 	for _, family := range Families {

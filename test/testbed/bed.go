@@ -31,16 +31,16 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 )
 
-// What is the same in every testbed.
+// Names and addresses that are the same in every testbed.
 const (
 	NodeName = "node1"
 	Account  = "123456789012"
 	Region   = "us-east-1"
-	// RoleBase makes an ARN of a role's name, as --base-role-arn does.
+	// RoleBase is the prefix of a role's ARN, as in --base-role-arn.
 	RoleBase = "arn:aws:iam::" + Account + ":role/"
-	// NodeRole is the role of the node itself, whose credentials no pod may ever see.
+	// NodeRole is the role of the node itself, whose credentials no pod may get.
 	NodeRole = "node"
-	// MetadataAddr is where the metadata service is.
+	// MetadataAddr is the address of the metadata service.
 	MetadataAddr = "169.254.169.254:80"
 
 	stsAddr     = "10.200.0.1:4566"
@@ -49,12 +49,13 @@ const (
 	podSubnet6  = "fd00:201::/64"
 	lanSubnet   = "10.202.0.0/24"
 
-	// MetadataAddr6 is where the metadata service is for those who have IPv6.
+	// MetadataAddr6 is the IPv6 address of the metadata service.
 	MetadataAddr6 = "[fd00:ec2::254]:80"
 )
 
-// NodeIP is the node's address, AWSIP its default gateway's, PodSubnet where its pods' addresses are. LANIP is the gateway of
-// the network that macvlan and ipvlan pods are on, which is the node's second interface's, beyond the node.
+// NodeIP is the node's address, and AWSIP the address of its default gateway. Pods have addresses
+// of PodSubnet. Pods on macvlan and ipvlan have addresses of LANSubnet, the network of the node's
+// second interface. Its gateway LANIP is not the node.
 var (
 	NodeIP     = netip.MustParseAddr("10.200.0.2")
 	NodeIP6    = netip.MustParseAddr("fd00:200::2")
@@ -68,23 +69,24 @@ var (
 
 // Options of a Bed.
 type Options struct {
-	// Tools come from BuildTools.
+	// Tools are the programs that BuildTools has built.
 	Tools Tools
-	// Primary is the CNI plugin that connects the pods: "bridge", "ptp", "macvlan", "ipvlan", "calicolike" (test/calicolike), or
-	// "netkitlike", which is that on a pair of netkit devices.
+	// Primary is the CNI plugin that connects the pods: "bridge", "ptp", "macvlan", "ipvlan",
+	// "calicolike" (test/calicolike), or "netkitlike" (test/calicolike on netkit devices).
 	Primary string
-	// IPv6 gives nodes and pods addresses of that family, too.
+	// IPv6 adds addresses of that family to the node and to pods.
 	IPv6 bool
-	// Chain is what follows it in the conflist.
+	// Chain is the rest of the conflist after the primary plugin.
 	Chain []Entry
-	// NoBridgeNF keeps a bridge's frames from iptables, as on nodes without the kernel module br_netfilter. Otherwise the
-	// module is loaded, and stays so, switched off for the host.
+	// NoBridgeNF hides the frames of a bridge from iptables, as on nodes without the kernel module
+	// br_netfilter. Otherwise New loads the module and disables it for the host's own bridges.
 	NoBridgeNF bool
 }
 
-// Bed is a node, its pods and what they talk to.
+// Bed is a node, its pods and the services that they use.
 type Bed struct {
-	// Dir holds everything that the testbed writes, the state directory included. It is on a tmpfs where /run is.
+	// Dir contains all files of the testbed, including the state directory. It is on a tmpfs if
+	// /run is.
 	Dir      string
 	StateDir string
 
@@ -108,10 +110,11 @@ type Bed struct {
 	sandboxes int
 }
 
-// dirPattern names a testbed's directory by its process, so that the next testbed can tell what a killed one left.
+// dirPattern is the prefix of a testbed's directory. The process ID follows, by which the next
+// testbed finds the directories of killed processes.
 const dirPattern = "/run/kube2iam-cni-testbed."
 
-// New builds a node without pods, which Close takes down. After an error nothing is left.
+// New builds a node without pods. After an error it leaves nothing behind.
 func New(ctx context.Context, o Options) (_ *Bed, err error) {
 	if err := Require("ip"); err != nil {
 		return nil, err
@@ -142,7 +145,7 @@ func New(ctx context.Context, o Options) (_ *Bed, err error) {
 	return b, nil
 }
 
-// serve starts what the node and the pods talk to.
+// serve starts the services that the node and the pods use.
 func (b *Bed) serve(ctx context.Context) (err error) {
 	if b.KubeAPI, err = kubeapi.Start(kubeapi.Options{Address: kubeAPIAddr, Listen: b.AWS.Listen, TLS: true}); err != nil {
 		return err
@@ -154,20 +157,21 @@ func (b *Bed) serve(ctx context.Context) (err error) {
 	return b.serveMetadata(ctx)
 }
 
-// SetSTSClock puts the clock of STS so far ahead of the node's.
+// SetSTSClock sets the clock of STS ahead of the node's.
 func (b *Bed) SetSTSClock(ahead time.Duration) { b.stsAhead.Store(int64(ahead)) }
 
 func (b *Bed) stsTime() time.Time { return time.Now().Add(time.Duration(b.stsAhead.Load())) }
 
-// PutRole makes a role that the node may assume for its pods, and returns its ARN. A non-empty external ID is demanded.
+// PutRole makes a role that the node may assume for its pods, and returns its ARN. If externalID is
+// not empty, AssumeRole must name it.
 func (b *Bed) PutRole(name, externalID string) string {
 	arn := RoleBase + name
 	b.STS.PutRole(sts.Role{ARN: arn, Trusts: []string{RoleBase + NodeRole}, ExternalID: externalID})
 	return arn
 }
 
-// Leaks are the requests for credentials that reached the metadata service and were not the node's own: the proxy finds
-// its own credentials there by the AWS SDK, which says who it is.
+// Leaks returns the requests for credentials that reached the metadata service, except those of the
+// proxy for the node's own. The proxy uses the AWS SDK, which is recognised by its User-Agent.
 func (b *Bed) Leaks() []imdstap.Request {
 	var leaks []imdstap.Request
 	asked := b.IMDS.CredentialRequests()
@@ -183,8 +187,8 @@ func (b *Bed) Leaks() []imdstap.Request {
 	return leaks
 }
 
-// ClientEnv is the whole environment of an AWS client in a pod: nothing that tells it of credentials or of where the
-// metadata service is.
+// ClientEnv returns the whole environment of an AWS client in a pod. It contains neither
+// credentials nor the address of the metadata service.
 func (b *Bed) ClientEnv() []string {
 	return []string{
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
@@ -217,7 +221,8 @@ func (b *Bed) start(n *Netns, env []string, name string, args ...string) (*Proce
 	return p, nil
 }
 
-// Close ends every process, server and namespace of the testbed and removes its directory. A second call does nothing.
+// Close ends every process, server and namespace of the testbed and removes its directory. A second
+// call does nothing.
 func (b *Bed) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -236,7 +241,8 @@ func (b *Bed) Close() error {
 		b.KubeAPI.Close()
 	}
 	if b.Node != nil {
-		// An agent that was killed leaves the file of its lock, which is named by the node's namespace.
+		// An agent that was killed leaves its lock file, which is named by the node's network
+		// namespace.
 		var st unix.Stat_t
 		if unix.Stat(b.Node.path, &st) == nil {
 			os.Remove(fmt.Sprintf("/run/kube2iam-cni-agent-%d.lock", st.Ino))
@@ -250,7 +256,8 @@ func (b *Bed) Close() error {
 	return errors.Join(append(errs, os.RemoveAll(b.Dir))...)
 }
 
-// sweep removes what testbeds of processes left that are no more. Their children are gone with them.
+// sweep removes the directories of testbeds whose process has ended. Their child processes ended
+// with them.
 func sweep() {
 	dirs, _ := filepath.Glob(dirPattern + "*")
 	for _, dir := range dirs {

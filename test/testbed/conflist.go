@@ -10,13 +10,13 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// Network is the network's name in the conflist.
+// Network is the name of the network in the conflist.
 const Network = "testbed"
 
-// Entry is a plugin's part of the conflist.
+// Entry is the configuration of a plugin in the conflist.
 type Entry map[string]any
 
-// Kube2IAM is kube2iam-cni's entry with a backend; the testbed's state directory is filled in where it says no other.
+// Kube2IAM returns the entry of kube2iam-cni with a backend. The testbed sets its state directory.
 func Kube2IAM(backend string) Entry {
 	return Entry{
 		"type":       "kube2iam-cni",
@@ -28,18 +28,18 @@ func Kube2IAM(backend string) Entry {
 	}
 }
 
-// SetChain changes what follows the primary plugin in the conflist. As with containerd, calls for pods that are there
-// already go by the new one. It returns what was there before.
+// SetChain replaces the plugins after the primary one and returns the previous ones. As with
+// containerd, calls for existing pods use the new conflist.
 func (b *Bed) SetChain(chain ...Entry) []Entry {
 	b.mu.Lock()
 	before := b.chain
 	b.chain = chain
 	b.mu.Unlock()
-	b.writeConflist() // for the agent; the runtime's next call writes it again, and says what is wrong
+	b.writeConflist() // for the agent; the next call of a plugin writes it again and reports errors
 	return before
 }
 
-// primaryEntry is the real bridge or ptp plugin with real host-local IPAM.
+// primaryEntry returns the entry of the primary plugin with host-local IPAM.
 func (b *Bed) primaryEntry() (Entry, error) {
 	return b.entryOf(b.primary)
 }
@@ -68,10 +68,10 @@ func (b *Bed) entryOf(plugin string) (Entry, error) {
 	return e, nil
 }
 
-// Second is a second network of the node, on which a pod may have an interface more.
+// Second is the name of a second network, on which a pod may have another interface.
 const Second = "second"
 
-// second is its conflist: pods on veths with addresses of their own, and our plugin as the first network has it.
+// second returns the conflist of the second network: ptp, and kube2iam-cni as in the first network.
 func (b *Bed) second(chain []Entry) ([]byte, error) {
 	ptp := Entry{"type": "ptp", "ipam": map[string]any{
 		"type": "host-local", "ranges": [][]map[string]string{{{"subnet": secondSubnet}}}, "dataDir": filepath.Join(b.Dir, "ipam"),
@@ -81,7 +81,7 @@ func (b *Bed) second(chain []Entry) ([]byte, error) {
 
 const secondSubnet = "10.203.0.0/24"
 
-// Conflist is the present configuration, as it would stand in /etc/cni/net.d.
+// Conflist returns the current conflist.
 func (b *Bed) Conflist() ([]byte, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -93,7 +93,7 @@ func (b *Bed) Conflist() ([]byte, error) {
 	return json.MarshalIndent(map[string]any{"cniVersion": "1.1.0", "name": Network, "plugins": plugins}, "", "  ")
 }
 
-// chained is what follows the primary plugin, with the state directory filled in.
+// chained returns the plugins after the primary one, with the state directory set.
 func (b *Bed) chained() []Entry {
 	var chain []Entry
 	for _, e := range b.chain {
@@ -106,7 +106,7 @@ func (b *Bed) chained() []Entry {
 	return chain
 }
 
-// confDir is what /etc/cni/net.d is on a node.
+// confDir returns the directory that is /etc/cni/net.d on a node.
 func (b *Bed) confDir() string { return filepath.Join(b.Dir, "net.d") }
 
 func (b *Bed) writeConflist() ([]byte, error) {

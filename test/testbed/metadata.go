@@ -12,7 +12,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 )
 
-// What the metadata service tells of the node, which is an EC2 instance.
+// What the metadata service knows of the node, an EC2 instance.
 const (
 	InstanceID       = "i-0a1b2c3d4e5f60718"
 	AvailabilityZone = Region + "b"
@@ -21,8 +21,8 @@ const (
 	mockAddr        = "127.0.0.1:1338"
 )
 
-// nodePrincipal is the node, with the credentials that the metadata service has for it. That they are an instance's makes
-// them no chained role.
+// nodePrincipal is the node with its credentials. Because they are an instance's, AssumeRole with
+// them is not role chaining.
 var nodePrincipal = sts.Principal{
 	AccessKeyID:     "ASIATESTBEDNODE00001",
 	SecretAccessKey: "testbed/node/secret+access+key",
@@ -34,7 +34,8 @@ var nodePrincipal = sts.Principal{
 // NodeAccessKeyID is the access key ID of the node's own credentials.
 var NodeAccessKeyID = nodePrincipal.AccessKeyID
 
-// mockConfig is the metadata mock's configuration file: what differs from its defaults.
+// mockConfig returns the configuration of the metadata mock, as far as it differs from the
+// defaults.
 func mockConfig() any {
 	now := time.Now().UTC()
 	stamp := func(t time.Time) string { return t.Format("2006-01-02T15:04:05Z") }

@@ -16,13 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Netns is a network namespace, held by a file as `ip netns` and the container runtimes hold theirs.
+// Netns is a network namespace. A bind mount keeps it alive, as with "ip netns" and container
+// runtimes.
 type Netns struct {
 	ns   ns.NetNS
 	path string
 }
 
-// newNetns makes a namespace and the file that holds it.
+// newNetns makes a namespace and its bind mount.
 func newNetns(path string) (*Netns, error) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		return nil, err
@@ -31,7 +32,8 @@ func newNetns(path string) (*Netns, error) {
 	go func() {
 		runtime.LockOSThread()
 		err := holdNewNetns(path)
-		// Back in its own namespace the thread may live on. It must not end: children that it started die with it.
+		// A thread that is back in its namespace is unlocked, not ended: processes that it started
+		// would die with it (Pdeathsig).
 		if !errors.Is(err, errLost) {
 			runtime.UnlockOSThread()
 		}
@@ -52,7 +54,8 @@ func newNetns(path string) (*Netns, error) {
 
 var errLost = errors.New("the thread cannot return to its network namespace")
 
-// holdNewNetns runs on a locked thread, which it leaves as it was unless the error is errLost.
+// holdNewNetns must run on a locked thread. The thread is in its former namespace afterwards,
+// except with errLost.
 func holdNewNetns(path string) error {
 	own := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
 	before, err := unix.Open(own, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -70,11 +73,11 @@ func holdNewNetns(path string) error {
 	return err
 }
 
-// Path is the file that holds the namespace, as CNI_NETNS takes it.
+// Path returns the file of the bind mount, for CNI_NETNS.
 func (n *Netns) Path() string { return n.path }
 
-// Do runs f on a thread that is in the namespace: sockets that f opens and processes that it starts are there for good.
-// What f starts as goroutines is not.
+// Do calls f on a thread in the namespace. Sockets that f opens and processes that it starts stay
+// there. Goroutines that f starts are not in it.
 func (n *Netns) Do(f func() error) error { return n.ns.Do(func(ns.NetNS) error { return f() }) }
 
 // Listen is net.Listen in the namespace.
@@ -86,7 +89,8 @@ func (n *Netns) Listen(network, address string) (l net.Listener, err error) {
 	return l, err
 }
 
-// DialContext dials from the namespace. The address must be numeric, which needs no resolver's goroutines.
+// DialContext dials from the namespace. The address must be numeric: the resolver would use
+// goroutines of its own.
 func (n *Netns) DialContext(ctx context.Context, network, address string) (c net.Conn, err error) {
 	err = n.Do(func() error {
 		c, err = (&net.Dialer{}).DialContext(ctx, network, address)
@@ -100,7 +104,8 @@ func (n *Netns) Dial(network, address string) (net.Conn, error) {
 	return n.DialContext(context.Background(), network, address)
 }
 
-// HTTP is a client whose connections come from the namespace, one for each request. It follows no redirects.
+// HTTP returns a client that opens a connection from the namespace for each request. It follows no
+// redirects.
 func (n *Netns) HTTP() *http.Client {
 	return &http.Client{
 		Transport:     &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true, DisableCompression: true},
@@ -108,8 +113,9 @@ func (n *Netns) HTTP() *http.Client {
 	}
 }
 
-// Run runs a program in the namespace, with this environment and no other, and returns its standard output. The error of
-// one that fails is an *exec.ExitError underneath and says what it wrote to standard error.
+// Run runs a program in the namespace with exactly this environment and returns its standard
+// output. The error of a program that fails wraps an *exec.ExitError and contains its standard
+// error.
 func (n *Netns) Run(ctx context.Context, env []string, name string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	err := n.Do(func() error {
@@ -124,7 +130,8 @@ func (n *Netns) Run(ctx context.Context, env []string, name string, args ...stri
 	return stdout.String(), err
 }
 
-// Close lets go of the namespace, which ends with the last process and socket in it. A second call does nothing.
+// Close removes the bind mount. The namespace ends with the last process and socket in it. A second
+// call does nothing.
 func (n *Netns) Close() error {
 	if n.ns == nil {
 		return nil

@@ -77,7 +77,7 @@ func (b *Bed) connect(bridgeNF bool) (err error) {
 	return nil
 }
 
-// connect6 is connect for IPv6. Addresses are there at once: nobody else is asked whether they are his.
+// connect6 adds IPv6 to connect. Addresses are usable at once, without duplicate address detection.
 func (b *Bed) connect6() error {
 	link := func(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, 64) }
 	err := b.AWS.Do(func() error {
@@ -107,8 +107,8 @@ func (b *Bed) connect6() error {
 	return nil
 }
 
-// connectLAN gives the node a second interface, which macvlan and ipvlan pods share, on a network whose gateway is beyond the node: what
-// they send never passes the node's own rules.
+// connectLAN adds a second interface to the node, on which pods with macvlan and ipvlan are. The
+// gateway of that network is not the node, so the node's rules never see their packets.
 func (b *Bed) connectLAN() error {
 	if err := b.Node.Do(func() error { return addVeth(LAN, b.AWS) }); err != nil {
 		return fmt.Errorf("lan: %w", err)
@@ -128,10 +128,10 @@ func (b *Bed) connectLAN() error {
 	return nil
 }
 
-// LAN is the name of the node's interface that such pods share.
+// LAN is the name of the node's second interface.
 const LAN = "lan0"
 
-// addVeth makes a veth whose two ends have one name, the far end in the other namespace.
+// addVeth makes a veth pair whose ends have the same name, one of them in the other namespace.
 func addVeth(name string, other *Netns) error {
 	return netlink.LinkAdd(&netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: name},
@@ -140,7 +140,7 @@ func addVeth(name string, other *Netns) error {
 	})
 }
 
-// up gives a link its addresses and sets it up.
+// up sets a link up after adding its addresses.
 func up(name string, addresses ...netip.Prefix) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
@@ -172,7 +172,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: net.IP(p.Addr().AsSlice()), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// setSysctl sets a value of the thread's network namespace.
+// setSysctl sets a kernel parameter of the thread's network namespace.
 func setSysctl(name, value string) error {
 	return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
 }
@@ -182,14 +182,15 @@ const (
 	bridgeNF6Key = "net/bridge/bridge-nf-call-ip6tables"
 )
 
-// setBridgeNF says whether iptables sees the frames that cross the bridges of the thread's network namespace.
+// setBridgeNF sets whether iptables sees frames that cross the bridges of the thread's network
+// namespace.
 func setBridgeNF(on bool) error {
 	value := "0"
 	if on {
 		value = "1"
 	}
 	for _, key := range []string{bridgeNFKey, bridgeNF6Key} {
-		// Without the module there is no such key, and nothing to switch off.
+		// Without the module there is no such parameter, and nothing to disable.
 		if err := setSysctl(key, value); err != nil && (on || !errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
@@ -197,8 +198,9 @@ func setBridgeNF(on bool) error {
 	return nil
 }
 
-// loadBridgeNF loads the kernel module br_netfilter where it is not, as Kubernetes demands of a node. It would change how
-// the host's own bridges treat frames, so there it is switched off again at once.
+// loadBridgeNF loads the kernel module br_netfilter, which Kubernetes requires of a node. It
+// disables it for the host: otherwise the host's own iptables rules would see the frames of its
+// bridges.
 func loadBridgeNF() error {
 	if _, err := os.Stat("/proc/sys/" + bridgeNFKey); err == nil {
 		return nil

@@ -24,16 +24,16 @@ type Sandbox struct {
 	ContainerID          string
 	Netns                *Netns
 
-	// IP and Result are what ADD gave. An IP that is set before is the one that host-local is asked for.
+	// IP and Result are results of ADD. If IP is set before ADD, host-local is asked for it.
 	IP     netip.Addr
 	Result *types100.Result
 }
 
-// NewSandbox makes a sandbox that no CNI plugin has seen yet.
+// NewSandbox makes a sandbox without network interfaces.
 func (b *Bed) NewSandbox(namespace, name, uid string) (*Sandbox, error) {
 	b.mu.Lock()
 	b.sandboxes++
-	id := fmt.Sprintf("%064x", b.sandboxes) // of the length of containerd's
+	id := fmt.Sprintf("%064x", b.sandboxes) // as long as containerd's
 	b.mu.Unlock()
 	n, err := b.newNetns("cni-" + strings.TrimLeft(id, "0"))
 	if err != nil {
@@ -42,7 +42,7 @@ func (b *Bed) NewSandbox(namespace, name, uid string) (*Sandbox, error) {
 	return &Sandbox{Namespace: namespace, Name: name, UID: uid, ContainerID: id, Netns: n}, nil
 }
 
-// Runtime is what containerd passes to libcni for the sandbox.
+// Runtime returns the parameters that containerd passes to libcni for the sandbox.
 func (s *Sandbox) Runtime() *libcni.RuntimeConf {
 	args := [][2]string{
 		{"IgnoreUnknown", "1"},
@@ -57,7 +57,8 @@ func (s *Sandbox) Runtime() *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: s.ContainerID, NetNS: s.Netns.Path(), IfName: "eth0", Args: args}
 }
 
-// Add is CNI ADD by the present conflist, as the node's runtime does it. A failed one leaves what it left.
+// Add runs CNI ADD with the current conflist, as the runtime does. It does not clean up after an
+// error.
 func (b *Bed) Add(ctx context.Context, s *Sandbox) error {
 	list, err := b.network()
 	if err != nil {
@@ -81,7 +82,7 @@ func (b *Bed) Add(ctx context.Context, s *Sandbox) error {
 	})
 }
 
-// AddSecond gives the sandbox an interface more, net1, on the second network, and tells its address.
+// AddSecond adds the interface net1 on the second network and returns its address.
 func (b *Bed) AddSecond(ctx context.Context, s *Sandbox) (netip.Addr, error) {
 	list, rt, err := b.secondNetwork(s)
 	if err != nil {
@@ -103,7 +104,7 @@ func (b *Bed) AddSecond(ctx context.Context, s *Sandbox) (netip.Addr, error) {
 	return ip, err
 }
 
-// DelSecond takes it away again.
+// DelSecond removes the interface net1.
 func (b *Bed) DelSecond(ctx context.Context, s *Sandbox) error {
 	list, rt, err := b.secondNetwork(s)
 	if err != nil {
@@ -126,12 +127,12 @@ func (b *Bed) secondNetwork(s *Sandbox) (*libcni.NetworkConfigList, *libcni.Runt
 	return list, rt, err
 }
 
-// AddAgain is a second ADD of what follows the primary plugin, for a sandbox that has had one: prevResult is the caller's.
+// AddAgain repeats ADD of the plugins after the primary one with another prevResult.
 func (b *Bed) AddAgain(ctx context.Context, s *Sandbox, prevResult *types100.Result) error {
 	return b.CallOurs(ctx, "ADD", s, prevResult)
 }
 
-// CallOurs calls what follows the primary plugin, and nothing else.
+// CallOurs calls the plugins after the primary one only.
 func (b *Bed) CallOurs(ctx context.Context, command string, s *Sandbox, prevResult *types100.Result) error {
 	list, err := b.network()
 	if err != nil {
@@ -169,7 +170,7 @@ func (b *Bed) CallOurs(ctx context.Context, command string, s *Sandbox, prevResu
 	})
 }
 
-// Del is CNI DEL by the present conflist, with whatever the caller has made of the sandbox's Runtime.
+// Del runs CNI DEL with the current conflist. The caller may have changed the result of Runtime.
 func (b *Bed) Del(ctx context.Context, rt *libcni.RuntimeConf) error {
 	list, err := b.network()
 	if err != nil {
@@ -178,7 +179,7 @@ func (b *Bed) Del(ctx context.Context, rt *libcni.RuntimeConf) error {
 	return b.Node.Do(func() error { return b.cni.DelNetworkList(ctx, list, rt) })
 }
 
-// Check is CNI CHECK.
+// Check runs CNI CHECK.
 func (b *Bed) Check(ctx context.Context, s *Sandbox) error {
 	list, err := b.network()
 	if err != nil {
@@ -187,7 +188,7 @@ func (b *Bed) Check(ctx context.Context, s *Sandbox) error {
 	return b.Node.Do(func() error { return b.cni.CheckNetworkList(ctx, list, s.Runtime()) })
 }
 
-// GC is CNI GC with the sandboxes that are still valid.
+// GC runs CNI GC. valid are the sandboxes that still exist.
 func (b *Bed) GC(ctx context.Context, valid ...*Sandbox) error {
 	list, err := b.network()
 	if err != nil {
@@ -200,7 +201,7 @@ func (b *Bed) GC(ctx context.Context, valid ...*Sandbox) error {
 	return b.Node.Do(func() error { return b.cni.GCNetworkList(ctx, list, args) })
 }
 
-// Status is CNI STATUS.
+// Status runs CNI STATUS.
 func (b *Bed) Status(ctx context.Context) error {
 	list, err := b.network()
 	if err != nil {
@@ -209,8 +210,9 @@ func (b *Bed) Status(ctx context.Context) error {
 	return b.Node.Do(func() error { return b.cni.GetStatusNetworkList(ctx, list) })
 }
 
-// RunPod does what the API server, the scheduler, the runtime and the kubelet do one after the other: the pod is assigned
-// to the node, gets a sandbox and an address, and is Running. Where ADD fails, DEL follows, as the runtime has it.
+// RunPod does the work of API server, scheduler, kubelet and runtime: it assigns the pod to the
+// node, makes its sandbox, runs ADD, and sets the pod's status to Running. If ADD fails, it runs
+// DEL, as the runtime does.
 func (b *Bed) RunPod(ctx context.Context, namespace, name string, annotations map[string]string) (*Sandbox, error) {
 	pod := b.KubeAPI.PutPod(kubeapi.NewPod(NodeName, namespace, name, annotations))
 	s, err := b.NewSandbox(namespace, name, string(pod.UID))
@@ -223,7 +225,7 @@ func (b *Bed) RunPod(ctx context.Context, namespace, name string, annotations ma
 	return s, b.KubeAPI.SetStatus(namespace, name, corev1.PodRunning, s.IP.String())
 }
 
-// StopPod takes the pod away: DEL, then the sandbox, then the API server's object.
+// StopPod runs DEL, removes the sandbox, and deletes the pod from the API server.
 func (b *Bed) StopPod(ctx context.Context, s *Sandbox) error {
 	if err := b.Del(ctx, s.Runtime()); err != nil {
 		return err

@@ -14,24 +14,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a program that runs in a namespace of the testbed, until it is stopped or the testbed is closed.
+// Process is a program that runs in a namespace of the testbed until it is stopped or the testbed
+// is closed.
 type Process struct {
 	name string
 	cmd  *exec.Cmd
 	log  *log
 	done chan struct{}
-	err  error // why it ended, once done is closed
+	err  error // the result of Wait, valid once done is closed
 }
 
-// startProcess starts a program in the namespace, with this environment and no other.
+// startProcess starts a program in the namespace with exactly this environment.
 func startProcess(n *Netns, env []string, name string, args ...string) (*Process, error) {
 	p := &Process{name: filepath.Base(name), log: &log{}, done: make(chan struct{})}
 	err := n.Do(func() error {
 		p.cmd = exec.Command(name, args...)
 		p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, p.log, p.log
-		// What the program itself has started may hold its output open for longer than it lives.
+		// A child of the program may keep its output open after the program has ended.
 		p.cmd.WaitDelay = time.Second
-		// Should this process be killed, nobody is left to stop the other.
+		// If this process is killed, the kernel kills the program.
 		p.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 		return p.cmd.Start()
 	})
@@ -45,20 +46,20 @@ func startProcess(n *Netns, env []string, name string, args ...string) (*Process
 	return p, nil
 }
 
-// PID is the process's ID.
+// PID returns the process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended, by itself or not.
+// Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Log is what it wrote so far, standard output and standard error in one.
+// Log returns the standard output and standard error so far.
 func (p *Process) Log() string { return p.log.String() }
 
-// stopWait is how long a process may take to end in order.
+// stopWait is how long a process may take to end after SIGTERM.
 const stopWait = 10 * time.Second
 
-// Stop sends SIGTERM and waits for the end; SIGKILL follows where it takes too long, which is an error, as is any other
-// exit status than 0. A process that ended before is no error.
+// Stop sends SIGTERM and waits for the process. A process that needs SIGKILL, or ends with another
+// status than 0, is an error. A process that has ended before is none.
 func (p *Process) Stop() error {
 	select {
 	case <-p.done:
@@ -78,13 +79,13 @@ func (p *Process) Stop() error {
 	}
 }
 
-// Kill ends the process at once, as a crash does.
+// Kill ends the process with SIGKILL.
 func (p *Process) Kill() {
 	p.cmd.Process.Kill()
 	<-p.done
 }
 
-// Ended is why the process is not running, nil while it is.
+// Ended returns an error with the exit status and the log if the process has ended, else nil.
 func (p *Process) Ended() error {
 	select {
 	case <-p.done:
@@ -94,7 +95,7 @@ func (p *Process) Ended() error {
 	return fmt.Errorf("%s has ended: %w: %s", p.name, errors.Join(errors.New("exit"), p.err), p.log.tail())
 }
 
-// log is what a process writes.
+// log collects the output of a process.
 type log struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -112,13 +113,13 @@ func (l *log) String() string {
 	return l.buf.String()
 }
 
-// tail is the last lines, for an error.
+// tail returns the last lines, for an error.
 func (l *log) tail() string {
 	lines := strings.Split(strings.TrimSpace(l.String()), "\n")
 	return strings.Join(lines[max(0, len(lines)-20):], "\n")
 }
 
-// await tries until ready succeeds. It fails with the context, or when the process ends first.
+// await calls ready until it succeeds. It fails when the context ends or the process does.
 func (p *Process) await(ctx context.Context, ready func() error) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

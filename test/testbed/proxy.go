@@ -10,11 +10,12 @@ import (
 	"time"
 )
 
-// proxyStart bounds the proxy's way to readiness.
+// proxyStart is how long the proxy may take until it is ready.
 const proxyStart = 30 * time.Second
 
-// StartProxy runs kube2iam-proxy in the node's namespace as its DaemonSet would, with these flags after its usual ones,
-// and waits until its health port says that it is ready. Its AWS credentials come from the metadata service.
+// StartProxy runs kube2iam-proxy in the node's namespace as its DaemonSet does, with additional
+// flags, and waits until its health port reports ready. The proxy gets its AWS credentials from the
+// metadata service.
 func (b *Bed) StartProxy(ctx context.Context, flags ...string) (*Process, error) {
 	p, err := b.LaunchProxy(flags...)
 	if err != nil {
@@ -43,11 +44,12 @@ func (b *Bed) LaunchProxy(flags ...string) (*Process, error) {
 		"--state-dir", b.StateDir,
 		"--log-level", "debug",
 	}, flags...)
-	env := b.ClientEnv()[:2] // in which region it is, the proxy has to find out
+	env := b.ClientEnv()[:2] // without the region, which the proxy has to find out
 	return b.start(b.Node, env, proxy, args...)
 }
 
-// kubeconfig is the path of a file that says where the API server is: over TLS, and so by HTTP/2, as in a cluster.
+// kubeconfig writes a kubeconfig for the API server and returns its path. The connection uses TLS
+// and so HTTP/2, as in a cluster.
 func (b *Bed) kubeconfig() (string, error) {
 	file := filepath.Join(b.Dir, "kubeconfig")
 	return file, os.WriteFile(file, fmt.Appendf(nil, `apiVersion: v1
@@ -58,7 +60,7 @@ current-context: test
 `, b.KubeAPI.URL(), base64.StdEncoding.EncodeToString(b.KubeAPI.CA())), 0o600)
 }
 
-// Healthy asks the proxy's health port.
+// Healthy returns nil if the proxy's health port reports ready.
 func (b *Bed) Healthy(ctx context.Context) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:8182/healthz", nil)
 	if err != nil {
@@ -75,7 +77,7 @@ func (b *Bed) Healthy(ctx context.Context) error {
 	return nil
 }
 
-// StartAgent runs kube2iam-agent in the node's namespace as its DaemonSet would, with these flags after its usual ones.
+// StartAgent runs the agent in the node's namespace as its DaemonSet does, with additional flags.
 func (b *Bed) StartAgent(flags ...string) (*Process, error) {
 	agent, err := b.tools.Path("kube2iam-agent")
 	if err != nil {
@@ -84,7 +86,7 @@ func (b *Bed) StartAgent(flags ...string) (*Process, error) {
 	return b.start(b.Node, b.ClientEnv()[:1], agent, b.agentArgs(flags)...)
 }
 
-// AgentRound has the agent make one round, and tells what it wrote.
+// AgentRound has the agent make one round and returns its output.
 func (b *Bed) AgentRound(ctx context.Context, flags ...string) (string, error) {
 	agent, err := b.tools.Path("kube2iam-agent")
 	if err != nil {

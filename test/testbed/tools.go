@@ -17,8 +17,8 @@ import (
 // Tools are the directories of the programs that a testbed runs.
 type Tools []string
 
-// BuildTools builds the programs by scripts/build-test-tools.sh, which says on standard error what takes long. External
-// leaves out this repository's own.
+// BuildTools builds the programs by scripts/build-test-tools.sh, which prints its progress on
+// standard error. With external it leaves out this repository's own programs.
 func BuildTools(ctx context.Context, external bool) (Tools, error) {
 	if external {
 		return build(ctx, "external")
@@ -26,7 +26,7 @@ func BuildTools(ctx context.Context, external bool) (Tools, error) {
 	return build(ctx)
 }
 
-// BuildClients builds users' programs with the AWS SDKs (test/clients).
+// BuildClients builds programs with the AWS SDKs (test/clients).
 func BuildClients(ctx context.Context) (Tools, error) { return build(ctx, "clients") }
 
 func build(ctx context.Context, args ...string) (Tools, error) {
@@ -34,7 +34,7 @@ func build(ctx context.Context, args ...string) (Tools, error) {
 	script := filepath.Join(filepath.Dir(here), "..", "..", "scripts", "build-test-tools.sh")
 	cmd := exec.CommandContext(ctx, script, args...)
 	cmd.Stderr = os.Stderr
-	// The script ends what it started; SIGKILL would leave that running.
+	// SIGTERM lets the script end its children. SIGKILL would leave them running.
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.Output()
@@ -44,7 +44,7 @@ func build(ctx context.Context, args ...string) (Tools, error) {
 	return filepath.SplitList(strings.TrimSpace(string(out))), nil
 }
 
-// Path is the program's file; an error that names it where it was not built.
+// Path returns the file of a program. The error for a missing one contains its name.
 func (t Tools) Path(program string) (string, error) {
 	for _, dir := range t {
 		file := filepath.Join(dir, program)
@@ -55,7 +55,7 @@ func (t Tools) Path(program string) (string, error) {
 	return "", fmt.Errorf("%s is in none of %s", program, strings.Join(t, ", "))
 }
 
-// packages are Debian's packages of the programs that testbeds and their users run.
+// packages are the Debian packages of the programs that testbeds and their users run.
 var packages = map[string]string{
 	"iptables-nft":        "iptables",
 	"iptables-legacy":     "iptables",
@@ -70,7 +70,7 @@ var packages = map[string]string{
 	"/usr/bin/cloud-init": "cloud-init",
 }
 
-// Require is an error that names every program that is missing and the Debian package that has it.
+// Require returns an error that lists all missing programs and their Debian packages.
 func Require(programs ...string) error {
 	var errs []error
 	for _, program := range programs {

@@ -8,8 +8,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// New returns a record as the plugin writes it for a pod whose veth is routed. Its redirections go to port 8181 of 10.0.0.254
-// and fd00::fe.
+// New returns a record as the plugin writes it for a routed pod. Its redirections lead to port 8181
+// of 10.0.0.254 and fd00::fe.
 func New(containerID string, pod attachment.Pod, ips ...netip.Addr) *attachment.Record {
 	r := &attachment.Record{
 		ContainerID: containerID, IfName: "eth0", Network: "net", Netns: "/run/netns/" + containerID, Pod: pod, IPs: ips,

@@ -70,6 +70,9 @@ cni() {
   rm -f /etc/cni/net.d/* # the machine's own, in the layer below
   cp "$BIN"/{bridge,host-local,loopback,portmap} /opt/cni/programs/
   cp "$SCRIPTS/pods.conflist" /etc/cni/net.d/10-pods.conflist
+  # The same network for the runtime "unchained", which the agent does not know.
+  mkdir -p /etc/cni/unchained
+  sed 's/"pods"/"unchained"/; s/cni0/cni1/; s,10[.]244[.]0[.]0/24,10.244.128.0/24,' "$SCRIPTS/pods.conflist" >/etc/cni/unchained/10-unchained.conflist
 }
 
 # The kubelet wants its root cgroup to be there, with every controller.
