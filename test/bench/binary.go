@@ -14,7 +14,8 @@ import (
 // starts is how often each plugin answers VERSION.
 const starts = 41
 
-// binary is the size of the plugin's program, stripped, and the time it takes to start and answer VERSION, against portmap's.
+// binary measures the size of the stripped plugin, and the time until it has answered VERSION
+// against portmap's.
 func binary(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	fmt.Fprintf(progress, "VERSION: %d times\n", starts)
 	ours, err := tools.Path("kube2iam-cni")
@@ -33,8 +34,8 @@ func binary(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]fig
 	for range starts {
 		var took [2]time.Duration
 		for i, program := range []string{ours, theirs} {
-			// Without the standard input that the specification has: plugins do not read it, and to write to one that has
-			// ended already is a SIGPIPE, which ends this program.
+			// VERSION needs no standard input. Writing to a plugin that has ended would raise
+			// SIGPIPE.
 			cmd := exec.CommandContext(ctx, program)
 			cmd.Env = []string{"CNI_COMMAND=VERSION"}
 			start := time.Now()

@@ -13,16 +13,18 @@ import (
 )
 
 const (
-	// rounds is how often proxy and baseline take turns, each first in every other round. They are many and short, so that
-	// what else happens on the machine meets both.
+	// rounds is how often proxy and baseline take turns, each first in every other round. Many
+	// short rounds spread other load of the machine over both.
 	rounds       = 40
 	baselinePort = 8190
 	credentials  = "/latest/meta-data/iam/security-credentials/bench"
 )
 
-// cachedCredentials is the throughput of the cached credential document with a valid session token, and of requests for a
-// token, over veth and DNAT, by 8 keep-alive connections; the baseline is a bare net/http handler that writes as many bytes on
-// the same path. The two pods differ in nothing but the port that their requests are redirected to.
+// cachedCredentials measures the throughput of the cached credential document with a valid session
+// token, and of requests for a token, over veth and DNAT by 8 keep-alive connections.
+//
+// The baseline is a plain net/http handler that writes as many bytes on the same path. The two pods
+// differ only in the port of their redirection.
 func cachedCredentials(ctx context.Context, tools testbed.Tools, progress io.Writer) (_ []figure, err error) {
 	fmt.Fprintf(progress, "cached credentials and tokens: %d rounds of %s\n", rounds, 4*loadTime)
 	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "bridge", Chain: []testbed.Entry{testbed.Kube2IAM("auto")}})
@@ -88,7 +90,7 @@ func cachedCredentials(ctx context.Context, tools testbed.Tools, progress io.Wri
 	}, nil
 }
 
-// compared is how the proxy did against the baseline: medians of each round's ratio.
+// compared has the medians of the ratios of all rounds.
 type compared struct{ rate, p99, perSecond float64 }
 
 func inTurns(ctx context.Context, bed *testbed.Bed, ours, bare *testbed.Sandbox, request []string) (compared, error) {
@@ -103,7 +105,7 @@ func inTurns(ctx context.Context, bed *testbed.Bed, ours, bare *testbed.Sandbox,
 			}
 		}
 		if round == 0 {
-			continue // warming up
+			continue // warms up
 		}
 		ratios, slow, absolute = append(ratios, rates[0]/rates[1]), append(slow, p99s[0]/p99s[1]), append(absolute, rates[0])
 	}
@@ -128,7 +130,7 @@ func ask(ctx context.Context, pod *testbed.Sandbox, method, path, header, value 
 	return string(body), err
 }
 
-// rate runs this program's load in the pod's network namespace and reads its answer: requests per second, and the 99th
+// rate runs load in the pod's network namespace and returns the requests per second and the 99th
 // percentile of their time.
 func rate(ctx context.Context, bed *testbed.Bed, pod *testbed.Sandbox, request []string) (perSecond, p99 float64, err error) {
 	self, err := os.Executable()

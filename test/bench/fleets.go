@@ -11,8 +11,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// fleets is what a simulated fleet asks of STS, by the schedule and the pace that run in the proxy: docs/scale.md's, of another
-// seed.
+// fleets simulates how often a fleet calls STS, with the schedule and the limits of the proxy: the
+// scenarios of docs/scale.md with another seed.
 func fleets(_ context.Context, _ testbed.Tools, progress io.Writer) ([]figure, error) {
 	fmt.Fprintln(progress, "simulating fleets")
 	fleet := scale.Scenario{Nodes: 5000, Pods: 110, Length: 5 * time.Hour, Quota: 600, Seed: 1}

@@ -23,11 +23,12 @@ import (
 const (
 	hostileConnections = 256 // of each pod
 	hostileRounds      = 3
-	hostileHold        = 5 * time.Second // how long the connections of a round are held
+	hostileHold        = 5 * time.Second // how long a round holds its connections
 )
 
-// hostile is the most memory that the proxy occupies while each of the pods tries to hold as many connections as one may have: idle ones, on
-// which it made a request, and ones on which most of a large request was sent.
+// hostile measures the largest resident memory of the proxy while each pod holds as many
+// connections as it may have: idle ones after a request, and ones on which most of a large request
+// was sent.
 func hostile(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	fmt.Fprintf(progress, "the proxy's memory while %d pods hold %d connections each: %d rounds of each kind\n", memoryPods, hostileConnections, hostileRounds)
 	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "ptp"})
@@ -39,7 +40,7 @@ func hostile(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]fi
 	if err != nil {
 		return nil, err
 	}
-	// The pods share a network namespace and a veth, so that one rule redirects all of them.
+	// The pods share a network namespace and a veth: one rule redirects all of them.
 	proxy, err := crowded(ctx, bed, memoryPods, "--iptables", "--host-ip", testbed.NodeIP.String(), "--host-interface", hostileLink)
 	if err != nil {
 		return nil, err
@@ -83,7 +84,7 @@ func hostile(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]fi
 
 const hostileLink = "hostile0"
 
-// hostilePods makes the namespace that has all the addresses of the pods.
+// hostilePods makes the namespace with the addresses of all pods.
 func hostilePods(bed *testbed.Bed) (*testbed.Netns, error) {
 	shared, err := bed.NewSandbox("default", "hostile", "hostile")
 	if err != nil {
@@ -134,7 +135,8 @@ func hostilePods(bed *testbed.Bed) (*testbed.Netns, error) {
 
 func podAddress(pod int) string { return fmt.Sprintf("10.201.1.%d", pod) }
 
-// holdAll has every pod open its connections, send this over each, and hold for a while those that stay. It returns how many these are.
+// holdAll has every pod open its connections and send a request over each. It holds those that stay
+// open for a while and returns their number.
 func holdAll(ctx context.Context, pods *testbed.Netns, request string, stays func(net.Conn) bool) int {
 	var mu sync.Mutex
 	var held []net.Conn
@@ -184,7 +186,8 @@ func isServed(c net.Conn) bool {
 	return res.StatusCode == http.StatusOK
 }
 
-// isOpen reports whether the proxy, which has to wait for more of the request, has not reset the connection.
+// isOpen reports whether the proxy has not reset the connection while it waits for the rest of a
+// request.
 func isOpen(c net.Conn) bool {
 	c.SetDeadline(time.Now().Add(20 * time.Millisecond))
 	_, err := c.Read(make([]byte, 1))

@@ -19,9 +19,9 @@ const (
 	loadTime    = 300 * time.Millisecond
 )
 
-// load makes a request again and again by 8 keep-alive connections for a moment, and prints how many were answered a second and
-// how long the slowest in a hundred took, in microseconds. It writes and reads HTTP by hand: with two cores, what the client
-// needs is taken from the server that is measured.
+// load repeats a request on 8 keep-alive connections for a short time. It prints the responses per
+// second and the 99th percentile of their time in microseconds. It writes and reads HTTP by hand:
+// on two cores, a client takes its time from the server that is measured.
 func load(method, path, header string, out io.Writer) int {
 	request := fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: bench\r\n%s\r\n\r\n", method, path, header)
 	took := make([][]time.Duration, connections)

@@ -17,13 +17,13 @@ import (
 
 const (
 	memoryPods       = 250
-	memoryNamespaces = 50   // that the node's pods are in
+	memoryNamespaces = 50   // of the node's pods
 	otherNamespaces  = 5000 // of the cluster
 	otherPods        = 5000
 )
 
-// memory is what the proxy occupies on a large node of a large cluster, with namespace restrictions, and what each of its pods adds
-// to that of a node without any.
+// memory measures the resident memory of the proxy on a large node of a large cluster with
+// namespace restrictions, and how much each pod adds to it.
 func memory(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	fmt.Fprintf(progress, "the proxy's memory with %d pods: %s\n", memoryPods, settling)
 	var sizes [2]int
@@ -43,7 +43,7 @@ func memory(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]fig
 	}, nil
 }
 
-// occupied is the resident memory of a proxy with so many pods on its node, all of whose credentials are there.
+// occupied returns the resident memory of a proxy that has the credentials of so many pods.
 func occupied(ctx context.Context, tools testbed.Tools, pods int) (int, error) {
 	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "ptp"})
 	if err != nil {
@@ -57,7 +57,8 @@ func occupied(ctx context.Context, tools testbed.Tools, pods int) (int, error) {
 	return settled(ctx, proxy.PID())
 }
 
-// crowded starts a proxy, with these flags after its usual ones, in a large cluster with so many pods on its node, all of whose credentials are there.
+// crowded starts a proxy with additional flags in a large cluster and waits until it has the
+// credentials of so many pods on its node.
 func crowded(ctx context.Context, bed *testbed.Bed, pods int, flags ...string) (*testbed.Process, error) {
 	bed.PutRole("bench", "")
 	for i := range otherNamespaces {
@@ -84,10 +85,10 @@ func crowded(ctx context.Context, bed *testbed.Bed, pods int, flags ...string) (
 	return proxy, nil
 }
 
-// settling is how long a process is left alone: the Go runtime collects what is idle every two minutes.
+// settling is longer than two minutes, after which the Go runtime collects garbage even if idle.
 const settling = 150 * time.Second
 
-// settled is the resident memory of a process that has been left alone for a while.
+// settled returns the resident memory of a process after some time without work.
 func settled(ctx context.Context, pid int) (int, error) {
 	select {
 	case <-time.After(settling):
@@ -97,7 +98,7 @@ func settled(ctx context.Context, pid int) (int, error) {
 	return resident(pid)
 }
 
-// resident is the resident memory of a process.
+// resident returns the resident memory of a process.
 func resident(pid int) (int, error) {
 	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	if err != nil {

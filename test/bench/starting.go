@@ -22,14 +22,15 @@ const (
 	startingPods  = 1000
 	startingAtOne = 4 // pods that a kubelet starts at a time
 	stsLatency    = 150 * time.Millisecond
-	// containerStart is between ADD and the first instruction of a pod's first container. It takes a runtime more than that: it
-	// makes a sandbox's container, and the pod's, by runc.
+	// containerStart is the time between ADD and the first instruction of a pod's first container.
+	// A runtime takes longer: it makes the container of the sandbox and that of the pod by runc.
 	containerStart = 200 * time.Millisecond
 	coldRequests   = 1000
 )
 
-// starting is the first requests of many pods, each sent once and given a second, against an STS that takes its time; and how
-// often STS is asked where many ask for the same at once.
+// starting measures the first requests of many pods, each sent once with a timeout of a second,
+// against a slow STS. It also counts the calls of STS when many requests ask for the same role at
+// once.
 func starting(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	fmt.Fprintf(progress, "first requests: twice %d pods, STS takes %s\n", startingPods, stsLatency)
 	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "ptp", Chain: []testbed.Entry{testbed.Kube2IAM("nftables")}})
@@ -59,7 +60,7 @@ func starting(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]f
 	return append(figures, figure{"sts_calls_per_1000_cold_requests", calls, "calls"}), err
 }
 
-// firstRequests starts pods, a few at a time, and has each ask for its credentials once.
+// firstRequests starts pods, a few at a time. Each of them asks for its credentials once.
 func firstRequests(ctx context.Context, bed *testbed.Bed, name string, start time.Duration) (took []time.Duration, failed int, err error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -114,7 +115,8 @@ func firstRequest(ctx context.Context, bed *testbed.Bed, name string, start time
 	return took, ok, bed.StopPod(ctx, s)
 }
 
-// coldCalls is how often STS is asked for one role where a pod asks for it a thousand times at once before anybody has.
+// coldCalls counts the calls of STS for one role when a pod asks for it in a thousand concurrent
+// requests before it is cached.
 func coldCalls(ctx context.Context, bed *testbed.Bed) (float64, error) {
 	bed.PutRole("cold", "")
 	bed.STS.SetFault(sts.Fault{Latency: 2 * time.Second})
@@ -124,7 +126,7 @@ func coldCalls(ctx context.Context, bed *testbed.Bed) (float64, error) {
 	}
 	var wg sync.WaitGroup
 	errs := make(chan error, coldRequests)
-	// A pod may have so many connections; each asks several times.
+	// A pod may have 256 connections. Each makes several requests.
 	const connections = 200
 	path := credentials[:len(credentials)-len("bench")] + "cold"
 	for range connections {

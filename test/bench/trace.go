@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// trace runs a program and writes down in a file what it and all its descendants execute, a line each: the program's name as
-// it was called. It returns the program's exit status. The kernel reports each execve (ptrace(2), PTRACE_O_TRACEEXEC), so
-// nothing that is found by another path than expected, or runs for a moment only, goes uncounted.
+// trace runs a program and writes the names of all programs that it and its descendants execute to
+// a file, one a line. It returns the program's exit status. The kernel reports each execve
+// (ptrace(2), PTRACE_O_TRACEEXEC), so even a program that ends at once is counted.
 func trace(file string, args []string, stderr io.Writer) int {
 	status, err := traced(file, args)
 	if err != nil {
@@ -31,7 +31,7 @@ func traced(file string, args []string) (status int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	runtime.LockOSThread() // a thread is the tracer, not a process
+	runtime.LockOSThread() // the tracer is a thread, not a process
 	pid, err := syscall.ForkExec(args[0], args, &syscall.ProcAttr{
 		Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Ptrace: true},
 	})
@@ -48,7 +48,7 @@ func traced(file string, args []string) (status int, err error) {
 	}
 	for at := pid; ; {
 		if state.Stopped() {
-			// One that was killed meanwhile cannot go on, which its end will tell.
+			// A process that was killed cannot continue. The next Wait4 reports its end.
 			if err := unix.PtraceCont(at, int(passedOn(state))); err != nil && !errors.Is(err, unix.ESRCH) {
 				return 0, fmt.Errorf("ptrace %s: %w", args[0], err)
 			}
@@ -67,8 +67,8 @@ func traced(file string, args []string) (status int, err error) {
 	}
 }
 
-// passedOn is the signal that a stopped process gets when it goes on: none where the stop is of the tracer's making. SIGSTOP
-// is with every new process and thread.
+// passedOn returns the signal to deliver to a stopped process: none if the tracer caused the stop.
+// Every new process and thread stops with SIGSTOP.
 func passedOn(state unix.WaitStatus) unix.Signal {
 	if s := state.StopSignal(); s != unix.SIGTRAP && s != unix.SIGSTOP {
 		return s
@@ -82,7 +82,7 @@ func calledAs(pid int) string {
 	return string(name)
 }
 
-// readTrace is what trace has written.
+// readTrace returns the names that trace has written.
 func readTrace(file string) ([]string, error) {
 	data, err := os.ReadFile(file)
 	return strings.Fields(string(data)), err

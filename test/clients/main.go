@@ -21,7 +21,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
-// get is one retrieval of an SDK's, which does not take what it has got before for the answer.
+// get retrieves credentials with an SDK, past the SDK's own cache.
 type get func(ctx context.Context) (accessKeyID, sessionToken string, err error)
 
 func main() {
@@ -67,7 +67,7 @@ func run(get get) error {
 }
 
 func goV1() (get, error) {
-	// Without this it says no reason at all, and how to be told one.
+	// By default the SDK reports no reason.
 	verbose := true
 	s, err := session.NewSession(&awsv1.Config{CredentialsChainVerboseErrors: &verbose})
 	if err != nil {

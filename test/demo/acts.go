@@ -17,7 +17,7 @@ const (
 	credentials = metadata + "/meta-data/iam/security-credentials/"
 )
 
-// problem shows what a pod gets where nothing stands between it and the metadata service.
+// problem shows what a pod gets if nothing protects the metadata service.
 func problem(ctx context.Context, s *stage) error {
 	s.title("A node without kube2iam-cni: a pod asks the metadata service and gets the node's own role")
 	s.text("The node and its pods are network namespaces on this machine. Pods are connected by the real bridge plugin and host-local")
@@ -145,14 +145,14 @@ func removal(ctx context.Context, s *stage) error {
 	return nil
 }
 
-// token makes a session and shows how; it gives back the header that carries the token.
+// token makes a session, shows it, and returns the header with the token.
 func (s *stage) token(ctx context.Context, pod *testbed.Sandbox) string {
 	answer := s.curl(ctx, pod, "-X", "PUT", "-H", "X-aws-ec2-metadata-token-ttl-seconds: 300", metadata+"/api/token")
 	token, _, _ := strings.Cut(answer, "\n")
 	return "X-aws-ec2-metadata-token: " + token
 }
 
-// rules are the plugin's tables on the node: the guard's rules, and what stands for the pods.
+// rules returns the plugin's tables on the node.
 func (s *stage) rules(ctx context.Context) ([]string, error) {
 	lines, err := nftlist.Ours(func(args ...string) (string, error) {
 		return s.bed.Node.Run(ctx, s.bed.ClientEnv(), "nft", args...)

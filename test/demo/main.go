@@ -1,4 +1,5 @@
-// Command demo shows kube2iam-cni at work, step by step, on a node and pods in network namespaces that it makes and removes.
+// Command demo shows kube2iam-cni at work, step by step, on a node and pods in network namespaces
+// that it makes and removes.
 package main
 
 import (

@@ -10,13 +10,13 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// stage is where the demo plays: the testbed, and the output that the reader follows.
+// stage is the testbed of the demo and its output.
 type stage struct {
 	out       io.Writer
 	bed       *testbed.Bed
 	step      int
 	surprises int
-	failed    error // why nothing more is shown: interrupted, or nobody reads any more
+	failed    error // why the demo stops: it was interrupted, or its output is closed
 
 	one, two, three *testbed.Sandbox
 }
@@ -42,7 +42,7 @@ func (s *stage) block(text string) {
 	}
 }
 
-// expect says whether the step showed what it should; one that did not makes the demo fail at its end.
+// expect prints whether the step showed the expected result. If not, the demo fails at its end.
 func (s *stage) expect(holds bool, what string) {
 	if holds {
 		s.printf("   ✓ %s\n", what)
@@ -52,7 +52,7 @@ func (s *stage) expect(holds bool, what string) {
 	s.printf("   ✗ NOT SO: %s\n", what)
 }
 
-// curl shows a command and what it prints, as somebody in the pod would type and see it. The values of secrets are cut.
+// curl shows a command in the pod and its output, with shortened secrets.
 func (s *stage) curl(ctx context.Context, pod *testbed.Sandbox, args ...string) string {
 	s.printf("   %s $ curl %s\n", pod.Name, shown(args))
 	out, err := pod.Netns.Run(ctx, s.bed.ClientEnv(), "curl", append([]string{"-sS", "--max-time", "5", "-w", "\nHTTP %{http_code}"}, args...)...)
@@ -86,7 +86,7 @@ func shown(args []string) string {
 	return strings.Join(quoted, " ")
 }
 
-// tail is the last line of an error: what curl itself says.
+// tail returns the last line of an error, which is curl's message.
 func tail(err error) string {
 	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
 	last := lines[len(lines)-1]

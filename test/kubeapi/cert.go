@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// selfSigned is a certificate for the host of address that is its own authority, good for a day.
+// selfSigned returns a self-signed certificate for the host of address, valid for a day.
 func selfSigned(address string) (tls.Certificate, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

@@ -15,10 +15,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 )
 
-// maxBody is more than an Event has.
+// maxBody is larger than any Event.
 const maxBody = 64 << 10
 
-// createEvent takes an Event of the core group, or one of events.k8s.io, whose fields of other names are not kept.
+// createEvent creates an Event of the core group or of events.k8s.io. It ignores the fields that
+// only the latter has.
 func (s *Server) createEvent(w http.ResponseWriter, r *http.Request) *apierrors.StatusError {
 	body, statusErr := readBody(r, runtime.ContentTypeJSON)
 	if statusErr != nil {
@@ -43,7 +44,7 @@ func (s *Server) createEvent(w http.ResponseWriter, r *http.Request) *apierrors.
 	return writeJSON(w, http.StatusCreated, e)
 }
 
-// patchEvent is how a recorder counts a repetition up.
+// patchEvent updates an Event, as a recorder does for a repetition.
 func (s *Server) patchEvent(w http.ResponseWriter, r *http.Request) *apierrors.StatusError {
 	patch, statusErr := readBody(r, "application/strategic-merge-patch+json")
 	if statusErr != nil {

@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 )
 
-// handler routes the requests. What a handler returns as an error goes out as its Status.
+// handler routes the requests. It sends an error of a handler as its Status.
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern, resource string, h func(w http.ResponseWriter, r *http.Request) *apierrors.StatusError) {
@@ -58,7 +58,7 @@ func (s *Server) handler() http.Handler {
 	return mux
 }
 
-// verb is the request's verb in the API server's sense, as its metrics count it.
+// verb returns the request's verb, as the API server's metrics name it.
 func verb(r *http.Request, resource string) string {
 	switch {
 	case r.Method == http.MethodPost:
@@ -78,7 +78,8 @@ func isWatch(r *http.Request) bool {
 	return err == nil && on
 }
 
-// admit is what every request passes before its handler: the fault, the token, and whether JSON is an answer to it.
+// admit checks what is common to all requests: the fault, the token, and whether the client accepts
+// JSON.
 func (s *Server) admit(r *http.Request) *apierrors.StatusError {
 	if status := s.spoil(r); status != 0 {
 		return apierrors.NewGenericServerResponse(status, r.Method, schema.GroupResource{}, "", "injected fault", 0, true)
@@ -99,7 +100,7 @@ func acceptsJSON(accept string) bool {
 		return true
 	}
 	for _, one := range strings.Split(accept, ",") {
-		// An "as" asks for a table or for the metadata only, which this server cannot give.
+		// An "as" asks for a table or for metadata only, which this server does not have.
 		media, params, err := mime.ParseMediaType(one)
 		if err == nil && params["as"] == "" && (media == "application/json" || media == "*/*" || media == "application/*") {
 			return true
@@ -128,8 +129,9 @@ func (s *Server) listOrWatch(w http.ResponseWriter, r *http.Request, resource st
 	return s.list(w, r, resource, sel)
 }
 
-// list answers with the present state, whatever version it is asked for: that is right for none, "0" and NotOlderThan.
-// An exact version is served only while it is the present one (API concepts, "Semantics for get and list").
+// list answers with the current state, which is correct for no version, for "0" and for
+// NotOlderThan. An exact version is served only while it is current (API concepts, "Semantics for
+// get and list").
 func (s *Server) list(w http.ResponseWriter, r *http.Request, resource string, sel selector) *apierrors.StatusError {
 	q := r.URL.Query()
 	asked, err := parseVersion(q.Get("resourceVersion"))
@@ -175,12 +177,14 @@ func parseVersion(s string) (uint64, *apierrors.StatusError) {
 	return v, nil
 }
 
-// tooOld is the API server's answer to a version whose history is gone: the client has to list again.
+// tooOld is the API server's answer to a version whose history is removed: the client must list
+// again.
 func tooOld(asked, oldest uint64) *apierrors.StatusError {
 	return apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d (%d)", asked, oldest))
 }
 
-// tooNew is the API server's answer to a version that it has not reached, which client-go knows by the cause.
+// tooNew is the API server's answer to a version that it has not reached. client-go recognises it
+// by its cause.
 func tooNew(asked, current uint64) *apierrors.StatusError {
 	err := apierrors.NewTimeoutError(fmt.Sprintf("Too large resource version: %d, current: %d", asked, current), 1)
 	err.ErrStatus.Details.Causes = []metav1.StatusCause{{

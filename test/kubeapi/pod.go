@@ -8,7 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 )
 
-// NewPod is a pod that the scheduler has assigned to the node and the kubelet has not started yet: Pending, no address.
+// NewPod returns a pod that the scheduler has assigned to the node and the kubelet has not started:
+// Pending, without an address.
 func NewPod(node, namespace, name string, annotations map[string]string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -27,7 +28,7 @@ func NewPod(node, namespace, name string, annotations map[string]string) *corev1
 	}
 }
 
-// NewRunningPod is a pod that runs on the node with these addresses.
+// NewRunningPod returns a pod that runs on the node with these addresses.
 func NewRunningPod(node, namespace, name string, annotations map[string]string, ips ...string) *corev1.Pod {
 	pod := NewPod(node, namespace, name, annotations)
 	setStatus(pod, corev1.PodRunning, ips)

@@ -10,8 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// fieldsOf is what a fieldSelector can select by: for pods the API server's list (registry/core/pod, ToSelectableFields)
-// without its rarer ones.
+// fieldsOf returns the fields that a fieldSelector can select by: for pods those of the API server
+// (registry/core/pod, ToSelectableFields) without rarer ones.
 func fieldsOf(obj object) fields.Set {
 	set := fields.Set{"metadata.name": obj.GetName(), "metadata.namespace": obj.GetNamespace()}
 	switch o := obj.(type) {
@@ -27,14 +27,14 @@ func fieldsOf(obj object) fields.Set {
 	return set
 }
 
-// selector is which objects of a resource a request is about.
+// selector describes the objects of a resource that a request selects.
 type selector struct {
 	namespace string // empty for all
 	fields    fields.Selector
 	labels    labels.Selector
 }
 
-// selectorOf reads a request's selectors; an unknown field is a 400 Status, as it is to the API server.
+// selectorOf reads a request's selectors. An unknown field is a 400 Status, as with the API server.
 func selectorOf(resource, namespace string, q url.Values) (selector, *apierrors.StatusError) {
 	sel := selector{namespace: namespace}
 	var err error

@@ -1,8 +1,8 @@
-// Package kubeapi is a stand-in for the Kubernetes API server: pods and namespaces, get, list and watch, over a real
-// socket by the real protocol, so that client-go cannot tell it from the real one. It also takes Events.
+// Package kubeapi is a fake Kubernetes API server for client-go: pods and namespaces with get, list
+// and watch by the real protocol over a real socket, and Events.
 //
-// What it leaves out: every other resource, writing pods over HTTP, protobuf and tables (406), and chunked lists (a limit
-// is ignored, as the API allows).
+// It lacks every other resource, writing pods over HTTP, protobuf and tables (406), and chunked
+// lists (it ignores a limit, as the API allows).
 package kubeapi
 
 import (
@@ -24,15 +24,16 @@ const (
 	events     = "events"
 )
 
-// Options of a Server. The zero value serves plain HTTP on a free port of the loopback to everyone.
+// Options of a Server. The zero value serves plain HTTP on a free port of the loopback interface,
+// without authentication.
 type Options struct {
 	Address string          // host:port
-	Listen  endpoint.Listen // net.Listen where nil
+	Listen  endpoint.Listen // nil is net.Listen
 	TLS     bool            // with a certificate of its own: see CA
-	Token   string          // the bearer token that every request must carry
+	Token   string          // the bearer token that every request must have
 }
 
-// Server is the API server. Its methods may be called at any time, by any goroutine.
+// Server is the API server. It is safe for concurrent use.
 type Server struct {
 	store    *store
 	endpoint *endpoint.Endpoint
@@ -47,10 +48,11 @@ type Server struct {
 	events []corev1.Event
 }
 
-// Request is a kind of request, as Kubernetes names it: verb "get", "list", "watch", "create" or "patch".
+// Request is a kind of request by Kubernetes' names: verb "get", "list", "watch", "create" or
+// "patch".
 type Request struct{ Verb, Resource string }
 
-// Start serves until Close. There are no pods, and the namespace "default".
+// Start serves until Close. The server has no pods, and the namespace "default".
 func Start(o Options) (*Server, error) {
 	s := &Server{store: newStore(), token: o.Token, counts: map[Request]int{}}
 	if o.Address == "" {
@@ -74,18 +76,18 @@ func Start(o Options) (*Server, error) {
 	return s, nil
 }
 
-// URL is the server's address, as --api-server takes it.
+// URL returns the server's address, as --api-server takes it.
 func (s *Server) URL() string { return s.endpoint.URL() }
 
-// CA is the certificate that signed the server's, in PEM; nil without TLS.
+// CA returns the certificate that signed the server's, in PEM, or nil without TLS.
 func (s *Server) CA() []byte { return s.ca }
 
-// Close cuts every connection and serves no more.
+// Close cuts every connection and stops the server.
 func (s *Server) Close() { s.endpoint.Down() }
 
-// PutPod creates the pod or replaces the one of its namespace and name, and its namespace where that is missing. The UID
-// and the creation time are filled in where empty. A pod with another UID is another pod: watchers see the first deleted.
-// What comes back is the stored pod, a copy.
+// PutPod creates or replaces a pod, and creates its namespace if it does not exist. It sets an
+// empty UID or creation time. A pod with another UID is another pod: watchers see the deletion of
+// the first. It returns a copy of the stored pod.
 func (s *Server) PutPod(pod *corev1.Pod) *corev1.Pod {
 	if _, ok := s.store.get(namespaces, "", pod.Namespace); !ok {
 		s.PutNamespace(pod.Namespace, nil)
@@ -95,7 +97,7 @@ func (s *Server) PutPod(pod *corev1.Pod) *corev1.Pod {
 	return s.store.put(pods, pod).(*corev1.Pod).DeepCopy()
 }
 
-// UpdatePod changes the pod; an error where there is none.
+// UpdatePod changes a pod that exists.
 func (s *Server) UpdatePod(namespace, name string, change func(*corev1.Pod)) error {
 	if s.store.update(pods, namespace, name, func(o object) { change(o.(*corev1.Pod)) }) == nil {
 		return fmt.Errorf("pod %s/%s: not found", namespace, name)
@@ -103,12 +105,12 @@ func (s *Server) UpdatePod(namespace, name string, change func(*corev1.Pod)) err
 	return nil
 }
 
-// SetStatus sets a pod's phase and its addresses, first one first.
+// SetStatus sets a pod's phase and its addresses, the primary one first.
 func (s *Server) SetStatus(namespace, name string, phase corev1.PodPhase, ips ...string) error {
 	return s.UpdatePod(namespace, name, func(p *corev1.Pod) { setStatus(p, phase, ips) })
 }
 
-// DeletePod removes the pod; an error where there is none.
+// DeletePod removes a pod that exists.
 func (s *Server) DeletePod(namespace, name string) error {
 	if !s.store.remove(pods, namespace, name) {
 		return fmt.Errorf("pod %s/%s: not found", namespace, name)
@@ -116,7 +118,7 @@ func (s *Server) DeletePod(namespace, name string) error {
 	return nil
 }
 
-// PutNamespace creates the namespace or replaces its annotations.
+// PutNamespace creates a namespace or replaces its annotations.
 func (s *Server) PutNamespace(name string, annotations map[string]string) {
 	replaced := s.store.update(namespaces, "", name, func(o object) { o.SetAnnotations(maps.Clone(annotations)) })
 	if replaced != nil {
@@ -133,7 +135,7 @@ func (s *Server) PutNamespace(name string, annotations map[string]string) {
 	})
 }
 
-// Events are the Events that were created, each as it was last patched, in the order of their creation.
+// Events returns the Events in the order of their creation, each with its patches.
 func (s *Server) Events() []corev1.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,7 +146,7 @@ func (s *Server) Events() []corev1.Event {
 	return all
 }
 
-// Requests counts the requests that arrived, those included that a fault spoiled.
+// Requests counts the requests that arrived, including those that a fault refused.
 func (s *Server) Requests() map[Request]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -17,19 +17,19 @@ type object interface {
 	runtime.Object
 }
 
-// event is one change. No object before it: a creation; none after it: a deletion.
+// event is a change. Without an object before it is a creation, without one after it a deletion.
 type event struct {
 	version       uint64
 	resource      string
 	before, after object
 }
 
-// store holds the objects, each under its resource and then its "namespace/name", and the changes that led to them.
-// Objects in it are never changed, only replaced, so they are handed out as they are.
+// store has the objects by resource and "namespace/name", and the history of their changes. Stored
+// objects are replaced, never changed, so it returns them without a copy.
 type store struct {
 	mu      sync.Mutex
 	version uint64
-	// forgotten is the version up to which the changes can no longer be told.
+	// forgotten is the version up to which the history is removed.
 	forgotten uint64
 	objects   map[string]map[string]object
 	events    []event
@@ -43,8 +43,8 @@ func newStore() *store {
 
 func key(namespace, name string) string { return namespace + "/" + name }
 
-// put creates or replaces the object, which becomes the store's, and completes what the server completes: UID, creation
-// time and version.
+// put creates or replaces the object, which then belongs to the store. It sets what the API server
+// sets: UID, creation time and version.
 func (s *store) put(resource string, obj object) object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,7 +61,7 @@ func (s *store) putLocked(resource string, obj object) object {
 		obj.SetCreationTimestamp(metav1.Now().Rfc3339Copy())
 	}
 	if before != nil && before.GetUID() != obj.GetUID() {
-		// Another object of the same name: a watcher must see the first one go.
+		// It is another object of the same name: watchers must see the deletion of the first.
 		s.removeLocked(resource, k)
 		before = nil
 	}
@@ -71,7 +71,7 @@ func (s *store) putLocked(resource string, obj object) object {
 	return obj
 }
 
-// update replaces the object by what change makes of its copy; nil where there is no such object.
+// update replaces the object by a changed copy. It returns nil if there is no such object.
 func (s *store) update(resource, namespace, name string, change func(object)) object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,7 +84,7 @@ func (s *store) update(resource, namespace, name string, change func(object)) ob
 	return s.putLocked(resource, obj)
 }
 
-// remove tells whether there was such an object.
+// remove reports whether there was such an object.
 func (s *store) remove(resource, namespace, name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,7 +115,7 @@ func (s *store) get(resource, namespace, name string) (object, bool) {
 	return obj, ok
 }
 
-// list is the resource's objects in the order of their keys, and the version at which they were so.
+// list returns the resource's objects in the order of their keys, and the version of that state.
 func (s *store) list(resource string) ([]object, uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,8 +126,8 @@ func (s *store) list(resource string) ([]object, uint64) {
 	return objects, s.version
 }
 
-// since is the resource's changes after version, and the version up to which there are no others. It fails with a 410
-// Status where some of them are forgotten.
+// since returns the resource's changes after version, and the version up to which they are
+// complete. It fails with a 410 Status if some of them are removed.
 func (s *store) since(resource string, version uint64) ([]event, uint64, *apierrors.StatusError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,20 +143,20 @@ func (s *store) since(resource string, version uint64) ([]event, uint64, *apierr
 	return events, s.version, nil
 }
 
-// forget drops the changes up to now, as compaction does: a watch from an earlier version is too old from here on.
+// forget removes the history so far, as compaction does. Watches from earlier versions fail.
 func (s *store) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forgotten, s.events = s.version, nil
 }
 
-// broadcast wakes everyone who waits, each time it is fired.
+// broadcast wakes all waiting goroutines each time it is fired.
 type broadcast struct {
 	mu sync.Mutex
 	c  chan struct{}
 }
 
-// next is closed the next time that the broadcast fires.
+// next returns a channel that is closed when the broadcast fires next.
 func (b *broadcast) next() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()

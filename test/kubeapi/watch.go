@@ -14,12 +14,13 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// watchRequest is a watch as it was asked for (API concepts, "Semantics for watch" and "Streaming lists").
+// watchRequest has the parameters of a watch (API concepts, "Semantics for watch" and "Streaming
+// lists").
 type watchRequest struct {
 	resource string
 	selector selector
 	from     uint64
-	// initial: the present state comes first, as added; announce: a bookmark says when it is complete.
+	// initial sends the current state first, as added objects. announce sends a bookmark after it.
 	initial, announce bool
 	bookmarks         bool
 	timeout           time.Duration // zero for none
@@ -57,8 +58,8 @@ func invalid(name, reason string) *apierrors.StatusError {
 		field.ErrorList{field.Forbidden(field.NewPath(name), reason)})
 }
 
-// watch streams the changes, one JSON object a line, until the client goes away, the asked timeout passes or the watch is
-// dropped.
+// watch streams the changes, one JSON object a line, until the client disconnects, the timeout
+// passes or the watch is dropped.
 func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource string, sel selector) *apierrors.StatusError {
 	req, err := watchOf(r, resource, sel)
 	if err != nil {
@@ -90,11 +91,12 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource string, 
 		req.from = at
 	}
 	for {
-		// Taken before the look at the changes: what comes in between is not missed.
+		// Both are taken before the changes are read, so that none is missed.
 		changed, bookmark := s.store.changed.next(), s.bookmark.next()
 		changes, at, err := s.store.since(resource, req.from)
 		if err != nil {
-			// The watch has begun with 200, so the error goes the stream's way, as it does from the API server's watch cache.
+			// The watch has begun with 200, so the error is an event, as from the API server's
+			// watch cache.
 			out.send(watch.Error, statusOf(err))
 			return nil
 		}
@@ -125,7 +127,7 @@ func statusOf(err *apierrors.StatusError) *metav1.Status {
 	return &status
 }
 
-// stream writes watch events. A failed write is the connection's end, which the request's context tells as well.
+// stream writes watch events. It ignores errors: the request's context ends with the connection.
 type stream struct {
 	w        http.ResponseWriter
 	resource string
@@ -140,7 +142,8 @@ func (s stream) send(t watch.EventType, obj runtime.Object) {
 	}{t, obj})
 }
 
-// change tells a change as the selector sees it: an object that begins or ceases to match is added or deleted.
+// change sends a change as the selector sees it: an object that begins or ceases to match is added
+// or deleted.
 func (s stream) change(e event, sel selector) {
 	before, after := sel.match(e.before), sel.match(e.after)
 	switch {
@@ -153,15 +156,15 @@ func (s stream) change(e event, sel selector) {
 	}
 }
 
-// gone is the last state of an object that a watcher no longer has, under the version of the change that took it, as the
-// API server tells it.
+// gone returns the last state of a deleted object with the version of the deletion, as the API
+// server sends it.
 func gone(e event) object {
 	last := e.before.DeepCopyObject().(object)
 	last.SetResourceVersion(strconv.FormatUint(e.version, 10))
 	return last
 }
 
-// bookmark sends an object of the watched kind that has a version and nothing else.
+// bookmark sends an object of the watched kind with a version only.
 func (s stream) bookmark(at uint64, annotations map[string]string) {
 	obj := newObject(s.resource)
 	kind := "Pod"

@@ -17,12 +17,12 @@ import (
 
 const (
 	nodes, pods = 5000, 110
-	// quota is how many calls of AssumeRole a second AWS allows an account in a region by default.
+	// quota is AWS's default limit of AssumeRole calls a second for an account in a region.
 	quota = 600
 	seed  = 20261125
 )
 
-// scenarios all last five hours. What happens begins after an hour.
+// scenarios all last five hours. Disturbances begin after an hour.
 var scenarios = []scale.Scenario{
 	{Name: "steady"},
 	{Name: "steady, where all pods started in one minute", Together: true},
@@ -49,7 +49,7 @@ func main() {
 	}
 }
 
-// plot is the calls a second of a scenario, by the minute.
+// plot has the calls a second of a scenario for each minute.
 type plot struct {
 	name    string
 	minutes []float64
@@ -79,7 +79,7 @@ func run(stdout, progress io.Writer) (plots []plot) {
 	return plots
 }
 
-// back is how long after the end of what happened the last pod had credentials again.
+// back returns how long after the end of the disturbance the last pod had credentials again.
 func back(s scale.Scenario, r scale.Result) string {
 	last := -1
 	for minute, n := range r.Refused {
@@ -105,7 +105,7 @@ const (
 	most                          = 1000.0 // calls a second at the top
 )
 
-// draw is an SVG with a panel for each scenario.
+// draw returns an SVG with a panel for each scenario.
 func draw(plots []plot) string {
 	var b strings.Builder
 	total := top + len(plots)*(height+gap)

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// assumeRole is the AssumeRole action: limits first, then the trust policy, then the durations that hang on the role.
+// assumeRole is the AssumeRole action. It checks the limits, then the trust policy, then the
+// durations that depend on the role.
 func (s *Server) assumeRole(caller Principal, params url.Values, call *Call) (func(id string) any, *apiError) {
 	in, err := assumeRoleInput(params)
 	s.change(call, func(c *Call) {
@@ -23,7 +24,8 @@ func (s *Server) assumeRole(caller Principal, params url.Values, call *Call) (fu
 		e.Message += " because no identity-based policy allows the sts:AssumeRole action"
 		return nil, e
 	}
-	// A role that does not exist is refused like one that does not trust the caller, so that nobody can ask around.
+	// A role that does not exist and one that does not trust the caller have the same error: a
+	// caller cannot find out which roles exist.
 	role, exists := s.roles[in.roleARN]
 	if !exists || !role.trusts(caller) || role.ExternalID != "" && role.ExternalID != in.externalID {
 		return nil, denied(caller, "sts:AssumeRole", in.roleARN)
@@ -65,7 +67,7 @@ func denied(caller Principal, action, resource string) *apiError {
 	return refuse(http.StatusForbidden, "AccessDenied", "User: %s is not authorized to perform: %s on resource: %s", caller.ARN, action, resource)
 }
 
-// newSession makes credentials that no other session has.
+// newSession makes the credentials of a new session.
 func newSession(role Role, name string, expires time.Time) Principal {
 	return Principal{
 		AccessKeyID:     "ASIA" + randomBase32(16),
@@ -73,13 +75,14 @@ func newSession(role Role, name string, expires time.Time) Principal {
 		SessionToken:    randomBase64(340),
 		ARN:             "arn:" + partition(role.ARN) + ":sts::" + account(role.ARN) + ":assumed-role/" + role.name() + "/" + name,
 		UserID:          roleID(role.ARN) + ":" + name,
-		// Whole seconds, as the answer tells it: what the client believes and what is enforced are one.
+		// The answer contains whole seconds, so the server enforces whole seconds too.
 		Expires: expires.Truncate(time.Second),
 		chained: true,
 	}
 }
 
-// packedPercent is how much of its room the policy and the tags take, in a rough equivalent of the undocumented measure.
+// packedPercent returns how much of the allowed size the policy and the tags use. It approximates
+// AWS's undocumented measure.
 func (in roleInput) packedPercent() int {
 	n := len(in.policy)
 	for k, v := range in.tags {

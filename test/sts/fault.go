@@ -5,24 +5,24 @@ import (
 	"time"
 )
 
-// Fault spoils the answers to requests that arrive while it is set. The zero Fault is none.
+// Fault disturbs the answers to requests that arrive while it is set. The zero Fault is none.
 type Fault struct {
-	// Latency is how long each answer waits.
+	// Latency delays each answer.
 	Latency time.Duration
-	// Status and Code, where set, are the error that each request gets instead of its answer.
+	// Status and Code, if set, are the error of each answer.
 	Status  int
 	Code    string
 	Message string
 }
 
-// The faults that AWS's own clients know how to treat.
+// The faults that AWS's own clients handle specially.
 var (
 	Throttled   = Fault{Status: http.StatusBadRequest, Code: "Throttling", Message: "Rate exceeded"}
 	Unavailable = Fault{Status: http.StatusServiceUnavailable, Code: "ServiceUnavailable", Message: "Service is unable to handle request."}
 	Internal    = Fault{Status: http.StatusInternalServerError, Code: "InternalFailure", Message: "The request processing has failed because of an unknown error, exception or failure."}
-	// Expired is what every caller hears whose own credentials have run out.
+	// Expired is the answer to callers whose own credentials have expired.
 	Expired = Fault{Status: http.StatusForbidden, Code: "ExpiredToken", Message: "The security token included in the request is expired"}
-	// RegionDisabled is what AssumeRole says at a regional endpoint that the account has not activated.
+	// RegionDisabled is the answer of a regional endpoint that the account has not activated.
 	RegionDisabled = Fault{Status: http.StatusForbidden, Code: "RegionDisabledException", Message: "STS is not activated in this region for this account."}
 )
 
@@ -39,7 +39,8 @@ func (s *Server) Down() { s.endpoint.Down() }
 // Up serves again at the same address.
 func (s *Server) Up() error { return s.endpoint.Up() }
 
-// spoil waits out the latency, or until the client goes away, and is the error to give.
+// spoil waits for the latency, or until the client disconnects, and returns the fault's error or
+// nil.
 func (s *Server) spoil(r *http.Request) *apiError {
 	s.mu.Lock()
 	f := s.fault

@@ -12,14 +12,14 @@ import (
 	"unicode/utf8"
 )
 
-// roleInput is AssumeRole's parameters.
+// roleInput has the parameters of AssumeRole.
 type roleInput struct {
 	roleARN, sessionName, externalID, sourceIdentity, policy string
 	duration                                                 time.Duration
 	tags                                                     map[string]string
 }
 
-// The limits of the API reference's AssumeRole, "Request Parameters".
+// Limits of the API reference's AssumeRole, "Request Parameters".
 var (
 	wordPattern       = regexp.MustCompile(`^[\w+=,.@-]*$`)
 	externalIDPattern = regexp.MustCompile(`^[\w+=,.@:\/-]*$`)
@@ -30,11 +30,12 @@ var (
 const (
 	maxPolicy = 2048
 	maxTags   = 50
-	// maxPacked stands for the limit on policy and tags packed together, whose measure AWS does not tell.
+	// maxPacked is the limit on the packed size of policy and tags, in percent.
 	maxPacked = 100
 )
 
-// assumeRoleInput reads the parameters and holds them to the limits; what could be read comes with the error.
+// assumeRoleInput reads and validates the parameters. With an error it returns the parameters that
+// it could read.
 func assumeRoleInput(params url.Values) (roleInput, *apiError) {
 	in := roleInput{
 		roleARN:        params.Get("RoleArn"),
@@ -83,7 +84,8 @@ func assumeRoleInput(params url.Values) (roleInput, *apiError) {
 	return in, nil
 }
 
-// isPolicy tells whether the text is a policy by its outline: an object with statements that have an effect.
+// isPolicy reports whether the text looks like a policy: an object with statements that have an
+// effect.
 func isPolicy(text string) bool {
 	var policy struct{ Statement json.RawMessage }
 	if json.Unmarshal([]byte(text), &policy) != nil || policy.Statement == nil {
@@ -105,7 +107,7 @@ func isPolicy(text string) bool {
 	return len(many) > 0
 }
 
-// violations are the constraints that a request breaks, each in AWS's words.
+// violations are the constraints that a request violates, in AWS's words.
 type violations []string
 
 func (v *violations) add(name, value, constraint string) {
@@ -134,7 +136,8 @@ func (v *violations) text(params url.Values, name string, required bool, least, 
 	}
 }
 
-// tags reads Tags.member.1.Key and so on; twice is a key that is there more than once, for keys differ by more than case.
+// tags reads Tags.member.1.Key and so on. twice is a key that occurs more than once. Keys that
+// differ only in case are the same.
 func (v *violations) tags(params url.Values) (tags map[string]string, twice string) {
 	folded := map[string]bool{}
 	for i := 1; ; i++ {

@@ -5,26 +5,28 @@ import (
 	"time"
 )
 
-// Principal is who signs requests with an access key: an IAM user, an instance with its role, or a session.
+// Principal signs requests with an access key: an IAM user, an instance with its role, or a
+// session.
 type Principal struct {
 	AccessKeyID, SecretAccessKey string
-	// SessionToken must come with every request, where not empty.
+	// SessionToken, if not empty, must come with every request.
 	SessionToken string
-	// ARN is how IAM names the principal, as arn:aws:sts::123456789012:assumed-role/node/i-0123 for an instance.
+	// ARN is the principal's ARN, as arn:aws:sts::123456789012:assumed-role/node/i-0123 for an
+	// instance.
 	ARN string
 	// UserID is the principal's unique ID, as AROA…:i-0123 for an instance.
 	UserID string
-	// Expires is when the credentials cease to be valid; zero for never.
+	// Expires is the end of the credentials' validity. Zero means never.
 	Expires time.Time
-	// MayNotAssume: no policy of the principal's own allows it sts:AssumeRole.
+	// MayNotAssume is set if no policy of the principal allows sts:AssumeRole.
 	MayNotAssume bool
 
-	// chained sessions came out of AssumeRole, so what they assume lasts an hour at most. An instance's do not count as such
-	// (IAM User Guide, "Roles terms and concepts": role chaining).
+	// chained is set for sessions of AssumeRole: a role that they assume lasts an hour at most. It
+	// is not set for instances (IAM User Guide, "Roles terms and concepts": role chaining).
 	chained bool
 }
 
-// account is the account ID in an ARN.
+// account returns the account ID in an ARN.
 func account(arn string) string {
 	if parts := strings.SplitN(arn, ":", 6); len(parts) == 6 {
 		return parts[4]
@@ -32,7 +34,7 @@ func account(arn string) string {
 	return ""
 }
 
-// partition is the partition in an ARN, as "aws" or "aws-cn".
+// partition returns the partition in an ARN, as "aws" or "aws-cn".
 func partition(arn string) string {
 	if parts := strings.SplitN(arn, ":", 3); len(parts) == 3 {
 		return parts[1]
@@ -40,20 +42,21 @@ func partition(arn string) string {
 	return ""
 }
 
-// Role is an IAM role with the part of its trust policy that STS decides by.
+// Role is an IAM role with the parts of its trust policy that STS evaluates.
 type Role struct {
-	// ARN as arn:aws:iam::123456789012:role/path/name.
+	// ARN is the role's ARN, as arn:aws:iam::123456789012:role/path/name.
 	ARN string
-	// Trusts are the principals that may assume it: a role or user by its ARN, a session by its own, or a whole account by
-	// its number or as arn:aws:iam::123456789012:root.
+	// Trusts are the principals that may assume the role: a role, user or session by its ARN, or an
+	// account by its number or as arn:aws:iam::123456789012:root.
 	Trusts []string
-	// ExternalID, where not empty, is the external ID that the request must carry.
+	// ExternalID, if not empty, must come with the request.
 	ExternalID string
-	// RefusesTags: the policy lacks sts:TagSession, without which session tags are refused.
+	// RefusesTags is set if the policy lacks sts:TagSession, without which session tags are
+	// refused.
 	RefusesTags bool
-	// RefusesSourceIdentity: the policy lacks sts:SetSourceIdentity.
+	// RefusesSourceIdentity is set if the policy lacks sts:SetSourceIdentity.
 	RefusesSourceIdentity bool
-	// MaxDuration is the role's maximum session duration; zero is IAM's default, an hour.
+	// MaxDuration is the role's maximum session duration. Zero is IAM's default of an hour.
 	MaxDuration time.Duration
 }
 
@@ -64,10 +67,10 @@ func (r Role) maxDuration() time.Duration {
 	return r.MaxDuration
 }
 
-// name is the last part of the role's ARN: a session's ARN has it without the path.
+// name returns the last part of the role's ARN. A session's ARN has it without the path.
 func (r Role) name() string { return r.ARN[strings.LastIndexByte(r.ARN, '/')+1:] }
 
-// trusts tells whether the policy names the caller: itself, its role, or its account.
+// trusts reports whether the policy names the caller, its role or its account.
 func (r Role) trusts(caller Principal) bool {
 	for _, t := range r.Trusts {
 		switch {
@@ -81,7 +84,7 @@ func (r Role) trusts(caller Principal) bool {
 	return false
 }
 
-// isSessionOf tells whether the ARN is of a session of the role.
+// isSessionOf reports whether the ARN is that of a session of the role.
 func isSessionOf(session, role string) bool {
 	rest, ok := strings.CutPrefix(session, "arn:"+partition(role)+":sts::"+account(role)+":assumed-role/")
 	name, _, _ := strings.Cut(rest, "/")

@@ -1,6 +1,9 @@
-// Package sts is a stand-in for AWS STS: AssumeRole and GetCallerIdentity of the Query API (version 2011-06-15), over a
-// real socket. It verifies each request's Signature Version 4, holds the API's parameters to their limits, decides by the
-// roles' trust policies, and accepts the temporary credentials that it issued. Its errors are AWS's: codes, statuses, XML.
+// Package sts is a fake of AWS STS: AssumeRole and GetCallerIdentity of the Query API (version
+// 2011-06-15) over a real socket.
+//
+// It verifies each request's Signature Version 4, enforces the API's limits on parameters,
+// evaluates the roles' trust policies, and accepts the temporary credentials that it issued. Its
+// errors have AWS's codes, statuses and XML.
 package sts
 
 import (
@@ -16,14 +19,14 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/endpoint"
 )
 
-// Options of a Server. The zero value serves plain HTTP on a free port of the loopback.
+// Options of a Server. The zero value serves plain HTTP on a free port of the loopback interface.
 type Options struct {
 	Address string           // host:port
-	Listen  endpoint.Listen  // net.Listen where nil
-	Now     func() time.Time // time.Now where nil
+	Listen  endpoint.Listen  // nil is net.Listen
+	Now     func() time.Time // nil is time.Now
 }
 
-// Server is STS with an account's principals and roles. Its methods may be called at any time, by any goroutine.
+// Server is STS with the principals and roles of an account. It is safe for concurrent use.
 type Server struct {
 	endpoint *endpoint.Endpoint
 	now      func() time.Time
@@ -35,7 +38,7 @@ type Server struct {
 	calls      []*Call
 }
 
-// Start serves until Close. Nobody is known to it yet.
+// Start serves until Close. The server has no principals yet.
 func Start(o Options) (*Server, error) {
 	s := &Server{now: o.Now, principals: map[string]Principal{}, roles: map[string]Role{}}
 	if s.now == nil {
@@ -51,20 +54,20 @@ func Start(o Options) (*Server, error) {
 	return s, nil
 }
 
-// URL is the endpoint, as --sts-endpoint takes it.
+// URL returns the endpoint, as --sts-endpoint takes it.
 func (s *Server) URL() string { return s.endpoint.URL() }
 
-// Close cuts every connection and serves no more.
+// Close cuts every connection and stops the server.
 func (s *Server) Close() { s.endpoint.Down() }
 
-// PutPrincipal makes the principal known by its access key.
+// PutPrincipal adds a principal by its access key.
 func (s *Server) PutPrincipal(p Principal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.principals[p.AccessKeyID] = p
 }
 
-// Expire ends the principal's credentials before their time.
+// Expire ends the validity of the principal's credentials.
 func (s *Server) Expire(accessKeyID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,25 +76,26 @@ func (s *Server) Expire(accessKeyID string) {
 	s.principals[accessKeyID] = p
 }
 
-// PutRole creates the role or replaces the one of its ARN.
+// PutRole creates or replaces a role by its ARN.
 func (s *Server) PutRole(r Role) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.roles[r.ARN] = r
 }
 
-// DeleteRole removes the role; sessions of it that were issued stay valid.
+// DeleteRole removes a role. Its sessions stay valid.
 func (s *Server) DeleteRole(arn string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.roles, arn)
 }
 
-// Call is one request that reached the server, refused ones included.
+// Call is one request that reached the server, even if it was refused.
 type Call struct {
 	Time   time.Time
 	Action string
-	// Caller is the ARN of the principal that signed it, empty where that is not proven.
+	// Caller is the ARN of the principal that signed the request, or empty if the signature is
+	// invalid.
 	Caller, AccessKeyID string
 	// Region is that of the signature's credential scope.
 	Region string
@@ -102,11 +106,11 @@ type Call struct {
 
 	// Code is the error's code, empty for a success.
 	Code string
-	// Issued is the access key ID that a successful AssumeRole gave out.
+	// Issued is the access key ID that AssumeRole returned.
 	Issued string
 }
 
-// Calls are the requests so far, in the order of their arrival.
+// Calls returns the requests so far, in the order of their arrival.
 func (s *Server) Calls() []Call {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -117,21 +121,21 @@ func (s *Server) Calls() []Call {
 	return all
 }
 
-// ResetCalls forgets the calls so far.
+// ResetCalls removes the calls so far.
 func (s *Server) ResetCalls() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.calls = nil
 }
 
-// maxBody is more than the largest request that AssumeRole's limits allow.
+// maxBody is larger than any request within AssumeRole's limits.
 const maxBody = 128 << 10
 
 // ServeHTTP answers one request of the Query API.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		return // the connection is of no more use
+		return // the connection has failed
 	}
 	call := s.begin()
 	id := newRequestID()
@@ -144,7 +148,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	writeXML(w, http.StatusOK, id, result(id))
 }
 
-// begin puts a call on record, which is filled in under the server's lock as the request is understood.
+// begin records a call. Its fields are set under the server's lock as the request is parsed.
 func (s *Server) begin() *Call {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -159,7 +163,7 @@ func (s *Server) change(call *Call, set func(*Call)) {
 	set(call)
 }
 
-// answer is the result, which wants the request's ID, or the error.
+// answer returns the result, as a function of the request's ID, or an error.
 func (s *Server) answer(r *http.Request, body []byte, call *Call) (func(id string) any, *apiError) {
 	params, apiErr := parametersOf(r, body)
 	if apiErr != nil {
@@ -187,7 +191,7 @@ func (s *Server) answer(r *http.Request, body []byte, call *Call) (func(id strin
 	}
 }
 
-// parametersOf reads the parameters where the Query API has them: in the URL for GET, in a form for POST.
+// parametersOf reads the parameters of the Query API: from the URL for GET, from a form for POST.
 func parametersOf(r *http.Request, body []byte) (url.Values, *apiError) {
 	if r.URL.Path != "/" {
 		return nil, refuse(http.StatusNotFound, "UnknownOperationException", "no such path: %s", r.URL.Path)

@@ -16,8 +16,8 @@ import (
 const (
 	algorithm = "AWS4-HMAC-SHA256"
 	amzTime   = "20060102T150405Z"
-	// skew is how far a signature's time may be from the server's. STS says so in its own message
-	// ("… is now earlier than … (… - 15 min.)", aws/aws-cli#6676).
+	// skew is the allowed difference between the signature's time and the server's. STS's own
+	// message names it ("… is now earlier than … (… - 15 min.)", aws/aws-cli#6676).
 	skew = 15 * time.Minute
 )
 
@@ -29,8 +29,8 @@ type authorization struct {
 	signature             string
 }
 
-// authenticate finds who signed the request: IAM User Guide, "Create a signed AWS API request", the other way round. The
-// region is that of the credential scope.
+// authenticate returns the principal that signed the request (IAM User Guide, "Create a signed AWS
+// API request"), and the region of the credential scope.
 func (s *Server) authenticate(r *http.Request, body []byte) (caller Principal, region string, err *apiError) {
 	header := r.Header.Get("Authorization")
 	if header == "" {
@@ -118,7 +118,8 @@ func parseAuthorization(header string) (authorization, *apiError) {
 	return auth, nil
 }
 
-// signingTime is the request's X-Amz-Date, which must lie near the server's time and on the credential scope's day.
+// signingTime returns the request's X-Amz-Date. It must be near the server's time and on the day of
+// the credential scope.
 func (s *Server) signingTime(r *http.Request, auth authorization) (string, *apiError) {
 	stamp := r.Header.Get("X-Amz-Date")
 	signed, err := time.Parse(amzTime, stamp)
@@ -138,7 +139,7 @@ func (s *Server) signingTime(r *http.Request, auth authorization) (string, *apiE
 	return stamp, nil
 }
 
-// checkSignedHeaders demands that the signature covers the host, and every x-amz-* header that the request has.
+// checkSignedHeaders checks that the signature covers the host and every x-amz-* header.
 func checkSignedHeaders(r *http.Request, auth authorization) *apiError {
 	if !slices.IsSorted(auth.signedHeaders) {
 		return mismatch("SignedHeaders are not in alphabetical order.")
@@ -156,7 +157,7 @@ func checkSignedHeaders(r *http.Request, auth authorization) *apiError {
 
 func canonicalRequest(r *http.Request, body []byte, signedHeaders []string) string {
 	var b strings.Builder
-	// No other path gets this far.
+	// Requests for other paths are refused before.
 	b.WriteString(r.Method + "\n/\n" + canonicalQuery(r.URL) + "\n")
 	for _, name := range signedHeaders {
 		b.WriteString(name + ":" + headerValue(r, name) + "\n")
@@ -177,8 +178,8 @@ func canonicalQuery(u *url.URL) string {
 	return strings.Join(pairs, "&")
 }
 
-// headerValue is a header's values, each trimmed and with runs of spaces made one. What net/http takes out of the header
-// map it has elsewhere.
+// headerValue returns a header's values, each trimmed and with single spaces. Some headers net/http
+// moves from the header map to fields.
 func headerValue(r *http.Request, name string) string {
 	values := r.Header.Values(name)
 	switch name {
@@ -194,7 +195,7 @@ func headerValue(r *http.Request, name string) string {
 	return strings.Join(trimmed, ",")
 }
 
-// uriEncode leaves RFC 3986's unreserved characters alone and nothing else; a space is %20.
+// uriEncode encodes all but RFC 3986's unreserved characters. A space becomes %20.
 func uriEncode(s string) string {
 	return strings.ReplaceAll(url.QueryEscape(s), "+", "%20")
 }

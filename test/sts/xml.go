@@ -57,7 +57,7 @@ type errorResponse struct {
 	RequestID string `xml:"RequestId"`
 }
 
-// apiError is an error as the Query API tells it: Type is Sender where the client is to blame, else Receiver.
+// apiError is an error of the Query API. Type is Sender for an error of the client, else Receiver.
 type apiError struct {
 	Type, Code, Message string
 	status              int
@@ -82,7 +82,7 @@ func writeXML(w http.ResponseWriter, status int, requestID string, body any) {
 	w.Write(append(data, '\n'))
 }
 
-// newRequestID is a random UUID (version 4).
+// newRequestID returns a random UUID (version 4).
 func newRequestID() string {
 	b := make([]byte, 16)
 	rand.Read(b)
@@ -102,7 +102,7 @@ func randomBase64(n int) string {
 	return base64.StdEncoding.EncodeToString(b)[:n]
 }
 
-// roleID is a role's unique ID: of the right form, and the same for the same role.
+// roleID returns a role's unique ID, which depends on the role only.
 func roleID(arn string) string {
 	sum := sha256.Sum256([]byte(arn))
 	return "AROA" + strings.TrimRight(base32.StdEncoding.EncodeToString(sum[:]), "=")[:17]

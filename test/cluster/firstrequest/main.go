@@ -1,5 +1,6 @@
-// Command firstrequest asks for credentials as its very first act, once, the way an SDK with a single one-second try does: a
-// token, the role's name, the credentials. It prints how that went as one line of JSON, and stays until SIGTERM.
+// Command firstrequest asks for credentials once, as an SDK with a single one-second try does: a
+// token, the role's name, the credentials. It prints the result as one line of JSON and stays until
+// SIGTERM.
 package main
 
 import (
@@ -18,16 +19,16 @@ const (
 	service = "http://169.254.169.254/latest/"
 	roles   = "meta-data/iam/security-credentials/"
 
-	// try is what one request may take: no SDK waits longer for the metadata service before it gives up.
+	// try bounds one request. No SDK waits longer for the metadata service.
 	try = time.Second
 )
 
-// outcome is what the first request came to.
+// outcome is the result of the first request.
 type outcome struct {
 	Role         string `json:"role,omitempty"`
 	AccessKeyID  string `json:"accessKeyID,omitempty"`
 	Error        string `json:"error,omitempty"`
-	Milliseconds int64  `json:"milliseconds"` // the three requests together
+	Milliseconds int64  `json:"milliseconds"` // of the three requests together
 }
 
 func main() {

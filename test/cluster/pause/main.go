@@ -1,4 +1,5 @@
-// Command pause is the first process of a pod: it holds the pod's namespaces, reaps what is left to it, and leaves on SIGTERM.
+// Command pause is the first process of a pod: it keeps the pod's namespaces alive, reaps orphans,
+// and ends on SIGTERM.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command refuser answers every HTTP request on port 8080 with 500, and prints the request's line
-// and its user agent.
+// Command refuser answers every HTTP request on port 8080 with 500, and prints its request line and
+// user agent.
 package main
 
 import (

@@ -1,5 +1,6 @@
-// Command s3lister lists a bucket as a program on EC2 would: a region, no keys, no profile, no endpoint of a metadata service.
-// What credentials it has, the AWS SDK found through its default chain.
+// Command s3lister lists a bucket as a program on EC2 does: with a region, and without keys,
+// profile or endpoint of a metadata service. The AWS SDK finds its credentials by its default
+// chain.
 package main
 
 import (
@@ -11,15 +12,15 @@ import (
 	"time"
 )
 
-// listing is what one SDK found.
+// listing is the result of one SDK.
 type listing struct {
 	SDK         string   `json:"sdk"`
-	Provider    string   `json:"provider"` // the link of the chain that had the credentials, as the SDK names it
+	Provider    string   `json:"provider"` // the link of the chain that had the credentials, by the SDK's name for it
 	AccessKeyID string   `json:"accessKeyID"`
 	Objects     []string `json:"objects"`
 }
 
-// list lists a bucket of the S3 at endpoint; the two versions of the SDK have one each.
+// list lists a bucket of the S3 at endpoint, with one version of the SDK.
 type list func(ctx context.Context, endpoint, bucket string) (*listing, error)
 
 func main() { os.Exit(run(os.Args[1:])) }
