@@ -14,7 +14,7 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 
 // allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
 var allowed = map[string][]string{
-	"plugin":          {"pkg/dedup", "pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node"},
+	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node"},
 	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover"},
 	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials", "pkg/ratelimit"},
