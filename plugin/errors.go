@@ -78,7 +78,7 @@ func coded(err error, otherwise uint) error {
 	case errors.Is(err, hostlink.ErrNoInterface):
 		details = "chain kube2iam-cni after the plugin that makes the interface"
 	case unsupported:
-		details = `take kube2iam-cni out of the network's plugins, or set "path" to "netns": docs/compatibility.md says what that cannot promise`
+		details = `take kube2iam-cni out of the network's plugins, or set "datapath" to "pod": docs/compatibility.md says what that cannot promise`
 	}
 	return types.NewError(code, err.Error(), details)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"io"
 	"log/slog"
 
@@ -25,7 +26,7 @@ func (p *plugin) node(c *netconf.Config) *node.Node { return node.New(settings(c
 func settings(c *netconf.Config) node.Settings {
 	return node.Settings{
 		ProxyIP: c.ProxyIP, ProxyPort: c.ProxyPort, MetadataIP: c.MetadataIP, StateDir: c.StateDir,
-		Backend: string(c.Backend), Guard: c.Guard, Mark: c.Mark, InPod: c.Path == netconf.Netns,
+		Backend: cmp.Or(string(c.Backend), "auto"), Guard: c.Guard, Mark: c.Mark, InPod: c.Datapath == attachment.DatapathPod,
 	}
 }
 
@@ -47,6 +48,6 @@ func request(conf *netconf.Config, args *skel.CmdArgs) (node.Request, error) {
 		return node.Request{}, cniError(types.ErrDecodingFailure, "", "prevResult: %v", err)
 	}
 	return node.Request{
-		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns, Network: conf.Name, Pod: attachment.Pod(pod), IPs: ips,
+		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns, Network: conf.Name, Pod: pod, IPs: ips,
 	}, nil
 }

@@ -47,10 +47,11 @@ func (r *Record) validate() error {
 	if y := r.Created.Year(); y < 1970 || y > 2200 {
 		return fmt.Errorf("created in the year %d", y)
 	}
-	return cmp.Or(r.Pod.validate(), r.validateIPs(), r.validateLink(), r.validateRedirects())
+	return cmp.Or(r.Pod.Validate(), r.validateIPs(), r.validateLink(), r.validateRedirects())
 }
 
-func (p Pod) validate() error {
+// Validate returns an error if p is neither the zero Pod nor one whose names Kubernetes allows.
+func (p Pod) Validate() error {
 	if p == (Pod{}) {
 		return nil
 	}

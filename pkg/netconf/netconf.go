@@ -1,8 +1,6 @@
-// Package netconf reads what a container runtime hands to the plugin: the network configuration on standard input, and
-// CNI_ARGS.
-//
-// What it returns is valid as a whole. Every error is a *types.Error with the code of the CNI specification ("Error"), and
-// names the key and the value.
+// Package netconf reads what a container runtime passes to the plugin: the network configuration on
+// standard input, and CNI_ARGS. Its errors are of type *types.Error, have the code of the CNI
+// specification ("Error"), and name key and value.
 package netconf
 
 import (
@@ -16,175 +14,143 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/types/create"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// Backend is the configured way of programming rules.
-type Backend string
-
-const (
-	// Auto is nftables if the kernel has it, else iptables-legacy.
-	Auto Backend = "auto"
-	// IPTables is what the node's command of that name is.
-	IPTables Backend = "iptables"
-	// IPTablesNFT is iptables in its nft form, or nothing.
-	IPTablesNFT Backend = "iptables-nft"
-	// IPTablesLegacy is iptables in its legacy form, or nothing.
-	IPTablesLegacy Backend = "iptables-legacy"
-	// NFTables is netlink, without a command.
-	NFTables Backend = "nftables"
-)
-
-// Path is where redirections are made.
-type Path string
-
-const (
-	// AutoPath is the host, and the pod only where its packets do not pass the host's rules.
-	AutoPath Path = "auto"
-	// Netns is the pod's own network namespace.
-	Netns Path = "netns"
-)
-
-// DefaultMark is a bit that no program uses which is known to mark packets (redirect.DefaultMark).
-const DefaultMark = 0x1000
-
-// DefaultStateDir is where the records are kept unless the configuration says otherwise: on tmpfs, because they speak of
-// interfaces and rules that do not outlive the kernel either.
-const DefaultStateDir = "/run/kube2iam-cni"
-
-// Config is one network configuration.
+// Config is a valid network configuration.
 type Config struct {
-	// CNIVersion is the version that the result must have; "0.1.0" where the configuration names none.
-	CNIVersion string
-	// Name is the network's.
-	Name string
+	CNIVersion string // of the result; "0.1.0" if the configuration has none
+	Name       string // of the network
 
-	// ProxyIP is where redirected connections go. It is the zero Addr for "auto": the node's own address towards its default
-	// route, of the family at hand.
-	ProxyIP    netip.Addr
+	ProxyIP    netip.Addr // invalid for "auto"
 	ProxyPort  uint16
-	MetadataIP netip.Addr // an IPv4 address
-	StateDir   string     // absolute and clean
-	Backend    Backend
+	MetadataIP netip.Addr         // an IPv4 address
+	StateDir   string             // absolute and clean
+	Backend    attachment.Backend // empty for "auto"
 	Guard      bool
-	Mark       uint32 // never 0
-	Path       Path
+	Mark       uint32              // never 0
+	Datapath   attachment.Datapath // DatapathPod, or empty for "auto"
 
-	// PrevResult is nil where the runtime gave none.
-	PrevResult types.Result
-	// Valid is the attachments that a GC must leave alone. It is nil where the runtime did not say which those are, and empty
-	// where it said that there are none.
+	PrevResult types.Result // nil if there is none
+	// Valid are the attachments that GC keeps. It is nil if the runtime passed no list, and empty if
+	// the runtime passed an empty list or null, which libcni writes for an empty list.
 	Valid []types.GCAttachment
 }
 
-// known lists the keys that are not the plugin's own: those of the CNI specification ("Plugin configuration objects",
-// "Deriving execution configuration"), and "args", its convention for dynamic arguments (CONVENTIONS.md).
-var known = []string{
+// cniKeys are keys of the CNI specification ("Plugin configuration objects", "Deriving execution
+// configuration"), and "args", its convention for dynamic arguments.
+var cniKeys = []string{
 	"args", "capabilities", "cniVersion", "dns", "ipam", "name", "prevResult", "runtimeConfig", "type",
 }
 
-// reserved is the prefix of keys that runtimes inject as the specification grows: no operator has written one.
-const reserved = "cni.dev/"
+const (
+	// reservedPrefix is that of keys which runtimes add, including those of later specifications.
+	reservedPrefix = "cni.dev/"
+	validKey       = reservedPrefix + "valid-attachments"
+)
 
-// Parse reads a network configuration strictly: an unknown key, a value of the wrong type and a value out of range are
-// errors with code 7, text that is no JSON object is one with code 6.
+// Parse decodes a network configuration. An unknown key or an invalid value is an error with code 7,
+// text that is not a JSON object one with code 6.
 func Parse(stdin []byte) (*Config, error) {
-	raw, err := object(stdin)
+	raw, err := decodeObject(stdin)
 	if err != nil {
 		return nil, err
 	}
-	if err := refuseUnknown(raw); err != nil {
+	if err := checkKeys(raw); err != nil {
 		return nil, err
 	}
 	c := &Config{
-		ProxyPort:  8181,
-		MetadataIP: netip.MustParseAddr("169.254.169.254"),
-		StateDir:   DefaultStateDir,
-		Backend:    Auto,
-		Guard:      true,
-		Mark:       DefaultMark,
-		Path:       AutoPath,
+		ProxyPort: 8181, MetadataIP: netip.AddrFrom4([4]byte{169, 254, 169, 254}),
+		StateDir: DefaultStateDir, Guard: true, Mark: DefaultMark,
 	}
-	for _, f := range append(c.fields(), c.injected()...) {
-		value, given := raw[f.key]
-		if !given {
-			continue
-		}
-		if err := f.set(value); err != nil {
-			return nil, invalid("%s: %v", f.key, err)
+	for _, k := range Keys {
+		if value, ok := raw[k.Name]; ok {
+			if err := k.set(c, value); err != nil {
+				return nil, invalid("%s: %v", k.Name, err)
+			}
 		}
 	}
 	if c.ProxyIP == c.MetadataIP {
 		return nil, invalid("proxyIP: %s is metadataIP too", c.ProxyIP)
 	}
-	if c.CNIVersion, err = create.DecodeVersion(stdin); err != nil {
-		return nil, decoding("cniVersion: %v", err)
+	if value, ok := raw["name"]; ok {
+		if err := decode(value, "a string", &c.Name); err != nil {
+			return nil, invalid("name: %v", err)
+		}
 	}
-	if c.PrevResult, err = prevResult(c.CNIVersion, raw["prevResult"]); err != nil {
-		return nil, err
+	if value, ok := raw[validKey]; ok {
+		c.Valid = []types.GCAttachment{}
+		if string(value) != "null" {
+			if err := decode(value, "a list of attachments", &c.Valid); err != nil {
+				return nil, invalid(validKey+": %v", err)
+			}
+		}
+	}
+	if c.CNIVersion, err = create.DecodeVersion(stdin); err != nil {
+		return nil, undecodable("cniVersion: %v", err)
+	}
+	if value, ok := raw["prevResult"]; ok {
+		if c.PrevResult, err = parsePrevResult(c.CNIVersion, value); err != nil {
+			return nil, undecodable("prevResult: %v", err)
+		}
 	}
 	return c, nil
 }
 
-// StateDir is the state directory of a configuration that may be wrong otherwise: teardown needs nothing else of it, and
-// a DEL that fails for a typing error would keep the pod's address from being released. A value that Parse refuses is the
-// default: no ADD can have used it.
+// StateDir returns the state directory of a configuration whose other keys may be invalid. DEL needs
+// only this key: a DEL that failed for another key would keep the pod's address from being released.
+// StateDir returns the default for a value that Parse refuses, because no ADD has used that value.
 func StateDir(stdin []byte) string {
-	c := &Config{StateDir: DefaultStateDir}
-	if raw, err := object(stdin); err == nil && raw["stateDir"] != nil && c.setStateDir(raw["stateDir"]) != nil {
-		return DefaultStateDir
+	c := Config{StateDir: DefaultStateDir}
+	if raw, err := decodeObject(stdin); err == nil && raw["stateDir"] != nil {
+		_ = setStateDir(&c, raw["stateDir"]) // an invalid value leaves the default
 	}
 	return c.StateDir
 }
 
-func object(stdin []byte) (map[string]json.RawMessage, error) {
+func decodeObject(stdin []byte) (map[string]json.RawMessage, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(stdin, &raw); err != nil {
-		return nil, decoding("network configuration: %v", err)
+		return nil, undecodable("network configuration: %v", err)
 	}
 	if raw == nil {
-		return nil, decoding("network configuration: null is no object")
+		return nil, undecodable("network configuration: null is no object")
 	}
 	return raw, nil
 }
 
-func refuseUnknown(raw map[string]json.RawMessage) error {
-	var own []string
-	for _, f := range new(Config).fields() {
-		own = append(own, f.key)
+func checkKeys(raw map[string]json.RawMessage) error {
+	var names, unknown []string
+	for _, k := range Keys {
+		names = append(names, k.Name)
 	}
-	var unknown []string
 	for key := range raw {
-		if !slices.Contains(own, key) && !slices.Contains(known, key) && !strings.HasPrefix(key, reserved) {
-			unknown = append(unknown, short(key))
+		if !slices.Contains(names, key) && !slices.Contains(cniKeys, key) && !strings.HasPrefix(key, reservedPrefix) {
+			unknown = append(unknown, quote(key))
 		}
 	}
 	if len(unknown) == 0 {
 		return nil
 	}
 	slices.Sort(unknown)
-	return invalid("unknown key %s; the plugin's own keys are %s", strings.Join(unknown, ", "), strings.Join(own, ", "))
+	return invalid("unknown key %s; the plugin's own keys are %s", strings.Join(unknown, ", "), strings.Join(names, ", "))
 }
 
-// prevResult decodes the result of the plugins before this one, in the version that the configuration has.
-func prevResult(cniVersion string, raw json.RawMessage) (types.Result, error) {
+func parsePrevResult(cniVersion string, raw json.RawMessage) (types.Result, error) {
 	conf := &types.PluginConf{CNIVersion: cniVersion}
-	if raw == nil {
-		return nil, nil
-	}
 	if err := json.Unmarshal(raw, &conf.RawPrevResult); err != nil {
-		return nil, decoding("prevResult: %v", err)
+		return nil, err
 	}
-	if err := version.ParsePrevResult(conf); err != nil {
-		return nil, decoding("prevResult: %v", err)
-	}
-	return conf.PrevResult, nil
+	err := version.ParsePrevResult(conf)
+	return conf.PrevResult, err
 }
 
 func invalid(format string, args ...any) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(format, args...), "")
 }
 
-func decoding(format string, args ...any) error {
+func undecodable(format string, args ...any) error {
 	return types.NewError(types.ErrDecodingFailure, fmt.Sprintf(format, args...), "")
 }
 

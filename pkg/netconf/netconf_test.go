@@ -11,6 +11,8 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
 var addresses = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
@@ -22,10 +24,8 @@ func defaults(change func(*Config)) *Config {
 		ProxyPort:  8181,
 		MetadataIP: netip.MustParseAddr("169.254.169.254"),
 		StateDir:   "/run/kube2iam-cni",
-		Backend:    Auto,
 		Guard:      true,
 		Mark:       DefaultMark,
-		Path:       AutoPath,
 	}
 	if change != nil {
 		change(c)
@@ -48,26 +48,26 @@ func TestParse(t *testing.T) {
 		},
 		"everything configured": {
 			stdin: `{"cniVersion":"1.1.0","name":"net","type":"kube2iam-cni","proxyIP":"10.0.0.1","proxyPort":65535,
-				"metadataIP":"169.254.169.253","stateDir":"/var/run/x","backend":"iptables-legacy","guard":false,"mark":"0x20","path":"netns"}`,
+				"metadataIP":"169.254.169.253","stateDir":"/var/run/x","backend":"iptables","guard":false,"mark":"0x20","datapath":"pod"}`,
 			want: defaults(func(c *Config) {
 				c.ProxyIP = netip.MustParseAddr("10.0.0.1")
 				c.ProxyPort = 65535
 				c.MetadataIP = netip.MustParseAddr("169.254.169.253")
 				c.StateDir = "/var/run/x"
-				c.Backend = IPTablesLegacy
+				c.Backend = attachment.BackendIPTables
 				c.Guard = false
 				c.Mark = 0x20
-				c.Path = Netns
+				c.Datapath = attachment.DatapathPod
 			}),
 		},
 		"the defaults, said": {
 			stdin: `{"cniVersion":"1.1.0","name":"net","proxyIP":"auto","proxyPort":8181,"metadataIP":"169.254.169.254",
-				"stateDir":"/run/kube2iam-cni","backend":"auto","guard":true,"mark":4096,"path":"auto"}`,
+				"stateDir":"/run/kube2iam-cni","backend":"auto","guard":true,"mark":4096,"datapath":"auto"}`,
 			want: defaults(nil),
 		},
 		"nftables": {
 			stdin: `{"cniVersion":"1.1.0","name":"net","backend":"nftables"}`,
-			want:  defaults(func(c *Config) { c.Backend = NFTables }),
+			want:  defaults(func(c *Config) { c.Backend = attachment.BackendNFTables }),
 		},
 		"an IPv6 proxy": {
 			stdin: `{"cniVersion":"1.1.0","name":"net","proxyIP":"fd00::1"}`,
@@ -138,8 +138,8 @@ func TestParseRefuses(t *testing.T) {
 		code uint
 		want string // in the message, all of it
 	}{
-		"unknown key":              {`"proxyip":"10.0.0.1"`, 7, `unknown key "proxyip"; the plugin's own keys are proxyIP, proxyPort, metadataIP, stateDir, backend, guard, mark, path`},
-		"unknown keys":             {`"z":1,"a":2`, 7, `unknown key "a", "z"; the plugin's own keys are proxyIP, proxyPort, metadataIP, stateDir, backend, guard, mark, path`},
+		"unknown key":              {`"proxyip":"10.0.0.1"`, 7, `unknown key "proxyip"; the plugin's own keys are proxyIP, proxyPort, metadataIP, stateDir, backend, guard, mark, datapath`},
+		"unknown keys":             {`"z":1,"a":2`, 7, `unknown key "a", "z"; the plugin's own keys are proxyIP, proxyPort, metadataIP, stateDir, backend, guard, mark, datapath`},
 		"proxyIP: a number":        {`"proxyIP":7`, 7, `proxyIP: 7 is not "auto" or an IP address`},
 		"proxyIP: null":            {`"proxyIP":null`, 7, `proxyIP: null is not "auto" or an IP address`},
 		"proxyIP: a name":          {`"proxyIP":"node-1"`, 7, `proxyIP: "node-1" is not a plain IP address; or "auto"`},
@@ -167,7 +167,7 @@ func TestParseRefuses(t *testing.T) {
 		"stateDir: the root":       {`"stateDir":"/"`, 7, `stateDir: "/" is not an absolute, clean path`},
 		"stateDir: a NUL":          {`"stateDir":"/run/\u0000"`, 7, `stateDir: "/run/\x00" is not an absolute, clean path`},
 		"stateDir: true":           {`"stateDir":true`, 7, `stateDir: true is not a directory`},
-		"backend: unknown":         {`"backend":"ipvs"`, 7, `backend: "ipvs" is not "auto", "iptables", "iptables-nft", "iptables-legacy" or "nftables"`},
+		"backend: unknown":         {`"backend":"ipvs"`, 7, `backend: "ipvs" is not "auto", "nftables" or "iptables"`},
 		"backend: null":            {`"backend":null`, 7, `backend: null is not a string`},
 		"guard: a string":          {`"guard":"true"`, 7, `guard: "true" is not true or false`},
 		"mark: none":               {`"mark":0`, 7, `mark: 0 is not a mark from 1 to 0xffffffff`},
@@ -175,13 +175,13 @@ func TestParseRefuses(t *testing.T) {
 		"mark: a word":             {`"mark":"blue"`, 7, `mark: "blue" is not a mark from 1 to 0xffffffff`},
 		"mark: underscores":        {`"mark":"0x1_000"`, 7, `mark: "0x1_000" is not a mark from 1 to 0xffffffff`},
 		"mark: null":               {`"mark":null`, 7, `mark: null is not a mark from 1 to 0xffffffff`},
-		"path: unknown":            {`"path":"veth"`, 7, `path: "veth" is not "auto" or "netns"`},
-		"path: a number":           {`"path":1`, 7, `path: 1 is not a string`},
+		"datapath: unknown":        {`"datapath":"veth"`, 7, `datapath: "veth" is not "auto" or "pod"`},
+		"datapath: a number":       {`"datapath":1`, 7, `datapath: 1 is not a string`},
 		"guard: null":              {`"guard":null`, 7, `guard: null is not true or false`},
 		"GC: no list":              {`"cni.dev/valid-attachments":7`, 7, `cni.dev/valid-attachments: 7 is not a list of attachments`},
 		"prevResult: a number":     {`"prevResult":7`, 6, `prevResult: json: cannot unmarshal number into Go value of type map[string]interface {}`},
 		"prevResult: bad address":  {`"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"x"}]}`, 6, `prevResult: could not parse prevResult: invalid CIDR address: x`},
-		"a long value is cut":      {`"backend":"` + strings.Repeat("x", 500) + `"`, 7, `backend: "` + strings.Repeat("x", 80) + `…" is not "auto", "iptables", "iptables-nft", "iptables-legacy" or "nftables"`},
+		"a long value is cut":      {`"backend":"` + strings.Repeat("x", 500) + `"`, 7, `backend: "` + strings.Repeat("x", 80) + `…" is not "auto", "nftables" or "iptables"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Parse([]byte(`{"cniVersion":"1.1.0","name":"net","type":"kube2iam-cni",` + tc.keys + `}`))
@@ -249,7 +249,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if !json.Valid(stdin) || c.ProxyPort == 0 || !c.MetadataIP.Is4() || !validStateDir(c.StateDir) || c.Backend == "" {
+		if !json.Valid(stdin) || c.ProxyPort == 0 || !c.MetadataIP.Is4() || !validStateDir(c.StateDir) {
 			t.Errorf("%+v of %q", c, stdin)
 		}
 	})

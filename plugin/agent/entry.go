@@ -13,23 +13,26 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
 )
 
-// entryFlags say what the plugin's entry in the network configuration says.
+// entryFlags are the keys of the plugin's entry in the network configuration.
 func entryFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringFlag{Name: "proxy-ip", Value: "auto", Usage: `the entry's "proxyIP"`},
-		&cli.UintFlag{Name: "proxy-port", Value: 8181, Usage: `the entry's "proxyPort"`},
-		&cli.StringFlag{Name: "metadata-ip", Value: "169.254.169.254", Usage: `the entry's "metadataIP"`},
-		&cli.StringFlag{Name: "state-dir", Value: netconf.DefaultStateDir, Usage: `the entry's "stateDir"`},
-		&cli.StringFlag{Name: "backend", Value: string(netconf.Auto), Usage: `the entry's "backend"`},
-		&cli.BoolFlag{Name: "guard", Value: true, Usage: `the entry's "guard"; --guard=false for none`},
-		&cli.StringFlag{Name: "mark", Value: fmt.Sprintf("%#x", netconf.DefaultMark), Usage: `the entry's "mark"`},
-		&cli.StringFlag{Name: "path", Value: string(netconf.AutoPath), Usage: `the entry's "path"`},
+	var flags []cli.Flag
+	for _, k := range netconf.Keys {
+		switch value := k.Default.(type) {
+		case string:
+			flags = append(flags, &cli.StringFlag{Name: k.Flag, Value: value, EnvVars: []string{k.Env()}, Usage: k.Usage})
+		case int:
+			flags = append(flags, &cli.IntFlag{Name: k.Flag, Value: value, EnvVars: []string{k.Env()}, Usage: k.Usage})
+		case bool:
+			flags = append(flags, &cli.BoolFlag{Name: k.Flag, Value: value, EnvVars: []string{k.Env()}, Usage: k.Usage})
+		}
 	}
+	return flags
 }
 
 // nodeFlags say where things are on the node.
@@ -90,43 +93,30 @@ func placesStay(ctx context.Context, c *cli.Context, were places.Places, interva
 	}
 }
 
-// entry is the plugin's entry in a network configuration, by the flags.
-func entry(c *cli.Context) map[string]any {
-	return map[string]any{
-		"type": pluginName, "proxyIP": c.String("proxy-ip"), "proxyPort": c.Uint("proxy-port"), "metadataIP": c.String("metadata-ip"),
-		"stateDir": c.String("state-dir"), "backend": c.String("backend"), "guard": c.Bool("guard"), "mark": c.String("mark"), "path": c.String("path"),
-	}
-}
-
-// entryText is the entry as it is written: what is not the default.
+// entryText returns the entry as the agent writes it, with the keys that a flag or the environment
+// sets.
 func entryText(c *cli.Context) ([]byte, error) {
 	text := fmt.Appendf(nil, `{"type": %q`, pluginName)
-	all := entry(c)
-	for _, key := range []struct{ flag, key string }{
-		{"proxy-ip", "proxyIP"}, {"proxy-port", "proxyPort"}, {"metadata-ip", "metadataIP"}, {"state-dir", "stateDir"},
-		{"backend", "backend"}, {"guard", "guard"}, {"mark", "mark"}, {"path", "path"},
-	} {
-		if !c.IsSet(key.flag) {
+	for _, k := range netconf.Keys {
+		if !c.IsSet(k.Flag) {
 			continue
 		}
-		value, err := json.Marshal(all[key.key])
+		value, err := json.Marshal(c.Value(k.Flag))
 		if err != nil {
 			return nil, err
 		}
-		text = fmt.Appendf(text, `, %q: %s`, key.key, value)
+		text = fmt.Appendf(text, `, %q: %s`, k.Name, value)
 	}
 	return append(text, '}'), nil
 }
 
-// agentConf reads the flags that say what the plugin's entry says, by the same rules.
+// agentConf parses the entry as the plugin does.
 func agentConf(c *cli.Context) (*netconf.Config, error) {
-	all := entry(c)
-	all["cniVersion"], all["name"] = "1.1.0", "agent"
-	data, err := json.Marshal(all)
+	text, err := entryText(c)
 	if err != nil {
 		return nil, err
 	}
-	conf, err := netconf.Parse(data)
+	conf, err := netconf.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Command.Name, err)
 	}
@@ -149,6 +139,6 @@ func enter(root string) error {
 func settings(c *netconf.Config) node.Settings {
 	return node.Settings{
 		ProxyIP: c.ProxyIP, ProxyPort: c.ProxyPort, MetadataIP: c.MetadataIP, StateDir: c.StateDir,
-		Backend: string(c.Backend), Guard: c.Guard, Mark: c.Mark, InPod: c.Path == netconf.Netns,
+		Backend: cmp.Or(string(c.Backend), "auto"), Guard: c.Guard, Mark: c.Mark, InPod: c.Datapath == attachment.DatapathPod,
 	}
 }

@@ -3,10 +3,14 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
 // The build sets these by -ldflags "-X main.version=…".
@@ -37,7 +41,7 @@ func program() *cli.App {
 		Name:            "kube2iam-agent",
 		Usage:           "installs the CNI plugin kube2iam-cni on a node and maintains it",
 		UsageText:       "kube2iam-agent run|install|uninstall|ready [options]",
-		Description:     description,
+		Description:     description(),
 		Version:         version,
 		HideHelpCommand: true,
 		Commands:        []*cli.Command{runCommand(os.Stderr), installCommand(os.Stdout, os.Stderr), uninstallCommand(os.Stdout, os.Stderr), readyCommand(os.Stdout)},
@@ -50,7 +54,14 @@ func program() *cli.App {
 	}
 }
 
-const description = `"kube2iam-agent install" puts the plugin into the runtime's plugin directory (/opt/cni/bin), and only then
+// description returns the text of --help, with the keys of the entry.
+func description() string {
+	var keys strings.Builder
+	for _, k := range netconf.Keys {
+		value, _ := json.Marshal(k.Default) // a string, an int or a bool
+		fmt.Fprintf(&keys, "  %-33s %s\n", fmt.Sprintf("%q: %s", k.Name, value), k.Usage)
+	}
+	return `"kube2iam-agent install" puts the plugin into the runtime's plugin directory (/opt/cni/bin), and only then
 appends an entry to the plugins of the node's network configuration list (/etc/cni/net.d), after the
 plugin that makes the pod's interface:
 
@@ -74,17 +85,5 @@ plugin that makes the pod's interface:
 
 Keys of the entry, with their defaults; any other key is refused:
 
-  "proxyIP": "auto"                   where kube2iam-proxy listens; "auto" is the node's own address
-                                      towards its default route
-  "proxyPort": 8181                   and its port
-  "metadataIP": "169.254.169.254"     the service that is redirected; for pods with an IPv6 address
-                                      [fd00:ec2::254] is, too
-  "stateDir": "/run/kube2iam-cni"     where the proxy finds who holds which address
-  "backend": "auto"                   "iptables", "iptables-nft", "iptables-legacy" or "nftables" (by
-                                      netlink, without a command); "auto" is nftables if the kernel
-                                      has it, else iptables-legacy
-  "guard": true                       refuse what is forwarded to the service without being redirected
-  "mark": "0x1000"                    bits that nothing else on the node marks packets with; set on
-                                      bridged packets between the bridge and their redirection
-  "path": "auto"                      "netns" makes the redirection inside the pod, where its packets
-                                      pass by the host's rules; "auto" does so if there is no veth`
+` + keys.String()
+}

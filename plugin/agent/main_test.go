@@ -99,6 +99,7 @@ func TestProgram(t *testing.T) {
 
 // TestHelpIsTrue takes the help at its word: its list is JSON whose entry the plugin takes, and the defaults are those.
 func TestHelpIsTrue(t *testing.T) {
+	description := description()
 	start, end := strings.Index(description, "{"), strings.Index(description, "\n}\n")
 	var list struct {
 		CNIVersion, Name string

@@ -16,7 +16,6 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
@@ -112,7 +111,7 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 			first()
 		}
 	}
-	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", conf.Backend, "guard", conf.Guard, "install", !install.WatchOnly,
+	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", c.String("backend"), "guard", conf.Guard, "install", !install.WatchOnly,
 		"runtime", where.Runtime, "configurations", where.Configurations, "programs", where.Programs)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return agent.Run(ctx) })
@@ -188,10 +187,7 @@ func tell(to chan<- struct{}) {
 func cache(c *cli.Context, confDir string) node.Cache {
 	return node.Cache{
 		Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"),
-		Pod: func(args string) (attachment.Pod, error) {
-			pod, err := netconf.ParsePod(args)
-			return attachment.Pod(pod), err
-		},
+		Pod:     netconf.ParsePod,
 		Chained: func() ([]string, error) { return conflist.Chained(confDir, pluginName) },
 		Is:      func(config []byte) bool { return conflist.Has(config, pluginName) },
 	}

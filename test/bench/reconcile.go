@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
@@ -95,11 +94,8 @@ func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
 	}
 	n := node.New(settings, node.Host(), slog.New(slog.NewTextHandler(log, nil)))
 	cache := node.Cache{
-		Dir: cacheDir(bed),
-		Pod: func(args string) (attachment.Pod, error) {
-			pod, err := netconf.ParsePod(args)
-			return attachment.Pod(pod), err
-		},
+		Dir:     cacheDir(bed),
+		Pod:     netconf.ParsePod,
 		Chained: func() ([]string, error) { return conflist.Chained(filepath.Join(bed.Dir, "net.d"), "kube2iam-cni") },
 		Is:      func([]byte) bool { return false },
 	}

@@ -78,7 +78,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 		t.Fatalf("presets: %v, %v", presets, err)
 	}
 	variants := map[string][]string{"everything": {
-		"--set=entry.proxyPort=9181", "--set=entry.backend=nftables", "--set=entry.guard=true", "--set=entry.mark=0x2000", "--set=entry.path=netns", "--set=entry.stateDir=/run/other",
+		"--set=entry.proxyPort=9181", "--set=entry.backend=nftables", "--set=entry.guard=true", "--set=entry.mark=0x2000", "--set=entry.datapath=pod", "--set=entry.stateDir=/run/other",
 		"--set=proxy.args={--namespace-restrictions,--session-tags}", "--set=proxy.metricsPort=9182", "--set=proxy.metricsAddress=127.0.0.1", "--set=serviceAccount.annotations.a=b", "--set=nodeSelector.a=b",
 		"--set=plugin.imagePullPolicy=Always", "--set=proxy.imagePullPolicy=Never", "--set=entry.proxyIP=fd00::1",
 	}, "defaults": nil}
@@ -95,7 +95,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if name == "everything" {
-			for _, flag := range []string{"--proxy-port=9181", "--app-port=9181", "--backend=nftables", "--mark=0x2000", "--path=netns", "--state-dir=/run/other", "--namespace-restrictions", "--metrics-port=9182", "--metrics-address=127.0.0.1", `["/kube2iam-proxy","live","--state-dir=/run/other"]`, "mountPath: /run/other/proxy"} {
+			for _, flag := range []string{"--proxy-port=9181", "--app-port=9181", "--backend=nftables", "--mark=0x2000", "--datapath=pod", "--state-dir=/run/other", "--namespace-restrictions", "--metrics-port=9182", "--metrics-address=127.0.0.1", `["/kube2iam-proxy","live","--state-dir=/run/other"]`, "mountPath: /run/other/proxy"} {
 				if !strings.Contains(rendered, flag) {
 					t.Errorf("%s has no %s", name, flag)
 				}

@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	"pkg/credentials": {"pkg/roles"},
 	"pkg/imds":        {"pkg/credentials", "pkg/ratelimit"},
 	"pkg/node":        {"pkg/dedup", "pkg/redirect", "pkg/attachment", "pkg/hostlink", "pkg/sockdiag"},
-	"pkg/netconf":     {},
+	"pkg/netconf":     {"pkg/attachment"},
 	"pkg/hostlink":    {},
 	"pkg/conflist":    {},
 	"pkg/places":      {"pkg/conflist"},

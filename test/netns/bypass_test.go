@@ -187,12 +187,12 @@ func TestNetfilterBypassed(t *testing.T) {
 				}
 				// Silence is no reason to give up the host's rules: ADD refuses, until somebody says what the datapath is.
 				err := n.AddAgain(t.Context(), passed, passed.Result)
-				if err == nil || !strings.Contains(err.Error(), "did not see a packet") || !strings.Contains(err.Error(), "netns") {
+				if err == nil || !strings.Contains(err.Error(), "did not see a packet") || !strings.Contains(err.Error(), `"datapath" to "pod"`) {
 					t.Errorf("ADD past netfilter: %v, want an error that says so", err)
 				}
 				n.wantNoTrace(passed)
 				said := testbed.Kube2IAM(n.backend)
-				said["path"] = "netns"
+				said["datapath"] = "pod"
 				n.SetChain(said)
 				n.must(n.AddAgain(t.Context(), passed, passed.Result))
 				n.SetChain(chain...)

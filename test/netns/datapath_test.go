@@ -97,7 +97,7 @@ func TestSeveralInterfaces(t *testing.T) {
 // and is said to be no boundary.
 func TestNoVeth(t *testing.T) {
 	for _, kind := range []string{"macvlan", "ipvlan"} {
-		for _, path := range []string{"auto", "netns"} {
+		for _, path := range []string{"auto", "pod"} {
 			t.Run(kind+" "+path, func(t *testing.T) {
 				if kind == "ipvlan" {
 					needIPVLAN(t)
@@ -119,7 +119,7 @@ func needIPVLAN(t *testing.T) {
 
 func noVeth(t *testing.T, kind, path string) {
 	entry := testbed.Kube2IAM("auto")
-	entry["path"] = path
+	entry["datapath"] = path
 	onThese(t, []setup{{primary: kind, backend: "auto", chain: []testbed.Entry{entry}}}, func(t *testing.T, n *node) {
 		p := n.proxy(impatient...)
 		pod, neighbour, plain := n.run("pod", "app"), n.run("neighbour", "other"), n.run("plain", "")
@@ -140,7 +140,7 @@ func noVeth(t *testing.T, kind, path string) {
 		if err := n.Check(t.Context(), pod); err == nil || !strings.Contains(err.Error(), "no guard") {
 			t.Errorf("CHECK without a guard: %v", err)
 		}
-		_, err := n.AgentRound(t.Context(), "--path", path)
+		_, err := n.AgentRound(t.Context(), "--datapath", path)
 		n.must(err)
 		n.must(n.Check(t.Context(), pod))
 		// Dialled directly, from another pod's address: taken from those alone whose record says so.
@@ -164,7 +164,7 @@ func noVeth(t *testing.T, kind, path string) {
 		if err := n.Check(t.Context(), pod); err == nil {
 			t.Error("CHECK did not see that the pod flushed its rules")
 		}
-		_, err = n.AgentRound(t.Context(), "--path", path)
+		_, err = n.AgentRound(t.Context(), "--datapath", path)
 		n.must(err)
 		n.must(n.Check(t.Context(), pod))
 		n.wantOwn(pod, "app")
