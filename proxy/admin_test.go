@@ -41,7 +41,7 @@ func TestHealthSaysWhenThePodsAreKnown(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	for _, debug := range []bool{false, true} {
 		o := &options{node: "node-1", debug: debug, rules: roles.Rules{RoleKey: "role", BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}}
-		p, err := assemble(o, client, nil, attachment.NewIndex(attachment.In(t.TempDir())), log)
+		p, err := newComponents(o, client, nil, attachment.NewIndex(attachment.In(t.TempDir())), log)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -47,7 +47,7 @@ func (s *countingSTS) AssumeRole(_ context.Context, a roles.Assumption) (*creden
 }
 
 // lives is the proxy's parts, joined and running until the test calls end.
-func lives(t *testing.T, client cluster, change func(*options)) (p *parts, records attachment.Dir, end func()) {
+func lives(t *testing.T, client kubeAPI, change func(*options)) (p *components, records attachment.Dir, end func()) {
 	t.Helper()
 	o := &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}}
 	if change != nil {
@@ -58,22 +58,22 @@ func lives(t *testing.T, client cluster, change func(*options)) (p *parts, recor
 }
 
 // livesIn is lives, and the state directory.
-func livesIn(t *testing.T, client cluster) (p *parts, stateDir string, end func()) {
+func livesIn(t *testing.T, client kubeAPI) (p *components, stateDir string, end func()) {
 	t.Helper()
 	return livesWith(t, client, &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}})
 }
 
-func livesWith(t *testing.T, client cluster, o *options) (p *parts, stateDir string, end func()) {
+func livesWith(t *testing.T, client kubeAPI, o *options) (p *components, stateDir string, end func()) {
 	t.Helper()
 	stateDir = t.TempDir()
-	p, err := assemble(o, client, new(countingSTS), attachment.NewIndex(attachment.In(stateDir)), slog.New(slog.DiscardHandler))
+	p, err := newComponents(o, client, new(countingSTS), attachment.NewIndex(attachment.In(stateDir)), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- live(ctx, p, func(ctx context.Context) error { <-ctx.Done(); return nil })
+		done <- p.run(ctx, func(ctx context.Context) error { <-ctx.Done(); return nil })
 	}()
 	return p, stateDir, func() {
 		cancel()
@@ -339,14 +339,14 @@ func TestRefusalOfSTSIsAnEventOfThePod(t *testing.T) {
 func TestRequestThatWaitsAtTheEndIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, Duration: time.Hour}}
-		p, err := assemble(o, faked{fake.NewClientset()}, slowSTS{}, attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
+		p, err := newComponents(o, faked{fake.NewClientset()}, slowSTS{}, attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		var answer error
-		err = live(ctx, p, func(ctx context.Context) error {
+		err = p.run(ctx, func(ctx context.Context) error {
 			a := roles.Assumption{RoleARN: "arn:aws:iam::123456789012:role/a", SessionName: "ns.pod", Duration: time.Hour}
 			_, answer = p.cache.Get(context.Background(), "pod", a)
 			return nil
@@ -400,12 +400,12 @@ func TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown(t *testing.T) {
 		defer end()
 		<-p.watch.Synced()
 		time.Sleep(time.Second)
-		if p.ready() {
+		if p.isReady() {
 			t.Error("ready before the namespace is known")
 		}
 		close(client.shows)
 		synctest.Wait()
-		if !p.ready() {
+		if !p.isReady() {
 			t.Error("not ready when all is known")
 		}
 		client.shows = nil
@@ -413,8 +413,8 @@ func TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		if p.watch.Len() != 2 || !p.ready() {
-			t.Errorf("%d pods, ready %v", p.watch.Len(), p.ready())
+		if p.watch.Len() != 2 || !p.isReady() {
+			t.Errorf("%d pods, ready %v", p.watch.Len(), p.isReady())
 		}
 	})
 }
@@ -459,7 +459,7 @@ func TestNodeThatStartsWithRestrictionsDoesNotWaitForItself(t *testing.T) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(15 * time.Second)
-	for !p.ready() || p.cache.Holders() < pods {
+	for !p.isReady() || p.cache.Holders() < pods {
 		select {
 		case <-tick.C:
 		case <-deadline:

@@ -25,7 +25,7 @@ import (
 type limitedProxy struct {
 	*testing.T
 	client    *fake.Clientset
-	parts     *parts
+	parts     *components
 	sockets   []*handover.Listener
 	listeners []*imds.Listener
 }
@@ -44,7 +44,8 @@ func newLimitedProxy(t *testing.T, podRequests float64) *limitedProxy {
 		l.sockets = append(l.sockets, socket)
 	}
 	every := func(netip.Addr, netip.AddrPort) bool { return true }
-	l.listeners = podListeners(l.sockets, every, &options{podRequests: podRequests}, p, slog.New(slog.DiscardHandler))
+	named := map[string]*handover.Listener{podPrefix + "0": l.sockets[0], metricsPrefix + "1": l.sockets[1], podPrefix + "2": l.sockets[2]}
+	l.listeners = podListeners(named, every, &options{podRequests: podRequests}, p, slog.New(slog.DiscardHandler))
 	for _, app := range l.listeners {
 		s := &http.Server{ConnContext: imds.ConnContext, Handler: http.NotFoundHandler()}
 		go s.Serve(app)

@@ -4,22 +4,23 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
 )
 
-// addNodeRule installs the one rule of kube2iam's --iptables: everything that comes by the host interface and is bound for
-// the metadata service goes to the proxy. It is for nodes whose CNI cannot be chained; the plugin makes it needless.
+// addNodeRule adds the rule of kube2iam's --iptables: it redirects to the proxy all packets for the
+// metadata service that enter by the host interface. It is for nodes whose CNI cannot be chained.
 func addNodeRule(o *options, log *slog.Logger) error {
 	if !o.metadataIP.IsValid() {
 		return &usageError{fmt.Errorf("--iptables: --metadata-addr %q is not an IP address", o.metadataAddr)}
 	}
 	in := []string{"-i", o.hostInterface}
-	if name, not := strings.CutPrefix(o.hostInterface, "!"); not {
+	if name, negated := strings.CutPrefix(o.hostInterface, "!"); negated {
 		in = []string{"!", "-i", strings.TrimSpace(name)}
 	}
-	// "+" ends a prefix of names, none of which need exist yet.
+	// iptables takes a name that ends in "+" for a prefix, of interfaces that may come later.
 	if name := in[len(in)-1]; !strings.HasSuffix(name, "+") {
 		if _, err := net.InterfaceByName(name); err != nil {
 			return fmt.Errorf("--host-interface %q: %w", name, err)
@@ -33,12 +34,13 @@ func addNodeRule(o *options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("--iptables: %w", err)
 	}
-	rule := append(in, "-p", "tcp", "-d", o.metadataIP.String(), "--dport", "80",
-		"-j", "DNAT", "--to-destination", net.JoinHostPort(o.hostIP.String(), port(o.appPort)))
+	proxy := net.JoinHostPort(o.hostIP.String(), strconv.Itoa(int(o.appPort)))
+	rule := append(in, "-p", "tcp", "-d", o.metadataIP.String(), "--dport", "80", "-j", "DNAT", "--to-destination", proxy)
 	if err := ipt.AppendUnique("nat", "PREROUTING", rule...); err != nil {
 		return fmt.Errorf("--iptables: %w", err)
 	}
-	log.Warn("one rule redirects the whole node: any pod can forge its neighbour's address. Chaining kube2iam-cni into the CNI "+
-		"configuration makes --iptables, --host-interface and --host-ip needless", "interface", o.hostInterface)
+	log.Warn("one rule redirects the whole node: any pod can forge the address of another pod. "+
+		"--iptables, --host-interface and --host-ip are needless if kube2iam-cni is chained into the CNI configuration",
+		"interface", o.hostInterface)
 	return nil
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 )
 
 // shortDir is a state directory with the proxy's in it. Its path leaves room for the name of a unix
@@ -54,7 +55,7 @@ func answersProbes(t *testing.T, socket string, h http.Handler) (end func()) {
 	})
 	t.Cleanup(end)
 	eventually(t, "its socket", func() bool {
-		found, err := handover.Find(t.Context(), socket)
+		found, err := handover.Dial(t.Context(), socket)
 		return err == nil && found != nil && found.Close() == nil
 	})
 	return end
@@ -73,22 +74,22 @@ func TestProbesSayWhatHealthSays(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p, _, end := lives(t, onePod(), nil)
 			defer end()
-			eventually(t, "its pods", p.ready)
+			eventually(t, "its pods", p.isReady)
 			if !tt.known {
 				// As before the API server has listed them.
-				p.known.Store(false)
+				p.wasReady.Store(false)
 				p.watch = unsynced(t)
 			}
 			var serves atomic.Bool
 			serves.Store(tt.serves)
 			dir := shortDir(t)
-			answersProbes(t, probeSocket(dir, 1), probeHandler(p, &serves))
+			answersProbes(t, probeSocket(dir, 1), probeHandler(p, serves.Load))
 			status, _ := get(adminServer(p, &options{}, slog.New(slog.DiscardHandler)).Handler, "/healthz")
 			if healthy := status == http.StatusOK; healthy != tt.live {
 				t.Errorf("/healthz: %d", status)
 			}
 			for command, want := range map[string]bool{"live": tt.live, "ready": tt.ready} {
-				if answer, err := askProbe(t.Context(), probeSocket(dir, 1), command); (err == nil) != want {
+				if answer, err := requestProbe(t.Context(), probeSocket(dir, 1), command); (err == nil) != want {
 					t.Errorf("%s: %q, %v", command, answer, err)
 				}
 			}
@@ -106,7 +107,7 @@ func TestProbesAskTheProxyOfTheirOwnContainer(t *testing.T) {
 	endOld := answersProbes(t, probeSocket(dir, 1), saying("old"))
 	answersProbes(t, probeSocket(dir, 2), saying("new"))
 	ask := func(namespace uint64) string {
-		answer, err := askProbe(t.Context(), probeSocket(dir, namespace), "live")
+		answer, err := requestProbe(t.Context(), probeSocket(dir, namespace), "live")
 		if err != nil {
 			return "none"
 		}
@@ -148,7 +149,7 @@ func TestProbeSocketThatIsRemovedIsMadeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "answered again", func() bool {
-		_, err := askProbe(t.Context(), socket, "live")
+		_, err := requestProbe(t.Context(), socket, "live")
 		return err != nil && strings.Contains(err.Error(), "404")
 	})
 }
@@ -162,7 +163,7 @@ func TestProbeIsBounded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			socket := probeSocket(shortDir(t), 1)
-			l, err := handover.ListenUnix(socket)
+			l, err := unixsocket.Listen(socket)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -185,7 +186,7 @@ func TestProbeIsBounded(t *testing.T) {
 				ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
 				defer cancel()
 			}
-			text, err := askProbe(ctx, socket, "live")
+			text, err := requestProbe(ctx, socket, "live")
 			switch {
 			case name == "long answer" && (err != nil || len(text) != maxProbeAnswer):
 				t.Errorf("%d bytes, %v", len(text), err)
@@ -239,7 +240,7 @@ func TestProbeCommandsExitByTheAnswer(t *testing.T) {
 // unsynced is a watch that has not listed any pod.
 func unsynced(t *testing.T) *pods.Watch {
 	t.Helper()
-	p, err := assemble(&options{node: "node-1"}, onePod(), new(countingSTS), attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
+	p, err := newComponents(&options{node: "node-1"}, onePod(), new(countingSTS), attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func TestAnotherStateDirectoryIsWarnedOf(t *testing.T) {
 			var log strings.Builder
 			check := newStateDirCheck(dir, records, func() []broker.Assignment { return pods }, slog.New(slog.NewTextHandler(&log, nil)))
 			asked := 0
-			destinations := check.watching(func(netip.Addr, netip.AddrPort) bool { asked++; return asked%2 == 0 })
+			destinations := check.wrap(func(netip.Addr, netip.AddrPort) bool { asked++; return asked%2 == 0 })
 			for i, s := range tt.sources {
 				if got := destinations(netip.MustParseAddr(s), netip.AddrPort{}); got != (i%2 == 1) {
 					t.Errorf("connection %d: %v", i, got)

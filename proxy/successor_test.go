@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,29 +23,28 @@ import (
 
 // successor is a proxy of one pod that comes by its ports.
 type successor struct {
-	*takeover
-	got  chan []*handover.Listener
-	done chan error
-	end  func()
+	*handover.Takeover
+	components *components
+	got        chan map[string]*handover.Listener
+	done       chan error
+	end        func()
 }
 
-func succeeds(t *testing.T, dir string, app, admin uint16, client cluster, sts credentials.Assumer) *successor {
+func succeeds(t *testing.T, dir string, app, admin uint16, client kubeAPI, sts credentials.Assumer) *successor {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	o := &options{node: "node-1", stateDir: dir, appPort: app, metricsPort: admin, rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour,
 		Restriction: &roles.Restriction{Key: "allowed", Format: roles.Glob}}}
-	p, err := assemble(o, client, sts, attachment.NewIndex(attachment.In(dir)), log)
+	p, err := newComponents(o, client, sts, attachment.NewIndex(attachment.In(dir)), log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &successor{takeover: newTakeover(o, p, log), got: make(chan []*handover.Listener, 1), done: make(chan error, 1)}
+	s := &successor{Takeover: newTakeover(o, p, log), components: p, got: make(chan map[string]*handover.Listener, 1), done: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
-	if err := s.begin(ctx); err != nil {
-		t.Fatal(err)
-	}
+	s.Begin(ctx)
 	go func() {
-		s.done <- live(ctx, p, func(ctx context.Context) error {
-			sockets, err := s.sockets(ctx)
+		s.done <- p.run(ctx, func(ctx context.Context) error {
+			sockets, err := s.Listen(ctx)
 			if err != nil || sockets == nil {
 				return err
 			}
@@ -61,7 +61,7 @@ func succeeds(t *testing.T, dir string, app, admin uint16, client cluster, sts c
 				}()
 			}
 			s.got <- sockets
-			return s.serve(ctx, sockets)
+			return s.Serve(ctx, sockets)
 		})
 	}()
 	ended := false
@@ -74,7 +74,7 @@ func succeeds(t *testing.T, dir string, app, admin uint16, client cluster, sts c
 		if err := <-s.done; err != nil {
 			t.Error(err)
 		}
-		s.takeover.end()
+		s.Takeover.Close()
 	}
 	t.Cleanup(s.end)
 	return s
@@ -94,7 +94,7 @@ func (s *successor) waits(t *testing.T) {
 	select {
 	case <-s.got:
 		t.Error("it does not wait")
-	case <-time.After(10 * again):
+	case <-time.After(500 * time.Millisecond):
 	}
 }
 
@@ -143,14 +143,14 @@ func TestSuccessorTakesOverWhenItKnowsItsPods(t *testing.T) {
 	close(open)
 	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))
 	first.serves(t)
-	eventually(t, "its credentials", func() bool { return first.parts.cache.Holders() == 1 && first.parts.cache.Pending() == 0 })
+	eventually(t, "its credentials", func() bool { return first.components.cache.Holders() == 1 && first.components.cache.Pending() == 0 })
 	eventually(t, "its socket", func() bool {
-		p, err := handover.Find(t.Context(), first.path)
+		p, err := handover.Dial(t.Context(), first.Path)
 		return err == nil && p != nil && p.Close() == nil
 	})
 	answer := func(s *successor) string {
 		w := httptest.NewRecorder()
-		s.draining(http.NotFoundHandler()).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		s.CloseConnections(http.NotFoundHandler()).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 		return w.Header().Get("Connection")
 	}
 
@@ -158,12 +158,12 @@ func TestSuccessorTakesOverWhenItKnowsItsPods(t *testing.T) {
 	sts := new(countingSTS)
 	second := succeeds(t, dir, app, admin, shown{onePod(), shows}, sts)
 	second.waits(t)
-	if first.handed.Load() || answer(first) != "" {
+	if first.IsHandedOver() || answer(first) != "" {
 		t.Error("clients are sent away before somebody takes over")
 	}
 	close(shows)
 	second.serves(t)
-	eventually(t, "handed over", first.handed.Load)
+	eventually(t, "handed over", first.IsHandedOver)
 	if answer(first) != "close" || answer(second) != "" {
 		t.Errorf("%q, %q", answer(first), answer(second))
 	}
@@ -186,13 +186,13 @@ func TestSuccessorWaitsForCredentials(t *testing.T) {
 	first := succeeds(t, dir, app, admin, faked{fake.NewClientset()}, new(countingSTS)) // it knows no pod
 	first.serves(t)
 	eventually(t, "its socket", func() bool {
-		p, err := handover.Find(t.Context(), first.path)
+		p, err := handover.Dial(t.Context(), first.Path)
 		return err == nil && p != nil && p.Close() == nil
 	})
 	second := succeeds(t, dir, app, admin, shown{onePod(), open}, slowSTS{})
 	second.waits(t)
 	second.serves(t)
-	if second.parts.cache.Pending() != 0 {
+	if second.components.cache.Pending() != 0 {
 		t.Error("without its pods' credentials")
 	}
 }
@@ -204,20 +204,20 @@ func TestSuccessorOnOtherPortsOpensItsOwn(t *testing.T) {
 	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))
 	first.serves(t)
 	eventually(t, "its socket", func() bool {
-		p, err := handover.Find(t.Context(), first.path)
+		p, err := handover.Dial(t.Context(), first.Path)
 		return err == nil && p != nil && p.Close() == nil
 	})
 	other := free(t)
 	second := succeeds(t, dir, other, free(t), shown{onePod(), open}, new(countingSTS))
 	select {
 	case sockets := <-second.got:
-		if got := sockets[0].Addr().(*net.TCPAddr).Port; got != int(other) {
+		if got := sockets[podSocket(other).Name].Addr().(*net.TCPAddr).Port; got != int(other) {
 			t.Errorf("port %d and not %d", got, other)
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("it does not serve")
 	}
-	if c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", port(app))); err != nil {
+	if c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", fmt.Sprint(app))); err != nil {
 		t.Error(err) // the first goes on
 	} else {
 		c.Close()

@@ -32,10 +32,10 @@ type process struct {
 func begin(t *testing.T, path, name string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, Server: &Server{
-		looks: 20 * time.Millisecond, Path: path, State: func() ([]byte, error) { return []byte("known to " + name), nil }, Log: slog.New(slog.DiscardHandler),
+		checkInterval: 20 * time.Millisecond, Path: path, State: func() ([]byte, error) { return []byte("known to " + name), nil }, Log: slog.New(slog.DiscardHandler),
 	}}
 	var err error
-	if p.from, err = Find(t.Context(), path); err != nil {
+	if p.from, err = Dial(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
 	if p.from == nil {
@@ -43,7 +43,7 @@ func begin(t *testing.T, path, name string) *process {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Sockets = []*Listener{l}
+		p.Sockets = map[string]*Listener{"tcp": l}
 	} else if p.Sockets, err = p.from.Sockets(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func begin(t *testing.T, path, name string) *process {
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {
-			c, err := p.Sockets[0].Accept()
+			c, err := p.Sockets["tcp"].Accept()
 			if err != nil {
 				return
 			}
@@ -60,7 +60,7 @@ func begin(t *testing.T, path, name string) *process {
 		}
 	})
 	if p.from != nil {
-		if err := p.from.Serving(); err != nil {
+		if err := p.from.Commit(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -71,7 +71,7 @@ func begin(t *testing.T, path, name string) *process {
 	})
 	p.end = sync.OnceFunc(func() {
 		cancel()
-		p.Sockets[0].Close()
+		p.Sockets["tcp"].Close()
 		if p.from != nil {
 			p.from.Close()
 		}
@@ -79,7 +79,7 @@ func begin(t *testing.T, path, name string) *process {
 	})
 	t.Cleanup(p.end)
 	p.eventually("found at the path", func() bool {
-		found, err := Find(t.Context(), path)
+		found, err := Dial(t.Context(), path)
 		if found == nil || err != nil {
 			return false
 		}
@@ -102,7 +102,7 @@ func (p *process) eventually(what string, holds func() bool) {
 // answers is who answers a connection.
 func (p *process) answers() string {
 	p.t.Helper()
-	c, err := net.Dial("tcp", p.Sockets[0].Addr().String())
+	c, err := net.Dial("tcp", p.Sockets["tcp"].Addr().String())
 	if err != nil {
 		p.t.Fatalf("nobody listens: %v", err)
 	}
@@ -120,7 +120,7 @@ func TestProcessThatServesIsFoundAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "handover.sock")
 	p := begin(t, path, "a")
 	found := func() bool {
-		at, err := Find(t.Context(), path)
+		at, err := Dial(t.Context(), path)
 		if at == nil || err != nil {
 			return false
 		}
@@ -149,7 +149,7 @@ func TestSuccessorsTakeOverWithoutAnUnansweredConnection(t *testing.T) {
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	var answered atomic.Int64
-	address := now.Sockets[0].Addr().String()
+	address := now.Sockets["tcp"].Addr().String()
 	for range 4 {
 		clients.Go(func() {
 			for {
@@ -191,7 +191,7 @@ func TestPredecessorGoesOnWhenItsSuccessorDies(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "handover.sock")
 	old := begin(t, path, "old")
 	var handed atomic.Int64
-	old.Handed = func(yes bool) {
+	old.OnChange = func(yes bool) {
 		if yes {
 			handed.Add(1)
 		} else {
@@ -208,7 +208,7 @@ func TestPredecessorGoesOnWhenItsSuccessorDies(t *testing.T) {
 			t.Errorf("%s answers", got)
 		}
 		old.eventually("back", func() bool {
-			found, err := Find(t.Context(), path)
+			found, err := Dial(t.Context(), path)
 			if found == nil || err != nil {
 				return false
 			}
@@ -232,9 +232,9 @@ func TestSuccessorThatDiesBeforeItServesChangesNothing(t *testing.T) {
 			}
 			return err
 		},
-		func(p *Predecessor) error { return p.ask('?') },
+		func(p *Predecessor) error { _, err := p.conn.Write([]byte("?")); return err },
 	} {
-		p, err := Find(t.Context(), path)
+		p, err := Dial(t.Context(), path)
 		if err != nil || p == nil {
 			t.Fatalf("%v, %v", p, err)
 		}
@@ -250,11 +250,11 @@ func TestSuccessorThatDiesBeforeItServesChangesNothing(t *testing.T) {
 
 func TestNobodyIsFoundWhereNobodyServes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "handover.sock")
-	if p, err := Find(t.Context(), path); p != nil || err != nil {
+	if p, err := Dial(t.Context(), path); p != nil || err != nil {
 		t.Errorf("nothing there: %v, %v", p, err)
 	}
 	begin(t, path, "dead").end()
-	if p, err := Find(t.Context(), path); p != nil || err != nil {
+	if p, err := Dial(t.Context(), path); p != nil || err != nil {
 		t.Errorf("one that ended: %v, %v", p, err)
 	}
 }
@@ -266,9 +266,10 @@ func TestWrongAnswersAreRefused(t *testing.T) {
 		ask    func(*Predecessor) error
 	}{
 		"it ends":           {"", func(p *Predecessor) error { _, err := p.State(); return err }},
-		"it knows too much": {"\xff\xff\xff\xff\xff\xff\xff\xff", func(p *Predecessor) error { _, err := p.State(); return err }},
-		"no socket comes":   {"s", func(p *Predecessor) error { _, err := p.Sockets(); return err }},
-		"it does not stop":  {"x", func(p *Predecessor) error { return p.Serving() }},
+		"it knows too much": {"c\xff\xff\xff\xff\xff\xff\xff\xff", func(p *Predecessor) error { _, err := p.State(); return err }},
+		"no socket comes":   {"s\x00\x00\x00\x00\x00\x00\x00\x05[\"a\"]", func(p *Predecessor) error { _, err := p.Sockets(); return err }},
+		"another version":   {"c\x00\x00\x00\x00\x00\x00\x00\x03\x02{}", func(p *Predecessor) error { _, err := p.State(); return err }},
+		"it does not stop":  {"x", func(p *Predecessor) error { return p.Commit() }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "handover.sock")
@@ -286,7 +287,7 @@ func TestWrongAnswersAreRefused(t *testing.T) {
 				conn.Read(make([]byte, 1))
 				io.WriteString(conn, c.answer)
 			}()
-			p, err := Find(t.Context(), path)
+			p, err := Dial(t.Context(), path)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,6 +3,7 @@ package handover
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -12,18 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listener is a TCP listener that can stop accepting and go on: while it is paused, what is dialled waits in the kernel for whoever
-// else has the socket.
+// Listener is a TCP listener that can stop accepting and resume. While it is paused, new connections
+// wait in the kernel for another process that has the socket.
 type Listener struct {
 	*net.TCPListener
 
 	mu     sync.Mutex
 	closed bool
-	gate   chan struct{} // closed while it accepts
+	gate   chan struct{} // closed while the listener accepts
 }
 
-// Listen is net.Listen of TCP, for a Listener. It leaves MPTCP off, which Go has on by default: an MPTCP socket has neither
-// SO_ORIGINAL_DST nor TCP_USER_TIMEOUT (net/mptcp/sockopt.c). A client that asks for MPTCP is served by TCP.
+// Listen listens on a TCP address. It turns MPTCP off, which Go turns on by default: an MPTCP socket
+// has neither SO_ORIGINAL_DST nor TCP_USER_TIMEOUT (net/mptcp/sockopt.c). A client that asks for MPTCP
+// falls back to TCP.
 func Listen(ctx context.Context, address string) (*Listener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
@@ -34,64 +36,71 @@ func Listen(ctx context.Context, address string) (*Listener, error) {
 	return newListener(l)
 }
 
-// ListenBeside is Listen on an address whose port another socket of the same user, other, has on
-// another address. The kernel lets both have the port because both allow it (socket(7),
-// SO_REUSEPORT); a connection goes to the socket with the more specific address.
-func ListenBeside(ctx context.Context, address string, other *Listener) (*Listener, error) {
-	raw, err := other.SyscallConn()
+// listenBeside listens on an address whose port other has on another address. Both sockets allow it
+// for that moment (socket(7), SO_REUSEPORT), and refuse the port to a third socket afterwards. A
+// connection goes to the socket with the more specific address.
+func listenBeside(ctx context.Context, address string, other *Listener) (*Listener, error) {
+	otherConn, err := other.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	if err := shared(raw, true); err != nil {
+	if err := setReusePort(otherConn, 1); err != nil {
 		return nil, err
 	}
-	defer shared(raw, false)
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return shared(c, true) }}
-	l, err := config.Listen(ctx, "tcp", address)
+	defer setReusePort(otherConn, 0)
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return setReusePort(c, 1) }}
+	config.SetMultipathTCP(false)
+	tcp, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	mine, err := newListener(l)
+	l, err := newListener(tcp)
 	if err != nil {
 		return nil, err
 	}
-	// From now on the port is refused to any other socket again.
-	if raw, err = mine.SyscallConn(); err == nil {
-		err = shared(raw, false)
+	conn, err := l.SyscallConn()
+	if err == nil {
+		err = setReusePort(conn, 0)
 	}
 	if err != nil {
-		mine.Close()
+		l.Close()
 		return nil, err
 	}
-	return mine, nil
+	return l, nil
 }
 
-// shared sets whether another socket of the same user may have a socket's port.
-func shared(c syscall.RawConn, yes bool) error {
-	value := 0
-	if yes {
-		value = 1
+func setReusePort(c syscall.RawConn, value int) error {
+	var optErr error
+	err := c.Control(func(fd uintptr) {
+		optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, value)
+	})
+	return errors.Join(err, optErr)
+}
+
+// fileListener returns a listener on a duplicate of a socket.
+func fileListener(f *os.File) (*Listener, error) {
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
 	}
-	var failed error
-	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, value) })
-	return errors.Join(err, failed)
+	return newListener(l)
 }
 
 func newListener(l net.Listener) (*Listener, error) {
 	tcp, ok := l.(*net.TCPListener)
 	if !ok {
 		l.Close()
-		return nil, errors.New("no TCP listener")
+		return nil, fmt.Errorf("%s is not a TCP listener", l.Addr().Network())
 	}
 	open := make(chan struct{})
 	close(open)
 	return &Listener{TCPListener: tcp, gate: open}, nil
 }
 
-// past is a deadline that ends what waits at once.
-var past = time.Unix(1, 0)
+// Port returns the port of the listener.
+func (l *Listener) Port() uint16 { return l.Addr().(*net.TCPAddr).AddrPort().Port() }
 
-// Accept implements net.Listener. While the Listener is paused it waits.
+// Accept implements net.Listener. It waits while the listener is paused.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		l.mu.Lock()
@@ -108,7 +117,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Pause has Accept wait from now on. A connection that it returned before stays its caller's.
+// Pause makes Accept wait until Resume or Close.
 func (l *Listener) Pause() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,7 +128,7 @@ func (l *Listener) Pause() error {
 		}
 	default:
 	}
-	return l.SetDeadline(past)
+	return l.SetDeadline(time.Unix(1, 0)) // a deadline in the past interrupts Accept
 }
 
 // Resume ends a pause.
@@ -127,11 +136,11 @@ func (l *Listener) Resume() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	err := l.SetDeadline(time.Time{})
-	l.open()
+	l.openGate()
 	return err
 }
 
-func (l *Listener) open() {
+func (l *Listener) openGate() {
 	select {
 	case <-l.gate:
 	default:
@@ -139,11 +148,11 @@ func (l *Listener) open() {
 	}
 }
 
-// Close implements net.Listener. It closes this process's socket; another's that is the same stays open.
+// Close implements net.Listener. It closes this process's descriptor only.
 func (l *Listener) Close() error {
 	l.mu.Lock()
 	l.closed = true
-	l.open()
+	l.openGate()
 	l.mu.Unlock()
 	return l.TCPListener.Close()
 }

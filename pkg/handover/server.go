@@ -3,174 +3,114 @@ package handover
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 )
 
-// Server hands over to a successor.
-type Server struct {
-	// Path is where the unix socket is, in a directory that only this process's user can write.
-	Path string
-	// Sockets are handed over, in this order.
-	Sockets []*Listener
-	// State is what a successor is told. It may be nil.
-	State func() ([]byte, error)
-	// Handed is called with true when a successor has taken over, and with false when it is gone and this process goes on. It may be nil.
-	Handed func(bool)
-	Log    *slog.Logger
+// checkInterval is the time between two checks of the unix socket.
+const checkInterval = 10 * time.Second
 
-	looks time.Duration // for tests; zero for looks
+// Server hands sockets and state over to a successor.
+type Server struct {
+	// Path is the path of the unix socket, in a directory that only this process's user can write.
+	Path string
+	// Sockets are the sockets by name.
+	Sockets map[string]*Listener
+	// State returns the state. It may be nil.
+	State func() ([]byte, error)
+	// OnChange is called with true when a successor has taken over, and with false when it has ended
+	// and this process accepts again. It may be nil.
+	OnChange func(handedOver bool)
+	Log      *slog.Logger
+
+	checkInterval time.Duration // for tests; zero for the constant
 
 	mu        sync.Mutex
-	successor *net.UnixConn // who has taken over
-	again     func()        // makes the path this process's once more
+	successor *net.UnixConn // the connection of the successor that has taken over, or nil
+	relisten  func()        // replaces the socket at the path by one of this process
 }
 
-// Run waits for successors until ctx ends. What is at the path is replaced: a predecessor's successors are this process's from now on.
+// Run answers successors until ctx ends. It replaces the socket at the path: successors of the
+// predecessor are successors of this process from then on.
 func (s *Server) Run(ctx context.Context) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
-	for first := true; ctx.Err() == nil; first = false {
-		l, err := ListenUnix(s.Path)
-		if err != nil && first {
-			return err
-		}
-		if err != nil {
-			s.Log.Warn("no successor can find this process", "error", err)
-			pause(ctx)
-			continue
-		}
-		stop := context.AfterFunc(ctx, func() { l.Close() })
-		accepting, end := context.WithCancel(ctx)
-		conns.Go(func() { s.keep(accepting, l) })
-		s.accept(ctx, l, &conns)
-		end()
-		stop()
-		l.Close()
+	socket := &unixsocket.Server{
+		Path: s.Path, Interval: cmp.Or(s.checkInterval, checkInterval), IsForeign: s.isHandedOver, Log: s.Log,
+		Serve: func(listening context.Context, l *net.UnixListener) error {
+			return s.accept(ctx, listening, l, &conns)
+		},
 	}
-	return nil
+	return socket.Run(ctx)
 }
 
-// looks is how often the path is looked at.
-const looks = 10 * time.Second
-
-// keep has the path be this process's once more where nobody is found at it, until ctx ends: somebody removed it, or it became another's who has
-// ended since. While a successor serves it is that one's business.
-func (s *Server) keep(ctx context.Context, l *net.UnixListener) {
-	tick := time.NewTicker(cmp.Or(s.looks, looks))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		s.mu.Lock()
-		handed := s.successor != nil
-		s.mu.Unlock()
-		if handed {
-			continue
-		}
-		found, err := Find(ctx, s.Path)
-		if found != nil {
-			found.Close()
-		} else if err == nil {
-			s.Log.Warn("no successor finds this process any more: listening anew", "path", s.Path)
-			l.Close()
-			return
-		}
-	}
-}
-
-// accept takes those who may become the successor, until ctx ends or the listener is closed: the path is to be this process's again then.
-func (s *Server) accept(ctx context.Context, l *net.UnixListener, conns *sync.WaitGroup) {
+// isHandedOver reports whether a successor has taken over. The socket at the path is then its own.
+func (s *Server) isHandedOver() bool {
 	s.mu.Lock()
-	s.again = sync.OnceFunc(func() { l.Close() })
+	defer s.mu.Unlock()
+	return s.successor != nil
+}
+
+// accept accepts successors until listening ends. Their connections last until ctx ends.
+func (s *Server) accept(ctx, listening context.Context, l *net.UnixListener, conns *sync.WaitGroup) error {
+	stop := context.AfterFunc(listening, func() { l.Close() })
+	defer stop()
+	s.mu.Lock()
+	s.relisten = func() { l.Close() }
 	s.mu.Unlock()
 	for {
 		c, err := l.AcceptUnix()
-		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-			return
+		if errors.Is(err, net.ErrClosed) {
+			return nil
 		}
 		if err != nil {
-			s.Log.Warn("a successor could not be accepted", "error", err) // out of descriptors, most likely
-			pause(ctx)
-			continue
+			return err
 		}
 		conns.Go(func() {
 			defer c.Close()
-			end := context.AfterFunc(ctx, func() { c.Close() })
-			defer end()
+			stop := context.AfterFunc(ctx, func() { c.Close() })
+			defer stop()
 			if err := s.serve(c); err != nil && ctx.Err() == nil {
-				s.Log.Warn("a successor", "error", err)
+				s.Log.Warn("a successor's request failed", "error", err)
 			}
 			if ctx.Err() == nil {
-				s.gone(c)
+				s.resume(c)
 			}
 		})
 	}
 }
 
-func pause(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(time.Second):
-	}
-}
-
-// ListenUnix listens on a unix socket that only this process's user can reach, in place of what is
-// at the path. It makes the socket under another name and renames it, so that at any moment
-// somebody is found at the path.
-func ListenUnix(path string) (*net.UnixListener, error) {
-	temporary := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false) // the path is a successor's by then
-	if err := errors.Join(os.Chmod(temporary, 0o600), os.Rename(temporary, path)); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
-// serve answers one who may become the successor, until it is gone.
+// serve answers the requests of one connection until its peer closes it.
 func (s *Server) serve(c *net.UnixConn) error {
-	if err := checkPeer(c); err != nil {
+	if err := unixsocket.CheckPeer(c); err != nil {
 		return err
 	}
 	request := make([]byte, 1)
 	for {
 		if n, err := c.Read(request); n == 0 || err != nil {
-			return nil // it is gone
+			return nil
 		}
-		if err := c.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+		if err := c.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 			return err
 		}
 		var err error
 		switch request[0] {
-		case askState:
-			err = s.tell(c)
-		case askSockets:
-			err = s.give(c)
-		case serving:
-			err = s.hand(c)
+		case requestState:
+			err = s.sendState(c)
+		case requestSockets:
+			err = s.sendSockets(c)
+		case requestCommit:
+			err = s.handOver(c)
 		default:
-			err = fmt.Errorf("it asked for %#x", request[0])
+			err = fmt.Errorf("unknown request %q", request[0])
 		}
 		if err != nil {
 			return err
@@ -178,7 +118,7 @@ func (s *Server) serve(c *net.UnixConn) error {
 	}
 }
 
-func (s *Server) tell(c *net.UnixConn) error {
+func (s *Server) sendState(c *net.UnixConn) error {
 	var state []byte
 	if s.State != nil {
 		var err error
@@ -186,77 +126,76 @@ func (s *Server) tell(c *net.UnixConn) error {
 			return err
 		}
 	}
-	if _, err := c.Write(binary.BigEndian.AppendUint64(nil, uint64(len(state)))); err != nil {
-		return err
-	}
-	_, err := c.Write(state)
-	return err
+	return writeReply(c, requestState, append([]byte{stateVersion}, state...))
 }
 
-// give sends the sockets (unix(7), SCM_RIGHTS).
-func (s *Server) give(c *net.UnixConn) error {
-	return descriptors(s.Sockets, nil, func(fds []int) error {
-		_, _, err := c.WriteMsgUnix([]byte{askSockets}, unix.UnixRights(fds...), nil)
-		return err
-	})
-}
-
-// descriptors calls do while none of the sockets is closed.
-func descriptors(sockets []*Listener, fds []int, do func([]int) error) error {
-	if len(sockets) == 0 {
-		return do(fds)
+func (s *Server) sendSockets(c *net.UnixConn) error {
+	names, listeners := make([]string, 0, len(s.Sockets)), make([]*Listener, 0, len(s.Sockets))
+	for name, l := range s.Sockets {
+		names, listeners = append(names, name), append(listeners, l)
 	}
-	var raw syscall.RawConn
-	raw, err := sockets[0].SyscallConn()
+	payload, err := json.Marshal(names)
 	if err != nil {
 		return err
 	}
-	var failed error
-	if err := raw.Control(func(fd uintptr) { failed = descriptors(sockets[1:], append(fds, int(fd)), do) }); err != nil {
-		return err
-	}
-	return failed
+	return withDescriptors(listeners, nil, func(fds []int) error {
+		return writeReply(c, requestSockets, payload, fds...)
+	})
 }
 
-// hand stops accepting here.
-func (s *Server) hand(c *net.UnixConn) error {
+// withDescriptors calls do while none of the sockets is closed.
+func withDescriptors(listeners []*Listener, fds []int, do func([]int) error) error {
+	if len(listeners) == 0 {
+		return do(fds)
+	}
+	var raw syscall.RawConn
+	raw, err := listeners[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	var doErr error
+	err = raw.Control(func(fd uintptr) { doErr = withDescriptors(listeners[1:], append(fds, int(fd)), do) })
+	return errors.Join(err, doErr)
+}
+
+// handOver stops accepting in favour of the successor at the other end of c.
+func (s *Server) handOver(c *net.UnixConn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.Sockets {
 		if err := l.Pause(); err != nil {
-			s.resume()
+			s.resumeSockets()
 			return err
 		}
 	}
 	s.successor = c
 	s.Log.Info("handed over to a successor")
-	if s.Handed != nil {
-		s.Handed(true)
+	if s.OnChange != nil {
+		s.OnChange(true)
 	}
-	_, err := c.Write([]byte{serving})
-	return err
+	return writeReply(c, requestCommit, nil)
 }
 
-// gone goes on where the successor is gone that had taken over.
-func (s *Server) gone(c *net.UnixConn) {
+// resume accepts again if the successor that had taken over was at the other end of c.
+func (s *Server) resume(c *net.UnixConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.successor != c {
 		return
 	}
 	s.successor = nil
-	s.Log.Warn("the successor is gone; going on in its place")
-	s.resume()
-	s.again() // what is at the path was the successor's
-	if s.Handed != nil {
-		s.Handed(false)
+	s.Log.Warn("the successor has ended; serving again")
+	s.resumeSockets()
+	s.relisten()
+	if s.OnChange != nil {
+		s.OnChange(false)
 	}
 }
 
-func (s *Server) resume() {
-	for _, l := range s.Sockets {
+func (s *Server) resumeSockets() {
+	for name, l := range s.Sockets {
 		if err := l.Resume(); err != nil {
-			s.Log.Error("a socket is not accepted on", "address", l.Addr(), "error", err)
+			s.Log.Error("a socket is not accepted on", "socket", name, "error", err)
 		}
 	}
 }

@@ -25,7 +25,7 @@ func TestRestingProxyCollectsEarlyAndABusyOneLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go keepSmall(ctx)
+		go tuneGC(ctx)
 		wants := func(when string, want int) {
 			t.Helper()
 			synctest.Wait()
@@ -33,19 +33,19 @@ func TestRestingProxyCollectsEarlyAndABusyOneLate(t *testing.T) {
 				t.Errorf("%s: %d percent, want %d", when, got, want)
 			}
 		}
-		wants("at the start", restingPercent)
+		wants("at the start", idlePercent)
 		// The other look at the same time as a sleep ends: it has to have its look before more is made.
 		makes := func(n int) {
-			garbage = make([]byte, n*int(memoryCheck.Seconds()))
-			time.Sleep(memoryCheck)
+			garbage = make([]byte, n*int(tuneInterval.Seconds()))
+			time.Sleep(tuneInterval)
 			synctest.Wait()
 		}
 		makes(2 * busyRate)
 		wants("busy", busyPercent)
 		makes(busyRate * 3 / 4)
 		wants("less so", busyPercent)
-		time.Sleep(2 * memoryCheck)
-		wants("at rest again", restingPercent)
+		time.Sleep(2 * tuneInterval)
+		wants("at rest again", idlePercent)
 	})
 }
 
@@ -54,13 +54,13 @@ func TestMemoryLimitFollowsWhatLives(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)
 	defer debug.SetMemoryLimit(before)
 	runtime.GC()
-	limitMemory()
+	setMemoryLimit()
 	if got := debug.SetMemoryLimit(-1); got < memoryLimit {
 		t.Errorf("at rest: %d", got)
 	}
 	lives := make([]byte, 2*memoryLimit)
 	runtime.GC()
-	limitMemory()
+	setMemoryLimit()
 	if got := debug.SetMemoryLimit(-1); got < int64(len(lives))*5/4 || got > 8*memoryLimit {
 		t.Errorf("with %d bytes that live: %d", len(lives), got)
 	}
@@ -70,7 +70,7 @@ func TestMemoryLimitFollowsWhatLives(t *testing.T) {
 func TestGOGCIsTheOperatorsChoice(t *testing.T) {
 	t.Setenv("GOGC", "75")
 	before := percent()
-	if err := keepSmall(t.Context()); err != nil || percent() != before {
+	if err := tuneGC(t.Context()); err != nil || percent() != before {
 		t.Errorf("%v, %d percent, want %d", err, percent(), before)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package imds
 
 import (
 	"net/netip"
@@ -8,7 +8,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
-func TestDestinationsAreThoseOfTheSourcesOwnRedirect(t *testing.T) {
+func TestRedirectedByTheSourcesRecord(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	meta, proxy := netip.MustParseAddrPort("169.254.170.2:80"), netip.MustParseAddrPort("10.0.0.254:8181")
 	for name, tt := range map[string]struct {
@@ -30,7 +30,7 @@ func TestDestinationsAreThoseOfTheSourcesOwnRedirect(t *testing.T) {
 			if err := dir.Put(t.Context(), record); err != nil {
 				t.Fatal(err)
 			}
-			if got := destinations(attachment.NewIndex(dir), netip.Addr{})(a, tt.destination); got != tt.want {
+			if got := Redirected(attachment.NewIndex(dir), netip.Addr{})(a, tt.destination); got != tt.want {
 				t.Errorf("%v", got)
 			}
 		})
