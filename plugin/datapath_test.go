@@ -9,8 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
@@ -42,7 +41,7 @@ func (n *testNode) iptables(family string) string {
 
 // dialDropped dials until the backstop has dropped a packet, and says "dropped" then; else what the client met. Silence
 // alone would prove nothing: an answer may only be late.
-func (n *testNode) dialDropped(command string, ns netns.NsHandle, source, addr string) (answer string) {
+func (n *testNode) dialDropped(command string, ns *netnstest.Netns, source, addr string) (answer string) {
 	n.Helper()
 	before := n.drops(command)
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
@@ -71,7 +70,7 @@ func (n *testNode) drops(command string) int {
 // wantForgedDropped has a neighbour take the pod's addresses and dial from there. What the client meets tells nothing, for
 // answers go to the addresses' owner: so what arrives at the proxy's port is counted. A last dial from the neighbour's own
 // address is the control: when that is refused, all that the neighbour sent before has been through the host.
-func (n *testNode) wantForgedDropped(neighbour netns.NsHandle, address4, address6 string) {
+func (n *testNode) wantForgedDropped(neighbour *netnstest.Netns, address4, address6 string) {
 	n.Helper()
 	n.Run("nft add table inet test")
 	n.Run("nft add chain inet test input { type filter hook input priority -300 ; }")

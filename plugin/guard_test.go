@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
 // ip6Calls are those of the commands that were run since the last question which are for IPv6.
@@ -64,7 +64,7 @@ func TestGuardSurvivesFlushes(t *testing.T) {
 			}
 		}
 		neighbour := n.NewPod(n.Kind, "veth1", "10.1.0.7", "fd00:1::7")
-		for _, pod := range []netns.NsHandle{n.Pod, neighbour} {
+		for _, pod := range []*netnstest.Netns{n.Pod, neighbour} {
 			for _, service := range []string{service4, service6} {
 				if got := n.Dial(pod, "", net.JoinHostPort(service, "80"), 10*time.Second); n.Backend != "nftables" && got != "refused" || strings.HasPrefix(got, "service") {
 					t.Errorf("%s: got %q", service, got)

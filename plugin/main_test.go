@@ -10,6 +10,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
 // TestMain makes the test binary the plugin's where a test runs it as such.
@@ -17,7 +19,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("TEST_AS_PLUGIN") != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	netnstest.Main(m)
 }
 
 type outcome struct {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,7 +74,7 @@ func TestAddRefuses(t *testing.T) {
 			args.Netns = "/run/netns/gone"
 		}, types.ErrInvalidNetNS, []string{"/run/netns/gone"}},
 		"the host's namespace": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			args.Netns = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(n.Netns))
+			args.Netns = n.Netns.Path()
 		}, types.ErrInvalidNetNS, []string{"host's own"}},
 		"no such interface": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.IfName = "net1"

@@ -13,9 +13,9 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/google/go-cmp/cmp"
-	"github.com/vishvananda/netns"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
@@ -60,7 +60,7 @@ func (n *testNode) cni(command string, args *skel.CmdArgs) outcome {
 }
 
 // add attaches a container with an address in the pod's namespace.
-func (n *testNode) add(containerID string, pod netns.NsHandle, ip string) {
+func (n *testNode) add(containerID string, pod *netnstest.Netns, ip string) {
 	n.Helper()
 	if got := n.cni("ADD", n.Args(containerID, pod, ip)); got.Code != 0 {
 		n.Fatalf("ADD: %+v", got)

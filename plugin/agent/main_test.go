@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"log"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
 // TestMain makes the test binary the agent's where a test runs it as such.
@@ -22,12 +24,18 @@ func TestMain(m *testing.M) {
 	if os.Getenv("TEST_AS_AGENT") != "" {
 		main()
 	}
-	code := m.Run()
-	if path, err := buildPlugin(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		log.Fatal(err)
 	}
+	pluginDir = dir
+	code := netnstest.Run(m)
+	os.RemoveAll(dir)
 	os.Exit(code)
 }
+
+// pluginDir is where buildPlugin builds the plugin.
+var pluginDir string
 
 type outcome struct {
 	Code           int
@@ -60,11 +68,7 @@ func outcomeOf(t *testing.T, cmd *exec.Cmd, env []string, stdin []byte) outcome 
 }
 
 var buildPlugin = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, pluginName)
+	path := filepath.Join(pluginDir, pluginName)
 	build := exec.Command("go", "build", "-o", path, "..")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	build.Stderr = os.Stderr

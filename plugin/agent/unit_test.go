@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
@@ -85,7 +86,10 @@ func (n *testNode) runtimeSocket(path string) {
 // TestUnitInstalls runs the unit's command with the unit's capabilities on nodes of
 // several distributions, after `install`: the directories are the node's own, in a mount namespace.
 func TestUnitInstalls(t *testing.T) {
-	const user = 1000 // that owns the network configurations, as on some distributions
+	user := 1000 // that owns the network configurations, as on some distributions
+	if netnstest.InUserNamespace() {
+		user = 0 // the only one that it maps
+	}
 	for distribution, tt := range map[string]struct {
 		socket, config, text string
 		bin, conf            string
@@ -181,7 +185,7 @@ func TestUnitInstalls(t *testing.T) {
 				t.Helper()
 				var st unix.Stat_t
 				n.Must(unix.Stat(chained, &st))
-				if st.Uid != user || st.Gid != user || st.Mode&0o777 != 0o640 {
+				if int(st.Uid) != user || int(st.Gid) != user || st.Mode&0o777 != 0o640 {
 					t.Errorf("%s: %s is owned by %d:%d, with mode %#o", when, chained, st.Uid, st.Gid, st.Mode&0o777)
 				}
 			}

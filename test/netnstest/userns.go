@@ -33,24 +33,27 @@ const (
 // unavailable is the reason why this process has no privileges in network namespaces, or nil.
 var unavailable error
 
-// Main runs the tests of a package and exits with their status. If the user is not root, it runs the
+// Main runs the tests of a package by Run and exits with their status.
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run runs the tests of a package and returns their exit status. If the user is not root, it runs the
 // test binary again as root of a user namespace, with a network and a mount namespace of its own. Where
 // the machine disables unprivileged user namespaces, New skips its test and names the reason.
-func Main(m *testing.M) {
+func Run(m *testing.M) int {
 	switch {
 	case os.Getenv(inUserNamespace) != "":
 		if err := setUp(); err != nil {
 			fmt.Fprintln(os.Stderr, "netnstest:", err)
-			os.Exit(exitUnavailable)
+			return exitUnavailable
 		}
 	case os.Geteuid() != 0:
 		code, err := runInUserNamespace()
 		if err == nil {
-			os.Exit(code)
+			return code
 		}
 		unavailable = err
 	}
-	os.Exit(m.Run())
+	return m.Run()
 }
 
 // InUserNamespace returns whether the tests run as root of a user namespace: it maps a single user, so

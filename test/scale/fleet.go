@@ -1,5 +1,5 @@
-// Package scale simulates a fleet of nodes and the account's STS that all of them ask, in steps of a second. When a node asks is
-// what pkg/credentials has: its Schedule and its Pace are the ones that run in the proxy.
+// Package scale simulates a fleet of nodes and the STS of their account, in steps of a second. The
+// nodes use the Schedule and the limits of pkg/credentials, as the proxy does.
 package scale
 
 import (
@@ -9,54 +9,54 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 )
 
-// Scenario is what happens to a fleet. The zero value of each part is that it does not.
+// Scenario describes a fleet and its disturbances. A zero disturbance does not happen.
 type Scenario struct {
 	Name string
-	// Nodes have Pods each, of which each has a session of its own, of an hour.
+	// Nodes is the number of nodes with Pods pods each. Each pod has a session of an hour.
 	Nodes, Pods int
-	// Together is that all of them get their first credentials in the first minute, which is not looked at, rather than that they have
-	// run for long.
+	// Together gives all pods their first credentials in the first minute, which the result leaves
+	// out. Otherwise the fleet has run for long.
 	Together bool
-	// Length is how long it is looked at.
+	// Length is the simulated time.
 	Length time.Duration
-	// Quota is how many calls a second STS takes; the rest is throttled. Zero for no limit.
+	// Quota is how many calls a second STS accepts; it throttles the others. Zero means no limit.
 	Quota int
-	// RestartAt is when the proxies begin to be restarted, one after the other for RestartTime. Each forgets its credentials, but where it
-	// hands them over to its successor.
+	// RestartAt is when restarts of the proxies begin, one after the other for RestartTime. Each
+	// loses its credentials unless HandOver is set.
 	RestartAt, RestartTime time.Duration
 	HandOver               bool
-	// BrownoutAt is when STS begins to fail a part of the calls, Failing, for BrownoutTime.
+	// BrownoutAt is when STS begins to fail the fraction Failing of the calls, for BrownoutTime.
 	BrownoutAt, BrownoutTime time.Duration
 	Failing                  float64
-	// Seed makes the run what it is.
+	// Seed determines the run.
 	Seed uint64
 }
 
-// Result is what was seen.
+// Result of a simulation.
 type Result struct {
-	// Calls and Throttled are how many arrived in each second, and how many of them were more than the quota.
+	// Calls and Throttled count the calls of each second, and those above the quota.
 	Calls, Throttled []int
-	// Refused is how many pods had no valid credentials, at each minute's end.
+	// Refused counts the pods without valid credentials at the end of each minute.
 	Refused []int
 }
 
 const (
 	session = time.Hour
-	// asking is how often a pod asks that has no credentials.
+	// asking is how often a pod without credentials asks for them.
 	asking = 10 * time.Second
 )
 
-// pod is one pod's credentials on its node.
+// pod is a pod's credentials on its node.
 type pod struct {
 	expires  time.Time
 	errUntil time.Time
 	renewAt  time.Time // when its next renewal is planned
 	failures int
-	// renewal counts what is planned, so that what was planned before a restart does not happen.
+	// renewal counts the planned renewals: one that was planned before a restart does not happen.
 	renewal uint32
 }
 
-// event is something that a pod does in a second.
+// event is what a pod does in a second.
 type event struct {
 	pod     int32
 	renewal uint32
@@ -68,9 +68,9 @@ type kind uint8
 
 const (
 	renew  kind = iota // a renewal or a prefetch is due
-	asks               // the pod asks, because it has none
-	queued             // the call has its place in the node's queue
-	urgent             // the same, of a call that the pod waits for
+	asks               // the pod asks, because it has no credentials
+	queued             // the call is at the head of the node's queue
+	urgent             // as queued, for a call that the pod waits for
 )
 
 type fleet struct {
@@ -86,7 +86,7 @@ type fleet struct {
 	result   Result
 }
 
-// Run simulates the scenario, the same for the same seed.
+// Run simulates the scenario. The result depends on the scenario only, including its seed.
 func Run(s Scenario) Result {
 	seconds := int(s.Length / time.Second)
 	chance := rand.New(rand.NewPCG(s.Seed, 0))
@@ -117,7 +117,7 @@ func Run(s Scenario) Result {
 	for f.second = range seconds {
 		f.left = min(f.left+float64(s.Quota), float64(s.Quota))
 		f.restart()
-		for i := 0; i < len(f.agenda[f.second]); i++ { // which may grow meanwhile
+		for i := 0; i < len(f.agenda[f.second]); i++ { // the body may append to it
 			f.happen(f.agenda[f.second][i])
 		}
 		f.agenda[f.second] = nil
@@ -139,7 +139,7 @@ func (f *fleet) newPace() *credentials.Limiter {
 	return p
 }
 
-// plan puts an event into the agenda, in this second at the earliest.
+// plan puts an event into the agenda, in the current second at the earliest.
 func (f *fleet) plan(at time.Time, e event) {
 	if e.kind == renew {
 		f.pods[e.pod].renewAt = at
@@ -150,7 +150,8 @@ func (f *fleet) plan(at time.Time, e event) {
 	}
 }
 
-// restart has those nodes forget everything whose turn it is, or all but valid credentials and when they are to be renewed.
+// restart removes the credentials of the nodes that restart in this second, or with HandOver all
+// but the valid ones and their planned renewals.
 func (f *fleet) restart() {
 	if f.RestartTime == 0 {
 		return
@@ -200,7 +201,7 @@ func (f *fleet) happen(e event) {
 	f.call(e, p, pace, now)
 }
 
-// call is one call of STS, and what follows from it.
+// call is one call of STS and its consequences.
 func (f *fleet) call(e event, p *pod, pace *credentials.Limiter, now time.Time) {
 	p.renewal++
 	f.result.Calls[f.second]++
@@ -216,7 +217,7 @@ func (f *fleet) call(e event, p *pod, pace *credentials.Limiter, now time.Time) 
 	p.errUntil = now.Add(f.schedule.ErrorLifetime(failure.Kind, p.failures))
 	retry := now.Add(f.schedule.RetryAfter(failure.Kind, p.failures))
 	if !p.expires.After(retry) {
-		// It will have none by then: whichever comes first, its own question or the next try.
+		// The pod has no credentials then: its own request or the next try is first.
 		if asked := later(p.expires, p.errUntil).Add(time.Duration(f.chance.Int64N(int64(asking)))); asked.Before(retry) {
 			f.plan(asked, event{pod: e.pod, kind: asks})
 			return
@@ -225,7 +226,7 @@ func (f *fleet) call(e event, p *pod, pace *credentials.Limiter, now time.Time) 
 	f.plan(retry, event{pod: e.pod, kind: renew})
 }
 
-// answer is what STS says to one call more in this second.
+// answer returns STS's answer to another call in this second.
 func (f *fleet) answer() *credentials.Error {
 	at := time.Duration(f.second) * time.Second
 	if f.Quota > 0 {
@@ -258,7 +259,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// PerMinute is the mean number a second, for each minute.
+// PerMinute returns the mean number per second of each minute.
 func PerMinute(bySecond []int) []float64 {
 	var minutes []float64
 	for i := 0; i+60 <= len(bySecond); i += 60 {

@@ -23,6 +23,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
 )
 
@@ -30,8 +31,8 @@ import (
 // test. The test's thread is in the host's.
 type Host struct {
 	*testing.T
-	Netns, Pod, Service netns.NsHandle // Netns is the host's
-	Commands            string         // directory of the iptables commands
+	Netns, Pod, Service *netnstest.Netns // Netns is the host's
+	Commands            string           // directory of the iptables commands
 	StateDir            string
 	Kind, Backend       string
 }
@@ -42,21 +43,20 @@ const (
 	Pod4, Pod6         = "10.1.0.5", "fd00:1::5"
 )
 
-// New makes a host with a pod that is "routed" or "bridged". It needs root.
+// New makes a host with a pod that is "routed" or "bridged". TestMain must call netnstest.Main.
 func New(t *testing.T, kind, backend string) *Host {
 	t.Helper()
-	runtime.LockOSThread()
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 	n := &Host{T: t, Commands: t.TempDir(), StateDir: filepath.Join(t.TempDir(), "state"), Kind: kind, Backend: backend}
-	n.Service, n.Pod, n.Netns = n.NewNetns(), n.NewNetns(), n.NewNetns()
+	n.Service, n.Pod, n.Netns = netnstest.New(t), netnstest.New(t), netnstest.New(t)
+	n.Netns.Enter()
 	n.standIn()
 	for _, sysctl := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		n.Must(os.WriteFile("/proc/sys/"+sysctl, []byte("1"), 0o644))
+		n.Netns.Sysctl(sysctl, "1")
 	}
-	n.IP(n.Netns, "link set lo up", "link add uplink type veth peer name far", "addr add "+Uplink4+"/24 dev uplink",
-		"addr add "+Uplink6+"/64 dev uplink nodad", "link set uplink up")
-	n.Give("far", n.Service)
-	n.IP(n.Service, "link set lo up", "addr add "+Service4+"/32 dev lo", "addr add "+Service6+"/128 dev lo nodad",
+	n.Netns.Veth("uplink", n.Service, "far")
+	n.IP(n.Netns, "addr add "+Uplink4+"/24 dev uplink", "addr add "+Uplink6+"/64 dev uplink nodad")
+	n.IP(n.Service, "addr add "+Service4+"/32 dev lo", "addr add "+Service6+"/128 dev lo nodad",
 		"addr add 192.168.7.1/24 dev far", "addr add fd00:7::1/64 dev far nodad", "link set far up",
 		"route add 10.1.0.0/16 via "+Uplink4, "route add fd00:1::/64 via "+Uplink6)
 	n.IP(n.Netns, "route add default via 192.168.7.1", "route add default via fd00:7::1")
@@ -65,13 +65,12 @@ func New(t *testing.T, kind, backend string) *Host {
 }
 
 // Attach gives a namespace an eth0 with the addresses, as a CNI plugin before this one does.
-func (n *Host) Attach(kind, hostLink string, pod netns.NsHandle, ip4, ip6 string) {
+func (n *Host) Attach(kind, hostLink string, pod *netnstest.Netns, ip4, ip6 string) {
 	n.Helper()
-	n.IP(n.Netns, "link add "+hostLink+" type veth peer name eth0")
-	n.Give("eth0", pod)
+	n.Netns.Veth(hostLink, pod, "eth0")
 	switch kind {
 	case "routed":
-		n.IP(n.Netns, "addr add 10.1.0.1/32 dev "+hostLink, "addr add fe80::1/64 dev "+hostLink+" nodad", "link set "+hostLink+" up",
+		n.IP(n.Netns, "addr add 10.1.0.1/32 dev "+hostLink, "addr add fe80::1/64 dev "+hostLink+" nodad",
 			"route add "+ip4+"/32 dev "+hostLink, "route add "+ip6+"/128 dev "+hostLink)
 	case "bridged":
 		if _, err := netlink.LinkByName("br0"); err != nil {
@@ -82,7 +81,7 @@ func (n *Host) Attach(kind, hostLink string, pod netns.NsHandle, ip4, ip6 string
 	default:
 		n.Fatalf("a pod that is %q", kind)
 	}
-	n.IP(pod, "link set lo up", "addr add "+ip4+"/16 dev eth0", "addr add "+ip6+"/64 dev eth0 nodad", "link set eth0 up",
+	n.IP(pod, "addr add "+ip4+"/16 dev eth0", "addr add "+ip6+"/64 dev eth0 nodad", "link set eth0 up",
 		"route add default via 10.1.0.1", "route add default via fe80::1 dev eth0")
 }
 
@@ -139,34 +138,21 @@ func (n *Host) Must(err error) {
 	}
 }
 
-func (n *Host) NewNetns() netns.NsHandle {
-	n.Helper()
-	ns, err := netns.New()
-	if err != nil {
-		n.Fatalf("new network namespace (these tests need root): %v", err)
-	}
-	n.Cleanup(func() { ns.Close() })
-	// An address is there at once, and not after a second or two in which others are asked whether it is theirs.
-	n.Must(os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o644))
-	return ns
-}
-
 // NewPod is one more pod of the node.
-func (n *Host) NewPod(kind, hostLink, ip4, ip6 string) netns.NsHandle {
+func (n *Host) NewPod(kind, hostLink, ip4, ip6 string) *netnstest.Netns {
 	n.Helper()
-	pod := n.NewNetns()
-	n.Must(netns.Set(n.Netns))
+	pod := netnstest.New(n.T)
 	n.Attach(kind, hostLink, pod, ip4, ip6)
 	return pod
 }
 
 // In runs a function on a thread that is in a namespace, and dies with it.
-func (n *Host) In(ns netns.NsHandle, do func()) {
+func (n *Host) In(ns *netnstest.Netns, do func()) {
 	n.Helper()
 	entered := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		err := netns.Set(ns)
+		err := netns.Set(ns.NsHandle)
 		if err == nil {
 			do()
 		}
@@ -175,25 +161,10 @@ func (n *Host) In(ns netns.NsHandle, do func()) {
 	n.Must(<-entered)
 }
 
-func (n *Host) IP(ns netns.NsHandle, commands ...string) {
+// IP runs commands of ip(8) in a namespace.
+func (n *Host) IP(ns *netnstest.Netns, commands ...string) {
 	n.Helper()
-	n.In(ns, func() {
-		batch := exec.Command("ip", "-batch", "-")
-		batch.Stdin = strings.NewReader(strings.Join(commands, "\n"))
-		if out, err := batch.CombinedOutput(); err != nil {
-			n.Errorf("ip: %v\n%s\n%s", err, strings.Join(commands, "\n"), out)
-		}
-	})
-	if n.Failed() {
-		n.FailNow()
-	}
-}
-
-func (n *Host) Give(link string, to netns.NsHandle) {
-	n.Helper()
-	l, err := netlink.LinkByName(link)
-	n.Must(err)
-	n.Must(netlink.LinkSetNsFd(l, int(to)))
+	ns.IP(commands...)
 }
 
 // Run runs a real command on the host.
@@ -275,19 +246,9 @@ func (n *Host) Record(containerID string) *attachment.Record {
 }
 
 // Serve answers each connection to an address of a namespace with a word and the client's address.
-func (n *Host) Serve(ns netns.NsHandle, addr, word string) {
+func (n *Host) Serve(ns *netnstest.Netns, addr, word string) {
 	n.Helper()
-	var listener net.Listener
-	n.In(ns, func() {
-		var err error
-		if listener, err = net.Listen("tcp", addr); err != nil {
-			n.Error(err)
-		}
-	})
-	if n.Failed() {
-		n.FailNow()
-	}
-	n.Cleanup(func() { listener.Close() })
+	listener := ns.Listen("tcp", addr)
 	go func() {
 		for {
 			c, err := listener.Accept()
@@ -301,7 +262,7 @@ func (n *Host) Serve(ns netns.NsHandle, addr, word string) {
 }
 
 // Dial tells what a client in a namespace meets: what was served, "refused", or "silence" for as long as it waited.
-func (n *Host) Dial(ns netns.NsHandle, source, addr string, wait time.Duration) (answer string) {
+func (n *Host) Dial(ns *netnstest.Netns, source, addr string, wait time.Duration) (answer string) {
 	n.Helper()
 	n.In(ns, func() {
 		d := net.Dialer{Timeout: wait}
@@ -332,7 +293,7 @@ func (n *Host) Dial(ns netns.NsHandle, source, addr string, wait time.Duration) 
 }
 
 // Args are a runtime's for a container in a namespace whose eth0 has the addresses.
-func (n *Host) Args(containerID string, ns netns.NsHandle, ips ...string) *skel.CmdArgs {
+func (n *Host) Args(containerID string, ns *netnstest.Netns, ips ...string) *skel.CmdArgs {
 	n.Helper()
 	var configs []map[string]string
 	for _, ip := range ips {
@@ -344,7 +305,7 @@ func (n *Host) Args(containerID string, ns netns.NsHandle, ips ...string) *skel.
 	}
 	return &skel.CmdArgs{
 		ContainerID: containerID,
-		Netns:       fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(ns)),
+		Netns:       ns.Path(),
 		IfName:      "eth0",
 		Args:        "IgnoreUnknown=1;K8S_POD_NAMESPACE=team;K8S_POD_NAME=" + containerID + ";K8S_POD_UID=uid-" + containerID,
 		Path:        "/opt/cni/bin",
