@@ -21,9 +21,12 @@ import (
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
+
+func TestMain(m *testing.M) { netnstest.MainAsRoot(m) }
 
 const (
 	roleKey     = "iam.amazonaws.com/role"

@@ -56,6 +56,16 @@ func Run(m *testing.M) int {
 	return m.Run()
 }
 
+// MainAsRoot runs the tests of a suite that needs the privileges of the machine's root, such as loading
+// kernel modules. For an ordinary user it runs none of them and says so.
+func MainAsRoot(m *testing.M) {
+	if os.Geteuid() != 0 {
+		fmt.Println("skipped: this suite needs root")
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
 // InUserNamespace returns whether the tests run as root of a user namespace: it maps a single user, so
 // no file can be owned by another one.
 func InUserNamespace() bool { return os.Getenv(inUserNamespace) != "" }

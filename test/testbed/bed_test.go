@@ -21,7 +21,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
+
+func TestMain(m *testing.M) { netnstest.MainAsRoot(m) }
 
 func newBed(t *testing.T, o Options) *Bed {
 	t.Helper()
