@@ -231,16 +231,17 @@ func effective(t *testing.T, pid int) (mask uint64) {
 	return mask
 }
 
-// TestUnitKnowsTheDocumentedNodes compares the unit with the table "Places" of the documentation: it
+// TestUnitKnowsTheDocumentedNodes compares the unit with the table "CNI directories" of the documentation: it
 // starts before every unit that runs a kubelet.
 func TestUnitKnowsTheDocumentedNodes(t *testing.T) {
-	text, err := os.ReadFile("../../docs/operations.md")
+	text, err := os.ReadFile("../../docs/install.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	u := readUnit(t)
-	_, table, _ := strings.Cut(string(text), "\n### Places\n")
-	table, _, _ = strings.Cut(strings.TrimSpace(table), "\n\n")
+	_, table, _ := strings.Cut(string(text), "\n### CNI directories\n")
+	_, table, _ = strings.Cut(strings.TrimSpace(table), "\n\n")
+	table, _, _ = strings.Cut(table, "\n\n")
 	quoted := func(cell string) (values []string) {
 		for i, part := range strings.Split(cell, "`") {
 			if i%2 == 1 {
