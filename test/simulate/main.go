@@ -28,7 +28,7 @@ var scenarios = []scale.Scenario{
 	{Name: "steady, where all pods started in one minute", Together: true},
 	{Name: "rolling restart in one hour", RestartAt: time.Hour, RestartTime: time.Hour, HandOver: true},
 	{Name: "one hour in which STS fails one call in five", BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
-	{Name: "both at once", RestartAt: time.Hour, RestartTime: time.Hour, HandOver: true, BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
+	{Name: "both together", RestartAt: time.Hour, RestartTime: time.Hour, HandOver: true, BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
 	{Name: "every proxy killed in one hour", RestartAt: time.Hour, RestartTime: time.Hour},
 	{Name: "that, and STS fails one call in five", RestartAt: time.Hour, RestartTime: time.Hour, BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.2},
 	{Name: "one hour in which STS fails half of the calls", BrownoutAt: time.Hour, BrownoutTime: time.Hour, Failing: 0.5},
@@ -91,7 +91,7 @@ func back(s scale.Scenario, r scale.Result) string {
 	case last < 0:
 		return "-"
 	case last < end:
-		return "at once"
+		return "immediately"
 	case last == len(r.Refused)-1:
 		return "never"
 	default:
