@@ -66,7 +66,7 @@ func TestAddRefuses(t *testing.T) {
 		}, types.ErrInvalidNetworkConfig, []string{"prevResult is missing", "chain"}},
 		"CNI_ARGS of half a pod": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.Args = "K8S_POD_NAME=x"
-		}, types.ErrInvalidEnvironmentVariables, []string{"K8S_POD_NAMESPACE"}},
+		}, types.ErrInvalidEnvironmentVariables, []string{"CNI_ARGS", "pod namespace"}},
 		"a container ID that is no file name": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.ContainerID = strings.Repeat("c", 201)
 		}, types.ErrInvalidEnvironmentVariables, []string{"container ID"}},

@@ -22,10 +22,10 @@ var (
 	service = netip.MustParseAddr("169.254.169.254")
 	gateway = netip.MustParseAddr("10.201.0.1")
 
-	bridges = []setup{setups[0], setups[1], setups[2], setups[3], setups[4], bridged}
+	bridges = []setup{bridgeIPTables, bridgeNFTables, bridged}
 
 	// Each is attacked by IPv4, and by IPv6 where pods have that, too.
-	attacked = append(slices.Clone(bridges), dual(bridges[0]), dual(bridges[3]), dual(bridges[5]))
+	attacked = append(slices.Clone(bridges), dual(bridgeIPTables), dual(bridged))
 )
 
 func dual(s setup) setup {

@@ -162,7 +162,7 @@ func (n *node) hostLink(s *testbed.Sandbox) string {
 func TestNetfilterBypassed(t *testing.T) {
 	for _, by := range []string{"tc", "tcx"} {
 		t.Run(by, func(t *testing.T) {
-			onThese(t, []setup{setups[0], bridged, routedLegacy, routed}, func(t *testing.T, n *node) {
+			onThese(t, []setup{bridgeIPTables, bridged, routedIPTables, routed}, func(t *testing.T, n *node) {
 				n.round()
 				chain := n.SetChain()
 				passed, seen := n.pending("passed", "app"), n.pending("seen", "other")

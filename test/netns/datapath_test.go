@@ -182,7 +182,7 @@ func noVeth(t *testing.T, kind, path string) {
 func TestDualStack(t *testing.T) {
 	var dual []setup
 	for _, s := range setups {
-		if s.primary != "calicolike" && !(s.noBridgeNF && s.backend == "iptables-legacy") {
+		if s.primary != "calicolike" {
 			s.ipv6 = true
 			dual = append(dual, s)
 		}

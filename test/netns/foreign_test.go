@@ -121,7 +121,7 @@ var (
 
 // TestOthersRulesSurvive compares what is others' byte for byte before anything of ours and after everything.
 func TestOthersRulesSurvive(t *testing.T) {
-	dual := []setup{setups[0], bridged, routedLegacy}
+	dual := []setup{bridgeIPTables, bridged, routedIPTables}
 	for i := range dual {
 		dual[i].ipv6 = true
 	}
@@ -176,7 +176,7 @@ func (n *node) wantCheckOfMixedForms(s *testbed.Sandbox) {
 
 // TestForeignIsNoticed is that the comparison of others' rules can fail: it tells each loss, and what was made again.
 func TestForeignIsNoticed(t *testing.T) {
-	onThese(t, setups[:1], func(t *testing.T, n *node) {
+	onThese(t, []setup{bridgeIPTables}, func(t *testing.T, n *node) {
 		n.others()
 		losses := []string{
 			"nft delete table inet kube2iam-cni",

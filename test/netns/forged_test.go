@@ -52,7 +52,7 @@ func TestForgedSource(t *testing.T) {
 func forgeable() []setup {
 	all := slices.Clone(setups)
 	for i, s := range all {
-		all[i].ipv6 = s.primary != "calicolike" && !(s.noBridgeNF && s.backend == "iptables-legacy")
+		all[i].ipv6 = s.primary != "calicolike"
 	}
 	return all
 }

@@ -136,7 +136,7 @@ func (n *node) sendPackets(s *testbed.Sandbox, packets ...[]byte) {
 // none of it pass, before any pod is redirected and after, and whatever source another program gives to what leaves the
 // node. The host's own requests pass.
 func TestHiddenPackets(t *testing.T) {
-	onThese(t, []setup{dual(setups[0]), dual(bridged), dual(routedLegacy), dual(routed)}, func(t *testing.T, n *node) {
+	onThese(t, []setup{dual(bridgeIPTables), dual(bridged), dual(routedIPTables), dual(routed)}, func(t *testing.T, n *node) {
 		aws := n.tapAt(n.AWS)
 		for _, ns := range []*testbed.Netns{n.Node, n.AWS} {
 			n.must(ns.Do(func() error { return acceptSourceRoutes() }))

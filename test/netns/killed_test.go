@@ -77,7 +77,7 @@ func (n *node) safe(s *testbed.Sandbox, role string) {
 // TestKilled is the plugin killed at each boundary of an ADD and of a DEL in turn. The pod is safe at once, and the next
 // ADD, the next DEL or the agent's next round leaves rules and records as if nothing had happened.
 func TestKilled(t *testing.T) {
-	onThese(t, []setup{setups[0], bridged, routedLegacy}, func(t *testing.T, n *node) {
+	onThese(t, []setup{bridgeIPTables, bridged, routedIPTables}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		chain := n.SetChain()
 		pod := n.run("pod", "app")

@@ -82,7 +82,7 @@ var steps = []step{
 // TestModel takes a node through sequences of everything that happens to nodes, and asks for each pod after each step.
 // A failure names the seed and the last steps: -model.seed and -model.steps repeat it.
 func TestModel(t *testing.T) {
-	onThese(t, []setup{setups[0], setups[2], setups[4], setups[6], routed}, func(t *testing.T, n *node) {
+	onThese(t, []setup{bridgeIPTables, bridgeNFTables, bridged, routedIPTables, routed}, func(t *testing.T, n *node) {
 		m := newModel(n, *modelSeed)
 		done, served := m.walk(*modelSteps)
 		for _, s := range steps {

@@ -13,7 +13,7 @@ import (
 
 // natSetups are routed and bridged pods with each backend, and with both families where needed.
 func natSetups(ipv6 bool) []setup {
-	all := []setup{setups[0], setups[1], setups[2], setups[6], setups[7], setups[8]}
+	all := []setup{bridgeIPTables, bridgeNFTables, routedIPTables, routed}
 	for i := range all {
 		all[i].ipv6 = ipv6
 	}

@@ -47,7 +47,7 @@ var clients = []client{
 func onClients(t *testing.T, test func(t *testing.T, n *node, c client)) {
 	for _, c := range clients {
 		t.Run(c.name, func(t *testing.T) {
-			onThese(t, []setup{routedLegacy}, func(t *testing.T, n *node) { test(t, n, c) })
+			onThese(t, []setup{routedIPTables}, func(t *testing.T, n *node) { test(t, n, c) })
 		})
 	}
 }

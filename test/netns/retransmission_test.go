@@ -53,7 +53,7 @@ func onEachGap(t *testing.T, setups []setup, prepare func(n *node), test func(n 
 // get its address. When ADD has returned the node has no socket to the address, and the next pod receives nothing of the
 // answer for as long as it takes the control to receive its predecessor's.
 func TestNoAnswerReachesTheNextHolder(t *testing.T) {
-	onEachGap(t, []setup{bridged, routedLegacy}, func(n *node) { n.proxy(impatient...) }, func(n *node, gap time.Duration, first netip.Addr) {
+	onEachGap(t, []setup{bridged, routedIPTables}, func(n *node) { n.proxy(impatient...) }, func(n *node, gap time.Duration, first netip.Addr) {
 		request := "GET " + credentials + "other HTTP/1.1\r\nHost: a\r\n\r\n"
 		n.inherit(gap, "proxy", testbed.MetadataAddr, first, func(s *testbed.Sandbox) (string, string) {
 			var doc struct{ AccessKeyID string }
@@ -66,7 +66,7 @@ func TestNoAnswerReachesTheNextHolder(t *testing.T) {
 // TestPluginDropsUnacknowledgedData is the same with a server in the proxy's place that never closes a connection, so that
 // nobody but the plugin can drop what it has sent.
 func TestPluginDropsUnacknowledgedData(t *testing.T) {
-	onEachGap(t, []setup{setups[0], routed}, func(n *node) { n.stubbornServer(proxyPort) }, func(n *node, gap time.Duration, first netip.Addr) {
+	onEachGap(t, []setup{bridgeIPTables, routed}, func(n *node) { n.stubbornServer(proxyPort) }, func(n *node, gap time.Duration, first netip.Addr) {
 		n.inherit(gap, "server", nodeAt(proxyPort), first, stubbornRequest)
 	})
 }

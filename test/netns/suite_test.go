@@ -67,30 +67,26 @@ func (s setup) String() string {
 	return name + ", " + s.backend
 }
 
-// Each way of a pod's packets, with each backend.
-var setups = []setup{
-	{primary: "bridge", backend: "iptables-nft"},
-	{primary: "bridge", backend: "iptables-legacy"},
-	{primary: "bridge", backend: "nftables"},
-	{primary: "bridge", backend: "iptables-nft", noBridgeNF: true},
-	{primary: "bridge", backend: "iptables-legacy", noBridgeNF: true},
-	{primary: "bridge", backend: "nftables", noBridgeNF: true},
-	{primary: "ptp", backend: "iptables-nft"},
-	{primary: "ptp", backend: "iptables-legacy"},
-	{primary: "ptp", backend: "nftables"},
-	{primary: "calicolike", backend: "iptables-nft"},
-	{primary: "calicolike", backend: "nftables"},
-}
+// iptables is the backend of nodes without nftables. It serves routed pods, and bridged pods if bridge-nf
+// is on.
+const iptables = "iptables-nft"
 
-// Those that have what a test is about that needs but one.
 var (
-	bridged      = setups[5] // without bridge-nf, nftables
-	routedLegacy = setups[7]
-	routed       = setups[8] // nftables
+	bridgeNFTables = setup{primary: "bridge", backend: "nftables"}
+	bridgeIPTables = setup{primary: "bridge", backend: iptables}
+	bridged        = setup{primary: "bridge", backend: "nftables", noBridgeNF: true}
+	routed         = setup{primary: "ptp", backend: "nftables"}
+	routedIPTables = setup{primary: "ptp", backend: iptables}
 )
 
-// few are for what does not depend on the way and the backend, or hardly.
-var few = []setup{setups[0], setups[5], setups[7]}
+// setups are nftables on every topology, and iptables on every topology that it serves.
+var setups = []setup{
+	bridgeNFTables, bridged, routed, {primary: "calicolike", backend: "nftables"},
+	bridgeIPTables, routedIPTables, {primary: "calicolike", backend: iptables},
+}
+
+// few are for tests that hardly depend on the topology and the backend.
+var few = []setup{bridgeIPTables, bridged, routedIPTables}
 
 // onEach runs the test on a node of its own for each setup, and onFew for each of few.
 func onEach(t *testing.T, test func(t *testing.T, n *node)) { onThese(t, setups, test) }

@@ -33,7 +33,7 @@ func (n *node) successor(flags ...string) *testbed.Process {
 
 // TestUpgradesLoseNoRequest has proxies take each other's place under load. STS is away from the second on.
 func TestUpgradesLoseNoRequest(t *testing.T) {
-	onThese(t, []setup{bridged, routedLegacy}, func(t *testing.T, n *node) {
+	onThese(t, []setup{bridged, routedIPTables}, func(t *testing.T, n *node) {
 		now := n.proxy(impatient...)
 		pods := []*testbed.Sandbox{n.run("a", "app"), n.run("b", "other")}
 		for i, role := range []string{"app", "other"} {
