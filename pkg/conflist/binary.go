@@ -2,6 +2,7 @@ package conflist
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -13,35 +14,33 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// Binary is a program that is to be in the runtime's plugin directory.
+// Binary is a plugin's binary to install.
 type Binary struct {
-	// Name is the file's there: the plugin's type.
-	Name string
-	// Source is the program, from its beginning to its size.
+	Name   string // of the file, which is the plugin's type
 	Source io.ReaderAt
 	Size   int64
 
-	known os.FileInfo // the file that was seen to be the program
+	verified os.FileInfo // of the installed file when it last had the same content
 }
 
-// install puts the program into the directory where another one is there, or none, and tells whether it did. A plugin that runs keeps the
-// file that it was started from.
+// install writes the binary to the directory unless an identical file is there, and reports whether it
+// did. A running plugin keeps the file that it was started from.
 func (b *Binary) install(dir string) (bool, error) {
 	path := filepath.Join(dir, b.Name)
-	there, err := os.Stat(path)
+	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return false, err
-	case b.known != nil && unchanged(there, b.known):
+	case b.verified != nil && isUnchanged(info, b.verified):
 		return false, nil
 	default:
-		same, err := b.is(path, there)
+		identical, err := b.isIdentical(path, info)
 		if err != nil {
 			return false, err
 		}
-		if same {
-			b.known = there
+		if identical {
+			b.verified = info
 			return false, nil
 		}
 	}
@@ -50,34 +49,22 @@ func (b *Binary) install(dir string) (bool, error) {
 		return false, err
 	}
 	defer pending.Cleanup()
-	if _, err := io.Copy(pending, io.NewSectionReader(b.Source, 0, b.Size)); err != nil {
+	if _, err := io.Copy(pending, b.content()); err != nil {
 		return false, err
 	}
-	if err := pending.CloseAtomicallyReplace(); err != nil {
+	if err := errors.Join(pending.CloseAtomicallyReplace(), syncDir(dir)); err != nil {
 		return false, err
 	}
-	if err := syncDir(dir); err != nil {
-		return false, err
-	}
-	b.known, err = os.Stat(path)
+	b.verified, err = os.Stat(path)
 	return true, err
 }
 
-func unchanged(now, before os.FileInfo) bool {
-	return os.SameFile(now, before) && now.ModTime().Equal(before.ModTime()) && now.Size() == before.Size() && now.Mode() == before.Mode() && changeTime(now) == changeTime(before)
-}
+func (b *Binary) content() io.Reader { return io.NewSectionReader(b.Source, 0, b.Size) }
 
-func changeTime(info os.FileInfo) syscall.Timespec {
-	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-		return stat.Ctim
-	}
-	return syscall.Timespec{}
-}
-
-// is tells whether a file is the program, and one that can be run.
-func (b *Binary) is(path string, info os.FileInfo) (bool, error) {
+// isIdentical reports whether a file has the binary's content and mode.
+func (b *Binary) isIdentical(path string, info os.FileInfo) (bool, error) {
 	if !info.Mode().IsRegular() {
-		return false, fmt.Errorf("%s is no file", path)
+		return false, fmt.Errorf("%s is not a regular file", path)
 	}
 	if info.Size() != b.Size || info.Mode().Perm() != 0o755 {
 		return false, nil
@@ -87,19 +74,14 @@ func (b *Binary) is(path string, info os.FileInfo) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	const chunk = 1 << 16
-	x, y := make([]byte, chunk), make([]byte, chunk)
-	for at := int64(0); at < b.Size; at += chunk {
-		n := min(chunk, b.Size-at)
-		if _, err := f.ReadAt(x[:n], at); err != nil {
-			return false, err
-		}
-		if _, err := b.Source.ReadAt(y[:n], at); err != nil {
-			return false, err
-		}
-		if !bytes.Equal(x[:n], y[:n]) {
-			return false, nil
-		}
-	}
-	return true, nil
+	got, want := sha256.New(), sha256.New()
+	_, errGot := io.Copy(got, f)
+	_, errWant := io.Copy(want, b.content())
+	return bytes.Equal(got.Sum(nil), want.Sum(nil)), errors.Join(errGot, errWant)
+}
+
+// isUnchanged reports whether two results of stat are of the same file with the same content.
+func isUnchanged(a, b os.FileInfo) bool {
+	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size() && a.Mode() == b.Mode() &&
+		a.Sys().(*syscall.Stat_t).Ctim == b.Sys().(*syscall.Stat_t).Ctim
 }

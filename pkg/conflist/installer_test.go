@@ -216,7 +216,7 @@ func TestWhatIsWrittenMeanwhileStays(t *testing.T) {
 			for i := range 300 {
 				h.put("10-a.conflist", chain("a", "bridge"))
 				newer := chain("a", "bridge", fmt.Sprint("newer-", i))
-				f, err := read(path)
+				f, err := readConfig(path)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -275,15 +275,15 @@ func TestBrokenFileIsWaitedForBriefly(t *testing.T) {
 			if at := now.Add(written); os.Chtimes(broken, at, at) != nil {
 				t.Fatal("times")
 			}
-			h.settling = make(settling)
+			h.invalid = nil
 			_, err := h.chain(now)
 			if waits := errors.Is(err, ErrUnsettled); waits != (written >= 0) || !waits && err != nil {
 				t.Errorf("at first %v", err)
 			}
-			if _, err := h.chain(now.Add(settle - time.Millisecond)); errors.Is(err, ErrUnsettled) != (written >= 0) {
+			if _, err := h.chain(now.Add(settleTime - time.Millisecond)); errors.Is(err, ErrUnsettled) != (written >= 0) {
 				t.Errorf("a moment before it has settled: %v", err)
 			}
-			if _, err := h.chain(now.Add(settle)); err != nil {
+			if _, err := h.chain(now.Add(settleTime)); err != nil {
 				t.Errorf("after it has settled: %v", err)
 			}
 			if text := h.files()["10-a.conflist"]; !Has([]byte(text), plugin) {

@@ -6,8 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
+	"regexp"
 	"syscall"
 	"time"
 
@@ -15,15 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errChanged is the error of a file that somebody else wrote since it was read.
-var errChanged = errors.New("changed meanwhile")
+// errChanged is the error of a file that another program wrote since it was read.
+var errChanged = errors.New("changed since it was read")
 
-// replace puts a text in the place of a file that was read before, with its mode and owner. Runtimes see the one or the other, never a
-// part, and no name that they would read: containerd takes a file anew when it is renamed into place. Behind a symbolic link the file that
-// it leads to is replaced.
+// replace atomically replaces a file that was read before, and keeps its mode and owner. If the path is
+// a symbolic link, it replaces the file that the link points to.
 //
-// The error wraps errChanged where somebody else wrote meanwhile, whose file stays: the two change places, and change back where what comes
-// out is not what was read.
+// replace exchanges the new file with the old one, and exchanges them back if the old one is not the
+// file that was read: another program can write between a check and a rename. The error then wraps
+// errChanged, and the other program's file stays.
 func replace(f *file, text []byte) error {
 	path, err := filepath.EvalSymlinks(f.path)
 	if err != nil {
@@ -34,7 +33,7 @@ func replace(f *file, text []byte) error {
 		return err
 	}
 	defer pending.Cleanup()
-	ours, err := pending.Stat()
+	newFile, err := pending.Stat()
 	if err != nil {
 		return err
 	}
@@ -56,7 +55,7 @@ func replace(f *file, text []byte) error {
 	}
 	switch err := exchange(); {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
-		// This file system cannot exchange them.
+		// The file system does not support RENAME_EXCHANGE.
 		if err := os.Rename(pending.Name(), path); err != nil {
 			return err
 		}
@@ -64,12 +63,13 @@ func replace(f *file, text []byte) error {
 		return err
 	default:
 		if err := check(pending.Name()); err != nil {
-			// Somebody may write once more before theirs is back: the newest stays, and what is removed is ours.
+			// The other program may write once more before its file is back. The exchange is repeated
+			// until the file that Cleanup removes is the new one.
 			for range 5 {
-				if failed := exchange(); failed != nil {
-					return errors.Join(err, failed)
+				if exchangeErr := exchange(); exchangeErr != nil {
+					return errors.Join(err, exchangeErr)
 				}
-				if out, failed := os.Stat(pending.Name()); failed != nil || os.SameFile(out, ours) {
+				if info, statErr := os.Stat(pending.Name()); statErr != nil || os.SameFile(info, newFile) {
 					break
 				}
 			}
@@ -79,7 +79,7 @@ func replace(f *file, text []byte) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// create makes a file that is not there. The error wraps errChanged where it is by now.
+// create creates a file. The error wraps errChanged if the file exists.
 func create(path string, like fs.FileInfo, text []byte) error {
 	pending, err := prepare(path, like, text)
 	if err != nil {
@@ -94,7 +94,7 @@ func create(path string, like fs.FileInfo, text []byte) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// prepare writes a text beside where it is to be, to the disk, with the mode and the owner of another file.
+// prepare writes a text to a temporary file next to path, with the mode and owner of another file.
 func prepare(path string, like fs.FileInfo, text []byte) (*renameio.PendingFile, error) {
 	pending, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(like.Mode().Perm()))
 	if err != nil {
@@ -102,7 +102,7 @@ func prepare(path string, like fs.FileInfo, text []byte) (*renameio.PendingFile,
 	}
 	_, err = pending.Write(text)
 	if owner, ok := like.Sys().(*syscall.Stat_t); ok && err == nil && (int(owner.Uid) != os.Geteuid() || int(owner.Gid) != os.Getegid()) {
-		// One that may not be given away is better than none: a runtime is root.
+		// Without the owner the file is still readable by the runtime, which is root.
 		if err = pending.Chown(int(owner.Uid), int(owner.Gid)); errors.Is(err, unix.EPERM) {
 			err = nil
 		}
@@ -117,7 +117,7 @@ func prepare(path string, like fs.FileInfo, text []byte) (*renameio.PendingFile,
 	return pending, nil
 }
 
-// syncDir has what was renamed outlive a loss of power.
+// syncDir makes renames in a directory survive a power failure.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -126,16 +126,15 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// sweep removes what a process that died left of files that it was writing: renameio's names for them, of these files.
-func sweep(dir string, now time.Time, mine func(base string) bool) {
+// temporaryName matches the names of renameio's temporary files.
+var temporaryName = regexp.MustCompile(`^\.(.+?)[0-9]+$`)
+
+// removeStale removes temporary files of agents that were killed while they wrote.
+func removeStale(dir string, now time.Time, isOurs func(name string) bool) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
-		name := strings.TrimRight(e.Name(), "0123456789")
-		base, hidden := strings.CutPrefix(name, ".")
-		if !hidden || name == e.Name() || !mine(base) || !e.Type().IsRegular() {
-			continue
-		}
-		if _, err := strconv.ParseUint(e.Name()[len(name):], 10, 64); err != nil {
+		match := temporaryName.FindStringSubmatch(e.Name())
+		if match == nil || !isOurs(match[1]) || !e.Type().IsRegular() {
 			continue
 		}
 		if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > time.Minute {

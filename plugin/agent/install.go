@@ -15,64 +15,65 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 )
 
-// installCommand puts the plugin in place once: `kube2iam-agent install`.
 func installCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "install",
-		Usage: "put the program and its entry in place on this node, once",
+		Usage: "install the plugin and its entry on this node, once",
 		Description: `It copies the plugin into the runtime's plugin directory, and then appends the entry to the plugins of the
-network configuration that the runtime uses: the first of the directory that makes sense. From the next pod on
-the plugin is called.
+network configuration that the runtime uses: the first valid one of the directory. From then on the runtime
+calls the plugin for each new pod.
 
-The agent does the same with --install, and again whenever the primary CNI writes its configuration anew.`,
+"run --install" does the same, and repeats it when the primary CNI writes its configuration again.`,
 		Flags: slices.Concat(entryFlags(), nodeFlags(), installFlags()),
 		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return fmt.Errorf("install: unexpected argument %q", c.Args().First())
-			}
-			if _, err := agentConf(c); err != nil {
+			if err := noArguments(c); err != nil {
 				return err
 			}
-			log := slog.New(slog.NewTextHandler(stderr, nil))
-			install, program, err := installer(c, log)
-			if err != nil {
-				return err
-			}
-			defer program.Close()
-			if err := enter(c.String("host-root")); err != nil {
-				return err
-			}
-			where := findPlaces(c, log)
-			install.ConfDir, install.BinDir = where.Configurations, where.Programs
-			did, err := install.Install()
-			// What is being written, or makes no sense, is known to be the one or the other soon.
-			for end := time.Now().Add(settling); errors.Is(err, conflist.ErrUnsettled) && time.Now().Before(end); {
-				time.Sleep(100 * time.Millisecond)
-				var more []string
-				more, err = install.Install()
-				did = append(did, more...)
-			}
-			for _, line := range did {
-				fmt.Fprintln(stdout, line)
-			}
-			if errors.Is(err, conflist.ErrNoNetwork) {
-				return fmt.Errorf("install: %w: the primary CNI has to be installed first", err)
-			}
-			if err == nil && len(did) == 0 {
-				fmt.Fprintln(stdout, "nothing to do")
-			}
-			return err
+			return install(c, stdout, slog.New(slog.NewTextHandler(stderr, nil)))
 		},
 	}
 }
 
-// settling is how long install waits for a file that is being written.
-const settling = 10 * time.Second
+// unsettledTimeout is how long install waits for a file that is being written.
+const unsettledTimeout = 10 * time.Second
 
-// installer returns an installer as the flags say, without its directories, and the plugin's binary,
-// which is opened here because its path is not below the host's root directory.
-func installer(c *cli.Context, log *slog.Logger) (*conflist.Installer, *os.File, error) {
-	text, err := entryText(c)
+func install(c *cli.Context, stdout io.Writer, log *slog.Logger) error {
+	if _, err := parseEntry(c); err != nil {
+		return err
+	}
+	installer, closePlugin, err := newInstaller(c, log)
+	if err != nil {
+		return err
+	}
+	defer closePlugin()
+	if err := changeRoot(c.String("host-root")); err != nil {
+		return err
+	}
+	dirs := findDirsOrDefault(c, log)
+	installer.ConfDir, installer.BinDir = dirs.ConfDir, dirs.BinDir
+	changes, err := installer.Install()
+	for end := time.Now().Add(unsettledTimeout); errors.Is(err, conflist.ErrUnsettled) && time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond)
+		var more []string
+		more, err = installer.Install()
+		changes = append(changes, more...)
+	}
+	for _, change := range changes {
+		fmt.Fprintln(stdout, change)
+	}
+	if errors.Is(err, conflist.ErrNoNetwork) {
+		return fmt.Errorf("install: %w: the primary CNI has to be installed first", err)
+	}
+	if err == nil && len(changes) == 0 {
+		fmt.Fprintln(stdout, "nothing to do")
+	}
+	return err
+}
+
+// newInstaller returns an installer without its directories. It opens the plugin's binary, because its
+// path is not below the host's root directory.
+func newInstaller(c *cli.Context, log *slog.Logger) (installer *conflist.Installer, closePlugin func() error, err error) {
+	entry, err := entryText(c)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -84,18 +85,17 @@ func installer(c *cli.Context, log *slog.Logger) (*conflist.Installer, *os.File,
 		}
 		path = filepath.Join(filepath.Dir(self), pluginName)
 	}
-	program, err := os.Open(path)
+	plugin, err := os.Open(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("the plugin to install: %w", err)
 	}
-	info, err := program.Stat()
+	info, err := plugin.Stat()
 	if err != nil {
-		program.Close()
+		plugin.Close()
 		return nil, nil, err
 	}
-	interval := c.Duration("interval")
 	return &conflist.Installer{
-		Entry: text, Interval: interval, Log: log,
-		Binary: conflist.Binary{Name: pluginName, Source: program, Size: info.Size()},
-	}, program, nil
+		Entry: entry, Interval: c.Duration("interval"), Log: log,
+		Binary: conflist.Binary{Name: pluginName, Source: plugin, Size: info.Size()},
+	}, plugin.Close, nil
 }

@@ -85,7 +85,7 @@ func TestProgram(t *testing.T) {
 		"help":            {[]string{"--help"}, 0, "run|install|uninstall|ready"},
 		"version":         {[]string{"--version"}, 0, "kube2iam-agent unknown (commit unknown, built unknown)"},
 		"unknown command": {[]string{"agents"}, 1, `unknown command "agents"`},
-		"run":             {[]string{"run", "--help"}, 0, "adopt, repair, collect, guard"},
+		"run":             {[]string{"run", "--help"}, 0, "install, guard, adopt, repair and collect"},
 		"backend":         {[]string{"run", "--backend", "ipvs"}, 1, `backend: "ipvs" is not`},
 		"mark":            {[]string{"run", "--mark", "0"}, 1, `mark: "0" is not`},
 		"interval":        {[]string{"run", "--interval", "1ms"}, 1, "--interval 1ms"},

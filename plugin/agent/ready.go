@@ -12,22 +12,21 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
-// readyCommand is the agent's readiness probe: `kube2iam-agent ready`.
 func readyCommand(stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "ready",
-		Usage: "tell whether the agent of this node is ready, which one it is, and what it has checked",
-		Description: `It asks the agent that has the node's lock, wherever its state directory is, and ends with 0 where that is
+		Usage: "report whether the agent of this node is ready, which one it is, and what it has checked",
+		Description: `It asks the agent that has the node's lock, whatever its state directory is. It exits with 0 if that agent is
 ready, and with 1 otherwise.
 
-Without flags it asks whichever agent runs. With the flags of an agent it asks for that one, and fails where
-another has the lock; so it does with --host-root where the other runs in another container.`,
+Without flags it asks for the agent of this node, whichever it is. With flags of an agent it fails if the agent
+was started with others. With --host-root it fails if the agent runs in another container.`,
 		Flags: agentFlags(),
 		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return fmt.Errorf("ready: unexpected argument %q", c.Args().First())
+			if err := noArguments(c); err != nil {
+				return err
 			}
-			if err := enter(c.String("host-root")); err != nil {
+			if err := changeRoot(c.String("host-root")); err != nil {
 				return err
 			}
 			agent, err := node.ReadAgentInfo()
@@ -37,7 +36,7 @@ another has the lock; so it does with --host-root where the other runs in anothe
 			if err != nil {
 				return err
 			}
-			if err := isAsked(c, agent); err != nil {
+			if err := checkAgent(c, agent); err != nil {
 				return fmt.Errorf("not ready: %w", err)
 			}
 			if !agent.Ready {
@@ -49,8 +48,8 @@ another has the lock; so it does with --host-root where the other runs in anothe
 	}
 }
 
-// isAsked returns an error where the agent that has the lock is not the one that the flags ask for.
-func isAsked(c *cli.Context, agent node.AgentInfo) error {
+// checkAgent returns an error if the agent with the lock is not the one that the flags ask for.
+func checkAgent(c *cli.Context, agent node.AgentInfo) error {
 	if c.String("host-root") != "" {
 		mounts, err := node.MountNS()
 		if err != nil {
@@ -60,26 +59,25 @@ func isAsked(c *cli.Context, agent node.AgentInfo) error {
 			return fmt.Errorf("the agent of this container waits for another one to end: %s", agent)
 		}
 	}
-	asked := flagValues(c)
-	var differ []string
-	given := false
-	for name, value := range asked {
+	var differences []string
+	isSet := false
+	for name, want := range flagValues(c) {
 		if name == "host-root" {
-			continue // it only says how the same directories are reached
+			continue // agents with different values can have the same directories
 		}
-		given = given || c.IsSet(name)
-		if theirs := agent.Flags[name]; theirs != value {
-			differ = append(differ, fmt.Sprintf("--%s %q instead of %q", name, theirs, value))
+		isSet = isSet || c.IsSet(name)
+		if got := agent.Flags[name]; got != want {
+			differences = append(differences, fmt.Sprintf("--%s %q instead of %q", name, got, want))
 		}
 	}
-	if !given || len(differ) == 0 {
+	if !isSet || len(differences) == 0 {
 		return nil
 	}
-	slices.Sort(differ)
-	return fmt.Errorf("the agent of this node was started with %s: %s", node.Printable(strings.Join(differ, ", ")), agent)
+	slices.Sort(differences)
+	return fmt.Errorf("the agent of this node was started with %s: %s", node.Printable(strings.Join(differences, ", ")), agent)
 }
 
-// flagValues are the values of the command's flags that agentFlags has, by their names.
+// flagValues returns the values of the agent's flags by name.
 func flagValues(c *cli.Context) map[string]string {
 	values := make(map[string]string)
 	for _, flag := range agentFlags() {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -21,26 +20,25 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
-// runCommand is the agent itself: `kube2iam-agent run`.
 func runCommand(stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "run",
-		Usage: "keep this node as the plugin made it: adopt, repair, collect, guard",
-		Description: `It runs on every node, as root with NET_ADMIN and the host's network (in a container: SYS_ADMIN and SYS_CHROOT too,
-the host's root mounted, and --host-root).
+		Usage: "run the agent: install, guard, adopt, repair and collect",
+		Description: `The agent runs on every node, as root with NET_ADMIN and the host's network (in a container also with SYS_ADMIN
+and SYS_CHROOT, the host's root mounted, and --host-root).
 
-It puts the guard in place, adopts pods that came before the plugin was chained, makes again what somebody
-flushed, and collects what no DEL came for. With --install it puts the plugin into the runtime's plugin
-directory and its entry into the network configuration first, and again whenever the primary CNI writes its
-own anew; without, it warns while the entry is missing, and is not ready. Stopped, it leaves everything as it is.
+It adds the guard, adopts pods that are older than the plugin, repairs missing rules, and collects attachments
+whose pod is gone without a DEL. With --install it first installs the plugin and its entry in the network
+configuration, and does so again when the primary CNI writes its configuration. Without --install it warns while
+the entry is missing, and is not ready. It removes nothing when it stops.
 
-One agent works on a node. Another one, whatever its flags, waits until that has ended.
+One agent works on a node. Another one, whatever its flags, waits until the first has ended.
 
-Give it the values that the plugin's entry in the network configuration has; their defaults are the same.`,
-		Flags: append(agentFlags(), &cli.BoolFlag{Name: "once", Usage: "make one round and end; it fails while an agent runs"}),
+Without --install, give it the values that the plugin's entry has; the defaults are the same.`,
+		Flags: append(agentFlags(), &cli.BoolFlag{Name: "once", Usage: "make one round and exit; fails while another agent runs"}),
 		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return fmt.Errorf("run: unexpected argument %q", c.Args().First())
+			if err := noArguments(c); err != nil {
+				return err
 			}
 			ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, os.Interrupt)
 			defer stop()
@@ -49,32 +47,24 @@ Give it the values that the plugin's entry in the network configuration has; the
 	}
 }
 
-// agentFlags are the flags of an agent, by which ready knows it.
-func agentFlags() []cli.Flag {
-	return slices.Concat(entryFlags(), nodeFlags(), installFlags(), []cli.Flag{
-		&cli.BoolFlag{Name: "install", Usage: "install the plugin and its entry too, and keep them installed"},
-		&cli.StringSliceFlag{Name: "netns-dir", Value: cli.NewStringSlice("/run/netns", "/run/docker/netns"), Usage: "where the container runtime keeps network namespaces; repeatable"},
-		&cli.DurationFlag{Name: "interval", Value: 10 * time.Second, Usage: "time between two rounds where the kernel tells of no change"},
-	})
-}
-
 func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
-	conf, err := agentConf(c)
+	conf, err := parseEntry(c)
 	if err != nil {
 		return err
 	}
-	if c.Duration("interval") < time.Second {
-		return fmt.Errorf("--interval %s: less than 1s", c.Duration("interval"))
+	interval := c.Duration("interval")
+	if interval < time.Second {
+		return fmt.Errorf("--interval %s: less than 1s", interval)
 	}
-	install := &conflist.Installer{WatchOnly: true, Binary: conflist.Binary{Name: pluginName}, Interval: c.Duration("interval"), Log: log}
+	installer := &conflist.Installer{WatchOnly: true, Binary: conflist.Binary{Name: pluginName}, Interval: interval, Log: log}
 	if c.Bool("install") {
-		var program *os.File
-		if install, program, err = installer(c, log); err != nil {
+		var closePlugin func() error
+		if installer, closePlugin, err = newInstaller(c, log); err != nil {
 			return err
 		}
-		defer program.Close()
+		defer closePlugin()
 	}
-	if err := enter(c.String("host-root")); err != nil {
+	if err := changeRoot(c.String("host-root")); err != nil {
 		return err
 	}
 	lock, err := lockAgent(ctx, c, log, conf.StateDir)
@@ -86,62 +76,62 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Unlock()
-	where := findPlaces(c, log)
-	install.ConfDir, install.BinDir = where.Configurations, where.Programs
-	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), cache(c, where.Configurations), c.Duration("interval"))
+	dirs := findDirsOrDefault(c, log)
+	installer.ConfDir, installer.BinDir = dirs.ConfDir, dirs.BinDir
+	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), newCache(c, dirs.ConfDir), interval)
 	defer agent.Close()
 	if c.Bool("once") {
 		return agent.Round(ctx)
 	}
 	changes, err := node.Changes(ctx, log)
 	if err != nil {
-		log.Warn("changes are found by looking only", "interval", agent.Interval, "error", err)
+		log.Warn("the kernel does not report changes of rules", "interval", interval, "error", err)
 	}
-	look := make(chan struct{}, 1)
-	agent.Changes = look
+	wake := make(chan struct{}, 1)
+	agent.Changes = wake
 	guarded := make(chan struct{})
-	first := sync.OnceFunc(func() {
+	announce := sync.OnceFunc(func() {
 		close(guarded)
-		notify(log, daemon.SdNotifyReady+"\nSTATUS=")
+		notifySystemd(log, daemon.SdNotifyReady+"\nSTATUS=")
 	})
-	ready := newReadiness(lock, conf.Guard, install)
+	ready := newReadiness(lock, conf.Guard, installer)
 	agent.Repaired = func(err error) {
 		ready.setRules(err)
 		if err == nil {
-			first()
+			announce()
 		}
 	}
-	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", c.String("backend"), "guard", conf.Guard, "install", !install.WatchOnly,
-		"runtime", where.Runtime, "configurations", where.Configurations, "programs", where.Programs)
+	failed := true
+	installer.Installed = func(err error) {
+		if failed && err == nil {
+			send(wake) // pods of the network can be adopted now
+		}
+		failed = err != nil
+		ready.setEntry(err)
+	}
+	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", c.String("backend"), "guard", conf.Guard, "install", !installer.WatchOnly,
+		"runtime", dirs.Runtime, "conf dir", dirs.ConfDir, "bin dir", dirs.BinDir)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return agent.Run(ctx) })
-	tasks.Go(func() error { return relay(ctx, changes, look) })
-	tasks.Go(func() error { return placesStay(ctx, c, where, agent.Interval) })
-	tasks.Go(func() error { return ready.untilLost(ctx) })
+	tasks.Go(func() error { return forward(ctx, changes, wake) })
+	tasks.Go(func() error { return watchDirs(ctx, c, dirs, interval) })
+	tasks.Go(func() error { return ready.watchLock(ctx) })
 	tasks.Go(func() error {
-		// Not before the guard stands: where none can be made, an entry would only fail each pod.
+		// On a node that cannot be guarded, each ADD fails, so the entry would only keep pods from starting.
 		select {
 		case <-guarded:
+			return installer.Run(ctx)
 		case <-ctx.Done():
 			return nil
 		}
-		failing := true
-		install.Installed = func(err error) {
-			if failing && err == nil {
-				tell(look) // pods can be adopted now
-			}
-			failing = err != nil
-			ready.setEntry(err)
-		}
-		return install.Run(ctx)
 	})
 	err = tasks.Wait()
 	log.Info("stopped; everything stays as it is")
 	return err
 }
 
-// lockAgent takes the node's agent lock. It waits for another agent to end, and says so; with --once
-// the other agent's presence is an error.
+// lockAgent takes the node's agent lock. It waits until another agent ends, except with --once, where
+// another agent is an error.
 func lockAgent(ctx context.Context, c *cli.Context, log *slog.Logger, stateDir string) (*node.AgentLock, error) {
 	info, err := node.NewAgentInfo(os.Args, flagValues(c), stateDir)
 	if err != nil {
@@ -152,39 +142,39 @@ func lockAgent(ctx context.Context, c *cli.Context, log *slog.Logger, stateDir s
 	}
 	return node.LockAgent(ctx, info, func(holder node.AgentInfo) {
 		log.Warn("another agent works on this node: waiting until it ends, and changing nothing", "holder", holder.String())
-		notify(log, "STATUS=waiting for another agent: "+holder.String())
+		notifySystemd(log, "STATUS=waiting for another agent: "+holder.String())
 	})
 }
 
-// notify tells systemd, where that started this process.
-func notify(log *slog.Logger, state string) {
+// notifySystemd sends a state to systemd if systemd started this process.
+func notifySystemd(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("systemd was not told of the agent's state", "error", err)
+		log.Warn("cannot notify systemd", "error", err)
 	}
 }
 
-// relay passes on that there were changes, until ctx ends.
-func relay(ctx context.Context, from <-chan struct{}, to chan<- struct{}) error {
+// forward sends to a channel each time that it receives from another one, until ctx ends.
+func forward(ctx context.Context, from <-chan struct{}, to chan<- struct{}) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-from:
-			tell(to)
+			send(to)
 		}
 	}
 }
 
-// tell sends where nobody has been told yet.
-func tell(to chan<- struct{}) {
+// send sends unless the channel's buffer is full.
+func send(to chan<- struct{}) {
 	select {
 	case to <- struct{}{}:
 	default:
 	}
 }
 
-// cache is the runtime's, with what it says in terms of the plugin's.
-func cache(c *cli.Context, confDir string) node.Cache {
+// newCache returns the container runtime's cache of attachments.
+func newCache(c *cli.Context, confDir string) node.Cache {
 	return node.Cache{
 		Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"),
 		Pod:     netconf.ParsePod,

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/cnidirs"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
@@ -95,11 +95,11 @@ func TestUnitInstalls(t *testing.T) {
 		bin, conf            string
 		lone                 bool
 	}{
-		"defaults":                      {bin: places.Default.Programs, conf: places.Default.Configurations},
-		"a lone plugin's configuration": {bin: places.Default.Programs, conf: places.Default.Configurations, lone: true},
+		"defaults":                      {bin: cnidirs.Default.BinDir, conf: cnidirs.Default.ConfDir},
+		"a lone plugin's configuration": {bin: cnidirs.Default.BinDir, conf: cnidirs.Default.ConfDir, lone: true},
 		"GKE": {
 			"/run/containerd/containerd.sock", "/etc/containerd/config.toml", "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/home/kubernetes/bin\"\n",
-			"/home/kubernetes/bin", places.Default.Configurations, false,
+			"/home/kubernetes/bin", cnidirs.Default.ConfDir, false,
 		},
 		"k3s": {
 			"/run/k3s/containerd/containerd.sock", "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",

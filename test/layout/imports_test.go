@@ -15,7 +15,7 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 // allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
 var allowed = map[string][]string{
 	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/redirect", "pkg/attachment", "pkg/node"},
-	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/places"},
+	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/node", "pkg/conflist", "pkg/cnidirs"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover", "pkg/unixsocket"},
 	"pkg/broker":      {"pkg/pods", "pkg/roles", "pkg/credentials", "pkg/ratelimit"},
 	"pkg/pods":        {"pkg/attachment", "pkg/ratelimit"},
@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"pkg/netconf":     {"pkg/attachment"},
 	"pkg/hostlink":    {},
 	"pkg/conflist":    {},
-	"pkg/places":      {"pkg/conflist"},
+	"pkg/cnidirs":     {"pkg/conflist"},
 	"pkg/handover":    {"pkg/unixsocket"},
 	"pkg/unixsocket":  {},
 	"pkg/redirect":    {},

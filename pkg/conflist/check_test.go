@@ -57,14 +57,14 @@ func TestMissingEntryIsWarnedOfOncePerChange(t *testing.T) {
 	for times := 1; times <= 3; times++ {
 		h.put("10-a.conflist", `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge"}]}`)
 		for range 5 {
-			h.look()
+			h.installAndLog()
 		}
 		if count := strings.Count(log.String(), "the entry is missing"); count != times || !errors.Is(last, ErrNotChained) {
 			t.Errorf("missing for the %d. time: %v and %d warnings:\n%s", times, last, count, &log)
 		}
 		h.put("10-a.conflist", `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge"},{"type":"`+plugin+`"}]}`)
 		for range 5 {
-			h.look()
+			h.installAndLog()
 		}
 		if count := strings.Count(log.String(), `"the plugin is chained"`); count != times || last != nil {
 			t.Errorf("chained for the %d. time: %v and %d lines:\n%s", times, last, count, &log)

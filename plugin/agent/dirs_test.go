@@ -6,14 +6,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/places"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/cnidirs"
 )
 
-// TestPlacesOfAnUninstallAreThoseOfTheEntry has the plugin be chained elsewhere, and by entries with two state directories, as an upgrade
-// of the primary CNI leaves them.
-func TestPlacesOfAnUninstallAreThoseOfTheEntry(t *testing.T) {
-	known := places.Known
-	defer func() { places.Known = known }()
+// TestCheckDirs covers a plugin that is chained in another directory, and entries with two state
+// directories, which an upgrade of the primary CNI can leave.
+func TestCheckDirs(t *testing.T) {
+	known := cnidirs.ConfDirs
+	defer func() { cnidirs.ConfDirs = known }()
 	list := func(entries ...string) string {
 		return `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge"}` + strings.Join(append([]string{""}, entries...), ",") + `]}`
 	}
@@ -43,8 +43,8 @@ func TestPlacesOfAnUninstallAreThoseOfTheEntry(t *testing.T) {
 		"no directory":          {nil, filepath.Join(unchained, "none"), "/run/own", "is --cni-conf-dir where"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			places.Known = tt.known
-			if err := checkPlaces(tt.conf, tt.stateDir); tt.says == "" && err != nil || tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)) {
+			cnidirs.ConfDirs = tt.known
+			if err := checkDirs(tt.conf, tt.stateDir); tt.says == "" && err != nil || tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)) {
 				t.Errorf("%v, want %q", err, tt.says)
 			}
 		})

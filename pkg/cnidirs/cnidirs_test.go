@@ -1,4 +1,4 @@
-package places
+package cnidirs
 
 import (
 	"net"
@@ -52,36 +52,36 @@ const (
 	config           = "/etc/containerd/config.toml"
 )
 
-func TestPlacesAreWhatTheRuntimesConfigurationSays(t *testing.T) {
+func TestFind(t *testing.T) {
 	for name, tt := range map[string]struct {
 		sockets []string
 		files   map[string]string
-		want    Places
+		want    Dirs
 	}{
 		"no runtime":                    {nil, map[string]string{config: "[plugins.cri.cni]\nconf_dir = \"/x\""}, Default},
-		"containerd without a file":     {[]string{containerdSocket}, nil, Places{"containerd", "/etc/cni/net.d", "/opt/cni/bin"}},
-		"a file that says nothing":      {[]string{containerdSocket}, map[string]string{config: "version = 2\n"}, Places{"containerd", "/etc/cni/net.d", "/opt/cni/bin"}},
-		"version 1":                     {[]string{containerdSocket}, map[string]string{config: "[plugins.cri.cni]\nbin_dir = \"/b\"\nconf_dir = \"/c\""}, Places{"containerd", "/c", "/b"}},
-		"version 2, as Debian has it":   {[]string{containerdSocket}, map[string]string{config: "version = 2\n[plugins]\n  [plugins.\"io.containerd.grpc.v1.cri\"]\n    [plugins.\"io.containerd.grpc.v1.cri\".cni]\n      bin_dir = \"/usr/lib/cni\"\n      conf_dir = \"/etc/cni/net.d\"\n"}, Places{"containerd", "/etc/cni/net.d", "/usr/lib/cni"}},
-		"version 3":                     {[]string{containerdSocket}, map[string]string{config: "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/none', '/there']\nconf_dir = '/c'\n", "/there": "/"}, Places{"containerd", "/c", "/there"}},
-		"the first where none is there": {[]string{containerdSocket}, map[string]string{config: "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/one', '/two']\n"}, Places{"containerd", "/etc/cni/net.d", "/one"}},
+		"containerd without a file":     {[]string{containerdSocket}, nil, Dirs{"containerd", "/etc/cni/net.d", "/opt/cni/bin"}},
+		"a file that says nothing":      {[]string{containerdSocket}, map[string]string{config: "version = 2\n"}, Dirs{"containerd", "/etc/cni/net.d", "/opt/cni/bin"}},
+		"version 1":                     {[]string{containerdSocket}, map[string]string{config: "[plugins.cri.cni]\nbin_dir = \"/b\"\nconf_dir = \"/c\""}, Dirs{"containerd", "/c", "/b"}},
+		"version 2, as Debian has it":   {[]string{containerdSocket}, map[string]string{config: "version = 2\n[plugins]\n  [plugins.\"io.containerd.grpc.v1.cri\"]\n    [plugins.\"io.containerd.grpc.v1.cri\".cni]\n      bin_dir = \"/usr/lib/cni\"\n      conf_dir = \"/etc/cni/net.d\"\n"}, Dirs{"containerd", "/etc/cni/net.d", "/usr/lib/cni"}},
+		"version 3":                     {[]string{containerdSocket}, map[string]string{config: "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/none', '/there']\nconf_dir = '/c'\n", "/there": "/"}, Dirs{"containerd", "/c", "/there"}},
+		"the first where none is there": {[]string{containerdSocket}, map[string]string{config: "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/one', '/two']\n"}, Dirs{"containerd", "/etc/cni/net.d", "/one"}},
 		"imports": {[]string{containerdSocket}, map[string]string{
 			config:                          "version = 2\nimports = ['conf.d/*.toml', '/other/y.toml']\n[plugins.'io.containerd.grpc.v1.cri'.cni]\nbin_dir = '/b'\nconf_dir = '/c'\n",
 			"/etc/containerd/conf.d/a.toml": "version = 2\nimports = ['a.toml']\n[plugins.'io.containerd.grpc.v1.cri'.cni]\nconf_dir = '/a'\n",
 			"/other/y.toml":                 "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.cni]\nbin_dir = '/y'\n",
-		}, Places{"containerd", "/a", "/y"}},
+		}, Dirs{"containerd", "/a", "/y"}},
 		"k3s beside Docker's": {[]string{containerdSocket, k3sSocket}, map[string]string{config: "version = 2\n",
 			"/var/lib/rancher/k3s/agent/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = [\"/var/lib/rancher/k3s/data/cni\"]\nconf_dir = \"/var/lib/rancher/k3s/agent/etc/cni/net.d\"\n",
-		}, Places{"k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/lib/rancher/k3s/data/cni"}},
-		"RKE2": {[]string{k3sSocket}, map[string]string{"/var/lib/rancher/rke2/agent/etc/containerd/config.toml": "version = 2\n"}, Places{"RKE2", "/etc/cni/net.d", "/opt/cni/bin"}},
+		}, Dirs{"k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/lib/rancher/k3s/data/cni"}},
+		"RKE2": {[]string{k3sSocket}, map[string]string{"/var/lib/rancher/rke2/agent/etc/containerd/config.toml": "version = 2\n"}, Dirs{"RKE2", "/etc/cni/net.d", "/opt/cni/bin"}},
 		"microk8s": {[]string{"/var/snap/microk8s/common/run/containerd.sock"}, map[string]string{
 			"/var/snap/microk8s/current/args/containerd.toml": "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"${SNAP_DATA}/opt/cni/bin\"\nconf_dir = \"${SNAP_DATA}/args/cni-network\"\n",
-		}, Places{"microk8s", "/var/snap/microk8s/current/args/cni-network", "/var/snap/microk8s/current/opt/cni/bin"}},
+		}, Dirs{"microk8s", "/var/snap/microk8s/current/args/cni-network", "/var/snap/microk8s/current/opt/cni/bin"}},
 		"CRI-O": {[]string{crioSocket}, map[string]string{
 			"/etc/crio/crio.conf":           "[crio.network]\nplugin_dir = \"/old\"\n",
 			"/etc/crio/crio.conf.d/10.conf": "[crio.network]\nnetwork_dir = \"/etc/cni/multus/net.d\"\nplugin_dirs = [\"/var/lib/cni/bin\", \"/usr/libexec/cni\"]\n",
-		}, Places{"CRI-O", "/etc/cni/multus/net.d", "/var/lib/cni/bin"}},
-		"CRI-O without its main file": {[]string{crioSocket}, map[string]string{"/etc/crio/crio.conf.d/10.conf": "[crio.network]\nnetwork_dir = \"/n\"\n"}, Places{"CRI-O", "/n", "/opt/cni/bin"}},
+		}, Dirs{"CRI-O", "/etc/cni/multus/net.d", "/var/lib/cni/bin"}},
+		"CRI-O without its main file": {[]string{crioSocket}, map[string]string{"/etc/crio/crio.conf.d/10.conf": "[crio.network]\nnetwork_dir = \"/n\"\n"}, Dirs{"CRI-O", "/n", "/opt/cni/bin"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := Find(node(t, tt.sockets, tt.files)); err != nil || got != tt.want {
@@ -91,8 +91,8 @@ func TestPlacesAreWhatTheRuntimesConfigurationSays(t *testing.T) {
 	}
 }
 
-// TestConfigurationThatMakesNoSenseIsSaid has the usual places be taken, and the error tell why.
-func TestConfigurationThatMakesNoSenseIsSaid(t *testing.T) {
+// TestFindReportsInvalidConfigurations expects the defaults and an error.
+func TestFindReportsInvalidConfigurations(t *testing.T) {
 	for name, text := range map[string]string{
 		"no TOML":        "plugins = [",
 		"another type":   "[plugins.cri.cni]\nconf_dir = 1",

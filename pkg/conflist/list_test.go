@@ -30,7 +30,7 @@ func TestEntryIsChainedAndTheRestStaysAsItIs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := before.with(plugin, []byte(own))
+			got, err := before.insert(plugin, []byte(own))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -41,10 +41,10 @@ func TestEntryIsChainedAndTheRestStaysAsItIs(t *testing.T) {
 			if err != nil {
 				t.Fatalf("what it wrote: %v", err)
 			}
-			if again, err := after.with(plugin, []byte(own)); err != nil || string(again) != string(got) {
+			if again, err := after.insert(plugin, []byte(own)); err != nil || string(again) != string(got) {
 				t.Errorf("chained again: %v, %s", err, again)
 			}
-			if left, err := after.without(plugin); err != nil || !strings.Contains(c.before, "kube2iam-cni") && string(left) != c.before {
+			if left, err := after.remove(plugin); err != nil || !strings.Contains(c.before, "kube2iam-cni") && string(left) != c.before {
 				t.Errorf("unchained it is not what it was:\n%s", cmp.Diff(c.before, string(left)))
 			}
 		})
@@ -65,7 +65,7 @@ func TestTextThatIsNoListIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := c.with(plugin, []byte(own)); err == nil {
+		if got, err := c.insert(plugin, []byte(own)); err == nil {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
@@ -73,7 +73,7 @@ func TestTextThatIsNoListIsRefused(t *testing.T) {
 
 func TestListOfALonePlugin(t *testing.T) {
 	conf := "{\n  \"cniVersion\": \"0.4.0\", \"name\": \"a \\\"b\\\"\", \"type\": \"bridge\", \"x\": 1.0\n}\n"
-	got, err := listOf([]byte(conf), []byte(own))
+	got, err := generate([]byte(conf), []byte(own))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,10 +84,10 @@ func TestListOfALonePlugin(t *testing.T) {
 	if err := json.Unmarshal(got, &list); err != nil {
 		t.Fatalf("%v: %s", err, got)
 	}
-	if list.CNIVersion != "0.4.0" || list.Name != `a "b"` || len(list.Plugins) != 2 || !same(list.Plugins[0], []byte(conf)) || string(list.Plugins[1]) != own {
+	if list.CNIVersion != "0.4.0" || list.Name != `a "b"` || len(list.Plugins) != 2 || !equalJSON(list.Plugins[0], []byte(conf)) || string(list.Plugins[1]) != own {
 		t.Errorf("%s", got)
 	}
-	if _, err := listOf([]byte(`{"type":"bridge"}`), []byte(own)); err == nil {
+	if _, err := generate([]byte(`{"type":"bridge"}`), []byte(own)); err == nil {
 		t.Error("a network without a name was taken")
 	}
 }
@@ -102,7 +102,7 @@ func FuzzChain(f *testing.F) {
 		if err != nil {
 			return
 		}
-		got, err := c.with(plugin, []byte(own))
+		got, err := c.insert(plugin, []byte(own))
 		if err != nil {
 			return
 		}
@@ -110,10 +110,10 @@ func FuzzChain(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q became %q: %v", text, got, err)
 		}
-		if n := len(after.of(plugin)); n != 1 {
+		if n := len(after.indexes(plugin)); n != 1 {
 			t.Fatalf("%q became %q, which has it %d times", text, got, n)
 		}
-		if left, err := after.without(plugin); err != nil || len(c.of(plugin)) == 0 && string(left) != string(text) {
+		if left, err := after.remove(plugin); err != nil || len(c.indexes(plugin)) == 0 && string(left) != string(text) {
 			t.Fatalf("%q was %q without it: %v", left, text, err)
 		}
 	})
