@@ -21,12 +21,12 @@ import (
 
 const (
 	fewPods, manyPods = 25, 250
-	// agentRounds is how often the agent looks at a node on which nothing is wrong.
+	// agentRounds is how many rounds are measured.
 	agentRounds = 31
 )
 
-// reconciling is the time of one round of the agent where nothing is wrong, how it grows with the pods, and the processes
-// that it starts.
+// reconciling measures a round of the agent that finds nothing to repair, how it grows with the number
+// of pods, and the processes that it starts.
 func reconciling(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	var figures []figure
 	for _, backend := range []redirect.Form{redirect.NFT, redirect.NFTables} {
@@ -79,7 +79,7 @@ func reconcilingWith(ctx context.Context, tools testbed.Tools, backend redirect.
 	}, err
 }
 
-// agent is the node's agent with what it has logged.
+// agent is the node's agent and its log.
 type agent struct {
 	*node.Agent
 	log *bytes.Buffer
@@ -102,8 +102,8 @@ func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
 	return agent{node.NewAgent(n, cache, 0), log}
 }
 
-// round is the median of rounds in milliseconds, after a first one. A round that has something to put right, or to complain
-// of, is an error: it is not what is measured.
+// round returns the median time of rounds after the first one, in milliseconds. A round that logs a
+// repair or a warning is an error.
 func (a agent) round(ctx context.Context, bed *testbed.Bed) (float64, error) {
 	var ms []float64
 	err := bed.Node.Do(func() error {
@@ -132,8 +132,8 @@ func (a agent) round(ctx context.Context, bed *testbed.Bed) (float64, error) {
 	return median(ms), nil
 }
 
-// agentProcesses is how many programs one round runs, in the family that it runs most for. The round is the agent's first,
-// which looks in no fewer places than any later.
+// agentProcesses returns how many programs a round runs, in the IP family with most of them. It is the
+// agent's first round, which checks at least as much as any later one.
 func agentProcesses(ctx context.Context, tools testbed.Tools, bed *testbed.Bed, backend redirect.Form) (int, error) {
 	program, err := tools.Path("kube2iam-agent")
 	if err != nil {

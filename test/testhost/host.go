@@ -1,4 +1,5 @@
-// Package testhost is a host, a pod and a metadata service for tests, each in a network namespace.
+// Package testhost makes a host, a pod and a metadata service for tests, each in a network
+// namespace.
 package testhost
 
 import (
@@ -27,8 +28,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
 )
 
-// Host has the network namespaces of a host, a pod and a metadata service, which live as long as the
-// test. The test's thread is in the host's.
+// Host has the network namespaces of a host, a pod and a metadata service. The test runs in the
+// host's.
 type Host struct {
 	*testing.T
 	Netns, Pod, Service *netnstest.Netns // Netns is the host's
@@ -64,7 +65,7 @@ func New(t *testing.T, kind, backend string) *Host {
 	return n
 }
 
-// Attach gives a namespace an eth0 with the addresses, as a CNI plugin before this one does.
+// Attach connects a namespace by an eth0 with the addresses, as a primary CNI plugin does.
 func (n *Host) Attach(kind, hostLink string, pod *netnstest.Netns, ip4, ip6 string) {
 	n.Helper()
 	n.Netns.Veth(hostLink, pod, "eth0")
@@ -85,8 +86,8 @@ func (n *Host) Attach(kind, hostLink string, pod *netnstest.Netns, ip4, ip6 stri
 		"route add default via 10.1.0.1", "route add default via fe80::1 dev eth0")
 }
 
-// standIn makes the iptables commands of the node: each notes its call, fails if it is told to, and else becomes the real
-// one.
+// standIn makes the iptables commands of the node. Each logs its call, fails if FailCommand says
+// so, and otherwise runs the real command.
 func (n *Host) standIn() {
 	n.Helper()
 	for _, name := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
@@ -107,7 +108,7 @@ printf '%s\n' "$input" | `+real+with+` "$@"
 	}
 }
 
-// FailCommand makes the calls that contain part fail; with status 0 none fails any more.
+// FailCommand makes the calls that contain part fail with a status. Status 0 ends it.
 func (n *Host) FailCommand(status int, part string) {
 	n.Helper()
 	file := filepath.Join(n.Commands, "fail")
@@ -118,7 +119,7 @@ func (n *Host) FailCommand(status int, part string) {
 	n.Must(os.WriteFile(file, fmt.Appendf(nil, "%d %s\n", status, part), 0o644))
 }
 
-// Calls are the iptables commands that were run since the last question.
+// Calls returns the iptables commands that were run since the last call of Calls.
 func (n *Host) Calls() []string {
 	n.Helper()
 	file := filepath.Join(n.Commands, "log")
@@ -138,7 +139,7 @@ func (n *Host) Must(err error) {
 	}
 }
 
-// NewPod is one more pod of the node.
+// NewPod attaches another pod.
 func (n *Host) NewPod(kind, hostLink, ip4, ip6 string) *netnstest.Netns {
 	n.Helper()
 	pod := netnstest.New(n.T)
@@ -146,7 +147,7 @@ func (n *Host) NewPod(kind, hostLink, ip4, ip6 string) *netnstest.Netns {
 	return pod
 }
 
-// In runs a function on a thread that is in a namespace, and dies with it.
+// In runs a function in a namespace on a thread of its own, which ends with the function.
 func (n *Host) In(ns *netnstest.Netns, do func()) {
 	n.Helper()
 	entered := make(chan error)
@@ -167,7 +168,7 @@ func (n *Host) IP(ns *netnstest.Netns, commands ...string) {
 	ns.IP(commands...)
 }
 
-// Run runs a real command on the host.
+// Run runs a command on the host and returns its output.
 func (n *Host) Run(command string) string {
 	n.Helper()
 	words := strings.Fields(command)
@@ -178,7 +179,8 @@ func (n *Host) Run(command string) string {
 	return string(out)
 }
 
-// Rules is every rule of the host, as the save commands write them without comments and counters.
+// Rules returns every rule of the host, as the save commands write them, without comments and
+// counters.
 func (n *Host) Rules() string {
 	n.Helper()
 	return strings.Join(append(n.IPTablesRules(), n.NFTables()...), "\n")
@@ -199,7 +201,7 @@ func (n *Host) IPTablesRules() (kept []string) {
 	return kept
 }
 
-// NFTables is what stands in our tables.
+// NFTables returns the rules and elements of kube2iam-cni's tables.
 func (n *Host) NFTables() []string {
 	n.Helper()
 	lines, err := nftlist.Ours(func(args ...string) (string, error) {
@@ -210,7 +212,7 @@ func (n *Host) NFTables() []string {
 	return lines
 }
 
-// Redirections are the rules with which the pods are redirected.
+// Redirections returns the rules and elements that redirect pods.
 func (n *Host) Redirections() []string {
 	n.Helper()
 	var ours []string
@@ -222,7 +224,7 @@ func (n *Host) Redirections() []string {
 	return ours
 }
 
-// State is the names of the records, and of the addresses that they hold.
+// State returns the names of the records and of the addresses that they hold.
 func (n *Host) State() []string {
 	n.Helper()
 	var names []string
@@ -261,7 +263,7 @@ func (n *Host) Serve(ns *netnstest.Netns, addr, word string) {
 	}()
 }
 
-// Dial tells what a client in a namespace meets: what was served, "refused", or "silence" for as long as it waited.
+// Dial connects from a namespace and returns the answer, "refused", or "silence" after the timeout.
 func (n *Host) Dial(ns *netnstest.Netns, source, addr string, wait time.Duration) (answer string) {
 	n.Helper()
 	n.In(ns, func() {
@@ -292,7 +294,7 @@ func (n *Host) Dial(ns *netnstest.Netns, source, addr string, wait time.Duration
 	return answer
 }
 
-// Args are a runtime's for a container in a namespace whose eth0 has the addresses.
+// Args returns a runtime's arguments for a container whose eth0 has the addresses.
 func (n *Host) Args(containerID string, ns *netnstest.Netns, ips ...string) *skel.CmdArgs {
 	n.Helper()
 	var configs []map[string]string
@@ -315,7 +317,7 @@ func (n *Host) Args(containerID string, ns *netnstest.Netns, ips ...string) *ske
 	}
 }
 
-// Conf is the network configuration with some keys more.
+// Conf returns the network configuration with additional keys.
 func (n *Host) Conf(more map[string]any) []byte {
 	n.Helper()
 	conf := map[string]any{
