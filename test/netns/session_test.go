@@ -107,7 +107,7 @@ func TestChainedRoles(t *testing.T) {
 		if call.Duration != time.Hour || n.issued(call.AccessKeyID).RoleARN != between {
 			t.Errorf("STS saw %+v", call)
 		}
-		if !strings.Contains(p.Log(), "STS gives chained roles no more") {
+		if !strings.Contains(p.Log(), "STS limits the sessions of chained roles") {
 			t.Error("the log does not say that sessions are shorter")
 		}
 	})
