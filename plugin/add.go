@@ -9,7 +9,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// add attaches the pod, and returns the previous result. After an error there is neither a rule nor a record of the
+// add attaches the pod and prints prevResult. If it fails, it leaves neither a rule nor a record of the
 // attachment.
 func (p *plugin) add(args *skel.CmdArgs) error {
 	ctx := context.Background()
@@ -36,7 +36,7 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 	return nil
 }
 
-// print writes the previous result as it came, in the version of the configuration.
+// print prints prevResult, in the version of the configuration.
 func (p *plugin) print(conf *netconf.Config) error {
 	result, err := conf.PrevResult.GetAsVersion(conf.CNIVersion)
 	if err != nil {

@@ -9,13 +9,13 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// del removes what is on record for the attachment; the network namespace, prevResult and most of the configuration are
-// not looked at, because by now they may be gone, or wrong.
+// del removes the rules and the record of the attachment. It reads neither the network namespace nor
+// prevResult, which may no longer exist, and only the state directory of the configuration.
 //
-// Any error of a DEL stops the chain, and the plugins before this one never release the pod's interface and address. So
-// the only error is that of a lock which another process held for too long: the runtime will try again. What cannot be
-// removed for another reason stays on record, and can do no harm: the rule needs the host interface that goes with the
-// pod, or its successor's own address on it.
+// An error of DEL stops the chain, so the plugins before this one would not release the pod's interface
+// and address. del therefore fails only if a lock is busy, because the runtime then tries again. After
+// another failure the record stays, and the agent removes the rest. A rule that stays is harmless: it
+// matches only the pod's host interface, which the runtime removes, together with the pod's address.
 func (p *plugin) del(args *skel.CmdArgs) error {
 	n := p.node(&netconf.Config{StateDir: netconf.StateDir(args.StdinData)})
 	defer n.Close()

@@ -11,15 +11,15 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// gc tears down the attachments of the network that the runtime does not list as valid. It goes on after an error, and
-// returns all of them.
+// gc removes the attachments of the network that the runtime does not list as valid. It continues after
+// an error, and returns all errors.
 func (p *plugin) gc(args *skel.CmdArgs) error {
 	conf, err := netconf.Parse(args.StdinData)
 	if err != nil {
 		return err
 	}
 	if conf.Valid == nil {
-		// To take a missing list for an empty one would tear down every pod of the node.
+		// With a missing list as an empty one, GC would remove the attachments of all pods.
 		return cniError(types.ErrInvalidNetworkConfig, "", "cni.dev/valid-attachments is missing")
 	}
 	n := p.node(conf)

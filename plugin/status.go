@@ -14,8 +14,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// status fails with code 50 where no ADD could succeed: without the iptables that is asked for, without an address to redirect to, without a
-// state directory that can be written. It runs no command that it can do without, and makes nothing.
+// status fails with code 50 if every ADD would fail: without the backend that the configuration names,
+// without an address for the proxy, or without a writable state directory. It changes nothing.
 func (p *plugin) status(args *skel.CmdArgs) error {
 	conf, err := netconf.Parse(args.StdinData)
 	if err != nil {
@@ -33,7 +33,7 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 	return nil
 }
 
-// writable tells whether files can be made in a directory, or the directory itself.
+// writable returns an error if the directory exists and is not writable, or cannot be created.
 func writable(dir string) error {
 	for {
 		err := unix.Access(dir, unix.W_OK|unix.X_OK)
