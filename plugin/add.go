@@ -25,13 +25,13 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 	defer n.Close()
 	record, err := n.Attach(ctx, req)
 	if err != nil {
-		return coded(err, codeState)
+		return toCNIError(err, codeState)
 	}
 	if err := p.print(conf); err != nil {
 		if err := n.Detach(ctx, record.ContainerID, record.IfName); err != nil {
 			p.log.Error("failed ADD could not be undone", "attachment", record.ID(), "error", err)
 		}
-		return coded(err, types.ErrIOFailure)
+		return toCNIError(err, types.ErrIOFailure)
 	}
 	return nil
 }

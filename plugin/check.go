@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -22,9 +23,9 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	}
 	n := p.node(conf)
 	defer n.Close()
-	wrong, err := n.Check(req)
+	wrong, err := n.Check(context.Background(), req)
 	if err != nil {
-		return coded(err, codeCheck)
+		return toCNIError(err, codeCheck)
 	}
 	if len(wrong) > 0 {
 		return cniError(codeCheck, "", "attachment %s: %s", attachment.ID(args.ContainerID, args.IfName), strings.Join(wrong, "; "))

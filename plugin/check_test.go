@@ -28,10 +28,10 @@ func TestCheck(t *testing.T) {
 		n.flush("redirections")
 		if n.Backend == "nftables" {
 			n.Run("nft flush chain ip kube2iam-cni guard")
-			wantCode(t, n.check(args), codeCheck, "no redirection of c1@eth0", "10.1.0.5", "192.168.7.2:8181", "no guard in table ip kube2iam-cni")
+			wantCode(t, n.check(args), codeCheck, "missing: redirection of 10.1.0.5 to 192.168.7.2:8181 of c1@eth0", "missing: rules of chain guard of table ip kube2iam-cni")
 		} else {
-			n.Run(n.Backend + " -F FORWARD")
-			wantCode(t, n.check(args), codeCheck, "no redirection of 10.1.0.5 to 192.168.7.2:8181", "no guard in filter FORWARD")
+			n.Run("iptables -t nat -F PREROUTING")
+			wantCode(t, n.check(args), codeCheck, "missing: redirection of 10.1.0.5 to 192.168.7.2:8181", "missing: jump to KUBE2IAM-CNI")
 		}
 		n.IP(n.Netns, "link set veth0 down", "link set veth0 name veth9")
 		wantCode(t, n.check(args), codeCheck, "veth9", "veth0")

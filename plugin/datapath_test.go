@@ -3,8 +3,6 @@ package main
 import (
 	"net"
 	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,12 +13,12 @@ import (
 
 // datapaths runs a test on each way of a pod's packets into the host, with each backend.
 func datapaths(t *testing.T, test func(*testing.T, *testNode)) {
-	datapathsBy(t, test, "iptables-nft", "iptables-legacy", "nftables")
+	datapathsBy(t, test, "iptables", "nftables")
 }
 
 // iptablesDatapaths is datapaths for what is iptables' alone: its commands, and the places of its rules.
 func iptablesDatapaths(t *testing.T, test func(*testing.T, *testNode)) {
-	datapathsBy(t, test, "iptables-nft", "iptables-legacy")
+	datapathsBy(t, test, "iptables")
 }
 
 func datapathsBy(t *testing.T, test func(*testing.T, *testNode), backends ...string) {
@@ -36,35 +34,7 @@ func (n *testNode) iptables(family string) string {
 	if form, ok := strings.CutPrefix(n.Backend, "iptables"); ok {
 		return family + form
 	}
-	return family + "-nft"
-}
-
-// dialDropped dials until the backstop has dropped a packet, and says "dropped" then; else what the client met. Silence
-// alone would prove nothing: an answer may only be late.
-func (n *testNode) dialDropped(command string, ns *netnstest.Netns, source, addr string) (answer string) {
-	n.Helper()
-	before := n.drops(command)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
-		if answer = n.Dial(ns, source, addr, 300*time.Millisecond); answer != "silence" {
-			return answer
-		}
-		if n.drops(command) > before {
-			return "dropped"
-		}
-	}
-	return answer
-}
-
-// drops is how many packets the backstop of a family has dropped.
-func (n *testNode) drops(command string) int {
-	n.Helper()
-	first := strings.Fields(n.Run(command + n.Backend[len("iptables"):] + " -t mangle -v -n -x -L POSTROUTING 1"))
-	if len(first) < 3 || first[2] != "DROP" || !slices.Contains(first, "kube2iam-cni") {
-		n.Fatalf("the first rule of POSTROUTING is %q", first)
-	}
-	packets, err := strconv.Atoi(first[0])
-	n.Must(err)
-	return packets
+	return family
 }
 
 // wantForgedDropped has a neighbour take the pod's addresses and dial from there. What the client meets tells nothing, for
@@ -147,17 +117,9 @@ func TestDatapath(t *testing.T) {
 			n.Run(n.iptables(family) + " -t filter -I FORWARD -j ACCEPT")
 		}
 		want("after ACCEPT", "IPv4", n.Dial(n.Pod, pod4, address4, long), "proxy to "+pod4)
-		// Nobody's ACCEPT takes the word of nftables' guard back, and iptables' backstop does not need it.
+		// The guard is in nftables with either backend. Its drop is final.
 		want("after ACCEPT", "IPv4, another source", n.Dial(n.Pod, "10.1.0.66", address4, long), "refused")
 		want("after ACCEPT", "IPv6, another source", n.Dial(n.Pod, "fd00:1::66", address6, long), "refused")
-		if n.Backend != "nftables" {
-			for _, chain := range []string{"guard", "backstop"} {
-				n.Run("nft delete chain ip kube2iam-cni " + chain)
-				n.Run("nft delete chain ip6 kube2iam-cni " + chain)
-			}
-			want("after ACCEPT", "IPv4, another source", n.dialDropped("iptables", n.Pod, "10.1.0.66", address4), "dropped")
-			want("after ACCEPT", "IPv6, another source", n.dialDropped("ip6tables", n.Pod, "fd00:1::66", address6), "dropped")
-		}
 		want("after ACCEPT", "IPv4, the host", n.Dial(n.Netns, "", address4, long), "service to "+testhost.Uplink4)
 		want("after ACCEPT", "IPv6, the host", n.Dial(n.Netns, "", address6, long), "service to "+testhost.Uplink6)
 		for _, family := range []string{"iptables", "ip6tables"} {

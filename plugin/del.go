@@ -20,8 +20,8 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 	n := p.node(&netconf.Config{StateDir: netconf.StateDir(args.StdinData)})
 	defer n.Close()
 	err := n.Detach(context.Background(), args.ContainerID, args.IfName)
-	if passing(err) {
-		return coded(err, codeRules)
+	if isTemporary(err) {
+		return toCNIError(err, codeRules)
 	}
 	if err != nil {
 		p.log.Error("attachment could not be torn down; it stays on record", "attachment",

@@ -28,14 +28,14 @@ func TestDelTolerates(t *testing.T) {
 		},
 		"another name of the network": func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.Conf(map[string]any{"name": "renamed"}) },
 		"another form of iptables": func(n *testNode, args *skel.CmdArgs) {
-			args.StdinData = n.Conf(map[string]any{"backend": "iptables-legacy"})
+			args.StdinData = n.Conf(map[string]any{"backend": "iptables"})
 		},
 		"a prevResult that is nonsense": func(n *testNode, args *skel.CmdArgs) { args.StdinData = n.Conf(map[string]any{"prevResult": 7}) },
 		"the interface gone":            func(n *testNode, args *skel.CmdArgs) { n.IP(n.Netns, "link del veth0") },
-		"the rule gone":                 func(n *testNode, args *skel.CmdArgs) { n.Run("iptables-nft -t nat -F KUBE2IAM-CNI") },
+		"the rule gone":                 func(n *testNode, args *skel.CmdArgs) { n.Run("iptables -t nat -F KUBE2IAM-CNI") },
 		"the base gone": func(n *testNode, args *skel.CmdArgs) {
-			n.Run("iptables-nft -t nat -F")
-			n.Run("iptables-nft -t nat -X")
+			n.Run("iptables -t nat -F")
+			n.Run("iptables -t nat -X")
 		},
 		"a record that cannot be read": func(n *testNode, args *skel.CmdArgs) {
 			n.Must(os.WriteFile(filepath.Join(n.StateDir, "attachments", "c1@eth0.json"), []byte("{"), 0o644))
@@ -43,7 +43,7 @@ func TestDelTolerates(t *testing.T) {
 		"the record gone": func(n *testNode, args *skel.CmdArgs) { n.Must(os.RemoveAll(n.StateDir)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, "bridged", "iptables-nft")
+			n := newNode(t, "bridged", "iptables")
 			n.Must(n.add(n.Args("c1", n.Pod, pod4, pod6)))
 			args := n.Args("c1", n.Pod, pod4, pod6)
 			change(n, args)

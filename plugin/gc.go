@@ -24,7 +24,7 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 	}
 	n := p.node(conf)
 	defer n.Close()
-	return coded(n.DetachAll(context.Background(), func(r *attachment.Record) bool {
+	return toCNIError(n.DetachAll(context.Background(), func(r *attachment.Record) bool {
 		return r.Network == conf.Name && !slices.Contains(conf.Valid, types.GCAttachment{ContainerID: r.ContainerID, IfName: r.IfName})
 	}), codeGC)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	cni "github.com/containernetworking/cni/pkg/version"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
 )
 
 // The build sets these by -ldflags "-X main.version=…".
@@ -41,7 +41,7 @@ func runPlugin() int {
 		// plugins that call other plugins, which this one does not do.
 		os.Setenv("CNI_PATH", "/")
 	}
-	p := &plugin{System: node.Host(), stdout: os.Stdout, log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	p := &plugin{System: attach.Host(), stdout: os.Stdout, log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	// skel reports success for a callback that is nil.
 	callbacks := skel.CNIFuncs{Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status}
 	if err := skel.PluginMainFuncsWithError(callbacks, cni.All, "CNI plugin kube2iam-cni "+version); err != nil {

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
@@ -29,7 +29,7 @@ func newNode(t *testing.T, kind, backend string) *testNode {
 	t.Helper()
 	n := &testNode{Host: testhost.New(t, kind, backend)}
 	n.plugin = &plugin{
-		System: node.Host(),
+		System: attach.Host(),
 		stdout: &n.out,
 		log:    slog.New(slog.NewTextHandler(&n.errors, nil)),
 	}
@@ -38,12 +38,12 @@ func newNode(t *testing.T, kind, backend string) *testNode {
 		n.FindLink = func(netnsPath, ifName string) (*hostlink.Link, error) {
 			link, err := hostlink.Find(netnsPath, ifName)
 			if link != nil {
-				link.Filtered = false
+				link.IsFiltered = false
 			}
 			return link, err
 		}
 	}
-	n.Dirs = []string{n.Commands}
+	n.IPTablesDirs = []string{n.Commands}
 	n.Now = func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.FixedZone("", 3600)) }
 	return n
 }

@@ -18,7 +18,7 @@ func TestAddRollsBack(t *testing.T) {
 		break_ func(*testNode)
 		code   uint
 	}{
-		"the guard is refused":      {func(n *testNode) { n.FailCommand(3, "-C POSTROUTING") }, codeRules},
+		"the jump is refused":       {func(n *testNode) { n.FailCommand(3, "-C PREROUTING") }, codeRules},
 		"the append is refused":     {func(n *testNode) { n.FailCommand(1, "-A KUBE2IAM-CNI -s 10.1.0.5") }, codeRules},
 		"the append is too late":    {func(n *testNode) { n.FailCommand(4, "-A KUBE2IAM-CNI -s 10.1.0.5") }, types.ErrTryAgainLater},
 		"the second append fails":   {func(n *testNode) { n.FailCommand(1, "fd00:1::5") }, codeRules},
@@ -91,10 +91,6 @@ func TestAddRefuses(t *testing.T) {
 		"another interface's addresses": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			args.StdinData = n.Args("c1", n.Pod, "10.1.0.99").StdinData
 		}, codeAddresses, []string{"10.1.0.99", pod4}},
-		"a mark that routing rules ask for": {"bridged", func(n *testNode, args *skel.CmdArgs) {
-			n.Must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o644))
-			n.IP(n.Netns, "rule add fwmark 0x1000/0xf000 lookup main priority 77")
-		}, codeMark, []string{"mark 0x1000", "ip rule 77", `"mark"`}},
 		"no way out of the node": {"routed", func(n *testNode, args *skel.CmdArgs) {
 			n.IP(n.Netns, "route del default via 192.168.7.1", "route del default via fd00:7::1")
 		}, codeProxyIP, []string{"proxyIP"}},
@@ -103,11 +99,11 @@ func TestAddRefuses(t *testing.T) {
 			args.StdinData = n.Conf(map[string]any{"proxyIP": "fd00::1", "prevResult": decode(n.T, conf).(map[string]any)["prevResult"]})
 		}, codeProxyIP, []string{"fd00::1", pod4}},
 		"no iptables of the form": {"routed", func(n *testNode, args *skel.CmdArgs) {
-			n.Must(os.Remove(filepath.Join(n.Commands, "iptables-nft")))
-		}, codeNoIPTables, []string{"iptables-nft", "backend"}},
+			n.Must(os.Remove(filepath.Join(n.Commands, "iptables")))
+		}, codeNoIPTables, []string{"iptables", "backend"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, tc.kind, "iptables-nft")
+			n := newNode(t, tc.kind, "iptables")
 			args := n.Args("c1", n.Pod, pod4, pod6)
 			tc.change(n, args)
 			wantCode(t, n.add(args), tc.code, tc.says...)
@@ -126,7 +122,7 @@ func TestAddRefuses(t *testing.T) {
 
 // TestAddWithoutState has a state directory in which nothing can be made.
 func TestAddWithoutState(t *testing.T) {
-	for _, backend := range []string{"auto", "iptables-nft"} {
+	for _, backend := range []string{"auto", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
 			n := newNode(t, "routed", backend)
 			n.Must(os.WriteFile(n.StateDir, nil, 0o644))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,7 +25,7 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 	unavailable := func(err error) error { return cniError(types.ErrPluginNotAvailable, "", "%v", err) }
 	n := p.node(conf)
 	defer n.Close()
-	if err := n.Usable(); err != nil {
+	if err := n.CheckUsable(context.Background()); err != nil {
 		return unavailable(err)
 	}
 	if err := writable(conf.StateDir); err != nil {

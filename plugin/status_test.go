@@ -16,8 +16,8 @@ func TestStatus(t *testing.T) {
 		says    string // nothing is success
 	}{
 		"all is there":       {"auto", func(n *testNode) {}, ""},
-		"one form":           {"auto", func(n *testNode) { n.Must(os.Remove(filepath.Join(n.Commands, "iptables-nft"))) }, ""},
-		"not the form asked": {"iptables-nft", func(n *testNode) { n.Must(os.Remove(filepath.Join(n.Commands, "iptables-nft"))) }, "iptables-nft"},
+		"one form":           {"auto", func(n *testNode) { n.Must(os.Remove(filepath.Join(n.Commands, "iptables"))) }, ""},
+		"not the form asked": {"iptables", func(n *testNode) { n.Must(os.Remove(filepath.Join(n.Commands, "iptables"))) }, "iptables"},
 		"no iptables":        {"auto", func(n *testNode) { n.Must(os.RemoveAll(n.Commands)) }, ""},
 		"nftables":           {"nftables", func(n *testNode) { n.Must(os.RemoveAll(n.Commands)) }, ""},
 		"IPv6 only":          {"auto", func(n *testNode) { n.IP(n.Netns, "route del default via 192.168.7.1") }, ""},

@@ -212,7 +212,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 	remove := func(i int) {
 		gone := alive[i]
 		alive = append(alive[:i], alive[i+1:]...)
-		if err := records.Delete(t.Context(), string(gone.UID), "eth0"); err != nil {
+		if err := records.Delete(string(gone.UID), "eth0"); err != nil {
 			t.Fatal(err)
 		}
 		if err := api.DeletePod(gone.Namespace, gone.Name); err != nil {
@@ -234,7 +234,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 		new := pod{api.PutPod(created), address(i)}
 		alive = append(alive, new)
 		if chance.IntN(2) == 0 {
-			err := records.Put(t.Context(), testrecord.New(string(new.UID), attachment.Pod{Namespace: new.Namespace, Name: new.Name, UID: string(new.UID)}, new.ip))
+			err := records.Put(testrecord.New(string(new.UID), attachment.Pod{Namespace: new.Namespace, Name: new.Name, UID: string(new.UID)}, new.ip))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -30,7 +30,7 @@ func recorded(t *testing.T, stateDir, namespace, pod, ip string) {
 func recordedAs(t *testing.T, stateDir string, pod attachment.Pod, ip string) {
 	t.Helper()
 	a := netip.MustParseAddr(ip)
-	err := attachment.In(stateDir).Put(t.Context(), &attachment.Record{
+	err := attachment.In(stateDir).Put(&attachment.Record{
 		ContainerID: pod.Namespace + pod.Name, IfName: "eth0", Network: "net", Netns: "/run/netns/" + pod.Name, Pod: pod,
 		IPs: []netip.Addr{a}, Datapath: attachment.DatapathRouted, HostLink: attachment.HostLink{Name: "veth0", Index: 7}, Backend: "nftables", Created: time.Now(),
 	})

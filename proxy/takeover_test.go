@@ -246,7 +246,7 @@ func TestFormerPortIsServedWithoutAPredecessor(t *testing.T) {
 		ip := netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})
 		record := testrecord.New(fmt.Sprint("c", i), attachment.Pod{}, ip)
 		record.Redirects[0].Proxy = netip.AddrPortFrom(netip.MustParseAddr("10.0.0.254"), p)
-		if err := attachment.In(o.stateDir).Put(t.Context(), record); err != nil {
+		if err := attachment.In(o.stateDir).Put(record); err != nil {
 			t.Fatal(err)
 		}
 	}

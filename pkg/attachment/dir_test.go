@@ -23,7 +23,7 @@ func record(containerID string, ips ...string) *Record {
 		ContainerID: containerID, IfName: "eth0", Network: "net", Netns: "/run/netns/x",
 		Pod:      Pod{Namespace: "team", Name: "web-0", UID: "uid-" + containerID},
 		HostLink: HostLink{Name: "veth0", Index: 7, Bridge: "br0"},
-		Datapath: DatapathBridged, Backend: "iptables-nft",
+		Datapath: DatapathBridged, Backend: BackendIPTables,
 		Created: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
 	}
 	for _, ip := range ips {
@@ -40,14 +40,14 @@ func newDir(t *testing.T) Dir { return In(filepath.Join(t.TempDir(), "state")) }
 
 func put(t *testing.T, d Dir, r *Record) {
 	t.Helper()
-	if err := d.Put(t.Context(), r); err != nil {
+	if err := d.Put(r); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func del(t *testing.T, d Dir, containerID string) {
 	t.Helper()
-	if err := d.Delete(t.Context(), containerID, "eth0"); err != nil {
+	if err := d.Delete(containerID, "eth0"); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -288,7 +288,7 @@ func TestPutRefuses(t *testing.T) {
 			d := newDir(t)
 			r := record("a", "10.1.0.5")
 			change(r)
-			if err := d.Put(t.Context(), r); err == nil {
+			if err := d.Put(r); err == nil {
 				t.Error("no error")
 			}
 			if got := append(names(t, d.records()), names(t, d.byIP())...); len(got) > 0 {
@@ -305,7 +305,7 @@ func TestPutThatFails(t *testing.T) {
 	if err := os.Mkdir(d.ipFile(netip.MustParseAddr("10.1.0.6")), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Put(t.Context(), record("a", "10.1.0.5", "10.1.0.6")); err == nil {
+	if err := d.Put(record("a", "10.1.0.5", "10.1.0.6")); err == nil {
 		t.Error("no error")
 	}
 	if diff := cmp.Diff([]string{"b@eth0.json"}, names(t, d.records())); diff != "" {

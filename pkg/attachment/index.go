@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Index answers who holds an address, at each call as the directory says at that moment: a lookup asks the kernel whether
-// the address's entry is still the file that was read before, so no record is believed a moment longer than it stands, and
-// a steady one costs one system call. It asks by the whole path, because the directory itself may be another one by now.
+// Index caches the records of addresses. Each lookup asks the kernel whether the address's entry is
+// still the file that was read, so a cached record is never used after a change. A lookup of a cached
+// record costs one system call. It uses the whole path, because the directory can be replaced.
 type Index struct {
 	dir Dir
 
 	mu    sync.RWMutex
-	first *os.File // the directory of addresses when it was first there, open so that its inode is not reused; nil before
+	first *os.File // the first directory of addresses; open, so its inode is not reused
 	read  map[netip.Addr]readRecord
 }
 
@@ -29,37 +29,40 @@ type readRecord struct {
 	record *Record
 }
 
-// fileID tells one version of an entry from the next: every Put makes a new inode, and its change time keeps a reused
-// inode number apart.
+// fileID tells one version of an entry from the next: each Put makes a new inode, and the change time
+// tells a reused inode number.
 type fileID struct {
 	dev, ino uint64
 	ctime    unix.Timespec
 	size     int64
 }
 
-// maxIndex bounds what is remembered. Far more than the pods of a node: over it, what was read is forgotten at once.
+// maxIndex bounds the cache, far above the number of pods of a node. A full cache is emptied.
 const maxIndex = 8192
 
-// NewIndex is an index over the records of a state directory, which need not exist yet.
+// NewIndex returns an index of a state directory, which need not exist.
 func NewIndex(d Dir) *Index { return &Index{dir: d, read: make(map[netip.Addr]readRecord)} }
 
-// ErrNoRecords is the error of a lookup that finds no entry after the records' directory was removed, whether or not another
-// one is there since. The plugin never removes it, so the pods whose records were in it may still be there, with their rules.
+// ErrNoRecords is the error of a lookup that finds no entry after the records' directory was removed,
+// whether or not there is another one. The plugin never removes it, so pods whose records were in it can
+// still exist, with their rules.
 var ErrNoRecords = errors.New("the directory of the records was removed")
 
-// Holder is the record of the attachment that holds ip now, or nil where none does. The record is shared: it must not be
-// changed. An error means that who holds the address is not known: there is an entry but it cannot be read, or it wraps
+// Holder returns the record of the attachment that holds ip, or nil if none does. Callers do not change
+// the record. An error means that the holder is unknown: its record cannot be read, or the error is
 // ErrNoRecords.
 func (x *Index) Holder(ip netip.Addr) (*Record, error) {
 	x.mu.RLock()
-	known, ok := x.read[ip]
+	cached, ok := x.read[ip]
 	x.mu.RUnlock()
 	if ok {
 		var st unix.Stat_t
-		if err := unix.Lstat(known.path, &st); err == nil && known.id == idOf(&st) {
-			return known.record, nil
+		if err := unix.Lstat(cached.path, &st); err == nil && cached.id == idOf(&st) {
+			return cached.record, nil
 		}
-		x.forget(ip)
+		x.mu.Lock()
+		delete(x.read, ip)
+		x.mu.Unlock()
 	}
 	return x.load(ip)
 }
@@ -68,13 +71,13 @@ func (x *Index) load(ip netip.Addr) (*Record, error) {
 	path := x.dir.ipFile(ip)
 	f, err := open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, x.absent()
+		return nil, x.checkDirectory()
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	// The identity is that of the very file that is read, before it is read: a rename in between shows at the next call.
+	// The identity is that of the open file, before it is read. The next lookup notices a rename between.
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, &fs.PathError{Op: "fstat", Path: path, Err: err}
@@ -98,31 +101,24 @@ func (x *Index) load(ip netip.Addr) (*Record, error) {
 	return record, nil
 }
 
-// absent returns nil if the lack of an entry means that no attachment holds the address.
-func (x *Index) absent() error {
+// checkDirectory returns nil if a missing entry means that no attachment holds the address.
+func (x *Index) checkDirectory() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.first == nil {
-		// Without a directory, no plugin has ever attached a pod by it.
 		f, err := os.Open(x.dir.byIP())
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+			return nil // no plugin has attached a pod
 		}
 		x.first = f
 		return err
 	}
 	first, err := x.first.Stat()
-	now, gone := os.Stat(x.dir.byIP())
-	if err != nil || gone != nil || !os.SameFile(first, now) {
+	now, missing := os.Stat(x.dir.byIP())
+	if err != nil || missing != nil || !os.SameFile(first, now) {
 		return fmt.Errorf("%w: %s", ErrNoRecords, x.dir.byIP())
 	}
 	return nil
-}
-
-func (x *Index) forget(ip netip.Addr) {
-	x.mu.Lock()
-	delete(x.read, ip)
-	x.mu.Unlock()
 }
 
 func idOf(st *unix.Stat_t) fileID {

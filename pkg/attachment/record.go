@@ -1,7 +1,7 @@
-// Package attachment keeps the records of who holds which IP on this node.
+// Package attachment keeps the records of which pod holds which IP address on this node.
 //
-// The plugin writes one record for each attachment (a container's interface on a network) before it programs any rule, and
-// removes it after the rules are gone. The proxy reads them to learn which pod holds a source address now.
+// An attachment is one network interface of one container. ADD writes its record before the rules, and
+// DEL removes it after them. The proxy reads records to learn which pod holds a source address.
 package attachment
 
 import (
@@ -20,55 +20,56 @@ const (
 	BackendIPTables Backend = "iptables"
 )
 
-// The metadata service's fixed address (Amazon EC2 User Guide, "Access instance metadata") and port. A
-// configuration can change the IPv4 address.
-const MetadataPort = 80
-
-// MetadataIPv6 is the IPv6 address of the metadata service.
-var MetadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
-
-// Datapath says how the packets of an attachment enter the host, and so how its redirection is matched.
+// Datapath says how the packets of an attachment enter the host, and so how they are redirected.
 type Datapath string
 
 const (
-	// DatapathRouted is a veth whose host side is no port of a bridge: its packets enter the host's IP layer by it.
+	// DatapathRouted is a veth whose packets enter the host's IP layer by its host side.
 	DatapathRouted Datapath = "routed"
-	// DatapathBridged is a veth whose host side is a bridge port: the IP layer sees them arrive by the bridge.
+	// DatapathBridged is a veth whose host side is a bridge port. The IP layer sees the bridge only.
 	DatapathBridged Datapath = "bridged"
-	// DatapathPod is an interface whose packets the host's rules do not see: the redirection is made inside the pod, and the
-	// proxy sees connections that were dialled to it directly.
+	// DatapathPod is an interface whose packets the host's rules do not see. The redirection is inside the
+	// pod, and the proxy sees connections that were dialled to it directly.
 	DatapathPod Datapath = "pod"
 )
 
-// Pod is the pod that an attachment belongs to, as the runtime named it in CNI_ARGS. It is empty where the runtime named
-// none: such an address is held by something that is no pod.
+// The metadata service's addresses and port (Amazon EC2 User Guide, "Access instance metadata"). A
+// configuration can change the IPv4 address only.
+var (
+	MetadataIPv4 = netip.MustParseAddr("169.254.169.254")
+	MetadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
+)
+
+// MetadataPort is the metadata service's TCP port.
+const MetadataPort = 80
+
+// Pod is the pod of an attachment as the runtime named it in CNI_ARGS. It is empty if the runtime named
+// none: then the address belongs to something that is not a pod.
 type Pod struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
 	UID       string `json:"uid,omitempty"`
 }
 
-// HostLink is the interface on the host that the attachment's packets enter by. It is empty where there is none.
+// HostLink is the interface on the host by which the attachment's packets enter. It is empty if there
+// is none.
 type HostLink struct {
 	Name  string `json:"name,omitempty"`
 	Index int    `json:"index,omitempty"`
-	// Bridge is the name of the bridge that the link is a port of; empty for a routed one.
+	// Bridge is the bridge that the link is a port of, if any.
 	Bridge string `json:"bridge,omitempty"`
 }
 
-// Redirect is one redirection that was programmed for an attachment: everything needed to find its rule again, whatever
-// the configuration says by then.
+// Redirect is one redirection of an attachment. It has all that finds its rule again, whatever the
+// configuration says then.
 type Redirect struct {
-	// Source is the pod's own address, which the rule matches.
-	Source netip.Addr `json:"source"`
-	// Metadata is where the redirected connections were bound for.
-	Metadata netip.AddrPort `json:"metadata"`
-	// Proxy is where they go instead.
-	Proxy netip.AddrPort `json:"proxy"`
+	Source   netip.Addr     `json:"source"`   // the pod's address
+	Metadata netip.AddrPort `json:"metadata"` // the destination of the connections
+	Proxy    netip.AddrPort `json:"proxy"`    // their destination after translation
 }
 
-// Record is one attachment. ContainerID and IfName identify it; the network's name does not, because a network can be
-// renamed under a running pod (containernetworking/plugins#752).
+// Record describes one attachment. ContainerID and IfName identify it. The network's name does not: a
+// network can be renamed while its pods run (containernetworking/plugins#752).
 type Record struct {
 	ContainerID string       `json:"containerID"`
 	IfName      string       `json:"ifName"`
@@ -78,36 +79,32 @@ type Record struct {
 	IPs         []netip.Addr `json:"ips"`
 	HostLink    HostLink     `json:"hostLink"`
 	Datapath    Datapath     `json:"datapath"`
-	// Backend names what programmed the rules ("iptables-nft", "iptables-legacy", "nftables"), so that DEL asks the same one
-	// first.
-	Backend Backend `json:"backend"`
-	// Mark is what iptables matches in place of the bridge's port; 0 where it sees the port, or there is no bridge.
-	Mark      uint32     `json:"mark,omitempty"`
-	Redirects []Redirect `json:"redirects"`
-	Created   time.Time  `json:"created"`
+	Backend     Backend      `json:"backend"`
+	Redirects   []Redirect   `json:"redirects"`
+	Created     time.Time    `json:"created"`
 }
 
-// ID is the attachment's identity in one word, "<containerID>@<ifName>". A container ID holds no "@" (CNI specification,
-// "container ID"), so two attachments never share one.
+// ID returns the attachment's identity, "<containerID>@<ifName>".
 func (r *Record) ID() string { return ID(r.ContainerID, r.IfName) }
 
-// ID is the identity of the attachment of ifName in containerID.
+// ID returns the identity of the attachment of ifName in containerID. A container ID has no "@" (CNI
+// specification, "container ID"), so identities are unique.
 func ID(containerID, ifName string) string { return containerID + "@" + ifName }
 
-// maxRecord bounds what is read of one record; a real one has less than 2 KiB.
+// maxRecord bounds the size of a record's file. A real record has less than 2 KiB.
 const maxRecord = 64 << 10
 
-// Decode returns the record that is the content of a file, or an error if a field's value is not one that an ADD writes.
+// Decode returns the record in data, or an error if a field has a value that ADD does not write.
 //
-// Unknown fields are ignored: after a rollback, an older program must still serve and remove the pods that a newer one
-// attached. A newer program that gives an attachment another meaning must say so in a known field (path, backend), because
-// an older program refuses the values there that it does not know.
+// It ignores unknown fields: after a rollback, an older program must serve and remove the pods that a
+// newer one attached. A newer program that gives an attachment another meaning says so by a new value
+// of datapath or backend, which the older one refuses.
 func Decode(data []byte) (*Record, error) {
 	r := new(Record)
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, err
 	}
-	if err := r.validate(); err != nil {
+	if err := r.Validate(); err != nil {
 		return nil, err
 	}
 	return r, nil

@@ -9,22 +9,22 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 )
 
-// Bounds of a record's fields. They are far above what a runtime and a network give to a pod.
+// Bounds of a record's fields, far above what runtimes and networks use.
 const (
 	maxIPs   = 32
 	maxNetns = 4095 // PATH_MAX without its NUL
 )
 
-// metadata4 is the metadata service's default address.
-var metadata4 = netip.MustParseAddr("169.254.169.254")
-
-// Valid returns an error if containerID and ifName cannot name an attachment, and so a file and a rule's comment. The rules
-// are those of the CNI specification, with a bound on the length and without bytes that a rule's comment cannot hold.
-func Valid(id, ifName string) error {
-	if !validName(id) {
-		return fmt.Errorf("container ID %.80q: not 1 to 200 of letters, digits, '_', '.' and '-'", id)
+// ValidateID returns an error if containerID and ifName cannot identify an attachment, and so name a file
+// and a rule. The rules are those of the CNI specification, with a bound on the length and without bytes
+// that a rule's comment cannot hold.
+func ValidateID(containerID, ifName string) error {
+	if !validName(containerID) {
+		return fmt.Errorf("container ID %.80q: not 1 to 200 of letters, digits, '_', '.' and '-'", containerID)
 	}
 	if !validInterface(ifName) {
 		return fmt.Errorf("interface name %.80q: not a valid name of 1 to 15 bytes", ifName)
@@ -32,10 +32,11 @@ func Valid(id, ifName string) error {
 	return nil
 }
 
-// validate returns an error that names the first field whose value no ADD writes. The agent and DEL build rules, commands and
-// paths from a record, so every field is checked both before a record is written and when it is read.
-func (r *Record) validate() error {
-	if err := Valid(r.ContainerID, r.IfName); err != nil {
+// Validate returns an error that names the first field with a value that ADD does not write. The agent
+// and DEL build rules, commands and paths from a record, so every field is checked before a record is
+// written and when it is read.
+func (r *Record) Validate() error {
+	if err := ValidateID(r.ContainerID, r.IfName); err != nil {
 		return err
 	}
 	if !validName(r.Network) {
@@ -47,7 +48,7 @@ func (r *Record) validate() error {
 	if y := r.Created.Year(); y < 1970 || y > 2200 {
 		return fmt.Errorf("created in the year %d", y)
 	}
-	return cmp.Or(r.Pod.Validate(), r.validateIPs(), r.validateLink(), r.validateRedirects())
+	return cmp.Or(r.Pod.Validate(), r.validateIPs(), r.validateDatapath(), r.validateRedirects())
 }
 
 // Validate returns an error if p is neither the zero Pod nor one whose names Kubernetes allows.
@@ -76,7 +77,7 @@ func (r *Record) validateIPs() error {
 		return fmt.Errorf("%d IPs are more than %d", len(r.IPs), maxIPs)
 	}
 	for i, ip := range r.IPs {
-		if !isUnicast(ip) || ip.Is6() && ip.IsLinkLocalUnicast() || ip == metadata4 || ip == MetadataIPv6 {
+		if !isUnicast(ip) || ip.Is6() && ip.IsLinkLocalUnicast() || ip == MetadataIPv4 || ip == MetadataIPv6 {
 			return fmt.Errorf("IP %q: not a pod's address", ip)
 		}
 		if slices.Contains(r.IPs[:i], ip) {
@@ -86,8 +87,8 @@ func (r *Record) validateIPs() error {
 	return nil
 }
 
-// validateLink checks what a rule matches a packet's way into the host by: link, bridge, mark, path and backend.
-func (r *Record) validateLink() error {
+// validateDatapath checks what a rule matches a packet's way into the host by.
+func (r *Record) validateDatapath() error {
 	l := r.HostLink
 	if l.Name != "" && !validHostLink(l.Name) {
 		return fmt.Errorf("host interface %.80q: not a valid name", l.Name)
@@ -95,64 +96,66 @@ func (r *Record) validateLink() error {
 	if l.Bridge != "" && !validHostLink(l.Bridge) {
 		return fmt.Errorf("bridge %.80q: not a valid name", l.Bridge)
 	}
-	if l.Index < 0 || l.Index > math.MaxInt32 || (l.Index == 0) != (l.Name == "") || l.Bridge != "" && l.Name == "" || l.Bridge == l.Name && l.Name != "" {
+	if l.Index < 0 || l.Index > math.MaxInt32 || (l.Index == 0) != (l.Name == "") ||
+		l.Bridge != "" && l.Name == "" || l.Bridge == l.Name && l.Name != "" {
 		return fmt.Errorf("host interface %+v: name, index and bridge contradict each other", l)
 	}
-	iptables := r.Backend == BackendIPTables || r.Backend == "iptables-nft" || r.Backend == "iptables-legacy"
-	if !iptables && r.Backend != "nftables" {
-		return fmt.Errorf("backend %.80q: not one that programs rules", r.Backend)
+	if r.Backend != BackendNFTables && r.Backend != BackendIPTables {
+		return fmt.Errorf("backend %.80q: not %q or %q", r.Backend, BackendNFTables, BackendIPTables)
 	}
 	consistent := false
 	switch r.Datapath {
 	case DatapathRouted:
-		consistent = l.Name != "" && l.Bridge == "" && r.Mark == 0
+		consistent = l.Name != "" && l.Bridge == ""
 	case DatapathBridged:
-		consistent = l.Bridge != "" && (r.Mark == 0 || iptables)
+		consistent = l.Bridge != ""
 	case DatapathPod:
-		consistent = r.Mark == 0 && !iptables
+		consistent = r.Backend == BackendNFTables
 	default:
 		return fmt.Errorf("datapath %.80q: not %q, %q or %q", r.Datapath, DatapathRouted, DatapathBridged, DatapathPod)
 	}
 	if !consistent {
-		return fmt.Errorf("datapath %q contradicts host interface %+v, backend %q or mark %#x", r.Datapath, l, r.Backend, r.Mark)
+		return fmt.Errorf("datapath %q contradicts host interface %+v or backend %q", r.Datapath, l, r.Backend)
 	}
 	return nil
 }
 
 func (r *Record) validateRedirects() error {
 	var sources []netip.Addr
-	services := make(map[bool]netip.AddrPort) // by whether it is IPv6
-	for _, one := range r.Redirects {
-		if !slices.Contains(r.IPs, one.Source) || slices.Contains(sources, one.Source) {
-			return fmt.Errorf("redirection from %s: not one of each of the attachment's IPs at most", one.Source)
+	services := make(map[ipfamily.Family]netip.AddrPort)
+	for _, redirect := range r.Redirects {
+		family := ipfamily.Of(redirect.Source)
+		if !slices.Contains(r.IPs, redirect.Source) || slices.Contains(sources, redirect.Source) {
+			return fmt.Errorf("redirection from %s: not one of each of the attachment's IPs at most", redirect.Source)
 		}
-		sources = append(sources, one.Source)
-		v6 := one.Source.Is6()
-		metadata := one.Metadata.Addr()
-		if !isUnicast(metadata) || metadata.Is6() != v6 || v6 && metadata != MetadataIPv6 || one.Metadata.Port() != MetadataPort || slices.Contains(r.IPs, metadata) {
-			return fmt.Errorf("redirection of %s: not a metadata service of the family of %s", one.Metadata, one.Source)
+		sources = append(sources, redirect.Source)
+		metadata := redirect.Metadata.Addr()
+		if !isUnicast(metadata) || ipfamily.Of(metadata) != family || family == ipfamily.IPv6 && metadata != MetadataIPv6 ||
+			redirect.Metadata.Port() != MetadataPort || slices.Contains(r.IPs, metadata) {
+			return fmt.Errorf("redirection of %s: not a metadata service of the family of %s", redirect.Metadata, redirect.Source)
 		}
-		// The guard's rules are made for one service of a family.
-		if other, known := services[v6]; known && other != one.Metadata {
-			return fmt.Errorf("redirections of both %s and %s", other, one.Metadata)
+		// The guard covers one service of a family.
+		if other, ok := services[family]; ok && other != redirect.Metadata {
+			return fmt.Errorf("redirections of both %s and %s", other, redirect.Metadata)
 		}
-		services[v6] = one.Metadata
-		proxy := one.Proxy.Addr()
-		if !isUnicast(proxy) || proxy.Is6() != v6 || one.Proxy.Port() == 0 || proxy == metadata {
-			return fmt.Errorf("redirection to %s: not a proxy of the family of %s", one.Proxy, one.Source)
+		services[family] = redirect.Metadata
+		proxy := redirect.Proxy.Addr()
+		if !isUnicast(proxy) || ipfamily.Of(proxy) != family || redirect.Proxy.Port() == 0 || proxy == metadata {
+			return fmt.Errorf("redirection to %s: not a proxy of the family of %s", redirect.Proxy, redirect.Source)
 		}
 	}
 	return nil
 }
 
-// isUnicast reports whether ip is a plain address that another machine can dial.
+// isUnicast reports whether ip is an address without a zone that another machine can dial.
 func isUnicast(ip netip.Addr) bool {
 	return ip.IsValid() && ip.Zone() == "" && !ip.Is4In6() && !ip.IsUnspecified() && !ip.IsLoopback() && !ip.IsMulticast() &&
 		ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// validName applies the CNI specification's rule for container IDs and network names, bounded so that the name always fits into
-// a file name. A regular expression would cost a fifth of the plugin's start to compile.
+// validName applies the CNI specification's rule for container IDs and network names, with a bound that
+// lets the name fit into a file name. Compiling a regular expression would take a fifth of the plugin's
+// start.
 func validName(s string) bool {
 	return len(s) <= 200 && s != "" && isAlphanumeric(s[0]) && isWord(s, "_.-")
 }
@@ -171,7 +174,8 @@ func isAlphanumeric(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
-// validDNS applies Kubernetes' rule for names: labels of lower-case letters, digits and inner '-', separated by dots.
+// validDNS applies Kubernetes' rule for names: labels of lower-case letters, digits and inner '-',
+// separated by dots.
 func validDNS(s string, max int) bool {
 	if len(s) > max || s != strings.ToLower(s) {
 		return false
@@ -184,8 +188,8 @@ func validDNS(s string, max int) bool {
 	return true
 }
 
-// validInterface applies the kernel's rule (net/core/dev.c, dev_valid_name), and allows only visible ASCII without the quotes
-// and the backslash that iptables-restore and a comment would read as something else.
+// validInterface applies the kernel's rule (dev_valid_name in net/core/dev.c). It allows only visible
+// ASCII, without the quotes and the backslash, which have a meaning in a rule's comment.
 func validInterface(s string) bool {
 	if s == "" || len(s) > 15 || s == "." || s == ".." {
 		return false
@@ -198,7 +202,8 @@ func validInterface(s string) bool {
 	return true
 }
 
-// validHostLink is validInterface without the names that iptables reads as a pattern ("cali+") or as an option.
+// validHostLink is validInterface without the names that iptables reads as a pattern ("cali+") or as an
+// option.
 func validHostLink(s string) bool {
 	return validInterface(s) && s[0] != '-' && s[0] != '!' && s[len(s)-1] != '+'
 }

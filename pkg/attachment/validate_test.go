@@ -26,10 +26,9 @@ func port(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 func TestValidRecords(t *testing.T) {
 	for name, change := range map[string]func(*Record){
 		"bridged":                       func(*Record) {},
-		"bridged, with a mark":          func(r *Record) { r.Mark = 0xffffffff },
 		"bridged, by nftables":          func(r *Record) { r.Backend = "nftables" },
 		"routed":                        routed,
-		"routed, by iptables-legacy":    func(r *Record) { routed(r); r.Backend = "iptables-legacy" },
+		"routed, by iptables":           func(r *Record) { routed(r); r.Backend = BackendIPTables },
 		"routed, a Calico name":         func(r *Record) { routed(r); r.HostLink.Name = "cali0123456789a" },
 		"inside the pod":                inPod,
 		"inside the pod, with its veth": func(r *Record) { r.Datapath, r.Backend = DatapathPod, "nftables" },
@@ -136,12 +135,9 @@ func TestInvalidRecords(t *testing.T) {
 		"routed by a bridge":        func(r *Record) { r.Datapath = DatapathRouted },
 		"routed by nothing":         func(r *Record) { r.Datapath, r.HostLink = DatapathRouted, HostLink{} },
 		"bridged without a bridge":  func(r *Record) { r.HostLink.Bridge = "" },
-		"inside the pod, iptables":  func(r *Record) { inPod(r); r.Backend = "iptables-nft" },
+		"inside the pod, iptables":  func(r *Record) { inPod(r); r.Backend = BackendIPTables },
 		"no backend":                func(r *Record) { r.Backend = "" },
 		"another backend":           func(r *Record) { r.Backend = "ipset" },
-		"a mark, routed":            func(r *Record) { routed(r); r.Mark = 1 },
-		"a mark, nftables":          func(r *Record) { r.Backend, r.Mark = "nftables", 1 },
-		"a mark, inside the pod":    func(r *Record) { inPod(r); r.Mark = 1 },
 		"no time":                   func(r *Record) { r.Created = time.Time{} },
 		"a time that does not come": func(r *Record) { r.Created = r.Created.AddDate(1000, 0, 0) },
 
@@ -168,7 +164,7 @@ func TestInvalidRecords(t *testing.T) {
 			r := record("a", "10.1.0.5", "fd00:1::5")
 			change(r)
 			d := newDir(t)
-			if err := d.Put(t.Context(), r); err == nil {
+			if err := d.Put(r); err == nil {
 				t.Error("it was written")
 			}
 			if got := append(names(t, d.records()), names(t, d.byIP())...); len(got) > 0 {

@@ -169,7 +169,7 @@ func TestAddressReusedDuringRequest(t *testing.T) {
 	dir := attachment.In(t.TempDir())
 	n.records = attachment.NewIndex(dir)
 	hold := func(container, uid string) {
-		err := dir.Put(t.Context(), testrecord.New(container, attachment.Pod{Namespace: "ns", Name: "pod-" + uid, UID: uid}, ip))
+		err := dir.Put(testrecord.New(container, attachment.Pod{Namespace: "ns", Name: "pod-" + uid, UID: uid}, ip))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -190,7 +190,7 @@ func TestAddressReusedDuringRequest(t *testing.T) {
 	}
 	hold("c1", "a")
 	n.during = func() {
-		if err := dir.Delete(t.Context(), "c1", "eth0"); err != nil {
+		if err := dir.Delete("c1", "eth0"); err != nil {
 			t.Error(err)
 		}
 		slowly()
@@ -473,7 +473,7 @@ func TestIdentityChangesWithRecord(t *testing.T) {
 	n.records = attachment.NewIndex(dir)
 	put := func(container string, p attachment.Pod) {
 		t.Helper()
-		if err := dir.Put(t.Context(), testrecord.New(container, p, ip)); err != nil {
+		if err := dir.Put(testrecord.New(container, p, ip)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -508,7 +508,7 @@ func TestIdentityChangesWithRecord(t *testing.T) {
 	changed("a pod without a UID", true)
 	put("c5", attachment.Pod{Namespace: "ns", Name: "pod"})
 	changed("another one of its name", true)
-	if err := dir.Delete(t.Context(), "c5", "eth0"); err != nil {
+	if err := dir.Delete("c5", "eth0"); err != nil {
 		t.Fatal(err)
 	}
 	if holder := b.Identity(ip); holder != "" {

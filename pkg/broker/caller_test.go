@@ -14,7 +14,7 @@ func TestSessionIsUIDOfRecord(t *testing.T) {
 	n, b := newNode(nil)
 	dir := attachment.In(t.TempDir())
 	n.records = attachment.NewIndex(dir)
-	err := dir.Put(t.Context(), testrecord.New("c1", attachment.Pod{Namespace: "ns", Name: "pod-a", UID: "a"}, ip))
+	err := dir.Put(testrecord.New("c1", attachment.Pod{Namespace: "ns", Name: "pod-a", UID: "a"}, ip))
 	if err != nil {
 		t.Fatal(err)
 	}

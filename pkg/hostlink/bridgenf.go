@@ -8,50 +8,47 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 )
 
-// BridgeNF says for each family whether iptables sees a bridge's packets, and so their port: where it does not, a rule
-// cannot tell two pods of the bridge apart but by the source addresses that they write themselves.
+// BridgeNF says for each family whether iptables sees a bridge's packets with their port. Where it does
+// not, a rule can tell two pods of the bridge apart only by the source addresses that they write
+// themselves.
 type BridgeNF struct{ IPv4, IPv6 bool }
 
-// bridgeNF reads both of the switches that the kernel asks (net/bridge/br_netfilter_hooks.c, br_nf_pre_routing): the
-// namespace's, which exists only where br_netfilter is loaded, and the bridge's own, which means nothing without that
-// module. It is not loaded here, nor by a rule that needs it: with it, all bridged traffic of the node would begin to pass
-// iptables, and that is the administrator's to decide.
+// Has reports whether iptables sees the bridge's packets of a family.
+func (b BridgeNF) Has(family ipfamily.Family) bool {
+	if family == ipfamily.IPv6 {
+		return b.IPv6
+	}
+	return b.IPv4
+}
+
+// bridgeNF reads both switches that the kernel uses (br_nf_pre_routing in
+// net/bridge/br_netfilter_hooks.c): that of the namespace, which exists only with the module
+// br_netfilter, and that of the bridge, which has no effect without the module. It does not load the
+// module: all bridged traffic of the node would begin to pass iptables, which is the administrator's
+// decision.
 func bridgeNF(index int) (BridgeNF, error) {
-	v4, loaded, err := sysctl("bridge-nf-call-iptables")
-	if err != nil || !loaded {
+	v4, isLoaded, err := readSysctl("bridge-nf-call-iptables")
+	if err != nil || !isLoaded {
 		return BridgeNF{}, err
 	}
-	v6, _, err := sysctl("bridge-nf-call-ip6tables")
+	v6, _, err := readSysctl("bridge-nf-call-ip6tables")
 	if err != nil {
 		return BridgeNF{}, err
 	}
-	own, err := ownBridgeNF(index)
+	bridge, err := readBridgeSwitches(index)
 	if err != nil {
 		return BridgeNF{}, err
 	}
-	return BridgeNF{IPv4: v4 || own.IPv4, IPv6: v6 || own.IPv6}, nil
+	return BridgeNF{IPv4: v4 || bridge.IPv4, IPv6: v6 || bridge.IPv6}, nil
 }
 
-// BridgeNFOf is what iptables sees of the bridge of that name, in the calling thread's namespace.
-func BridgeNFOf(bridge string) (BridgeNF, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return BridgeNF{}, err
-	}
-	defer h.Close()
-	link, err := h.LinkByName(bridge)
-	if err != nil {
-		return BridgeNF{}, fmt.Errorf("bridge %s: %w", bridge, err)
-	}
-	return bridgeNF(link.Attrs().Index)
-}
-
-func sysctl(name string) (on, exists bool, err error) {
+func readSysctl(name string) (isOn, exists bool, err error) {
 	value, err := os.ReadFile("/proc/sys/net/bridge/" + name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, false, nil
@@ -62,8 +59,9 @@ func sysctl(name string) (on, exists bool, err error) {
 	return strings.TrimSpace(string(value)) != "0", true, nil
 }
 
-// ownBridgeNF reads a bridge's own switches by netlink: under /sys they would be those of the namespace that mounted it.
-func ownBridgeNF(index int) (BridgeNF, error) {
+// readBridgeSwitches reads the switches of a bridge by netlink: /sys shows those of the namespace that
+// mounted it.
+func readBridgeSwitches(index int) (BridgeNF, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
@@ -72,25 +70,26 @@ func ownBridgeNF(index int) (BridgeNF, error) {
 	if err != nil {
 		return BridgeNF{}, err
 	}
-	var flags BridgeNF
+	var switches BridgeNF
 	for _, reply := range replies {
 		info, err := nested(reply[unix.SizeofIfInfomsg:], unix.IFLA_LINKINFO, unix.IFLA_INFO_DATA)
 		if err != nil {
 			return BridgeNF{}, err
 		}
 		for _, attr := range info {
-			switch on := len(attr.Value) > 0 && attr.Value[0] != 0; attr.Attr.Type {
+			switch isOn := len(attr.Value) > 0 && attr.Value[0] != 0; attr.Attr.Type {
 			case unix.IFLA_BR_NF_CALL_IPTABLES:
-				flags.IPv4 = on
+				switches.IPv4 = isOn
 			case unix.IFLA_BR_NF_CALL_IP6TABLES:
-				flags.IPv6 = on
+				switches.IPv6 = isOn
 			}
 		}
 	}
-	return flags, nil
+	return switches, nil
 }
 
-// nested goes down from attributes into the one of each given type; nothing where one of them is missing.
+// nested returns the attributes at a path of nested attribute types, or none if one of the types is
+// missing.
 func nested(b []byte, path ...uint16) ([]syscall.NetlinkRouteAttr, error) {
 	attrs, err := nl.ParseRouteAttr(b)
 	if err != nil {

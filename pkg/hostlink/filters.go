@@ -9,23 +9,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filtered tells whether anything sees a link's packets before netfilter does, and so may take them past it: a tc filter at
-// its ingress (a BPF program, or one that redirects), or a BPF program attached by tcx, XDP or netkit. What it does with them is not
-// told: most of them do no such thing.
-func filtered(h *netlink.Handle, link netlink.Link) (bool, error) {
-	if xdp(link) || programs(link.Attrs().Index) {
+// isFiltered reports whether a filter sees a link's packets before netfilter, and so can bypass it: a tc
+// filter at its ingress, or a BPF program attached by tcx, XDP or netkit. Most filters bypass nothing.
+func isFiltered(h *netlink.Handle, link netlink.Link) (bool, error) {
+	if hasXDP(link) || hasPrograms(link.Attrs().Index) {
 		return true, nil
 	}
-	return tcFiltered(h, link)
+	return hasTCFilter(h, link)
 }
 
-func xdp(link netlink.Link) bool {
-	x := link.Attrs().Xdp
-	return x != nil && x.Attached
+func hasXDP(link netlink.Link) bool {
+	xdp := link.Attrs().Xdp
+	return xdp != nil && xdp.Attached
 }
 
-func tcFiltered(h *netlink.Handle, link netlink.Link) (bool, error) {
-	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} { // of clsact, and of ingress
+func hasTCFilter(h *netlink.Handle, link netlink.Link) (bool, error) {
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} { // clsact and ingress
 		filters, err := dump(func() ([]netlink.Filter, error) { return h.FilterList(link, parent) })
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return false, fmt.Errorf("tc filters of %s: %w", link.Attrs().Name, err)
@@ -37,16 +36,16 @@ func tcFiltered(h *netlink.Handle, link netlink.Link) (bool, error) {
 	return false, nil
 }
 
-// What is asked of bpf(2) is how many programs are attached to a link's ingress (linux/bpf.h, BPF_PROG_QUERY,
-// BPF_TCX_INGRESS; Linux 6.6), and to a netkit pair for what the pod's side sends (BPF_NETKIT_PEER; Linux 6.7). The kernel
-// takes the second question of the primary side only, and has no answer of another link.
+// Names of linux/bpf.h: BPF_PROG_QUERY, BPF_TCX_INGRESS (Linux 6.6) and BPF_NETKIT_PEER (Linux 6.7),
+// which is the attach point for what the pod's side of a netkit pair sends. The kernel answers a query
+// for the latter only for the primary side.
 const (
 	progQuery  = 16
 	tcxIngress = 46
 	netkitPeer = 55
 )
 
-// progQueryAttr is the query's part of union bpf_attr.
+// progQueryAttr is the part of union bpf_attr for BPF_PROG_QUERY.
 type progQueryAttr struct {
 	ifIndex, attachType, queryFlags, attachFlags uint32
 	progIDs                                      uint64
@@ -55,13 +54,14 @@ type progQueryAttr struct {
 	revision                                     uint64
 }
 
-// programs tells whether a program of tcx or netkit sees what enters by a link.
-func programs(ifIndex int) bool {
-	return attached(ifIndex, tcxIngress) || attached(ifIndex, netkitPeer)
+// hasPrograms reports whether a tcx or netkit program sees what enters by a link.
+func hasPrograms(ifIndex int) bool {
+	return isAttached(ifIndex, tcxIngress) || isAttached(ifIndex, netkitPeer)
 }
 
-// attached is false on a kernel that has no such thing. Who may not ask has to take it that there may be one.
-func attached(ifIndex int, attachType uint32) bool {
+// isAttached returns false on a kernel without the attach point, and true if this process may not query
+// it.
+func isAttached(ifIndex int, attachType uint32) bool {
 	attr := progQueryAttr{ifIndex: uint32(ifIndex), attachType: attachType}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, progQuery, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	switch errno {
@@ -73,8 +73,9 @@ func attached(ifIndex int, attachType uint32) bool {
 	return false
 }
 
-// Filtered are those of the calling thread's namespace's interfaces whose packets something sees before netfilter does, by
-// index. It asks for the few that may have a filter, and not for each.
+// Filtered returns which of the given interfaces of the calling thread's namespace have a filter that
+// sees their packets before netfilter, by index. It lists tc filters only of interfaces with a qdisc that
+// can have them.
 func Filtered(links map[int]string) (map[int]bool, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -85,33 +86,33 @@ func Filtered(links map[int]string) (map[int]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("qdiscs of the host: %w", err)
 	}
-	may := make(map[int]bool)
+	hasQdisc := make(map[int]bool)
 	for _, q := range qdiscs {
 		if kind := q.Type(); kind == "clsact" || kind == "ingress" {
-			may[q.Attrs().LinkIndex] = true
+			hasQdisc[q.Attrs().LinkIndex] = true
 		}
 	}
 	all, err := dump(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("interfaces of the host: %w", err)
 	}
-	found := make(map[int]bool)
+	filtered := make(map[int]bool)
 	for _, link := range all {
-		if index := link.Attrs().Index; links[index] != "" && xdp(link) {
-			found[index] = true
+		if index := link.Attrs().Index; links[index] != "" && hasXDP(link) {
+			filtered[index] = true
 		}
 	}
 	for index, name := range links {
-		if !found[index] && programs(index) {
-			found[index] = true
+		if !filtered[index] && hasPrograms(index) {
+			filtered[index] = true
 		}
-		if !may[index] || found[index] {
+		if !hasQdisc[index] || filtered[index] {
 			continue
 		}
 		link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index, Name: name}}
-		if found[index], err = tcFiltered(h, link); err != nil {
+		if filtered[index], err = hasTCFilter(h, link); err != nil {
 			return nil, err
 		}
 	}
-	return found, nil
+	return filtered, nil
 }

@@ -1,4 +1,5 @@
-// Package hostlink finds the host side of a pod's interface, and how the pod's packets enter the host by it.
+// Package hostlink finds the host side of a pod's interface and says how the pod's packets enter the
+// host.
 package hostlink
 
 import (
@@ -6,71 +7,69 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
 // Link is the host side of a pod's veth or netkit pair.
 type Link struct {
-	// Name and Index are the host side's.
 	Name  string
 	Index int
-	// Bridge is the bridge that the host side is a port of; empty where it has no master, and the pod's packets enter the
-	// host's IP layer by the link itself.
+	// Bridge is the bridge that the host side is a port of. Without one, the pod's packets enter the host's
+	// IP layer by the link itself.
 	Bridge string
-	// BridgeNF says which of the packets that enter by the bridge iptables sees with their port; false for both without a
-	// bridge.
+	// BridgeNF says whether iptables sees the bridge's packets.
 	BridgeNF BridgeNF
-	// Filtered says that something sees the link's packets before netfilter does, and may take them past it.
-	Filtered bool
+	// IsFiltered says that a filter sees the link's packets before netfilter and can bypass it.
+	IsFiltered bool
 	// IPs are the addresses of the pod's side that other machines can dial, in the kernel's order.
 	IPs []netip.Addr
 }
 
-// ErrNetns is the error of a network namespace that cannot be used: there is none at the path, or it is the host's own.
+// ErrNetns is the error of a network namespace that does not exist or is the host's own.
 var ErrNetns = errors.New("network namespace")
 
 // ErrNoInterface is the error of an interface that the namespace does not have.
 var ErrNoInterface = errors.New("no such interface")
 
-// UnsupportedError is the error of an interface whose packets do not enter the host in a way that can be matched there.
+// UnsupportedError is the error of an interface whose packets cannot be matched on the host.
 type UnsupportedError struct {
 	IfName string
-	Why    string
-	// Kind is the kernel's word for what the interface is: "macvlan", "ipvlan", "veth"; "device" is a real one.
+	Reason string
+	// Kind is the kernel's name for the kind of interface: "macvlan", "ipvlan", "veth"; "device" is a
+	// physical one.
 	Kind string
-	// IPs are the interface's, as a Link has them.
+	// IPs are the interface's addresses, as in Link.
 	IPs []netip.Addr
-	// HostLink and HostIndex are the host side of a veth that has a master whose packets cannot be matched.
+	// HostLink and HostIndex are the host side of a veth that has a master other than a bridge.
 	HostLink  string
 	HostIndex int
 }
 
-// Loopback tells an interface that leads nowhere.
-func (e *UnsupportedError) Loopback() bool { return e.Kind == loopback }
+const kindLoopback = "loopback"
 
-const loopback = "loopback"
+// IsLoopback reports whether the interface is a loopback.
+func (e *UnsupportedError) IsLoopback() bool { return e.Kind == kindLoopback }
 
-func (e *UnsupportedError) Error() string { return fmt.Sprintf("interface %s: %s", e.IfName, e.Why) }
+func (e *UnsupportedError) Error() string { return fmt.Sprintf("interface %s: %s", e.IfName, e.Reason) }
 
-// Find is the host side of ifName in the namespace at netnsPath; the host's is the namespace of the calling thread.
+// Find returns the host side of ifName in the namespace at netnsPath. The host's namespace is that of the
+// calling thread.
 //
-// It asks the kernel only. What a CNI plugin reports as its host interface is not a source: azure-vnet reports the node's
-// uplink, aws-cni one that does not exist, weave none. And a parent index alone proves nothing: a macvlan has one too, and
-// it is the uplink's. So both sides must be veths, or both a netkit's, and point at each other: by index, and by the namespace that the index
-// counts in.
+// It asks the kernel only. The host interface that a CNI plugin reports is unreliable: azure-vnet reports
+// the node's uplink, aws-cni one that does not exist, weave none. A parent index alone proves nothing: a
+// macvlan has one, too, that of the uplink. So both sides must be veths, or both of a netkit, and refer to
+// each other by index and by the namespace of that index.
 func Find(netnsPath, ifName string) (*Link, error) {
-	pod, err := netns.GetFromPath(netnsPath)
+	pod, err := podnetns.Open(netnsPath)
 	if err != nil {
-		return nil, fmt.Errorf("%w %q: %w", ErrNetns, netnsPath, err)
+		return nil, fmt.Errorf("%w: %w", ErrNetns, err)
 	}
 	defer pod.Close()
-	if err := differs(pod, netnsPath); err != nil {
-		return nil, err
-	}
 	podLinks, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("%w %q: %w", ErrNetns, netnsPath, err)
@@ -82,20 +81,19 @@ func Find(netnsPath, ifName string) (*Link, error) {
 	}
 	defer hostLinks.Close()
 
-	inPod, err := podLinks.LinkByName(ifName)
-	if missing(err) {
+	podSide, err := podLinks.LinkByName(ifName)
+	if isNotFound(err) {
 		return nil, fmt.Errorf("%w: %s in %s", ErrNoInterface, ifName, netnsPath)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("interface %s in %s: %w", ifName, netnsPath, err)
 	}
-	ips, err := addresses(pod, inPod.Attrs().Index)
+	ips, err := addresses(pod, podSide.Attrs().Index)
 	if err != nil {
 		return nil, fmt.Errorf("addresses of %s in %s: %w", ifName, netnsPath, err)
 	}
-	link, err := hostSide(hostLinks, pod, inPod)
-	var unsupported *UnsupportedError
-	if errors.As(err, &unsupported) {
+	link, err := findHostSide(hostLinks, pod, podSide)
+	if unsupported, ok := errors.AsType[*UnsupportedError](err); ok {
 		unsupported.IPs = ips
 	}
 	if err != nil {
@@ -105,100 +103,80 @@ func Find(netnsPath, ifName string) (*Link, error) {
 	return link, nil
 }
 
-func hostSide(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (*Link, error) {
-	onHost, err := peer(host, pod, inPod)
+func findHostSide(host *netlink.Handle, pod netns.NsHandle, podSide netlink.Link) (*Link, error) {
+	hostSide, err := findPeer(host, pod, podSide)
 	if err != nil {
 		return nil, err
 	}
-	link := &Link{Name: onHost.Attrs().Name, Index: onHost.Attrs().Index}
-	if link.Filtered, err = filtered(host, onHost); err != nil {
+	link := &Link{Name: hostSide.Attrs().Name, Index: hostSide.Attrs().Index}
+	if link.IsFiltered, err = isFiltered(host, hostSide); err != nil {
 		return nil, err
 	}
-	if index := onHost.Attrs().MasterIndex; index != 0 {
+	if index := hostSide.Attrs().MasterIndex; index != 0 {
 		master, err := host.LinkByIndex(index)
 		if err != nil {
 			return nil, fmt.Errorf("master of %s: %w", link.Name, err)
 		}
-		if err := link.enterBy(master, inPod); err != nil {
+		if err := link.setMaster(master, podSide); err != nil {
 			return nil, err
 		}
 	}
 	return link, nil
 }
 
-func unsupported(inPod netlink.Link, why string) *UnsupportedError {
-	kind := inPod.Type()
-	if inPod.Attrs().Flags&net.FlagLoopback != 0 {
-		kind = loopback
+func newUnsupportedError(podSide netlink.Link, reason string) *UnsupportedError {
+	kind := podSide.Type()
+	if podSide.Attrs().Flags&net.FlagLoopback != 0 {
+		kind = kindLoopback
 	}
-	return &UnsupportedError{IfName: inPod.Attrs().Name, Why: why, Kind: kind}
+	return &UnsupportedError{IfName: podSide.Attrs().Name, Reason: reason, Kind: kind}
 }
 
-func differs(pod netns.NsHandle, path string) error {
-	own, err := isHost(pod)
-	if own {
-		return fmt.Errorf("%w %q is the host's own", ErrNetns, path)
-	}
-	return err
-}
-
-// isHost reports whether a namespace is that of the calling thread, by device and inode.
-func isHost(pod netns.NsHandle) (bool, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	host, err := netns.Get()
-	if err != nil {
-		return false, fmt.Errorf("the host's %w: %w", ErrNetns, err)
-	}
-	defer host.Close()
-	return host.Equal(pod), nil
-}
-
-// peer is the other side of the pod's veth or netkit pair. A netkit device hands what one side sends to the other's receive path,
-// where the host's rules see it, unless a program on the pair takes it. Programs are managed by the primary side, so that has
-// to be the host's (drivers/net/netkit.c).
-func peer(host *netlink.Handle, pod netns.NsHandle, inPod netlink.Link) (netlink.Link, error) {
-	name := inPod.Attrs().Name
-	kind := inPod.Type()
+// findPeer returns the other side of the pod's veth or netkit pair. A netkit device delivers what one side
+// sends to the other side's receive path, where the host's rules see it, unless a BPF program on the pair
+// redirects it. The primary side manages these programs, so it must be the host's (drivers/net/netkit.c).
+func findPeer(host *netlink.Handle, pod netns.NsHandle, podSide netlink.Link) (netlink.Link, error) {
+	name := podSide.Attrs().Name
+	kind := podSide.Type()
 	if kind != "veth" && kind != "netkit" {
-		return nil, unsupported(inPod, fmt.Sprintf("it is a %s and no veth, so its packets pass by the host's rules", kind))
+		return nil, newUnsupportedError(podSide, fmt.Sprintf("it is a %s and no veth, so its packets pass by the host's rules", kind))
 	}
-	elsewhere := unsupported(inPod, fmt.Sprintf("its %s does not lead to this namespace of the host", kind))
+	errElsewhere := newUnsupportedError(podSide, fmt.Sprintf("its %s does not lead to this namespace of the host", kind))
 	podID, err := host.GetNetNsIdByFd(int(pod))
 	if err != nil {
 		return nil, fmt.Errorf("the host's ID of the namespace of %s: %w", name, err)
 	}
 	if podID < 0 {
-		// The kernel gives an ID to each namespace that a link of this one leads to.
-		return nil, elsewhere
+		// The kernel assigns an ID to each namespace that a link of this one leads to.
+		return nil, errElsewhere
 	}
-	onHost, err := host.LinkByIndex(inPod.Attrs().ParentIndex)
-	if missing(err) {
-		return nil, elsewhere
+	hostSide, err := host.LinkByIndex(podSide.Attrs().ParentIndex)
+	if isNotFound(err) {
+		return nil, errElsewhere
 	}
 	if err != nil {
 		return nil, fmt.Errorf("peer of %s: %w", name, err)
 	}
-	back := onHost.Attrs()
-	if onHost.Type() != kind || back.ParentIndex != inPod.Attrs().Index || back.NetNsID != podID {
-		return nil, elsewhere
+	attrs := hostSide.Attrs()
+	if hostSide.Type() != kind || attrs.ParentIndex != podSide.Attrs().Index || attrs.NetNsID != podID {
+		return nil, errElsewhere
 	}
-	if !primary(onHost) {
-		return nil, unsupported(inPod, "its netkit's primary side is the pod's, which manages the programs that its packets pass")
+	if !isPrimary(hostSide) {
+		return nil, newUnsupportedError(podSide, "its netkit's primary side is the pod's, which manages the programs that its packets pass")
 	}
-	return onHost, nil
+	return hostSide, nil
 }
 
-// primary is true of a veth, whose sides are alike.
-func primary(link netlink.Link) bool {
+// isPrimary returns true for a veth, whose sides are equal.
+func isPrimary(link netlink.Link) bool {
 	netkit, ok := link.(*netlink.Netkit)
 	return !ok || netkit.IsPrimary()
 }
 
-// enterBy is for a host side that has a master, which takes its packets before the IP layer does.
-func (l *Link) enterBy(master, inPod netlink.Link) (err error) {
+// setMaster describes a host side that has a master, which receives its packets before the IP layer.
+func (l *Link) setMaster(master, podSide netlink.Link) (err error) {
 	if kind := master.Type(); kind != "bridge" {
-		err := unsupported(inPod, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",
+		err := newUnsupportedError(podSide, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",
 			l.Name, master.Attrs().Name, kind))
 		err.HostLink, err.HostIndex = l.Name, l.Index
 		return err
@@ -210,7 +188,7 @@ func (l *Link) enterBy(master, inPod netlink.Link) (err error) {
 	return nil
 }
 
-func missing(err error) bool {
-	var notFound netlink.LinkNotFoundError
-	return errors.As(err, &notFound)
+func isNotFound(err error) bool {
+	_, notFound := errors.AsType[netlink.LinkNotFoundError](err)
+	return notFound
 }

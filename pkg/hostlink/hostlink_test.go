@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
@@ -117,7 +118,7 @@ func TestFind(t *testing.T) {
 			n := newNode(t)
 			tc.want.Index = tc.build(n).Attrs().Index
 			// A user namespace may not list programs: a link counts as filtered if they are unknown.
-			tc.want.Filtered = netnstest.InUserNamespace()
+			tc.want.IsFiltered = netnstest.InUserNamespace()
 			got, err := Find(n.pod.Path(), "eth0")
 			n.must(err)
 			if diff := cmp.Diff(&tc.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
@@ -241,8 +242,8 @@ func TestMasters(t *testing.T) {
 	} {
 		t.Run(master.Type(), func(t *testing.T) {
 			link := &Link{Name: "veth0", Index: 7}
-			err := link.enterBy(master, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}})
-			want := &UnsupportedError{IfName: "eth0", Kind: "veth", Why: "its host side veth0 belongs to " + master.Attrs().Name + ", which is a " + master.Type() +
+			err := link.setMaster(master, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}})
+			want := &UnsupportedError{IfName: "eth0", Kind: "veth", Reason: "its host side veth0 belongs to " + master.Attrs().Name + ", which is a " + master.Type() +
 				" and no bridge, so its packets pass by the host's rules", HostLink: "veth0", HostIndex: 7}
 			var got *UnsupportedError
 			if !errors.As(err, &got) {
@@ -296,7 +297,7 @@ func TestNodeIP(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
 			tc.build(n)
-			for family, want := range map[Family]netip.Addr{IPv4: tc.want4, IPv6: tc.want6} {
+			for family, want := range map[ipfamily.Family]netip.Addr{ipfamily.IPv4: tc.want4, ipfamily.IPv6: tc.want6} {
 				got, err := NodeIP(family)
 				if got != want || (err == nil) != want.IsValid() {
 					t.Errorf("IPv%d: got %v, %v; want %v", family, got, err, want)
@@ -365,7 +366,7 @@ func TestNetkit(t *testing.T) {
 	attached, err := createLink(program, host.Attrs().Index, netkitPeer)
 	n.must(err)
 	defer unix.Close(attached)
-	if got, err = Find(n.pod.Path(), "eth0"); err != nil || !got.Filtered {
+	if got, err = Find(n.pod.Path(), "eth0"); err != nil || !got.IsFiltered {
 		t.Errorf("with a program: %+v, %v", got, err)
 	}
 	all, err := Filtered(map[int]string{host.Attrs().Index: "nk0"})
@@ -387,7 +388,7 @@ func TestNetkitOfThePods(t *testing.T) {
 
 // TestPrimary holds which side of a pair is accepted as the host's, on kernels without netkit too.
 func TestPrimary(t *testing.T) {
-	if !primary(&netlink.Veth{}) || primary(&netlink.Netkit{}) {
+	if !isPrimary(&netlink.Veth{}) || isPrimary(&netlink.Netkit{}) {
 		t.Error("a veth has no primary side, and a netkit's other side is none")
 	}
 }

@@ -7,12 +7,13 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
-// Links are the names of the calling thread's namespace's interfaces, by index. The kernel does not give an index again
-// while it has others left, so a name and its index together are one interface.
+// Links returns the names of the interfaces in the calling thread's namespace, by index. The kernel does
+// not reuse an index while others are free, so a name and an index together identify an interface.
 func Links() (map[int]string, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -30,26 +31,24 @@ func Links() (map[int]string, error) {
 	return links, nil
 }
 
-// Addresses are those that an interface in the namespace at netnsPath holds, as Link.IPs are. Where there is no such interface,
-// no namespace, or the path leads to the host's own, there are none; an error says that this could not be found out.
+// Addresses returns the addresses of an interface in the namespace at netnsPath, as in Link.IPs. It
+// returns none if there is no such interface or namespace, or if the path leads to the host's namespace.
+// An error means that the addresses are unknown.
 func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
-	pod, err := netns.GetFromPath(netnsPath)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	pod, err := podnetns.Open(netnsPath)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, podnetns.ErrHost) {
+		return nil, nil // /proc/PID/ns/net can lead to the host's namespace when the PID is reused
 	}
 	if err != nil {
-		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)
+		return nil, err
 	}
 	defer pod.Close()
-	if own, err := isHost(pod); own || err != nil {
-		return nil, err // of a process of the host's that has the PID of a pod's
-	}
-	var of unix.Statfs_t
-	if err := unix.Fstatfs(int(pod), &of); err != nil {
+	var statfs unix.Statfs_t
+	if err := unix.Fstatfs(int(pod), &statfs); err != nil {
 		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)
 	}
-	if of.Type != unix.NSFS_MAGIC {
-		return nil, nil // the file that a namespace was mounted on, once
+	if statfs.Type != unix.NSFS_MAGIC {
+		return nil, nil // the file that a namespace was mounted on
 	}
 	h, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -57,7 +56,7 @@ func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 	}
 	defer h.Close()
 	link, err := h.LinkByName(ifName)
-	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none {
+	if isNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
@@ -66,7 +65,8 @@ func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 	return addresses(pod, link.Attrs().Index)
 }
 
-// HostSide is the name of the host side of an interface in the namespace at netnsPath; empty where Find has none.
+// HostSide returns the name of the host side of an interface in the namespace at netnsPath, or "" if it
+// has none.
 func HostSide(netnsPath, ifName string) string {
 	link, err := Find(netnsPath, ifName)
 	if unsupported, ok := errors.AsType[*UnsupportedError](err); ok {

@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DropQueued drops the packets that the host has queued for ip while it asks for its link-layer address by ARP or NDP. The
-// kernel sends them to the next one that answers for ip, up to three seconds later, also after their socket is gone. Where
-// the address is known, or set by hand, nothing is queued and nothing changes. Kernels before 5.0 do not tell, and nothing is
-// dropped there.
+// DropQueued drops the packets that the host has queued for ip while it resolves the link-layer address
+// by ARP or NDP. The kernel sends them to the next interface that answers for ip, up to three seconds
+// later, even if their socket is closed. If the address is resolved, or set by hand, nothing is queued and
+// nothing changes. Linux before 5.0 cannot report one neighbour, and nothing is dropped there.
 func DropQueued(ip netip.Addr) error {
 	routes, err := netlink.RouteGet(ip.AsSlice())
 	if err != nil || len(routes) == 0 || routes[0].Gw != nil {
-		return nil // without a route, or by way of a gateway, nothing is queued for ip itself
+		return nil // without a route, or by a gateway, nothing is queued for ip itself
 	}
 	link, family := routes[0].LinkIndex, unix.AF_INET
 	if ip.Is6() {

@@ -27,7 +27,7 @@ func TestRedirectedByTheSourcesRecord(t *testing.T) {
 			record.Datapath = tt.path
 			record.Redirects = []attachment.Redirect{{Source: tt.source, Metadata: meta, Proxy: proxy}}
 			dir := attachment.In(t.TempDir())
-			if err := dir.Put(t.Context(), record); err != nil {
+			if err := dir.Put(record); err != nil {
 				t.Fatal(err)
 			}
 			if got := Redirected(attachment.NewIndex(dir), netip.Addr{})(a, tt.destination); got != tt.want {

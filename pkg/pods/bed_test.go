@@ -125,7 +125,7 @@ func (b *bed) pending(name string) *corev1.Pod {
 
 func (b *bed) record(ip netip.Addr, container string, pod attachment.Pod) {
 	b.t.Helper()
-	err := b.dir.Put(b.t.Context(), testrecord.New(container, pod, ip))
+	err := b.dir.Put(testrecord.New(container, pod, ip))
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func (b *bed) refused(ip netip.Addr, want error) {
 func recordOfA(t *testing.T) *attachment.Index {
 	t.Helper()
 	dir := attachment.In(t.TempDir())
-	if err := dir.Put(t.Context(), testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)); err != nil {
+	if err := dir.Put(testrecord.New("c", attachment.Pod{Namespace: "ns", Name: "a", UID: "a"}, ipA)); err != nil {
 		t.Fatal(err)
 	}
 	return attachment.NewIndex(dir)

@@ -108,7 +108,7 @@ func TestRequestsCannotFloodTheAPIServer(t *testing.T) {
 		ip := netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})
 		ips = append(ips, ip)
 		record := testrecord.New(fmt.Sprint("c", i), attachment.Pod{Namespace: "ns", Name: fmt.Sprint("pod-", i), UID: fmt.Sprint("uid-", i)}, ip)
-		if err := dir.Put(t.Context(), record); err != nil {
+		if err := dir.Put(record); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -145,7 +145,7 @@ func TestOnePodCannotUseUpTheAPIServer(t *testing.T) {
 	greedy := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
 	put := func(name string, ips ...netip.Addr) {
 		record := testrecord.New(name, attachment.Pod{Namespace: "ns", Name: name, UID: name}, ips...)
-		if err := dir.Put(t.Context(), record); err != nil {
+		if err := dir.Put(record); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -240,7 +240,7 @@ func TestRecordOfAnotherNameIsNotBelieved(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := attachment.In(t.TempDir())
 			record := testrecord.New("c", recorded, ipA)
-			if err := dir.Put(t.Context(), record); err != nil {
+			if err := dir.Put(record); err != nil {
 				t.Fatal(err)
 			}
 			r := NewResolver(ResolverConfig{Records: attachment.NewIndex(dir), Watch: synced(t, new(hanging), reporting("a", ipA)), Node: thisNode})

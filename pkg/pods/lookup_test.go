@@ -112,7 +112,7 @@ func TestTwoPodsAreWaitedForThoughTheAPIKnowsTheRecordedOne(t *testing.T) {
 	dir := attachment.In(t.TempDir())
 	young := kubeapi.NewRunningPod(thisNode, "ns", "young", nil)
 	record := testrecord.New("c", of(young), ipA)
-	if err := dir.Put(t.Context(), record); err != nil {
+	if err := dir.Put(record); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {

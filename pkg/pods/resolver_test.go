@@ -231,7 +231,7 @@ func TestDuplicatesAreAskedForByEachAddress(t *testing.T) {
 		dir := attachment.In(t.TempDir())
 		former := kubeapi.NewPod(thisNode, "ns", "former", nil)
 		former.UID = "former"
-		if err := dir.Put(t.Context(), testrecord.New("c1", of(former), ip)); err != nil {
+		if err := dir.Put(testrecord.New("c1", of(former), ip)); err != nil {
 			t.Fatal(err)
 		}
 		present := kubeapi.NewRunningPod(thisNode, "ns", "present", nil, ipA.String(), second.String())

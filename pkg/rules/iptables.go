@@ -54,12 +54,15 @@ type rule struct {
 }
 
 // apply makes the redirections of records and the guard of services. It removes redirections that owns
-// selects and no record has.
+// selects and no record has. owns can be nil.
 func (t *iptables) apply(ctx context.Context, n *Node, records []*attachment.Record, guarded []netip.AddrPort, owns func(string) bool, dryRun bool) ([]Change, error) {
 	var changes []Change
 	for _, f := range []*family{ipv4, ipv6} {
 		redirected := redirectedServices(records, f)
 		base := baseRules(f, redirected, guarded)
+		if len(base) == 0 && owns == nil {
+			continue // an IPv4 pod needs no ip6tables
+		}
 		ipt, err := t.open(ctx, n, f)
 		if errors.Is(err, ErrNoIPTables) && len(redirected) == 0 {
 			for _, service := range guarded {
@@ -130,7 +133,7 @@ func (*iptables) applyFamily(ctx context.Context, ipt *goiptables.IPTables, f *f
 	}
 	for _, spec := range found {
 		isWanted := slices.ContainsFunc(wanted, func(r rule) bool { return sameRule(r.spec, spec) })
-		if owner := commentOf(spec); isWanted || !owns(owner) {
+		if owner := commentOf(spec); isWanted || owns == nil || !owns(owner) {
 			continue
 		}
 		err := change(nft.Stale, "redirection of "+commentOf(spec), func() error { return ipt.DeleteIfExists("nat", IPTablesChain, spec...) })

@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
 // The redirection of datapath "pod" is inside the pod's own network namespace, for an interface whose
@@ -86,7 +86,7 @@ func (n *Node) applyInPod(ctx context.Context, r *attachment.Record, desired nft
 		changes, err = conn.Apply(ctx, desired, scope, dryRun)
 		return err
 	}
-	pod, err := openPodNetns(r.Netns)
+	pod, err := podnetns.Open(r.Netns)
 	if err != nil {
 		return nil, err
 	}
@@ -118,28 +118,4 @@ func inNewNetns(do func() error) error {
 		done <- do()
 	}()
 	return <-done
-}
-
-// openPodNetns opens a pod's network namespace. It refuses that of the calling thread, the host's: a
-// rule of one pod would concern the node. The two are compared by device and inode, because a namespace
-// has many paths, and /proc/PID/ns/net leads elsewhere when the PID is reused.
-func openPodNetns(path string) (netns.NsHandle, error) {
-	pod, err := netns.GetFromPath(path)
-	if err != nil {
-		return netns.None(), &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	host, err := netns.Get()
-	if err == nil {
-		defer host.Close()
-		if host.Equal(pod) {
-			err = &os.PathError{Op: "enter", Path: path, Err: ErrHostNetns}
-		}
-	}
-	if err != nil {
-		pod.Close()
-		return netns.None(), err
-	}
-	return pod, nil
 }

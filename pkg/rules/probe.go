@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
 // The counter of a probe is read this often, after each of these times: the first packet can have to
@@ -86,7 +87,7 @@ func (n *Node) IsSeen(ctx context.Context, netnsPath string, source netip.Addr, 
 // boundSocket returns a TCP socket in a pod's network namespace that is bound to an address there, and
 // its port. A socket stays in its namespace whichever thread uses it.
 func boundSocket(netnsPath string, source netip.Addr) (fd int, port uint16, err error) {
-	pod, err := openPodNetns(netnsPath)
+	pod, err := podnetns.Open(netnsPath)
 	if err != nil {
 		return -1, 0, err
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
 // Table is the name of the nftables tables, one in each family.
@@ -35,7 +36,7 @@ var (
 	// ErrNoIPTables is the error of a node without the iptables command that is needed.
 	ErrNoIPTables = errors.New("no iptables command")
 	// ErrHostNetns is the error of a path that leads to the host's network namespace instead of a pod's.
-	ErrHostNetns = errors.New("it is the host's own network namespace")
+	ErrHostNetns = podnetns.ErrHost
 )
 
 // Change is one difference between the kernel's rules and the desired ones.
@@ -136,8 +137,20 @@ func (n *Node) Attach(ctx context.Context, r, former *attachment.Record) error {
 		}
 		former = nil
 	}
+	if former != nil && former.Datapath == r.Datapath && former.HostLink == r.HostLink && slices.Equal(former.Redirects, r.Redirects) {
+		former = nil // it has no other rules
+	}
 	_, err := n.apply(ctx, r, former, false)
 	return err
+}
+
+// MakeGuard makes the guard where it is missing, and nothing else. It returns the changes.
+func (n *Node) MakeGuard(ctx context.Context) ([]Change, error) {
+	changes, err := n.applyNFT(ctx, nil, nft.Scope{}, false)
+	if !errors.Is(err, ErrUnsupported) {
+		return changes, err
+	}
+	return n.applyIPTables(ctx, nil, nil, changes, err, false)
 }
 
 // Check returns what Attach would change.
@@ -316,11 +329,10 @@ func elementsOf(r *attachment.Record) []nft.Element {
 // isAttachment reports whether an owner is an attachment's ID.
 func isAttachment(owner string) bool { return strings.Contains(owner, "@") }
 
-func ownsNothing(string) bool { return false }
-
+// recordOwner selects the rules of a record, or none if it is nil.
 func recordOwner(r *attachment.Record) func(string) bool {
 	if r == nil {
-		return ownsNothing
+		return nil
 	}
 	return func(owner string) bool { return owner == r.ID() }
 }

@@ -12,10 +12,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/cnidirs"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
 // entryFlags are the keys of the plugin's entry in the network configuration.
@@ -114,9 +114,9 @@ func changeRoot(root string) error {
 }
 
 // settings returns the settings of the agent's rounds.
-func settings(c *netconf.Config) node.Settings {
-	return node.Settings{
+func settings(c *netconf.Config) attach.Settings {
+	return attach.Settings{
 		ProxyIP: c.ProxyIP, ProxyPort: c.ProxyPort, MetadataIP: c.MetadataIP, StateDir: c.StateDir,
-		Backend: cmp.Or(string(c.Backend), "auto"), Guard: c.Guard, Mark: c.Mark, InPod: c.Datapath == attachment.DatapathPod,
+		Backend: cmp.Or(string(c.Backend), "auto"), Guard: c.Guard, Mark: c.Mark, PodDatapath: c.Datapath == attachment.DatapathPod,
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
@@ -74,7 +74,7 @@ func (n *testNode) command(args ...string) outcome {
 		args = append(args, "--plugin", n.plugin)
 	}
 	args = append(args, "--state-dir", n.StateDir, "--backend", n.Backend, "--cni-conf-dir", n.conf, "--cni-bin-dir", n.bin, "--cni-cache-dir", n.cache)
-	return agent(n.T, n.env, args...)
+	return runBinary(n.T, n.env, args...)
 }
 
 // cached is an attachment that the runtime remembers as one through a chain.
@@ -90,11 +90,11 @@ func (n *testNode) cached(chain string) {
 }
 
 func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
-	for _, backend := range []string{"iptables-nft", "iptables-legacy", "nftables"} {
+	for _, backend := range []string{"iptables", "nftables"} {
 		t.Run(backend, func(t *testing.T) {
 			n := newNode(t, backend)
 			// What a node has in any case, and more that is not ours.
-			for _, command := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+			for _, command := range []string{"iptables", "ip6tables"} {
 				for _, rule := range []string{"-t nat -A PREROUTING -p tcp --dport 81 -j ACCEPT", "-t filter -A FORWARD -p tcp --dport 81 -j ACCEPT", "-t mangle -A POSTROUTING -p tcp --dport 81 -j ACCEPT"} {
 					n.Run(command + " " + rule)
 				}
@@ -124,13 +124,13 @@ func TestUninstallLeavesTheNodeAsItWasBeforeInstall(t *testing.T) {
 				t.Fatalf("after ADD: %v", n.Redirections())
 			}
 
-			agent, err := node.LockAgent(t.Context(), node.AgentInfo{PID: os.Getpid(), StateDir: "/elsewhere"}, nil)
+			lock, err := agent.WaitForLock(t.Context(), agent.Info{PID: os.Getpid(), StateDir: "/elsewhere"}, nil)
 			n.Must(err)
 			during := n.Rules()
 			if got := n.command("uninstall"); got.Code != 1 || !strings.Contains(got.Stderr, "delete its DaemonSet") || !strings.Contains(got.Stderr, "state directory /elsewhere") || n.Rules() != during {
 				t.Errorf("uninstall while the agent runs: %+v", got)
 			}
-			agent.Unlock()
+			lock.Unlock()
 
 			n.cached(string(text))
 			if got := n.command("uninstall"); got.Code != 0 || !strings.Contains(got.Stdout, "of 1 attachments removed") || !strings.Contains(got.Stdout, "1 pods were attached through it") {

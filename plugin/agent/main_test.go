@@ -42,8 +42,8 @@ type outcome struct {
 	Stdout, Stderr string
 }
 
-// agent runs the agent's binary.
-func agent(t *testing.T, env []string, args ...string) outcome {
+// runBinary runs the agent's binary.
+func runBinary(t *testing.T, env []string, args ...string) outcome {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -93,7 +93,7 @@ func TestProgram(t *testing.T) {
 		"unknown flag":    {[]string{"--what"}, 1, "what"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := agent(t, nil, tc.args...)
+			got := runBinary(t, nil, tc.args...)
 			if got.Code != tc.code || !strings.Contains(got.Stdout+got.Stderr, tc.text) {
 				t.Errorf("got %+v, want exit status %d and %q", got, tc.code, tc.text)
 			}

@@ -6,14 +6,14 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
 // readiness publishes in the lock file whether the agent is ready: its last round had no error, and the
 // entry was in the network configuration at the last check.
 type readiness struct {
-	lock         *node.AgentLock
+	lock         *agent.Lock
 	lost         chan error // an error of the lock file
 	rules, entry string     // the status texts without an error
 
@@ -21,7 +21,7 @@ type readiness struct {
 	rulesError, entryError error
 }
 
-func newReadiness(lock *node.AgentLock, guard bool, installer *conflist.Installer) *readiness {
+func newReadiness(lock *agent.Lock, guard bool, installer *conflist.Installer) *readiness {
 	r := &readiness{
 		lock: lock, lost: make(chan error, 1), rules: "guard and rules in place", entry: "entry chained in " + installer.ConfDir,
 		rulesError: errors.New("the first round has not ended yet"), entryError: errors.New("no network configuration has been looked at yet"),

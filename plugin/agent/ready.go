@@ -9,7 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
 )
 
 func readyCommand(stdout io.Writer) *cli.Command {
@@ -29,34 +29,34 @@ was started with others. With --host-root it fails if the agent runs in another 
 			if err := changeRoot(c.String("host-root")); err != nil {
 				return err
 			}
-			agent, err := node.ReadAgentInfo()
-			if errors.Is(err, node.ErrNoAgent) {
+			holder, err := agent.ReadInfo()
+			if errors.Is(err, agent.ErrNotRunning) {
 				return fmt.Errorf("not ready: %w", err)
 			}
 			if err != nil {
 				return err
 			}
-			if err := checkAgent(c, agent); err != nil {
+			if err := checkAgent(c, holder); err != nil {
 				return fmt.Errorf("not ready: %w", err)
 			}
-			if !agent.Ready {
-				return fmt.Errorf("not ready: %s: %s", agent, agent.Status)
+			if !holder.IsReady {
+				return fmt.Errorf("not ready: %s: %s", holder, holder.Status)
 			}
-			fmt.Fprintf(stdout, "ready: %s: %s\n", agent, agent.Status)
+			fmt.Fprintf(stdout, "ready: %s: %s\n", holder, holder.Status)
 			return nil
 		},
 	}
 }
 
 // checkAgent returns an error if the agent with the lock is not the one that the flags ask for.
-func checkAgent(c *cli.Context, agent node.AgentInfo) error {
+func checkAgent(c *cli.Context, holder agent.Info) error {
 	if c.String("host-root") != "" {
-		mounts, err := node.MountNS()
+		mounts, err := agent.MountNS()
 		if err != nil {
 			return err
 		}
-		if mounts != agent.MountNS {
-			return fmt.Errorf("the agent of this container waits for another one to end: %s", agent)
+		if mounts != holder.MountNS {
+			return fmt.Errorf("the agent of this container waits for another one to end: %s", holder)
 		}
 	}
 	var differences []string
@@ -66,7 +66,7 @@ func checkAgent(c *cli.Context, agent node.AgentInfo) error {
 			continue // agents with different values can have the same directories
 		}
 		isSet = isSet || c.IsSet(name)
-		if got := agent.Flags[name]; got != want {
+		if got := holder.Flags[name]; got != want {
 			differences = append(differences, fmt.Sprintf("--%s %q instead of %q", name, got, want))
 		}
 	}
@@ -74,7 +74,7 @@ func checkAgent(c *cli.Context, agent node.AgentInfo) error {
 		return nil
 	}
 	slices.Sort(differences)
-	return fmt.Errorf("the agent of this node was started with %s: %s", node.Printable(strings.Join(differences, ", ")), agent)
+	return fmt.Errorf("the agent of this node was started with %s: %s", agent.Printable(strings.Join(differences, ", ")), holder)
 }
 
 // flagValues returns the values of the agent's flags by name.

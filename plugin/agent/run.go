@@ -15,9 +15,9 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
 func runCommand(stderr io.Writer) *cli.Command {
@@ -78,33 +78,30 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	defer lock.Unlock()
 	dirs := findDirsOrDefault(c, log)
 	installer.ConfDir, installer.BinDir = dirs.ConfDir, dirs.BinDir
-	agent := node.NewAgent(node.New(settings(conf), node.Host(), log), newCache(c, dirs.ConfDir), interval)
-	defer agent.Close()
+	config := agent.Config{Settings: settings(conf), Cache: newCache(c, dirs.ConfDir), Interval: interval}
 	if c.Bool("once") {
-		return agent.Round(ctx)
+		a := agent.New(config, agent.Host(), log)
+		defer a.Close()
+		return a.Round(ctx)
 	}
-	changes, err := node.Changes(ctx, log)
-	if err != nil {
-		log.Warn("the kernel does not report changes of rules", "interval", interval, "error", err)
-	}
-	wake := make(chan struct{}, 1)
-	agent.Changes = wake
 	guarded := make(chan struct{})
 	announce := sync.OnceFunc(func() {
 		close(guarded)
 		notifySystemd(log, daemon.SdNotifyReady+"\nSTATUS=")
 	})
 	ready := newReadiness(lock, conf.Guard, installer)
-	agent.Repaired = func(err error) {
+	config.OnRepaired = func(err error) {
 		ready.setRules(err)
 		if err == nil {
 			announce()
 		}
 	}
+	a := agent.New(config, agent.Host(), log)
+	defer a.Close()
 	failed := true
 	installer.Installed = func(err error) {
 		if failed && err == nil {
-			send(wake) // pods of the network can be adopted now
+			a.Trigger() // pods of the network can be adopted now
 		}
 		failed = err != nil
 		ready.setEntry(err)
@@ -112,8 +109,7 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", c.String("backend"), "guard", conf.Guard, "install", !installer.WatchOnly,
 		"runtime", dirs.Runtime, "conf dir", dirs.ConfDir, "bin dir", dirs.BinDir)
 	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return agent.Run(ctx) })
-	tasks.Go(func() error { return forward(ctx, changes, wake) })
+	tasks.Go(func() error { return a.Run(ctx) })
 	tasks.Go(func() error { return watchDirs(ctx, c, dirs, interval) })
 	tasks.Go(func() error { return ready.watchLock(ctx) })
 	tasks.Go(func() error {
@@ -132,15 +128,15 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 
 // lockAgent takes the node's agent lock. It waits until another agent ends, except with --once, where
 // another agent is an error.
-func lockAgent(ctx context.Context, c *cli.Context, log *slog.Logger, stateDir string) (*node.AgentLock, error) {
-	info, err := node.NewAgentInfo(os.Args, flagValues(c), stateDir)
+func lockAgent(ctx context.Context, c *cli.Context, log *slog.Logger, stateDir string) (*agent.Lock, error) {
+	info, err := agent.NewInfo(os.Args, flagValues(c), stateDir)
 	if err != nil {
 		return nil, err
 	}
 	if c.Bool("once") {
-		return node.TryLockAgent(ctx, info)
+		return agent.TryLock(ctx, info)
 	}
-	return node.LockAgent(ctx, info, func(holder node.AgentInfo) {
+	return agent.WaitForLock(ctx, info, func(holder agent.Info) {
 		log.Warn("another agent works on this node: waiting until it ends, and changing nothing", "holder", holder.String())
 		notifySystemd(log, "STATUS=waiting for another agent: "+holder.String())
 	})
@@ -153,32 +149,12 @@ func notifySystemd(log *slog.Logger, state string) {
 	}
 }
 
-// forward sends to a channel each time that it receives from another one, until ctx ends.
-func forward(ctx context.Context, from <-chan struct{}, to chan<- struct{}) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-from:
-			send(to)
-		}
-	}
-}
-
-// send sends unless the channel's buffer is full.
-func send(to chan<- struct{}) {
-	select {
-	case to <- struct{}{}:
-	default:
-	}
-}
-
 // newCache returns the container runtime's cache of attachments.
-func newCache(c *cli.Context, confDir string) node.Cache {
-	return node.Cache{
+func newCache(c *cli.Context, confDir string) agent.Cache {
+	return agent.Cache{
 		Dir: c.String("cni-cache-dir"), NetnsDirs: c.StringSlice("netns-dir"),
-		Pod:     netconf.ParsePod,
-		Chained: func() ([]string, error) { return conflist.Chained(confDir, pluginName) },
-		Is:      func(config []byte) bool { return conflist.Has(config, pluginName) },
+		ParsePod:  netconf.ParsePod,
+		Chained:   func() ([]string, error) { return conflist.Chained(confDir, pluginName) },
+		HasPlugin: func(config []byte) bool { return conflist.Has(config, pluginName) },
 	}
 }

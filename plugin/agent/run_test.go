@@ -89,7 +89,7 @@ func (a *agentProcess) end(signal syscall.Signal) int {
 // ready runs `ready` with the flags of the agent.
 func (n *testNode) ready(flags ...string) outcome {
 	n.Helper()
-	return agent(n.T, n.env, append([]string{"ready"}, flags...)...)
+	return runBinary(n.T, n.env, append([]string{"ready"}, flags...)...)
 }
 
 // eventually waits until something holds, for as long as the test may take.

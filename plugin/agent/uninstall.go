@@ -16,8 +16,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
 )
 
 func uninstallCommand(stdout, stderr io.Writer) *cli.Command {
@@ -63,13 +64,13 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	if err := checkDirs(dirs.ConfDir, conf.StateDir); err != nil {
 		return err
 	}
-	info, err := node.NewAgentInfo(os.Args, nil, conf.StateDir)
+	info, err := agent.NewInfo(os.Args, nil, conf.StateDir)
 	if err != nil {
 		return err
 	}
 	info.Status = "the plugin is being uninstalled"
-	lock, err := node.TryLockAgent(ctx, info) // keeps an agent from starting
-	if errors.Is(err, node.ErrAgent) {
+	lock, err := agent.TryLock(ctx, info) // keeps an agent from starting
+	if errors.Is(err, agent.ErrRunning) {
 		return fmt.Errorf("an agent would put everything back: stop it first (delete its DaemonSet, or stop its unit): %w", err)
 	}
 	if err != nil {
@@ -83,7 +84,7 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	if err != nil {
 		return fmt.Errorf("the rules stay, for the plugin may still be called: %w", err)
 	}
-	attachments, err := removeRules(ctx, node.New(settings(conf), node.Host(), log))
+	attachments, err := removeRules(ctx, attach.New(settings(conf), attach.Host(), log))
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,7 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 
 // removeRules removes rules and state of all attachments, and returns their number. An ADD that began
 // before the entry was removed ends within a second, so removeRules repeats twice.
-func removeRules(ctx context.Context, n *node.Node) (attachments int, err error) {
+func removeRules(ctx context.Context, n *attach.Node) (attachments int, err error) {
 	defer n.Close()
 	for attempt := range 3 {
 		if attempt > 0 {
@@ -103,7 +104,7 @@ func removeRules(ctx context.Context, n *node.Node) (attachments int, err error)
 			case <-time.After(time.Second):
 			}
 		}
-		removed, err := n.Uninstall(ctx)
+		removed, err := agent.Uninstall(ctx, n)
 		attachments += removed
 		if err != nil {
 			return attachments, err
@@ -113,8 +114,8 @@ func removeRules(ctx context.Context, n *node.Node) (attachments int, err error)
 }
 
 // removeBinary removes the plugin's binary if no pod exists that was attached through it.
-func removeBinary(cache node.Cache, path string, stdout io.Writer) error {
-	pods, err := cache.Through()
+func removeBinary(cache agent.Cache, path string, stdout io.Writer) error {
+	pods, err := cache.CountChained()
 	if err != nil {
 		return fmt.Errorf("the program stays: %w", err)
 	}

@@ -12,10 +12,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/node"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/redirect"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -29,7 +30,7 @@ const (
 // of pods, and the processes that it starts.
 func reconciling(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	var figures []figure
-	for _, backend := range []redirect.Form{redirect.NFT, redirect.NFTables} {
+	for _, backend := range []attachment.Backend{attachment.BackendIPTables, attachment.BackendNFTables} {
 		measured, err := reconcilingWith(ctx, tools, backend, progress)
 		if err != nil {
 			return nil, fmt.Errorf("agent with %s: %w", backend, err)
@@ -39,7 +40,7 @@ func reconciling(ctx context.Context, tools testbed.Tools, progress io.Writer) (
 	return figures, nil
 }
 
-func reconcilingWith(ctx context.Context, tools testbed.Tools, backend redirect.Form, progress io.Writer) ([]figure, error) {
+func reconcilingWith(ctx context.Context, tools testbed.Tools, backend attachment.Backend, progress io.Writer) ([]figure, error) {
 	fmt.Fprintf(progress, "the agent with %s, %d and %d pods: %d rounds\n", backend, fewPods, manyPods, agentRounds)
 	bed, err := testbed.New(ctx, testbed.Options{Tools: tools, Primary: "bridge"})
 	if err != nil {
@@ -67,7 +68,7 @@ func reconcilingWith(ctx context.Context, tools testbed.Tools, backend redirect.
 			return nil, err
 		}
 	}
-	if backend == redirect.NFTables {
+	if backend == attachment.BackendNFTables {
 		return []figure{{"reconcile_250_nftables_ms", ms[1], "ms"}}, nil
 	}
 	processes, err := agentProcesses(ctx, tools, bed, backend)
@@ -79,32 +80,31 @@ func reconcilingWith(ctx context.Context, tools testbed.Tools, backend redirect.
 	}, err
 }
 
-// agent is the node's agent and its log.
-type agent struct {
-	*node.Agent
+// loggedAgent is the node's agent and its log.
+type loggedAgent struct {
+	*agent.Agent
 	log *bytes.Buffer
 }
 
 // newAgent is wired as "kube2iam-agent run" is, to a runtime's cache that knows of each pod.
-func newAgent(bed *testbed.Bed, backend redirect.Form) agent {
+func newAgent(bed *testbed.Bed, backend attachment.Backend) loggedAgent {
 	log := new(bytes.Buffer)
-	settings := node.Settings{
+	settings := attach.Settings{
 		ProxyPort: 8181, MetadataIP: netip.MustParseAddrPort(testbed.MetadataAddr).Addr(), StateDir: bed.StateDir,
-		Backend: string(backend), Guard: true, Mark: redirect.DefaultMark,
+		Backend: string(backend), Guard: true, Mark: 0x1000,
 	}
-	n := node.New(settings, node.Host(), slog.New(slog.NewTextHandler(log, nil)))
-	cache := node.Cache{
-		Dir:     cacheDir(bed),
-		Pod:     netconf.ParsePod,
-		Chained: func() ([]string, error) { return conflist.Chained(filepath.Join(bed.Dir, "net.d"), "kube2iam-cni") },
-		Is:      func([]byte) bool { return false },
+	cache := agent.Cache{
+		Dir:       cacheDir(bed),
+		ParsePod:  netconf.ParsePod,
+		Chained:   func() ([]string, error) { return conflist.Chained(filepath.Join(bed.Dir, "net.d"), "kube2iam-cni") },
+		HasPlugin: func([]byte) bool { return false },
 	}
-	return agent{node.NewAgent(n, cache, 0), log}
+	return loggedAgent{agent.New(agent.Config{Settings: settings, Cache: cache}, agent.Host(), slog.New(slog.NewTextHandler(log, nil))), log}
 }
 
 // round returns the median time of rounds after the first one, in milliseconds. A round that logs a
 // repair or a warning is an error.
-func (a agent) round(ctx context.Context, bed *testbed.Bed) (float64, error) {
+func (a loggedAgent) round(ctx context.Context, bed *testbed.Bed) (float64, error) {
 	var ms []float64
 	err := bed.Node.Do(func() error {
 		for round := range agentRounds + 1 {
@@ -134,7 +134,7 @@ func (a agent) round(ctx context.Context, bed *testbed.Bed) (float64, error) {
 
 // agentProcesses returns how many programs a round runs, in the IP family with most of them. It is the
 // agent's first round, which checks at least as much as any later one.
-func agentProcesses(ctx context.Context, tools testbed.Tools, bed *testbed.Bed, backend redirect.Form) (int, error) {
+func agentProcesses(ctx context.Context, tools testbed.Tools, bed *testbed.Bed, backend attachment.Backend) (int, error) {
 	program, err := tools.Path("kube2iam-agent")
 	if err != nil {
 		return 0, err

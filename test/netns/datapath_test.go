@@ -30,12 +30,9 @@ func TestWayOfAPod(t *testing.T) {
 		n.wantOwn(pod, "app")
 		n.must(n.Check(t.Context(), pod))
 		record, rules := n.record(pod, "eth0"), n.rules()
-		wantPath, wantMark, wantRule := attachment.DatapathRouted, uint32(0), "-i "+record.HostLink.Name
+		wantPath, wantRule := attachment.DatapathRouted, "-i "+record.HostLink.Name
 		if n.primary == "bridge" {
 			wantPath, wantRule = attachment.DatapathBridged, "--physdev-in "+record.HostLink.Name
-		}
-		if n.noBridgeNF && n.backend != "nftables" {
-			wantMark, wantRule = 0x1000, "--mark 0x1000/0x1000"
 		}
 		if n.backend == "nftables" {
 			wantRule = map[attachment.Datapath]string{
@@ -43,8 +40,8 @@ func TestWayOfAPod(t *testing.T) {
 				attachment.DatapathBridged: "ip bridged: " + pod.IP.String(),
 			}[wantPath]
 		}
-		if record.Datapath != wantPath || record.Mark != wantMark || string(record.Backend) != n.backend {
-			t.Errorf("recorded %s, mark %#x, %s; want %s, mark %#x, %s", record.Datapath, record.Mark, record.Backend, wantPath, wantMark, n.backend)
+		if record.Datapath != wantPath || string(record.Backend) != n.backend {
+			t.Errorf("recorded %s, %s; want %s, %s", record.Datapath, record.Backend, wantPath, n.backend)
 		}
 		if !strings.Contains(rules, wantRule) {
 			t.Errorf("no rule with %q:\n%s", wantRule, rules)

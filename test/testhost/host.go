@@ -90,7 +90,7 @@ func (n *Host) Attach(kind, hostLink string, pod *netnstest.Netns, ip4, ip6 stri
 // so, and otherwise runs the real command.
 func (n *Host) standIn() {
 	n.Helper()
-	for _, name := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+	for _, name := range []string{"iptables", "ip6tables"} {
 		real, err := exec.LookPath(name)
 		n.Must(err)
 		for _, with := range []string{"", "-restore", "-save"} {
@@ -188,7 +188,7 @@ func (n *Host) Rules() string {
 
 func (n *Host) IPTablesRules() (kept []string) {
 	n.Helper()
-	for _, save := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"} {
+	for _, save := range []string{"iptables-nft-save", "ip6tables-nft-save"} {
 		for line := range strings.Lines(n.Run(save)) {
 			if strings.HasPrefix(line, ":") {
 				line, _, _ = strings.Cut(line, " [")

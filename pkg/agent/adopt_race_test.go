@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+)
+
+// meanwhile has something happen once, when the agent has looked for a pod's interface: between its look and its lock.
+func (b *bed) meanwhile(do func()) {
+	find := b.node.FindLink
+	b.node.FindLink = func(netnsPath, ifName string) (*hostlink.Link, error) {
+		link, err := find(netnsPath, ifName)
+		if do != nil {
+			once := do
+			do = nil
+			once()
+		}
+		return link, err
+	}
+}
+
+// TestAdoptInTheMeantime has a pod be adopted, and something happen between the agent's look and its change: whoever came
+// meanwhile keeps what it has.
+func TestAdoptInTheMeantime(t *testing.T) {
+	for name, tc := range map[string]struct {
+		do      func(*bed)
+		records []string
+		said    string
+	}{
+		"nothing": {func(*bed) {}, []string{"c1@eth0"}, "adopted a pod"},
+		"its address is another's, by an ADD": {func(b *bed) {
+			delete(b.links, 7)
+			b.attached(b.pod("c2", 8, "10.1.0.5"))
+		}, []string{"c2@eth0"}, "its address is held by c2@eth0"},
+		"its own ADD comes": {func(b *bed) {
+			b.attached(attach.Request{ContainerID: "c1", IfName: "eth0", Netns: "/netns/c1", Network: "net", IPs: []netip.Addr{netip.MustParseAddr("10.1.0.5")}})
+		}, []string{"c1@eth0"}, "it was attached in the meantime"},
+		"it ends": {func(b *bed) { delete(b.links, 7) }, nil, "its interface eth0 is gone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			backends(t, func(t *testing.T, backend string) {
+				b := newBed(t, backend)
+				b.pod("c1", 7, "10.1.0.5")
+				b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
+				after := ""
+				b.meanwhile(func() { tc.do(b); after = b.allRules() })
+				b.round()
+				if diff := cmp.Diff(tc.records, b.recorded()); diff != "" {
+					t.Error(diff)
+				}
+				if said := b.log(); !strings.Contains(said, tc.said) {
+					t.Errorf("said %s", said)
+				}
+				if name != "nothing" && b.allRules() != after {
+					t.Errorf("the rules:\n%s", cmp.Diff(after, b.allRules()))
+				}
+			})
+		})
+	}
+}
+
+// TestAdoptOfOtherNetworks leaves pods alone whose network the plugin is not chained in, says so once, and adopts them when it is.
+func TestAdoptOfOtherNetworks(t *testing.T) {
+	b := newBed(t, "nftables")
+	b.chained = nil
+	b.pod("c1", 7, "10.1.0.5")
+	b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
+	b.round()
+	if said := b.log(); strings.Count(said, "is not chained in it") != 1 || !strings.Contains(said, `network \"net\"`) {
+		t.Errorf("said %s", said)
+	}
+	b.idle("while it is not chained")
+
+	b.chained = []string{"other", "net"}
+	b.round()
+	if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+		t.Errorf("when it is chained: %s", diff)
+	}
+
+	// A configuration that is away for a while takes nothing from a network that pods are attached of.
+	b.chained = nil
+	b.pod("c2", 8, "10.1.0.6")
+	b.cached("c2", cacheEntryOf("c2", "/netns/c2", resultBy("veth8", "1.1.0", "10.1.0.6")))
+	b.round()
+	if diff := cmp.Diff([]string{"c1@eth0", "c2@eth0"}, b.recorded()); diff != "" {
+		t.Errorf("by the records: %s", diff)
+	}
+
+	// Nor from one whose pods the runtime attached with the plugin in the chain.
+	b = newBed(t, "nftables")
+	b.chained = nil
+	b.Cache.HasPlugin = func(config []byte) bool { return strings.Contains(string(config), "kube2iam-cni") }
+	b.pod("c1", 7, "10.1.0.5")
+	b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5"), with("config", []byte(`{"plugins":[{"type":"kube2iam-cni"}]}`))))
+	b.round()
+	if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+		t.Errorf("by its entry: %s", diff)
+	}
+}
+
+// TestLooksIntoNamespaces counts how many network namespaces a round looks into for pods of the cache: none for those that are on
+// record, and each once for those that are not, also where the entries do not say whose is whose.
+func TestLooksIntoNamespaces(t *testing.T) {
+	for _, named := range []bool{true, false} {
+		t.Run(fmt.Sprintf("named %v", named), func(t *testing.T) {
+			for _, pods := range []int{5, 50} {
+				b := newBed(t, "nftables")
+				b.Cache.NetnsDirs = []string{t.TempDir()}
+				for i := range pods {
+					id, ip := fmt.Sprintf("c%d", i), fmt.Sprintf("10.1.0.%d", 10+i)
+					b.pod(id, 100+i, ip)
+					path := b.Cache.NetnsDirs[0] + "/" + id
+					b.write(path, "")
+					b.pods[path] = b.pods["/netns/"+id]
+					if b.pods[path].Name = hostLink; named {
+						b.cached(id, cacheEntryOf(id, path, result("1.1.0", ip)))
+					} else {
+						b.cached(id, cacheEntryOf(id, "", result("1.1.0", ip), without("netns")))
+					}
+					b.links[100+i] = hostLink
+				}
+				b.lookups = 0
+				b.round()
+				if len(b.recorded()) != pods || b.lookups != pods {
+					t.Errorf("looked %d times to adopt %d of %d", b.lookups, len(b.recorded()), pods)
+				}
+				b.lookups = 0
+				b.round()
+				if b.lookups > 0 {
+					t.Errorf("looked %d times when all were adopted", b.lookups)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,203 @@
+// Package agent keeps the rules of a node as the records say. It adopts pods that were created before
+// the plugin was chained, makes again what was flushed, and collects attachments without a DEL.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/dedup"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
+)
+
+// Config configures an agent.
+type Config struct {
+	Settings attach.Settings
+	Cache    Cache
+	// Interval is the time between two rounds without a notification.
+	Interval time.Duration
+	// OnRepaired is called in each round with the result of repairing guard, records and rules. The guard
+	// exists from the first nil on. It is optional.
+	OnRepaired func(error)
+}
+
+// System is the seam to the operating system.
+type System struct {
+	attach.System
+	// Links returns the names of the host's interfaces, by index.
+	Links func() (map[int]string, error)
+	// Filtered returns the links with a filter that sees packets before netfilter.
+	Filtered func(links map[int]string) (map[int]bool, error)
+	// Addresses returns those of an interface in a network namespace; none if it does not exist.
+	Addresses func(netnsPath, ifName string) ([]netip.Addr, error)
+	// HostSide returns the name of the host side of an interface in a network namespace, or "".
+	HostSide func(netnsPath, ifName string) string
+	// CutConnections ends the pods' connections to a service that are not redirected, and returns how many
+	// there were.
+	CutConnections func(service netip.AddrPort) (int, error)
+	// WatchRules calls notify when rules were removed that can be the agent's, until ctx ends.
+	WatchRules func(ctx context.Context, notify func()) error
+}
+
+// Host returns the host's operating system.
+func Host() System {
+	return System{
+		System: attach.Host(), Links: hostlink.Links, Filtered: hostlink.Filtered, Addresses: hostlink.Addresses, HostSide: hostlink.HostSide,
+		CutConnections: cutConnections, WatchRules: watchRules,
+	}
+}
+
+// Agent keeps the node as the records say. It looks without a lock, and if something is wrong it looks
+// again with the exclusive lock: a running ADD or DEL is not taken for a fault.
+type Agent struct {
+	Config
+	System
+	node    *attach.Node
+	log     *slog.Logger
+	dedup   *dedup.Handler
+	trigger chan struct{}
+
+	attachPod func(context.Context, *attachment.Record) error // Rules.AttachPod; tests wrap it
+
+	hasChanged bool         // anything, in this round
+	probed     map[int]bool // the filtered links, by index, behind which a packet was sent
+}
+
+// New returns an agent. All its loggers are one that logs a condition once while it persists.
+func New(c Config, sys System, log *slog.Logger) *Agent {
+	handler := dedup.New(log.Handler(), 0)
+	log = slog.New(handler)
+	node := attach.New(c.Settings, sys.System, log)
+	return &Agent{
+		Config: c, System: sys, node: node, log: log, dedup: handler,
+		trigger: make(chan struct{}, 1), attachPod: node.Rules.AttachPod, probed: make(map[int]bool),
+	}
+}
+
+// Trigger makes a round begin soon.
+func (a *Agent) Trigger() {
+	select {
+	case a.trigger <- struct{}{}:
+	default: // a round is already due
+	}
+}
+
+// Close closes the netlink connection of the rules.
+func (a *Agent) Close() { a.node.Close() }
+
+// settleTime is the time between a notification and the round: other changes often follow. minInterval
+// is the time between two rounds when the first of them found nothing: the plugin's DELs cause
+// notifications, too.
+const (
+	settleTime  = 50 * time.Millisecond
+	minInterval = time.Second
+)
+
+// Run makes rounds until ctx ends. It logs a round that fails. It leaves rules and records when it ends.
+func (a *Agent) Run(ctx context.Context) error {
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watch.Go(func() {
+		if err := a.WatchRules(ctx, a.Trigger); err != nil && ctx.Err() == nil {
+			a.log.Warn("the kernel does not notify of changed rules; rounds find them", "interval", a.Interval, "error", err)
+		}
+	})
+	for {
+		if err := a.Round(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("a round failed, in part or whole", "error", err)
+		}
+		a.Close()
+		ended := time.Now()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(a.Interval):
+			continue
+		case <-a.trigger:
+		}
+		wait := settleTime
+		if !a.hasChanged {
+			wait = max(settleTime, minInterval-time.Since(ended))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		select { // the round finds what has changed until now
+		case <-a.trigger:
+		default:
+		}
+	}
+}
+
+// Round repairs the node once. The guard comes first, then records and rules, then what depends on pods.
+func (a *Agent) Round(ctx context.Context) error {
+	a.dedup.NextRound()
+	a.hasChanged = false
+	guard, err := a.node.Rules.MakeGuard(ctx)
+	a.logChanges("made the guard", texts(guard))
+	s, changes, failed := a.repair(ctx)
+	err = errors.Join(err, failed)
+	// Without the guard or a redirection, pods may have connected to the metadata service.
+	if slices.ContainsFunc(slices.Concat(guard, changes), func(c rules.Change) bool { return c.Kind == nft.Missing }) {
+		err = errors.Join(err, a.cut())
+	}
+	if a.OnRepaired != nil && ctx.Err() == nil {
+		a.OnRepaired(err)
+	}
+	if s == nil {
+		return err
+	}
+	a.repairInPods(ctx, s)
+	err = errors.Join(err, a.checkFilters(ctx, s))
+	if a.adopt(ctx, s.attached) > 0 {
+		err = errors.Join(err, a.cut())
+	}
+	return err
+}
+
+// cut ends connections to the metadata services that are not redirected.
+func (a *Agent) cut() error {
+	var errs []error
+	for _, ip := range []netip.Addr{a.node.MetadataIP, attachment.MetadataIPv6} {
+		service := a.node.Metadata(ip)
+		n, err := a.CutConnections(service)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("tracked connections to %s: %w", service, err))
+		}
+		if n > 0 {
+			a.log.Info("ended connections that were not redirected", "service", service, "connections", n)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// maxLogged bounds the changes in one log line.
+const maxLogged = 10
+
+func (a *Agent) logChanges(message string, changes []string) {
+	if len(changes) == 0 {
+		return
+	}
+	a.hasChanged = true
+	a.log.Info(message, "changes", len(changes), "first", changes[:min(len(changes), maxLogged)])
+}
+
+func texts(changes []rules.Change) []string {
+	var texts []string
+	for _, c := range changes {
+		texts = append(texts, c.String())
+	}
+	return texts
+}

@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var addresses = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+}
+
+// idle asserts that a round finds nothing to do: it changes no rule and no file, cuts nothing and says nothing.
+func (b *bed) idle(when string) {
+	b.Helper()
+	b.log()
+	b.cut()
+	rules, files := b.allRules(), b.files()
+	b.round()
+	if diff := cmp.Diff(rules, b.allRules()); diff != "" {
+		b.Errorf("%s, a round changed the rules:\n%s", when, diff)
+	}
+	if diff := cmp.Diff(files, b.files()); diff != "" {
+		b.Errorf("%s, a round wrote:\n%s", when, diff)
+	}
+	if cuts := b.cut(); cuts != nil {
+		b.Errorf("%s, a round cut connections to %v", when, cuts)
+	}
+	if said := b.log(); said != "" {
+		b.Errorf("%s, a round said %s", when, said)
+	}
+}
+
+// wantCut asserts that both services' connections were cut, once.
+func (b *bed) wantCut(when string) {
+	b.Helper()
+	if diff := cmp.Diff(services, b.cut(), addresses); diff != "" {
+		b.Errorf("%s, what was cut:\n%s", when, diff)
+	}
+}
+
+// TestRoundGuards is a node before its first pod.
+func TestRoundGuards(t *testing.T) {
+	backends(t, func(t *testing.T, backend string) {
+		b := newBed(t, backend)
+		b.round()
+		b.wantCut("after the first round")
+		for _, guarded := range []string{"169.254.169.254", "fd00:ec2::254"} {
+			if rules := b.allRules(); !strings.Contains(rules, guarded) {
+				t.Errorf("%s is not guarded:\n%s", guarded, rules)
+			}
+		}
+		b.idle("guarded")
+
+		r := b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
+		b.idle("with a pod")
+		b.must(b.node.Detach(t.Context(), r.ContainerID, r.IfName))
+		b.idle("after its DEL")
+		if rules := b.allRules(); strings.Contains(rules, r.ContainerID+"@") || !strings.Contains(rules, "fd00:ec2::254") {
+			t.Errorf("after its DEL:\n%s", rules)
+		}
+	})
+}
+
+// TestRoundCollects takes away what no DEL came for, and nothing of a pod whose interface is there.
+func TestRoundCollects(t *testing.T) {
+	for name, vanish := range map[string]func(*bed, int){
+		"the interface is gone":  func(b *bed, index int) { delete(b.links, index) },
+		"its index is another's": func(b *bed, index int) { b.links[index] = "veth99" },
+		"its name is another's":  func(b *bed, index int) { b.links[99] = b.links[index]; delete(b.links, index) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			backends(t, func(t *testing.T, backend string) {
+				b := newBed(t, backend)
+				b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
+				b.round()
+				before, files := b.allRules(), b.files()
+				b.attached(b.pod("c2", 8, "10.1.0.6", "fd00:1::6"))
+				b.idle("with both")
+				vanish(b, 8)
+				b.round()
+				if diff := cmp.Diff(before, b.allRules()); diff != "" {
+					t.Errorf("after the round:\n%s", diff)
+				}
+				if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+					t.Errorf("after the round:\n%s", diff)
+				}
+				for _, kept := range []string{"/attachments/c1@eth0.json", "/by-ip/10.1.0.5", "/by-ip/fd00:1::5"} {
+					if after := b.files()[kept]; after != files[kept] {
+						t.Errorf("%s was %s and is %s", kept, files[kept], after)
+					}
+				}
+				if said := b.log(); !strings.Contains(said, "collecting an attachment that is gone") || !strings.Contains(said, "c2@eth0") || strings.Contains(said, "c1@eth0") {
+					t.Errorf("said %s", said)
+				}
+				if cuts := b.cut(); len(cuts) > 0 {
+					t.Errorf("cut connections to %v", cuts)
+				}
+				b.idle("after the collection")
+			})
+		})
+	}
+}
+
+// TestRoundRepairs makes again what somebody flushed.
+func TestRoundRepairs(t *testing.T) {
+	// What is run: a command of iptables of the backend's form for each family, or nft for what is the same there.
+	for name, tc := range map[string]struct{ iptables, nft []string }{
+		"everything":              {[]string{"-F", "-t mangle -F", "-t nat -F", "-t nat -X"}, []string{"flush ruleset"}},
+		"one rule of each family": {[]string{"-t nat -D KUBE2IAM-CNI 1"}, []string{"flush map ip kube2iam-cni routed", "flush map ip6 kube2iam-cni routed"}},
+		"the guard":               {nil, []string{"flush chain ip kube2iam-cni guard", "delete chain ip6 kube2iam-cni guard"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			backends(t, func(t *testing.T, backend string) {
+				b := newBed(t, backend)
+				b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
+				b.attached(b.pod("c2", 8, "10.1.0.6", "fd00:1::6"))
+				b.round()
+				before, files := b.allRules(), b.files()
+				if backend == "nftables" || tc.iptables == nil { // the guard is in nftables with either backend
+					for _, args := range tc.nft {
+						b.run("nft " + args)
+					}
+				} else {
+					for _, args := range tc.iptables {
+						b.run(backend + " " + args)
+						b.run(strings.Replace(backend, "iptables", "ip6tables", 1) + " " + args)
+					}
+				}
+				if b.allRules() == before {
+					t.Fatal("nothing was flushed")
+				}
+				b.log()
+				b.cut()
+				b.round()
+				if diff := cmp.Diff(before, b.allRules()); diff != "" {
+					t.Errorf("after the round:\n%s", diff)
+				}
+				if diff := cmp.Diff(files, b.files()); diff != "" {
+					t.Errorf("the records are as they should be, and the round wrote:\n%s", diff)
+				}
+				b.wantCut("after the repair")
+				if said := b.log(); strings.Count(said, "repaired the node's rules") == 0 && strings.Count(said, "made the guard") != 1 {
+					t.Errorf("said %s", said)
+				}
+				b.idle("after the repair")
+			})
+		})
+	}
+}
+
+// TestRoundTakesRulesWithoutARecord is a record that was lost, or that cannot be read: nobody is redirected by it.
+func TestRoundTakesRulesWithoutARecord(t *testing.T) {
+	for name, lose := range map[string]func(*bed) error{
+		"lost": func(b *bed) error { return os.Remove(filepath.Join(b.node.StateDir, "attachments", "c2@eth0.json")) },
+		"unreadable": func(b *bed) error {
+			return os.Truncate(filepath.Join(b.node.StateDir, "attachments", "c2@eth0.json"), 0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			backends(t, func(t *testing.T, backend string) {
+				b := newBed(t, backend)
+				b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
+				b.round()
+				before := b.allRules()
+				b.attached(b.pod("c2", 8, "10.1.0.6", "fd00:1::6"))
+				b.must(lose(b))
+				b.round()
+				if diff := cmp.Diff(before, b.allRules()); diff != "" {
+					t.Errorf("after the round:\n%s", diff)
+				}
+				if said := strings.Count(b.log(), "records that cannot be read"); said != strings.Count(name, "unreadable") {
+					t.Errorf("said so %d times", said)
+				}
+				b.idle("after the round")
+			})
+		})
+	}
+}

@@ -1,0 +1,60 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+)
+
+// Detach removes an attachment's rules and then its record. A missing attachment is no error.
+func (n *Node) Detach(ctx context.Context, containerID, ifName string) error {
+	if attachment.ValidateID(containerID, ifName) != nil {
+		return nil // ADD has refused it
+	}
+	unlock, err := n.Records.LockDelete(ctx, containerID, ifName)
+	switch {
+	case err == nil:
+		defer unlock()
+	case !errors.Is(err, fs.ErrNotExist): // without a state directory no process changes anything
+		return wrap(KindState, err)
+	}
+	r, err := n.Records.Get(containerID, ifName)
+	if err == nil {
+		return n.tearDown(ctx, r)
+	}
+	id := attachment.ID(containerID, ifName)
+	if !errors.Is(err, fs.ErrNotExist) {
+		n.log.Warn("record cannot be read; removing rules by their owner", "attachment", id, "error", err)
+	}
+	if err := n.Rules.DetachID(ctx, id); err != nil {
+		return err
+	}
+	return n.Records.Delete(containerID, ifName)
+}
+
+// DetachAll detaches the attachments that isGone selects. It continues after an error and returns all.
+func (n *Node) DetachAll(ctx context.Context, isGone func(*attachment.Record) bool) error {
+	records, err := n.Records.List()
+	errs := []error{err}
+	for _, r := range records {
+		if isGone(r) {
+			errs = append(errs, n.Detach(ctx, r.ContainerID, r.IfName))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tearDown removes the rules before the record: without it they are hard to find. The caller holds the
+// attachment's locks.
+func (n *Node) tearDown(ctx context.Context, r *attachment.Record) error {
+	defer n.DestroySocketsOfRemoved(r)()
+	if err := n.Rules.Detach(ctx, r); err != nil {
+		return err
+	}
+	if r.Datapath == attachment.DatapathPod {
+		n.Rules.DetachPod(ctx, r) // rules that the pod keeps concern no other pod and end with its namespace
+	}
+	return n.Records.Delete(r.ContainerID, r.IfName)
+}

@@ -1,0 +1,154 @@
+package attachment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/filelock"
+)
+
+// The file "lock" of the state directory excludes processes from each other, by byte:
+//
+//   - Byte 0 is locked shared by each ADD, DEL and GC, and exclusively by the agent and by uninstall
+//     while they change anything. Between the record and the rules of one ADD, the agent would take the
+//     record for one whose rules were flushed.
+//   - Each other byte stands for an attachment or an address, by a hash. ADD and DEL lock those that
+//     they concern, from before the record is written or read until record and rules agree. Otherwise a
+//     late DEL could remove the rule that the address's next holder has just made, or two ADDs with one
+//     address could leave the record of one and the rule of the other. Two names with one hash only
+//     wait for each other.
+//
+// ADDs and DELs of different attachments and addresses run in parallel. A process locks its bytes in
+// ascending order, so no two wait for each other. The kernel releases the locks of a killed process.
+const (
+	lockFile   = "lock"
+	nodeOffset = 0
+)
+
+// lockTimeout bounds the wait for the locks. They are held for milliseconds unless a process is stopped.
+const lockTimeout = 5 * time.Second
+
+// ErrLocked is the error of a change that did not get its locks in time. A later attempt can succeed.
+var ErrLocked = filelock.ErrLocked
+
+// LockShared excludes the agent's changes. It creates the state directory.
+func (d Dir) LockShared(ctx context.Context) (unlock func(), err error) {
+	return d.lockNode(ctx, filelock.Shared)
+}
+
+// LockExclusive excludes all other changes of the node. It creates the state directory.
+func (d Dir) LockExclusive(ctx context.Context) (unlock func(), err error) {
+	return d.lockNode(ctx, filelock.Exclusive)
+}
+
+func (d Dir) lockNode(ctx context.Context, mode filelock.Mode) (unlock func(), err error) {
+	if err := os.MkdirAll(d.root, 0o755); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	f, err := d.openLock(ctx, mode)
+	if err != nil {
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+func (d Dir) openLock(ctx context.Context, mode filelock.Mode) (*os.File, error) {
+	return filelock.Open(filepath.Join(d.root, lockFile), func(f *os.File) error {
+		return filelock.Lock(ctx, f, nodeOffset, mode)
+	})
+}
+
+// LockAdd takes the locks of an ADD that writes the record: those of its attachment and addresses, of
+// the addresses that the attachment has on record, and of the attachments that hold its addresses. It
+// creates the state directory.
+func (d Dir) LockAdd(ctx context.Context, r *Record) (unlock func(), err error) {
+	if err := os.MkdirAll(d.root, 0o755); err != nil {
+		return nil, err
+	}
+	return d.lockAttachment(ctx, r.ContainerID, r.IfName, r.IPs)
+}
+
+// LockDelete takes the locks of a change that removes the record of an attachment: those of the
+// attachment and of its addresses. The error is fs.ErrNotExist if there is no state directory.
+func (d Dir) LockDelete(ctx context.Context, containerID, ifName string) (unlock func(), err error) {
+	return d.lockAttachment(ctx, containerID, ifName, nil)
+}
+
+func (d Dir) lockAttachment(ctx context.Context, containerID, ifName string, ips []netip.Addr) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	needed := d.offsets(containerID, ifName, ips)
+	for {
+		f, err := d.openLock(ctx, filelock.Shared)
+		if err != nil {
+			return nil, err
+		}
+		for _, offset := range needed {
+			if err := filelock.Lock(ctx, f, offset, filelock.Exclusive); err != nil {
+				f.Close()
+				return nil, fmt.Errorf("attachment %s: %w", ID(containerID, ifName), err)
+			}
+		}
+		// The records may have changed before the locks. A byte is never added to those that are locked:
+		// this could break the order.
+		locked := needed
+		needed = d.offsets(containerID, ifName, ips)
+		if !slices.ContainsFunc(needed, func(offset int64) bool { return !slices.Contains(locked, offset) }) {
+			return func() { f.Close() }, nil
+		}
+		f.Close()
+	}
+}
+
+// offsets returns the bytes of what a change of the attachment concerns, in ascending order.
+func (d Dir) offsets(containerID, ifName string, ips []netip.Addr) []int64 {
+	names := []string{ID(containerID, ifName)}
+	for _, ip := range slices.Concat(ips, d.addressesOf(d.recordFile(containerID, ifName))) {
+		names = append(names, ip.String())
+	}
+	for _, ip := range ips {
+		if holder, err := d.Holder(ip); err == nil {
+			names = append(names, holder.ID())
+			for _, ip := range holder.IPs {
+				names = append(names, ip.String())
+			}
+		}
+	}
+	var offsets []int64
+	for _, name := range names {
+		hash := fnv.New64a()
+		hash.Write([]byte(name))
+		offsets = append(offsets, int64(hash.Sum64()>>2)+nodeOffset+1)
+	}
+	slices.Sort(offsets)
+	return slices.Compact(offsets)
+}
+
+// addressesOf returns the addresses of a record, or those that it holds if it cannot be read.
+func (d Dir) addressesOf(file string) []netip.Addr {
+	r, err := read(file)
+	if err == nil {
+		return r.IPs
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var ips []netip.Addr
+	links, _ := d.linksOf(file)
+	for _, link := range links {
+		if ip, err := netip.ParseAddr(filepath.Base(link)); err == nil {
+			ips = append(ips, ip)
+		}
+	}
+	return ips
+}
