@@ -55,7 +55,7 @@ var Keys = []Key{
 		"refuse packets to the metadata service that are forwarded without a redirection",
 		`{"type": "boolean"}`, setGuard},
 	{"mark", "mark", fmt.Sprintf("%#x", DefaultMark),
-		"bits of the packet mark that no other program uses; set on bridged packets, with iptables only",
+		"bits of the packet mark that no other program uses; set on bridged packets, with nftables only",
 		`{"type": "string", "pattern": "^0x[0-9a-fA-F]+$"}`, setMark},
 	{"datapath", "datapath", "auto",
 		"pod redirects inside the pod's network namespace; auto does so only for interfaces other than veth",
@@ -127,7 +127,7 @@ func setBackend(c *Config, v json.RawMessage) error {
 	switch s {
 	case "auto":
 		c.Backend = ""
-	case "nftables", "iptables", "iptables-nft", "iptables-legacy":
+	case "nftables", "iptables":
 		c.Backend = attachment.Backend(s)
 	default:
 		return fmt.Errorf(`%s is not "auto", "nftables" or "iptables"`, quote(s))

@@ -69,7 +69,7 @@ func (s setup) String() string {
 
 // iptables is the backend of nodes without nftables. It serves routed pods, and bridged pods if bridge-nf
 // is on.
-const iptables = "iptables-nft"
+const iptables = "iptables"
 
 var (
 	bridgeNFTables = setup{primary: "bridge", backend: "nftables"}
