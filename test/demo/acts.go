@@ -65,7 +65,7 @@ func pods(ctx context.Context, s *stage) (err error) {
 		return err
 	}
 	s.block(strings.Join(rules, "\n"))
-	s.expect(count(rules, "nft ip bridged:") == 2 && count(rules, "nft bridge holders4:") == 2,
+	s.expect(count(rules, "nft ip bridged:") == 2 && count(rules, "nft bridge ports4:") == 2,
 		"one redirection for each pod, bound to its own port of the bridge and its own address")
 	s.expect(count(rules, "reject with tcp reset") > 0 && count(rules, "drop") > 0, "and a guard that refuses whatever was not redirected")
 	s.text("The record of who holds %s, which the proxy reads:", s.one.IP)

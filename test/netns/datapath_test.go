@@ -242,7 +242,7 @@ func TestChainedWithOthers(t *testing.T) {
 				n.proxy(impatient...)
 				pod := n.run("pod", "app")
 				n.wantOwn(pod, "app")
-				n.wantCheckOfMixedForms(pod) // portmap's iptables is of the nft form, whatever ours is
+				n.must(n.Check(t.Context(), pod))
 				n.wantOthersWork(pod)
 				// firewall accepts everything of the pod, and still the guard has the last word.
 				n.address(pod, "add", "10.201.0.200/32")

@@ -133,7 +133,7 @@ func TestDisguisedFrames(t *testing.T) {
 			}
 		}
 		// That they would: without the rules each of them arrives.
-		for _, chain := range []string{"enter", "pass"} {
+		for _, chain := range []string{"prerouting", "forward", "guard"} {
 			n.onNode("nft flush chain bridge kube2iam-cni " + chain)
 		}
 		for _, text := range send("without rules") {

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -132,7 +131,7 @@ func (n *node) sendPackets(s *testbed.Sandbox, packets ...[]byte) {
 }
 
 // TestHiddenPackets is a pod that sends to the service whatever nothing redirects and could hide a request, and a source route,
-// by which a packet has the service's address only behind the forward hook. The guard and, without it, the backstop each let
+// by which a packet has the service's address only behind the forward hook. The guard and, without it, the one at postrouting each let
 // none of it pass, before any pod is redirected and after, and whatever source another program gives to what leaves the
 // node. The host's own requests pass.
 func TestHiddenPackets(t *testing.T) {
@@ -190,12 +189,7 @@ func TestHiddenPackets(t *testing.T) {
 			t.Helper()
 			wantNone(when)
 			change("guard", "delete")
-			wantNone(when + ", by the backstop alone")
-			if rules := n.rules(); strings.Contains(rules, "KUBE2IAM-CNI") {
-				n.onNode("nft delete table ip kube2iam-cni")
-				n.onNode("nft delete table ip6 kube2iam-cni")
-				wantNone(when + ", by iptables alone")
-			}
+			wantNone(when + ", by the guard at postrouting alone")
 			n.round()
 		}
 		both("before a pod is redirected")
@@ -209,9 +203,9 @@ table ip6 masquerading { chain post { type nat hook postrouting priority -199; m
 
 		// That they would arrive: by the source route past the guard in forward, and all of them past none.
 		if n.backend == "nftables" {
-			change("backstop", "delete")
+			change("guard-postrouting", "delete")
 			n.eventually(func() bool {
-				for text, kind := range send("without the backstop") {
+				for text, kind := range send("without the guard at postrouting") {
 					if kind == bySourceRoute {
 						return aws.saw(text)
 					}
@@ -321,7 +315,7 @@ func TestIPVS(t *testing.T) {
 			return
 		}
 		for _, family := range []string{"ip", "ip6"} {
-			n.onNode("nft delete chain " + family + " kube2iam-cni backstop")
+			n.onNode("nft delete chain " + family + " kube2iam-cni guard-postrouting")
 		}
 		for _, url := range services {
 			n.eventually(func() bool {

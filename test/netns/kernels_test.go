@@ -30,8 +30,8 @@ func needNoNFTables(t *testing.T) {
 	}
 }
 
-// TestKernelWithoutNFTables is a node whose kernel has no nf_tables: the guard and the redirections are iptables'. A
-// backend that needs nf_tables is refused with that reason, and leaves the node guarded.
+// TestKernelWithoutNFTables is a node whose kernel has no nf_tables: iptables makes the guard and
+// the redirections. The nftables backend is refused with that reason, and leaves the node guarded.
 func TestKernelWithoutNFTables(t *testing.T) {
 	needNoNFTables(t)
 	var all []setup
@@ -40,7 +40,7 @@ func TestKernelWithoutNFTables(t *testing.T) {
 	}
 	onThese(t, all, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
-		works := n.backend == "auto" || n.backend == "iptables"
+		works := n.backend != "nftables"
 		wantUnsupported := func(what string, err error) {
 			t.Helper()
 			if works && err != nil || !works && (err == nil || !strings.Contains(err.Error(), "does not support") || strings.Contains(err.Error(), "busy")) {
@@ -71,7 +71,7 @@ func TestKernelWithoutNFTables(t *testing.T) {
 			n.must(n.StopPod(t.Context(), old))
 			return
 		}
-		if got := n.record(pod, "eth0").Backend; got != "iptables" {
+		if got := n.record(pod, "eth0").Backend; got != attachment.BackendIPTables {
 			t.Errorf("recorded %s", got)
 		}
 		n.wantOwn(pod, "app")
@@ -117,7 +117,7 @@ func needNetkit(t *testing.T) {
 func TestNetkit(t *testing.T) {
 	needNetkit(t)
 	var all []setup
-	for _, backend := range []string{"auto", "nftables", "iptables"} {
+	for _, backend := range []string{"auto", "nftables", iptables} {
 		all = append(all, setup{primary: "netkitlike", backend: backend})
 	}
 	onThese(t, all, func(t *testing.T, n *node) {

@@ -11,7 +11,7 @@ import (
 // TestNodeRuleOfKube2iam is the proxy without the plugin, as kube2iam's manifests run it: one rule for the whole node, and
 // pods that are found by what they report.
 func TestNodeRuleOfKube2iam(t *testing.T) {
-	onThese(t, []setup{bridgeIPTables, routedIPTables}, func(t *testing.T, n *node) {
+	onThese(t, []setup{{primary: "bridge", backend: iptables}, {primary: "ptp", backend: iptables}}, func(t *testing.T, n *node) {
 		n.SetChain()
 		pod, plain := n.run("pod", "app"), n.run("plain", "")
 		hostInterface := map[string]string{"bridge": "cni0", "ptp": "veth+"}[n.primary]

@@ -11,17 +11,15 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// natSetups are routed and bridged pods with each backend, and with both families where needed.
+// natSetups are routed and bridged pods with nftables, whose redirection comes before the NAT of other
+// programs. With iptables it does not (docs/compatibility.md).
 func natSetups(ipv6 bool) []setup {
-	all := []setup{bridgeIPTables, bridgeNFTables, routedIPTables, routed}
+	all := []setup{bridgeNFTables, routed}
 	for i := range all {
 		all[i].ipv6 = ipv6
 	}
 	return all
 }
-
-// isIPTables tells whether the redirections are rules of iptables, which have no priority before other programs' NAT.
-func (n *node) isIPTables() bool { return n.backend != "nftables" }
 
 // web is a pod without a role that serves port 80: another program's rules send metadata requests to it.
 func (n *node) web() *testbed.Sandbox {
@@ -104,7 +102,7 @@ const portmap18 = `table ip cni_hostport {
 `
 
 // TestHostPortBeforePortmap19 is a pod with hostPort 80 under portmap's nftables backend before 1.9.0, whose NAT chain is
-// registered after ours: it runs before a chain of iptables, and takes the metadata requests of all pods.
+// registered after ours: it takes no metadata request.
 func TestHostPortBeforePortmap19(t *testing.T) {
 	onThese(t, natSetups(false), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -113,43 +111,11 @@ func TestHostPortBeforePortmap19(t *testing.T) {
 		n.wantOwn(pod, "app")
 		n.wantCheck(pod)
 		n.nftRules(strings.ReplaceAll(portmap18, "$WEB", web.IP.String()))
-		if !n.isIPTables() {
-			n.wantLanding(pod, f, nil)
-			n.wantCheck(pod)
-			n.wantQuiet()
-			n.wantOwn(pod, "app")
-			return
-		}
-		const chain = "chain prerouting of table ip cni_hostport"
-		n.wantLanding(pod, f, &web.IP)
-		n.wantCheck(pod, chain)
-		rules := n.rules()
-		n.wantOneWarning(chain)
-		if now := n.rules(); now != rules {
-			t.Errorf("the agent changed rules:\n%s", now)
-		}
-		n.onNode("nft delete table ip cni_hostport")
-		n.wantQuiet()
-		n.wantCheck(pod)
 		n.wantLanding(pod, f, nil)
+		n.wantCheck(pod)
+		n.wantQuiet()
+		n.wantOwn(pod, "app")
 	})
-}
-
-// wantOneWarning has an agent make rounds, and wants it to be ready and to warn of the conflict in the first one only.
-func (n *node) wantOneWarning(conflict string) {
-	n.t.Helper()
-	agent, err := n.StartAgent("--backend", n.backend)
-	n.must(err)
-	n.eventually(func() bool { return strings.Contains(agent.Log(), conflict) })
-	// Two repairs are two rounds more at least.
-	for repairs := range 2 {
-		n.onNode(n.backend + " -t nat -F KUBE2IAM-CNI")
-		n.eventually(func() bool { return strings.Count(agent.Log(), "repaired the node's rules") > repairs })
-	}
-	n.must(agent.Stop())
-	if log := agent.Log(); strings.Count(log, conflict) != 1 || strings.Count(log, "level=WARN") != 1 {
-		n.t.Errorf("the agent said\n%s\nwant one warning of the %s", log, conflict)
-	}
 }
 
 // TestHostPort is the same pod under the portmap that the suite builds: its chain asks for the node's addresses.
@@ -172,12 +138,7 @@ func TestHostPort(t *testing.T) {
 		}
 		n.wantLanding(pod, fronts(pod)[0], nil)
 		n.wantOwn(pod, "app")
-		if n.isIPTables() {
-			// The kernel does not tell which of the chains comes first, nor anybody what all their rules match.
-			n.wantCheck(pod, "chain prerouting of table ip cni_hostport")
-		} else {
-			n.wantCheck(pod)
-		}
+		n.wantCheck(pod)
 	})
 }
 
@@ -195,26 +156,16 @@ const kubeProxy = `*nat
 COMMIT
 `
 
-// TestExternalIP is a Service whose external IP is the metadata service's IPv6 address, under kube-proxy with iptables: its
-// jump stands above ours until the agent's round.
+// TestExternalIP is a Service whose external IP is the metadata service's IPv6 address, under kube-proxy
+// with iptables: it takes no metadata request.
 func TestExternalIP(t *testing.T) {
 	onThese(t, natSetups(true), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		pod, web := n.run("pod", "app"), n.web()
 		f, to := fronts(pod)[1], fronts(web)[1].pod
 		n.wantOwnAt(pod, f.url, "app")
-		kubeProxyForm := "ip6tables-nft"
-		if n.isIPTables() {
-			kubeProxyForm = strings.Replace(n.backend, "iptables", "ip6tables", 1)
-		}
+		const kubeProxyForm = "ip6tables-nft"
 		n.restoreRules(kubeProxyForm, strings.ReplaceAll(kubeProxy, "$WEB", to.String()))
-		if n.isIPTables() {
-			n.wantLanding(pod, f, &to)
-			n.wantCheck(pod, "first place of the jump to KUBE2IAM-CNI", "KUBE-SERVICES")
-			if log := n.round(); strings.Count(log, "first place of the jump to KUBE2IAM-CNI") != 1 {
-				t.Errorf("the agent's round said %q", log)
-			}
-		}
 		n.wantLanding(pod, f, nil)
 		n.wantOwnAt(pod, f.url, "app")
 		n.wantCheck(pod)
@@ -225,8 +176,8 @@ func TestExternalIP(t *testing.T) {
 	})
 }
 
-// TestOtherNATChains are other places where a NAT chain comes before that of iptables: an inet table, a lower priority, and the
-// form of iptables that the redirections are not in.
+// TestOtherNATChains has NAT chains of other programs in an inet table, at a lower priority than
+// destination NAT, and in both forms of iptables.
 func TestOtherNATChains(t *testing.T) {
 	onThese(t, natSetups(false), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -235,26 +186,17 @@ func TestOtherNATChains(t *testing.T) {
 		n.wantOwn(pod, "app")
 		dnat := "-t nat -A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination " + web.IP.String() + ":80"
 		chain := "table %s other { chain pre { type nat hook prerouting priority %d; tcp dport 80 ip daddr 169.254.169.254 dnat ip to " + web.IP.String() + ":80; }; }\n"
-		other, its := "iptables-legacy", "chain PREROUTING of iptables-legacy"
-		if n.backend == "iptables-legacy" {
-			other, its = "iptables-nft", "chain PREROUTING of table ip nat"
-		}
 		for _, tc := range []struct {
 			make, unmake func()
-			chain        string
 		}{
-			{func() { n.nftRules(fmt.Sprintf(chain, "inet", -100)) }, func() { n.onNode("nft delete table inet other") }, "chain pre of table inet other"},
-			{func() { n.nftRules(fmt.Sprintf(chain, "ip", -101)) }, func() { n.onNode("nft delete table ip other") }, "chain pre of table ip other"},
-			{func() { n.onNode(other + " " + dnat) }, func() { n.onNode(other + " -t nat -F PREROUTING") }, its},
+			{func() { n.nftRules(fmt.Sprintf(chain, "inet", -100)) }, func() { n.onNode("nft delete table inet other") }},
+			{func() { n.nftRules(fmt.Sprintf(chain, "ip", -101)) }, func() { n.onNode("nft delete table ip other") }},
+			{func() { n.onNode("iptables-legacy " + dnat) }, func() { n.onNode("iptables-legacy -t nat -F PREROUTING") }},
+			{func() { n.onNode("iptables-nft " + dnat) }, func() { n.onNode("iptables-nft -t nat -F PREROUTING") }},
 		} {
 			tc.make()
-			if n.isIPTables() {
-				n.wantLanding(pod, f, &web.IP)
-				n.wantCheck(pod, tc.chain)
-			} else {
-				n.wantLanding(pod, f, nil)
-				n.wantCheck(pod)
-			}
+			n.wantLanding(pod, f, nil)
+			n.wantCheck(pod)
 			tc.unmake()
 			n.wantLanding(pod, f, nil)
 			n.wantCheck(pod)

@@ -23,7 +23,7 @@ import (
 // sees what passes it.
 func shaped() []setup {
 	var all []setup
-	for _, s := range []setup{bridgeIPTables, bridgeNFTables, bridged} {
+	for _, s := range []setup{bridgeNFTables, bridged} {
 		shape := testbed.Entry{"type": "bandwidth", "ingressRate": 800000000, "ingressBurst": 80000000, "egressRate": 800000000, "egressBurst": 80000000}
 		s.chain = []testbed.Entry{shape, testbed.Kube2IAM(s.backend)}
 		all = append(all, s)
