@@ -28,7 +28,7 @@ import (
 //     that poses as the gateway can neither forward requests nor answer them.
 //
 // A chain at the veth's ingress would not do: frames that a tc filter takes elsewhere and brings back,
-// as the bandwidth plugin's does, pass the bridge again and the ingress no more.
+// as the bandwidth plugin's does, pass the bridge again but not the ingress.
 
 // bindingPriority comes before bridge-nf, which hands frames to the IP layer's rules at 0
 // (linux/netfilter_bridge.h, NF_BR_PRI_BRNF), and before ebtables, whose tables begin at -300.

@@ -43,7 +43,7 @@ func guard(services []netip.AddrPort) nft.Ruleset {
 }
 
 // guardForward refuses what is forwarded to a metadata service. It answers TCP with a reset, so an SDK
-// sees a closed port at once.
+// sees a closed port instead of a timeout.
 func (f *family) guardForward() nft.Chain {
 	reset := slices.Concat(matchProtocol(unix.IPPROTO_TCP), f.matchAddr(f.daddr, f.guardSet()), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	rules := append([]nft.Rule{{Comment: "reset TCP", Exprs: reset}}, f.drop(f.guardSet())...)

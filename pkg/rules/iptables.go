@@ -152,7 +152,7 @@ func (*iptables) applyFamily(ctx context.Context, ipt *goiptables.IPTables, f *f
 	return changes, nil
 }
 
-// newChainIfMissing creates the chain. Two ADDs can do so at once.
+// newChainIfMissing creates the chain. Two ADDs can race to do so.
 func newChainIfMissing(ipt *goiptables.IPTables) error {
 	err := ipt.NewChain("nat", IPTablesChain)
 	if exists, failed := ipt.ChainExists("nat", IPTablesChain); err != nil && failed == nil && exists {
@@ -181,7 +181,7 @@ func baseRules(f *family, redirected, guarded []netip.AddrPort) []rule {
 		if familyOf(service.Addr()) != f {
 			continue
 		}
-		// The filter table answers at once, so an SDK sees a closed port. CNI plugins and runtimes insert
+		// The filter table answers with a reset, so an SDK sees a closed port. CNI plugins and runtimes insert
 		// ACCEPT rules above it at any time.
 		address := []string{"-d", prefix(service.Addr())}
 		rules = append(rules, rule{"guard in filter FORWARD", "filter", "FORWARD",

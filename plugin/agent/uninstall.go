@@ -48,7 +48,7 @@ DELs. Call this again after these pods are gone, to remove the binary.`,
 }
 
 // uninstall removes in the reverse order of install and ADD: first the entry, so that the runtime does
-// not call the plugin any more, then rules and state, and then the binary.
+// no longer call the plugin, then rules and state, and then the binary.
 func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.Logger) error {
 	conf, err := parseEntry(c)
 	if err != nil {

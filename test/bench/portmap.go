@@ -9,7 +9,7 @@ import (
 )
 
 // comparison is a backend of ours against portmap with one port mapping: the same pod, both plugins in
-// the steady state, in turn.
+// the steady state.
 type comparison struct {
 	name    string
 	backend string // ours

@@ -3,7 +3,7 @@
 //
 //	clients go-v1|go-v2|minio-go
 //
-// It prints the access key ID and the session token. For each line on standard input it gets them anew and prints them again.
+// It prints the access key ID and the session token. For each line on standard input it gets new ones and prints them.
 package main
 
 import (
