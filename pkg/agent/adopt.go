@@ -30,8 +30,8 @@ func (a *Agent) adopt(ctx context.Context, records []*attachment.Record) (adopte
 	return adopted
 }
 
-// adoptOne attaches a pod. If the redirection inside the pod fails, record and guard stay, and the next
-// round makes it.
+// adoptOne attaches a pod. If the redirection inside the pod fails, record and guard stay, and the
+// next round makes it.
 func (a *Agent) adoptOne(ctx context.Context, c cachedAttachment) error {
 	r, err := a.node.NewRecord(ctx, c.Request)
 	if err != nil {
@@ -50,9 +50,9 @@ func (a *Agent) adoptOne(ctx context.Context, c cachedAttachment) error {
 	return a.attachPod(ctx, r)
 }
 
-// attachRunning attaches a running pod on the host unless its DEL, or an ADD that got its address, came
-// since the cache was read. Unlike an ADD it destroys none of the pod's sockets, also after an error: it
-// is tried again in each round. After an error there is neither a rule nor a record.
+// attachRunning attaches a running pod on the host unless its DEL, or an ADD that got its address,
+// came since the cache was read. Unlike an ADD it destroys none of the pod's sockets, also after an
+// error: it is tried again in each round. After an error there is neither a rule nor a record.
 func (a *Agent) attachRunning(ctx context.Context, r *attachment.Record) error {
 	unlock, err := a.node.Records.LockExclusive(ctx)
 	if err != nil {
@@ -88,10 +88,10 @@ func (a *Agent) attachRunning(ctx context.Context, r *attachment.Record) error {
 	return err
 }
 
-// checkHostLink returns an error if the host link of a record does not exist. It does not look for an
-// interface without a host link, because that is inside the pod: NewRecord has just found it. If the pod
-// has ended since, the next round collects the record, an ADD that gets the address replaces it, and no
-// pod is served by it because the API does not have the pod that it names.
+// checkHostLink returns an error if the host link of a record does not exist. It does not look for
+// an interface without a host link, because that is inside the pod: NewRecord has just found it. If
+// the pod has ended since, the next round collects the record, an ADD that gets the address
+// replaces it, and no pod is served by it because the API does not have the pod that it names.
 func (a *Agent) checkHostLink(r *attachment.Record) error {
 	if r.HostLink.Index == 0 {
 		return nil

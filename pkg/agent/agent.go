@@ -1,5 +1,6 @@
-// Package agent keeps the rules of a node as the records say. It adopts pods that were created before
-// the plugin was chained, makes again what was flushed, and collects attachments without a DEL.
+// Package agent keeps the rules of a node as the records say. It adopts pods that were created
+// before the plugin was chained, makes again what was flushed, and collects attachments without a
+// DEL.
 package agent
 
 import (
@@ -26,8 +27,8 @@ type Config struct {
 	Cache    Cache
 	// Interval is the time between two rounds without a notification.
 	Interval time.Duration
-	// OnRepaired is called in each round with the result of repairing guard, records and rules. The guard
-	// exists from the first nil on. It is optional.
+	// OnRepaired is called in each round with the result of repairing guard, records and rules. The
+	// guard exists from the first nil on. It is optional.
 	OnRepaired func(error)
 }
 
@@ -42,8 +43,8 @@ type System struct {
 	Addresses func(netnsPath, ifName string) ([]netip.Addr, error)
 	// HostSide returns the name of the host side of an interface in a network namespace, or "".
 	HostSide func(netnsPath, ifName string) string
-	// CutConnections ends the pods' connections to a service that are not redirected, and returns how many
-	// there were.
+	// CutConnections ends the pods' connections to a service that are not redirected, and returns
+	// how many there were.
 	CutConnections func(service netip.AddrPort) (int, error)
 	// WatchRules calls notify when rules were removed that can be the agent's, until ctx ends.
 	WatchRules func(ctx context.Context, notify func()) error
@@ -57,8 +58,8 @@ func Host() System {
 	}
 }
 
-// Agent keeps the node as the records say. It looks without a lock, and if something is wrong it looks
-// again with the exclusive lock: a running ADD or DEL is not taken for a fault.
+// Agent keeps the node as the records say. It looks without a lock, and if something is wrong it
+// looks again with the exclusive lock: a running ADD or DEL is not taken for a fault.
 type Agent struct {
 	Config
 	System
@@ -95,15 +96,16 @@ func (a *Agent) Trigger() {
 // Close closes the netlink connection of the rules.
 func (a *Agent) Close() { a.node.Close() }
 
-// settleTime is the time between a notification and the round: other changes often follow. minInterval
-// is the time between two rounds when the first of them found nothing: the plugin's DELs cause
-// notifications, too.
+// settleTime is the time between a notification and the round: other changes often follow.
+// minInterval is the time between two rounds when the first of them found nothing: the plugin's
+// DELs cause notifications, too.
 const (
 	settleTime  = 50 * time.Millisecond
 	minInterval = time.Second
 )
 
-// Run makes rounds until ctx ends. It logs a round that fails. It leaves rules and records when it ends.
+// Run makes rounds until ctx ends. It logs a round that fails. It leaves rules and records when it
+// ends.
 func (a *Agent) Run(ctx context.Context) error {
 	var watch sync.WaitGroup
 	defer watch.Wait()
@@ -141,7 +143,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
-// Round repairs the node once. The guard comes first, then records and rules, then what depends on pods.
+// Round repairs the node once. The guard comes first, then records and rules, then what depends on
+// pods.
 func (a *Agent) Round(ctx context.Context) error {
 	a.dedup.NextRound()
 	a.hasChanged = false

@@ -23,8 +23,8 @@ import (
 type Cache struct {
 	// Dir is libcni's cache. Its entries are in results/.
 	Dir string
-	// NetnsDirs are where the runtimes keep network namespaces. They are searched for pods whose entry does
-	// not name the namespace, as with libcni before 1.3.
+	// NetnsDirs are where the runtimes keep network namespaces. They are searched for pods whose
+	// entry does not name the namespace, as with libcni before 1.3.
 	NetnsDirs []string
 	// ParsePod reads the pod from an entry's CNI_ARGS.
 	ParsePod func(args string) (attachment.Pod, error)
@@ -58,8 +58,8 @@ type cachedAttachment struct {
 	isChained bool     // the plugin was in the entry's configuration
 }
 
-// CountChained returns how many cached attachments have the plugin in their chain. Some runtimes send DEL
-// from their cached configuration, so the binary is needed for those.
+// CountChained returns how many cached attachments have the plugin in their chain. Some runtimes
+// send DEL from their cached configuration, so the binary is needed for those.
 func (c Cache) CountChained() (int, error) {
 	entries, err := c.entries()
 	n := 0
@@ -72,8 +72,8 @@ func (c Cache) CountChained() (int, error) {
 }
 
 // checkHostSide returns an error if the result names host interfaces and hostSide is none of them.
-// hostSide is the host side of the pod's interface, or "" if it has none: an interface that the runtime
-// created as a veth is not adopted as another kind.
+// hostSide is the host side of the pod's interface, or "" if it has none: an interface that the
+// runtime created as a veth is not adopted as another kind.
 func (c *cachedAttachment) checkHostSide(hostSide string) error {
 	if len(c.hostLinks) == 0 || slices.Contains(c.hostLinks, hostSide) {
 		return nil
@@ -81,7 +81,8 @@ func (c *cachedAttachment) checkHostSide(hostSide string) error {
 	return fmt.Errorf("its interface leads to %q on the host, and the runtime's cache names %q", hostSide, c.hostLinks)
 }
 
-// entries returns the entries that can be pods'. The error joins those of entries that cannot be read.
+// entries returns the entries that can be pods'. The error joins those of entries that cannot be
+// read.
 func (c Cache) entries() ([]cachedAttachment, error) {
 	dir := filepath.Join(c.Dir, "results")
 	files, err := os.ReadDir(dir)

@@ -17,8 +17,8 @@ import (
 // maxInfo bounds the description in the lock file, and maxText a text of it that is shown.
 const maxInfo, maxText = 64 << 10, 1 << 10
 
-// Info describes the process that holds a node's agent lock. That process writes it into the lock file,
-// which only root can write.
+// Info describes the process that holds a node's agent lock. That process writes it into the lock
+// file, which only root can write.
 type Info struct {
 	PID      int               `json:"pid"`              // in the host's PID namespace
 	Args     []string          `json:"args"`             // the command line
@@ -29,8 +29,8 @@ type Info struct {
 	IsReady  bool              `json:"-"`                // by the lock of the ready byte
 }
 
-// NewInfo describes this process. The caller has entered the host's root directory: the process ID in the
-// host's /proc is that of the host's PID namespace.
+// NewInfo describes this process. The caller has entered the host's root directory: the process ID
+// in the host's /proc is that of the host's PID namespace.
 func NewInfo(args []string, flags map[string]string, stateDir string) (Info, error) {
 	self, err := os.Readlink("/proc/self")
 	if err != nil {
@@ -66,8 +66,8 @@ func (i Info) encode() ([]byte, error) {
 	return append(text, '\n'), err
 }
 
-// String names the process by its ID, command line, cgroup (the systemd unit, or the container's ID) and
-// state directory. The text is bounded and printable.
+// String names the process by its ID, command line, cgroup (the systemd unit, or the container's
+// ID) and state directory. The text is bounded and printable.
 func (i Info) String() string {
 	if i.PID <= 0 {
 		return "a process that has not described itself"

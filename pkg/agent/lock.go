@@ -37,9 +37,9 @@ var (
 	ErrNotRunning = errors.New("no agent runs on this node")
 )
 
-// Lock is the lock of the one agent that changes a node. It is a file in the host's /run, named by the
-// network namespace of the agent, so agents with different flags or state directories have one lock. Only
-// root can open it: a pod on the host's network cannot take it.
+// Lock is the lock of the one agent that changes a node. It is a file in the host's /run, named by
+// the network namespace of the agent, so agents with different flags or state directories have one
+// lock. Only root can open it: a pod on the host's network cannot take it.
 //
 // The methods are safe for concurrent use.
 type Lock struct {
@@ -56,8 +56,8 @@ func lockPath() (string, error) {
 	return fmt.Sprintf("/run/kube2iam-cni-agent-%d.lock", netns), err
 }
 
-// WaitForLock takes the node's agent lock, and waits for it until ctx ends. It calls waiting with the
-// holder when it begins to wait, when the holder changes, and every ten minutes.
+// WaitForLock takes the node's agent lock, and waits for it until ctx ends. It calls waiting with
+// the holder when it begins to wait, when the holder changes, and every ten minutes.
 func WaitForLock(ctx context.Context, info Info, waiting func(holder Info)) (*Lock, error) {
 	path, err := lockPath()
 	if err != nil {
@@ -95,8 +95,8 @@ func waitForLock(ctx context.Context, path string, info Info, waiting func(holde
 	}
 }
 
-// TryLock takes the node's agent lock. If another process keeps it for longer than an agent takes to end,
-// the error is ErrRunning and names the process.
+// TryLock takes the node's agent lock. If another process keeps it for longer than an agent takes
+// to end, the error is ErrRunning and names the process.
 func TryLock(ctx context.Context, info Info) (*Lock, error) {
 	path, err := lockPath()
 	if err != nil {
@@ -116,8 +116,8 @@ func tryLock(ctx context.Context, path string, info Info) (*Lock, error) {
 	return l, err
 }
 
-// tryLock locks the file at the path and describes this process in it. The error is ErrRunning if another
-// process has the lock.
+// tryLock locks the file at the path and describes this process in it. The error is ErrRunning if
+// another process has the lock.
 func (l *Lock) tryLock() error {
 	f, err := filelock.Open(l.path, func(f *os.File) error { return filelock.TryLock(f, agentByte, filelock.Exclusive) })
 	if errors.Is(err, filelock.ErrLocked) {
@@ -133,8 +133,8 @@ func (l *Lock) tryLock() error {
 	return l.describe()
 }
 
-// describe writes the description and then locks the ready byte. It unlocks the byte first: no reader
-// takes an earlier description for that of a ready agent.
+// describe writes the description and then locks the ready byte. It unlocks the byte first: no
+// reader takes an earlier description for that of a ready agent.
 func (l *Lock) describe() error {
 	if !l.info.IsReady {
 		if err := filelock.Unlock(l.file, readyByte); err != nil {
@@ -157,9 +157,9 @@ func (l *Lock) describe() error {
 	return filelock.TryLock(l.file, readyByte, filelock.Exclusive)
 }
 
-// SetStatus publishes whether the agent is ready, and what it checked or what is wrong. It locks again if
-// the file was removed. After an error this process must not change the node: another agent can have the
-// lock.
+// SetStatus publishes whether the agent is ready, and what it checked or what is wrong. It locks
+// again if the file was removed. After an error this process must not change the node: another
+// agent can have the lock.
 func (l *Lock) SetStatus(isReady bool, status string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -196,8 +196,8 @@ func (l *Lock) Unlock() {
 	l.file = nil
 }
 
-// ReadInfo returns the description of the process that holds this node's agent lock, or ErrNotRunning. It
-// locks nothing.
+// ReadInfo returns the description of the process that holds this node's agent lock, or
+// ErrNotRunning. It locks nothing.
 func ReadInfo() (Info, error) {
 	path, err := lockPath()
 	if err != nil {

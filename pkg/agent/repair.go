@@ -20,8 +20,8 @@ type snapshot struct {
 	attached []*attachment.Record
 }
 
-// repair makes records and rules agree with each other and with the host. It returns the last snapshot,
-// or nil if the records are unknown, and the changes of rules.
+// repair makes records and rules agree with each other and with the host. It returns the last
+// snapshot, or nil if the records are unknown, and the changes of rules.
 func (a *Agent) repair(ctx context.Context) (*snapshot, []rules.Change, error) {
 	backend, err := a.node.Rules.Choose(ctx, a.node.Backend)
 	if err != nil {
@@ -52,8 +52,9 @@ func (a *Agent) repair(ctx context.Context) (*snapshot, []rules.Change, error) {
 	return locked, changes, errors.Join(err, failed)
 }
 
-// snapshot reads the records and finds out which pods are gone. With before, an earlier snapshot, it does
-// not enter pods but uses that snapshot's result, for a caller that holds the exclusive lock.
+// snapshot reads the records and finds out which pods are gone. With before, an earlier snapshot,
+// it does not enter pods but uses that snapshot's result, for a caller that holds the exclusive
+// lock.
 func (a *Agent) snapshot(before *snapshot) (*snapshot, error) {
 	records, err := a.node.Records.Read()
 	if err != nil {
@@ -91,9 +92,10 @@ func (a *Agent) snapshot(before *snapshot) (*snapshot, error) {
 	return s, nil
 }
 
-// wasGone reports whether the pod of that very record was gone. An older result is safe here. A pod that
-// was gone returns only with an ADD, which writes another record (Created). One that has gone since is
-// collected in the next round. A pod that removes its own address for a moment harms only itself.
+// wasGone reports whether the pod of that very record was gone. An older result is safe here. A pod
+// that was gone returns only with an ADD, which writes another record (Created). One that has gone
+// since is collected in the next round. A pod that removes its own address for a moment harms only
+// itself.
 func (s *snapshot) wasGone(r *attachment.Record) bool {
 	return slices.ContainsFunc(s.gone, func(g *attachment.Record) bool { return g.ID() == r.ID() && g.Created.Equal(r.Created) })
 }
@@ -102,8 +104,9 @@ func containsAny(ips, any []netip.Addr) bool {
 	return slices.ContainsFunc(any, func(ip netip.Addr) bool { return slices.Contains(ips, ip) })
 }
 
-// collect deletes the records of attachments that are gone. Reconcile then removes their rules in one
-// transaction, as rules without a record. If the agent is killed in between, the next round does so.
+// collect deletes the records of attachments that are gone. Reconcile then removes their rules in
+// one transaction, as rules without a record. If the agent is killed in between, the next round
+// does so.
 func (a *Agent) collect(s *snapshot) error {
 	var errs []error
 	for _, r := range s.gone {
@@ -116,8 +119,9 @@ func (a *Agent) collect(s *snapshot) error {
 	return errors.Join(errs...)
 }
 
-// repairInPods makes the missing redirections inside pods, and removes those of attachments that are
-// gone. Its duration depends on the pods, within bounds. So it comes after the guard, and no lock is held.
+// repairInPods makes the missing redirections inside pods, and removes those of attachments that
+// are gone. Its duration depends on the pods, within bounds. So it comes after the guard, and no
+// lock is held.
 func (a *Agent) repairInPods(ctx context.Context, s *snapshot) {
 	var errs []error
 	for _, r := range s.gone {

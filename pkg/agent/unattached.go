@@ -16,15 +16,16 @@ import (
 // podInterface is an interface of a network namespace.
 type podInterface struct{ netns, ifName string }
 
-// findUnattached returns the cached attachments of pods that have no record, whose network the plugin is
-// chained in, whose namespace exists, and whose interface holds one of the addresses. The error joins
-// those of entries that cannot be read and of networks that the plugin is not chained in.
+// findUnattached returns the cached attachments of pods that have no record, whose network the
+// plugin is chained in, whose namespace exists, and whose interface holds one of the addresses. The
+// error joins those of entries that cannot be read and of networks that the plugin is not chained
+// in.
 //
-// A pod with NET_ADMIN chooses its addresses and can replace its interface, and /proc/PID/ns/net leads to
-// another pod when the PID is reused. No pod chooses its host interface. So an entry whose result names
-// host interfaces is returned only if the pod's interface leads to one of them. An entry that names
-// neither host interfaces nor the namespace is left out, and so are two that claim one interface: at most
-// one of them still exists, and nothing says which.
+// A pod with NET_ADMIN chooses its addresses and can replace its interface, and /proc/PID/ns/net
+// leads to another pod when the PID is reused. No pod chooses its host interface. So an entry whose
+// result names host interfaces is returned only if the pod's interface leads to one of them. An
+// entry that names neither host interfaces nor the namespace is left out, and so are two that claim
+// one interface: at most one of them still exists, and nothing says which.
 func (a *Agent) findUnattached(records []*attachment.Record) ([]cachedAttachment, error) {
 	entries, err := a.Cache.entries()
 	errs := []error{err}
@@ -65,8 +66,8 @@ func (a *Agent) findUnattached(records []*attachment.Record) ([]cachedAttachment
 	return unattached, errors.Join(errs...)
 }
 
-// chainedNetworks returns the networks that the plugin is or was chained in: by the configurations, by
-// the records, and by the runtime's cached configurations.
+// chainedNetworks returns the networks that the plugin is or was chained in: by the configurations,
+// by the records, and by the runtime's cached configurations.
 func (a *Agent) chainedNetworks(records []*attachment.Record, entries []cachedAttachment) (map[string]bool, error) {
 	isChained := make(map[string]bool)
 	for _, r := range records {
@@ -82,8 +83,8 @@ func (a *Agent) chainedNetworks(records []*attachment.Record, entries []cachedAt
 	return isChained, err
 }
 
-// locate returns the entries whose interface exists and holds one of the addresses, with their namespace.
-// It enters each namespace at most once for each name of an interface.
+// locate returns the entries whose interface exists and holds one of the addresses, with their
+// namespace. It enters each namespace at most once for each name of an interface.
 func (a *Agent) locate(entries []cachedAttachment) ([]cachedAttachment, error) {
 	s := &netnsSearch{agent: a, addresses: make(map[podInterface][]netip.Addr), holders: make(map[string]map[netip.Addr][]string)}
 	var located []cachedAttachment
@@ -127,8 +128,8 @@ func (s *netnsSearch) addressesOf(i podInterface) []netip.Addr {
 	return ips
 }
 
-// search returns the paths of the namespaces in which an interface of the request's name holds one of its
-// addresses.
+// search returns the paths of the namespaces in which an interface of the request's name holds one
+// of its addresses.
 func (s *netnsSearch) search(req attach.Request) []string {
 	if s.holders[req.IfName] == nil {
 		holders := make(map[netip.Addr][]string)

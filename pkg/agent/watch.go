@@ -12,10 +12,10 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 )
 
-// watchRules calls notify when something was removed from the kernel's nftables that can be ours, with
-// iptables-nft's rules. Other programs' changes of their own chains, which are many in a large cluster,
-// are ignored. iptables-legacy does not notify. It returns when ctx ends, or an error if the kernel does
-// not notify.
+// watchRules calls notify when something was removed from the kernel's nftables that can be ours,
+// with iptables-nft's rules. Other programs' changes of their own chains, which are many in a large
+// cluster, are ignored. iptables-legacy does not notify. It returns when ctx ends, or an error if
+// the kernel does not notify.
 func watchRules(ctx context.Context, notify func()) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	if err != nil {
@@ -43,8 +43,8 @@ const nfgenmsgSize = 4
 // iptablesChains are the chains with our rules in iptables.
 var iptablesChains = []string{rules.IPTablesChain, "PREROUTING", "FORWARD", "POSTROUTING"}
 
-// isRelevant reports whether a message says that something was removed from a table or a chain that can
-// have our rules. The table's name has the same attribute number in all these messages
+// isRelevant reports whether a message says that something was removed from a table or a chain that
+// can have our rules. The table's name has the same attribute number in all these messages
 // (linux/netfilter/nf_tables.h, NFTA_*_TABLE, NFTA_TABLE_NAME).
 func isRelevant(m netlink.Message) bool {
 	if int(m.Header.Type)>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < nfgenmsgSize {

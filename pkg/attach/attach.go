@@ -1,5 +1,5 @@
-// Package attach attaches pods on this node (ADD), detaches them (DEL, GC) and checks them (CHECK). An
-// attachment is its record and its rules.
+// Package attach attaches pods on this node (ADD), detaches them (DEL, GC) and checks them (CHECK).
+// An attachment is its record and its rules.
 package attach
 
 import (
@@ -20,8 +20,8 @@ import (
 
 // Settings are those of a network configuration, which is validated.
 type Settings struct {
-	// ProxyIP is the destination of redirected connections. The zero Addr means the node's own address
-	// towards its default route, of the family of the pod's address.
+	// ProxyIP is the destination of redirected connections. The zero Addr means the node's own
+	// address towards its default route, of the family of the pod's address.
 	ProxyIP    netip.Addr
 	ProxyPort  uint16
 	MetadataIP netip.Addr // an IPv4 address
@@ -83,12 +83,12 @@ func (n *Node) Metadata(ip netip.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(n.MetadataIP, attachment.MetadataPort)
 }
 
-// Attach records the pod as the holder of its addresses and redirects its metadata requests. It needs
-// the node's kernel and file system only. After an error the attachment has neither rules nor a record;
-// the error is an *Error.
+// Attach records the pod as the holder of its addresses and redirects its metadata requests. It
+// needs the node's kernel and file system only. After an error the attachment has neither rules nor
+// a record; the error is an *Error.
 //
-// The record is written before the rules. If the process is killed between the two, a later ADD, DEL or
-// round of the agent finds the rules by the record.
+// The record is written before the rules. If the process is killed between the two, a later ADD,
+// DEL or round of the agent finds the rules by the record.
 func (n *Node) Attach(ctx context.Context, req Request) (*attachment.Record, error) {
 	r, err := n.NewRecord(ctx, req)
 	if err != nil {
@@ -147,8 +147,8 @@ func (n *Node) undo(ctx context.Context, r, former *attachment.Record) {
 }
 
 // removeFormer returns the record of an earlier ADD of the attachment, or nil. It tears down other
-// attachments that hold one of the record's addresses: an address has one holder, so their DEL never
-// came.
+// attachments that hold one of the record's addresses: an address has one holder, so their DEL
+// never came.
 func (n *Node) removeFormer(ctx context.Context, r *attachment.Record) (*attachment.Record, error) {
 	for _, ip := range r.IPs {
 		holder, err := n.Records.Holder(ip)

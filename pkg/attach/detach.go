@@ -34,7 +34,8 @@ func (n *Node) Detach(ctx context.Context, containerID, ifName string) error {
 	return n.Records.Delete(containerID, ifName)
 }
 
-// DetachAll detaches the attachments that isGone selects. It continues after an error and returns all.
+// DetachAll detaches the attachments that isGone selects. It continues after an error and returns
+// all.
 func (n *Node) DetachAll(ctx context.Context, isGone func(*attachment.Record) bool) error {
 	records, err := n.Records.List()
 	errs := []error{err}
@@ -46,8 +47,8 @@ func (n *Node) DetachAll(ctx context.Context, isGone func(*attachment.Record) bo
 	return errors.Join(errs...)
 }
 
-// tearDown removes the rules before the record: without it they are hard to find. The caller holds the
-// attachment's locks.
+// tearDown removes the rules before the record: without it they are hard to find. The caller holds
+// the attachment's locks.
 func (n *Node) tearDown(ctx context.Context, r *attachment.Record) error {
 	defer n.DestroySocketsOfRemoved(r)()
 	if err := n.Rules.Detach(ctx, r); err != nil {

@@ -22,8 +22,8 @@ type Request struct {
 	IPs []netip.Addr
 }
 
-// NewRecord returns the complete record of an attachment. It changes nothing, and waits for the pod's
-// namespace, so callers hold no lock.
+// NewRecord returns the complete record of an attachment. It changes nothing, and waits for the
+// pod's namespace, so callers hold no lock.
 func (n *Node) NewRecord(ctx context.Context, req Request) (*attachment.Record, error) {
 	link, datapath, err := n.findLink(req)
 	if err != nil {
@@ -62,9 +62,9 @@ func (n *Node) NewRecord(ctx context.Context, req Request) (*attachment.Record, 
 	return r, wrap(KindRules, r.Validate())
 }
 
-// findLink returns the host side of the interface and the datapath. An interface that is not one side of
-// a pair has no host side and can be redirected inside the pod only. A veth without a host side here may
-// be a fault, so only the configuration selects the pod's datapath for it.
+// findLink returns the host side of the interface and the datapath. An interface that is not one
+// side of a pair has no host side and can be redirected inside the pod only. A veth without a host
+// side here may be a fault, so only the configuration selects the pod's datapath for it.
 func (n *Node) findLink(req Request) (*hostlink.Link, attachment.Datapath, error) {
 	link, err := n.FindLink(req.Netns, req.IfName)
 	unsupported, isUnsupported := errors.AsType[*hostlink.UnsupportedError](err)
@@ -85,10 +85,11 @@ func (n *Node) findLink(req Request) (*hostlink.Link, attachment.Datapath, error
 	return link, attachment.DatapathRouted, nil
 }
 
-// addressesOf returns the addresses of the result that the interface holds. The interface that a result
-// names for an address is unreliable: many plugins name none, and some a wrong one. So the kernel says
-// which addresses the interface holds, and the result which of them the network assigned: an address
-// that the pod gave itself, or that belongs to another interface of the result, is not redirected.
+// addressesOf returns the addresses of the result that the interface holds. The interface that a
+// result names for an address is unreliable: many plugins name none, and some a wrong one. So the
+// kernel says which addresses the interface holds, and the result which of them the network
+// assigned: an address that the pod gave itself, or that belongs to another interface of the
+// result, is not redirected.
 func addressesOf(req Request, link *hostlink.Link) ([]netip.Addr, error) {
 	var ips []netip.Addr
 	for _, ip := range req.IPs {
@@ -106,14 +107,15 @@ func addressesOf(req Request, link *hostlink.Link) ([]netip.Addr, error) {
 	return ips, wrap(KindAddresses, err)
 }
 
-// checkSeen returns an error if the host's netfilter does not see a packet of a pod whose host side has
-// a filter that comes before netfilter, for example a BPF program. Some filters bypass netfilter (the
-// eBPF host routing of Cilium and Calico), most do not (network policies, traffic shaping).
+// checkSeen returns an error if the host's netfilter does not see a packet of a pod whose host side
+// has a filter that comes before netfilter, for example a BPF program. Some filters bypass
+// netfilter (the eBPF host routing of Cilium and Calico), most do not (network policies, traffic
+// shaping).
 //
 // Silence proves nothing: a policy can have dropped the packet, or a neighbour can have drawn it to
-// itself by ARP. So the ADD is refused and not moved to the pod's datapath, because only the host's rules
-// bind the pod's address to its link. An administrator whose datapath bypasses netfilter selects the
-// pod's datapath in the configuration.
+// itself by ARP. So the ADD is refused and not moved to the pod's datapath, because only the host's
+// rules bind the pod's address to its link. An administrator whose datapath bypasses netfilter
+// selects the pod's datapath in the configuration.
 func (n *Node) checkSeen(ctx context.Context, req Request, link *hostlink.Link, ip netip.Addr) error {
 	isSeen, err := n.IsSeen(ctx, req.Netns, ip)
 	if err != nil {
@@ -126,8 +128,8 @@ func (n *Node) checkSeen(ctx context.Context, req Request, link *hostlink.Link, 
 	return nil
 }
 
-// IsSeen reports whether the host's netfilter sees a packet that is sent from the pod's address. The
-// shared lock keeps the agent from removing the probe's table as one of a killed process.
+// IsSeen reports whether the host's netfilter sees a packet that is sent from the pod's address.
+// The shared lock keeps the agent from removing the probe's table as one of a killed process.
 func (n *Node) IsSeen(ctx context.Context, netnsPath string, ip netip.Addr) (bool, error) {
 	unlock, err := n.Records.LockShared(ctx)
 	if err != nil {
@@ -137,9 +139,9 @@ func (n *Node) IsSeen(ctx context.Context, netnsPath string, ip netip.Addr) (boo
 	return n.Rules.IsSeen(ctx, netnsPath, ip, n.Metadata(ip))
 }
 
-// redirects returns a redirection for each address of a family in which the proxy can be reached. The
-// guard refuses the requests of the other family. A pod that has addresses of that family only is an
-// error.
+// redirects returns a redirection for each address of a family in which the proxy can be reached.
+// The guard refuses the requests of the other family. A pod that has addresses of that family only
+// is an error.
 func (n *Node) redirects(ips []netip.Addr) ([]attachment.Redirect, error) {
 	proxies := make(map[ipfamily.Family]netip.Addr)
 	var redirects []attachment.Redirect
@@ -175,8 +177,8 @@ func (n *Node) proxyIP(family ipfamily.Family) (netip.Addr, error) {
 	return n.ProxyIP, nil
 }
 
-// backend returns the backend of a new attachment. iptables sees the port of a bridged pod only with
-// bridge-nf.
+// backend returns the backend of a new attachment. iptables sees the port of a bridged pod only
+// with bridge-nf.
 func (n *Node) backend(ctx context.Context, link *hostlink.Link, datapath attachment.Datapath, redirects []attachment.Redirect) (attachment.Backend, error) {
 	if datapath == attachment.DatapathPod {
 		return attachment.BackendNFTables, nil

@@ -19,9 +19,9 @@ import (
 //	attachments/<containerID>@<ifName>.json   the record
 //	by-ip/<address>                           a hard link to the record of the address's holder
 //
-// Every change is one rename or one unlink, so a reader finds the whole record of an address or none.
-// Nothing is synced to a disk: the attachments do not survive the kernel either. Who changes a record
-// holds its locks (lock.go).
+// Every change is one rename or one unlink, so a reader finds the whole record of an address or
+// none. Nothing is synced to a disk: the attachments do not survive the kernel either. Who changes
+// a record holds its locks (lock.go).
 type Dir struct{ root string }
 
 // In returns the records of a state directory. Put creates the directory.
@@ -36,9 +36,9 @@ func (d Dir) recordFile(containerID, ifName string) string {
 
 func (d Dir) ipFile(ip netip.Addr) string { return filepath.Join(d.byIP(), ip.String()) }
 
-// Put writes the record and makes it the holder of its IPs, in place of an earlier record of the same
-// attachment. An address of another attachment changes its holder; the caller removes the rules of that
-// one first. If Put fails, the attachment has no record.
+// Put writes the record and makes it the holder of its IPs, in place of an earlier record of the
+// same attachment. An address of another attachment changes its holder; the caller removes the
+// rules of that one first. If Put fails, the attachment has no record.
 func (d Dir) Put(r *Record) error {
 	if err := r.Validate(); err != nil {
 		return fmt.Errorf("attachment record: %w", err)
@@ -119,7 +119,8 @@ func (d Dir) Get(containerID, ifName string) (*Record, error) {
 	return r, err
 }
 
-// Holder returns the record of the attachment that holds ip. The error is fs.ErrNotExist if none does.
+// Holder returns the record of the attachment that holds ip. The error is fs.ErrNotExist if none
+// does.
 func (d Dir) Holder(ip netip.Addr) (*Record, error) {
 	file := d.ipFile(ip)
 	r, err := read(file)
@@ -129,7 +130,8 @@ func (d Dir) Holder(ip netip.Addr) (*Record, error) {
 	return r, err
 }
 
-// open opens a record's file. It follows no symbolic link and does not wait for the writer of a FIFO.
+// open opens a record's file. It follows no symbolic link and does not wait for the writer of a
+// FIFO.
 func open(file string) (*os.File, error) {
 	return os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 }
@@ -208,8 +210,8 @@ func (d Dir) releaseIPs(containerID, ifName string) error {
 	return nil
 }
 
-// linksOf returns the entries of the addresses' directory that are links to a record. It finds those of
-// an unreadable record, too.
+// linksOf returns the entries of the addresses' directory that are links to a record. It finds
+// those of an unreadable record, too.
 func (d Dir) linksOf(file string) ([]string, error) {
 	entries, err := os.ReadDir(d.byIP())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

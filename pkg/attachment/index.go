@@ -13,8 +13,9 @@ import (
 )
 
 // Index caches the records of addresses. Each lookup asks the kernel whether the address's entry is
-// still the file that was read, so a cached record is never used after a change. A lookup of a cached
-// record costs one system call. It uses the whole path, because the directory can be replaced.
+// still the file that was read, so a cached record is never used after a change. A lookup of a
+// cached record costs one system call. It uses the whole path, because the directory can be
+// replaced.
 type Index struct {
 	dir Dir
 
@@ -29,8 +30,8 @@ type readRecord struct {
 	record *Record
 }
 
-// fileID tells one version of an entry from the next: each Put makes a new inode, and the change time
-// tells a reused inode number.
+// fileID tells one version of an entry from the next: each Put makes a new inode, and the change
+// time tells a reused inode number.
 type fileID struct {
 	dev, ino uint64
 	ctime    unix.Timespec
@@ -43,14 +44,14 @@ const maxIndex = 8192
 // NewIndex returns an index of a state directory, which need not exist.
 func NewIndex(d Dir) *Index { return &Index{dir: d, read: make(map[netip.Addr]readRecord)} }
 
-// ErrNoRecords is the error of a lookup that finds no entry after the records' directory was removed,
-// whether or not there is another one. The plugin never removes it, so pods whose records were in it can
-// still exist, with their rules.
+// ErrNoRecords is the error of a lookup that finds no entry after the records' directory was
+// removed, whether or not there is another one. The plugin never removes it, so pods whose records
+// were in it can still exist, with their rules.
 var ErrNoRecords = errors.New("the directory of the records was removed")
 
-// Holder returns the record of the attachment that holds ip, or nil if none does. Callers do not change
-// the record. An error means that the holder is unknown: its record cannot be read, or the error is
-// ErrNoRecords.
+// Holder returns the record of the attachment that holds ip, or nil if none does. Callers do not
+// change the record. An error means that the holder is unknown: its record cannot be read, or the
+// error is ErrNoRecords.
 func (x *Index) Holder(ip netip.Addr) (*Record, error) {
 	x.mu.RLock()
 	cached, ok := x.read[ip]
@@ -77,7 +78,8 @@ func (x *Index) load(ip netip.Addr) (*Record, error) {
 		return nil, err
 	}
 	defer f.Close()
-	// The identity is that of the open file, before it is read. The next lookup notices a rename between.
+	// The identity is that of the open file, before it is read. The next lookup notices a rename
+	// between.
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, &fs.PathError{Op: "fstat", Path: path, Err: err}

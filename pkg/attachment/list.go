@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// List returns all valid records, by file name. The error joins those of the files that are not valid
-// records. If a file cannot be read, the list is nil: the set of records is unknown then.
+// List returns all valid records, by file name. The error joins those of the files that are not
+// valid records. If a file cannot be read, the list is nil: the set of records is unknown then.
 func (d Dir) List() ([]*Record, error) {
 	s := new(Snapshot)
 	if err := d.readRecords(s); err != nil {
@@ -31,8 +31,8 @@ type Snapshot struct {
 	repairs []repair
 }
 
-// repair is a change that makes addresses and records agree. It is needed after a process was killed
-// during Put or Delete, and after files were removed by hand.
+// repair is a change that makes addresses and records agree. It is needed after a process was
+// killed during Put or Delete, and after files were removed by hand.
 type repair struct {
 	object string
 	do     func() error
@@ -56,8 +56,8 @@ func (s *Snapshot) Repairs() []string {
 	return objects
 }
 
-// Repair removes temporary files and addresses without a record, and links each record's addresses that
-// have no holder. The caller holds the exclusive lock since before Read.
+// Repair removes temporary files and addresses without a record, and links each record's addresses
+// that have no holder. The caller holds the exclusive lock since before Read.
 func (s *Snapshot) Repair() error {
 	for _, r := range s.repairs {
 		if err := r.do(); err != nil && !errors.Is(err, fs.ErrNotExist) {

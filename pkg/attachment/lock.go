@@ -26,17 +26,20 @@ import (
 //     address could leave the record of one and the rule of the other. Two names with one hash only
 //     wait for each other.
 //
-// ADDs and DELs of different attachments and addresses run in parallel. A process locks its bytes in
-// ascending order, so no two wait for each other. The kernel releases the locks of a killed process.
+// ADDs and DELs of different attachments and addresses run in parallel. A process locks its bytes
+// in ascending order, so no two wait for each other. The kernel releases the locks of a killed
+// process.
 const (
 	lockFile   = "lock"
 	nodeOffset = 0
 )
 
-// lockTimeout bounds the wait for the locks. They are held for milliseconds unless a process is stopped.
+// lockTimeout bounds the wait for the locks. They are held for milliseconds unless a process is
+// stopped.
 const lockTimeout = 5 * time.Second
 
-// ErrLocked is the error of a change that did not get its locks in time. A later attempt can succeed.
+// ErrLocked is the error of a change that did not get its locks in time. A later attempt can
+// succeed.
 var ErrLocked = filelock.ErrLocked
 
 // LockShared excludes the agent's changes. It creates the state directory.
@@ -68,9 +71,9 @@ func (d Dir) openLock(ctx context.Context, mode filelock.Mode) (*os.File, error)
 	})
 }
 
-// LockAdd takes the locks of an ADD that writes the record: those of its attachment and addresses, of
-// the addresses that the attachment has on record, and of the attachments that hold its addresses. It
-// creates the state directory.
+// LockAdd takes the locks of an ADD that writes the record: those of its attachment and addresses,
+// of the addresses that the attachment has on record, and of the attachments that hold its
+// addresses. It creates the state directory.
 func (d Dir) LockAdd(ctx context.Context, r *Record) (unlock func(), err error) {
 	if err := os.MkdirAll(d.root, 0o755); err != nil {
 		return nil, err
@@ -99,8 +102,8 @@ func (d Dir) lockAttachment(ctx context.Context, containerID, ifName string, ips
 				return nil, fmt.Errorf("attachment %s: %w", ID(containerID, ifName), err)
 			}
 		}
-		// The records may have changed before the locks. A byte is never added to those that are locked:
-		// this could break the order.
+		// The records may have changed before the locks. A byte is never added to those that are
+		// locked: this could break the order.
 		locked := needed
 		needed = d.offsets(containerID, ifName, ips)
 		if !slices.ContainsFunc(needed, func(offset int64) bool { return !slices.Contains(locked, offset) }) {

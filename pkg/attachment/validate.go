@@ -19,9 +19,9 @@ const (
 	maxNetns = 4095 // PATH_MAX without its NUL
 )
 
-// ValidateID returns an error if containerID and ifName cannot identify an attachment, and so name a file
-// and a rule. The rules are those of the CNI specification, with a bound on the length and without bytes
-// that a rule's comment cannot hold.
+// ValidateID returns an error if containerID and ifName cannot identify an attachment, and so name
+// a file and a rule. The rules are those of the CNI specification, with a bound on the length and
+// without bytes that a rule's comment cannot hold.
 func ValidateID(containerID, ifName string) error {
 	if !validName(containerID) {
 		return fmt.Errorf("container ID %.80q: not 1 to 200 of letters, digits, '_', '.' and '-'", containerID)
@@ -32,9 +32,9 @@ func ValidateID(containerID, ifName string) error {
 	return nil
 }
 
-// Validate returns an error that names the first field with a value that ADD does not write. The agent
-// and DEL build rules, commands and paths from a record, so every field is checked before a record is
-// written and when it is read.
+// Validate returns an error that names the first field with a value that ADD does not write. The
+// agent and DEL build rules, commands and paths from a record, so every field is checked before a
+// record is written and when it is read.
 func (r *Record) Validate() error {
 	if err := ValidateID(r.ContainerID, r.IfName); err != nil {
 		return err
@@ -62,7 +62,8 @@ func (p Pod) Validate() error {
 	if !validDNS(p.Name, 253) {
 		return fmt.Errorf("pod name %.80q: not a DNS subdomain (RFC 1123)", p.Name)
 	}
-	// Runtimes that do not pass K8S_POD_UID leave it empty. It is a UUID, or a hash for a static pod.
+	// Runtimes that do not pass K8S_POD_UID leave it empty. It is a UUID, or a hash for a static
+	// pod.
 	if p.UID != "" && (len(p.UID) > 128 || !isWord(p.UID, "-")) {
 		return fmt.Errorf("pod UID %.80q: not 1 to 128 letters, digits and '-'", p.UID)
 	}
@@ -153,9 +154,9 @@ func isUnicast(ip netip.Addr) bool {
 		ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// validName applies the CNI specification's rule for container IDs and network names, with a bound that
-// lets the name fit into a file name. Compiling a regular expression would take a fifth of the plugin's
-// start.
+// validName applies the CNI specification's rule for container IDs and network names, with a bound
+// that lets the name fit into a file name. Compiling a regular expression would take a fifth of the
+// plugin's start.
 func validName(s string) bool {
 	return len(s) <= 200 && s != "" && isAlphanumeric(s[0]) && isWord(s, "_.-")
 }
@@ -188,8 +189,8 @@ func validDNS(s string, max int) bool {
 	return true
 }
 
-// validInterface applies the kernel's rule (dev_valid_name in net/core/dev.c). It allows only visible
-// ASCII, without the quotes and the backslash, which have a meaning in a rule's comment.
+// validInterface applies the kernel's rule (dev_valid_name in net/core/dev.c). It allows only
+// visible ASCII, without the quotes and the backslash, which have a meaning in a rule's comment.
 func validInterface(s string) bool {
 	if s == "" || len(s) > 15 || s == "." || s == ".." {
 		return false
@@ -202,8 +203,8 @@ func validInterface(s string) bool {
 	return true
 }
 
-// validHostLink is validInterface without the names that iptables reads as a pattern ("cali+") or as an
-// option.
+// validHostLink is validInterface without the names that iptables reads as a pattern ("cali+") or
+// as an option.
 func validHostLink(s string) bool {
 	return validInterface(s) && s[0] != '-' && s[0] != '!' && s[len(s)-1] != '+'
 }

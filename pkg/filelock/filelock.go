@@ -1,7 +1,7 @@
 // Package filelock locks single bytes of a file against other processes.
 //
-// The locks are open file description locks (F_OFD_SETLK in fcntl(2)). The kernel releases them when
-// the file is closed or its process ends, and any process can test a byte without locking it.
+// The locks are open file description locks (F_OFD_SETLK in fcntl(2)). The kernel releases them
+// when the file is closed or its process ends, and any process can test a byte without locking it.
 package filelock
 
 import (
@@ -27,8 +27,8 @@ const (
 	Exclusive Mode = unix.F_WRLCK
 )
 
-// TryLock locks a byte of f, or changes the mode of its lock. The error is ErrLocked if another process
-// has the byte locked.
+// TryLock locks a byte of f, or changes the mode of its lock. The error is ErrLocked if another
+// process has the byte locked.
 func TryLock(f *os.File, offset int64, mode Mode) error { return set(f, offset, int16(mode)) }
 
 // Unlock releases the lock of a byte of f.
@@ -49,8 +49,8 @@ func set(f *os.File, offset int64, how int16) error {
 	}
 }
 
-// Lock locks a byte of f and waits for other processes until ctx ends. The error is ErrLocked then. It
-// polls: the kernel's waiting call (F_OFD_SETLKW) has no time limit and blocks its thread.
+// Lock locks a byte of f and waits for other processes until ctx ends. The error is ErrLocked then.
+// It polls: the kernel's waiting call (F_OFD_SETLKW) has no time limit and blocks its thread.
 func Lock(ctx context.Context, f *os.File, offset int64, mode Mode) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		err := TryLock(f, offset, mode)
@@ -72,9 +72,9 @@ func IsLocked(f *os.File, offset int64) (bool, error) {
 	return lock.Type != unix.F_UNLCK, err
 }
 
-// Open opens or creates the file at path and calls lock. If the path names another file by then, the
-// file was removed between open and lock, and Open starts again: the next process would lock another
-// file. The error of lock is returned as it is.
+// Open opens or creates the file at path and calls lock. If the path names another file by then,
+// the file was removed between open and lock, and Open starts again: the next process would lock
+// another file. The error of lock is returned as it is.
 func Open(path string, lock func(*os.File) error) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)

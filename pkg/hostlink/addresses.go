@@ -12,15 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxAddresses bounds the addresses of an interface in a pod: a pod with NET_ADMIN can give itself any
-// number.
+// maxAddresses bounds the addresses of an interface in a pod: a pod with NET_ADMIN can give itself
+// any number.
 const maxAddresses = 256
 
 // ErrAddresses is the error of an interface with more addresses than that.
 var ErrAddresses = fmt.Errorf("more than %d addresses", maxAddresses)
 
 // addresses returns the addresses of the interface with that index in a namespace, in the kernel's
-// order, without loopback and IPv6 link-local ones. The error is ErrAddresses if there are too many.
+// order, without loopback and IPv6 link-local ones. The error is ErrAddresses if there are too
+// many.
 func addresses(pod netns.NsHandle, index int) ([]netip.Addr, error) {
 	return dump(func() ([]netip.Addr, error) {
 		socket, err := nl.GetNetlinkSocketAt(pod, netns.None(), unix.NETLINK_ROUTE)
@@ -31,8 +32,8 @@ func addresses(pod netns.NsHandle, index int) ([]netip.Addr, error) {
 		if err := socket.SetReceiveTimeout(&nl.SocketTimeoutTv); err != nil {
 			return nil, err
 		}
-		// With strict checking the kernel lists the addresses of one interface. Linux before 4.20 has no such
-		// option, and addresses of other interfaces count, too.
+		// With strict checking the kernel lists the addresses of one interface. Linux before 4.20
+		// has no such option, and addresses of other interfaces count, too.
 		unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 		var ips []netip.Addr
 		read := 0
@@ -55,8 +56,8 @@ func addresses(pod netns.NsHandle, index int) ([]netip.Addr, error) {
 	})
 }
 
-// dumpAddresses calls each with every RTM_NEWADDR message of an interface, and stops at its first error.
-// An interface that is unknown to the family has no addresses.
+// dumpAddresses calls each with every RTM_NEWADDR message of an interface, and stops at its first
+// error. An interface that is unknown to the family has no addresses.
 func dumpAddresses(socket *nl.NetlinkSocket, family, index int, each func(message []byte) error) error {
 	request := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 	of := nl.NewIfAddrmsg(family)
@@ -93,8 +94,8 @@ func dumpAddresses(socket *nl.NetlinkSocket, family, index int, each func(messag
 	}
 }
 
-// address returns the address of a message, or the zero Addr if it is of another family or interface. A
-// kernel without IPv6 answers a request for IPv6 with all families.
+// address returns the address of a message, or the zero Addr if it is of another family or
+// interface. A kernel without IPv6 answers a request for IPv6 with all families.
 func address(message []byte, family, index int) (netip.Addr, error) {
 	if len(message) < unix.SizeofIfAddrmsg {
 		return netip.Addr{}, errors.New("netlink: a short address")

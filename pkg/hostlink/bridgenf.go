@@ -14,9 +14,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 )
 
-// BridgeNF says for each family whether iptables sees a bridge's packets with their port. Where it does
-// not, a rule can tell two pods of the bridge apart only by the source addresses that they write
-// themselves.
+// BridgeNF says for each family whether iptables sees a bridge's packets with their port. Where it
+// does not, a rule can tell two pods of the bridge apart only by the source addresses that they
+// write themselves.
 type BridgeNF struct{ IPv4, IPv6 bool }
 
 // Has reports whether iptables sees the bridge's packets of a family.
@@ -29,9 +29,9 @@ func (b BridgeNF) Has(family ipfamily.Family) bool {
 
 // bridgeNF reads both switches that the kernel uses (br_nf_pre_routing in
 // net/bridge/br_netfilter_hooks.c): that of the namespace, which exists only with the module
-// br_netfilter, and that of the bridge, which has no effect without the module. It does not load the
-// module: all bridged traffic of the node would begin to pass iptables, which is the administrator's
-// decision.
+// br_netfilter, and that of the bridge, which has no effect without the module. It does not load
+// the module: all bridged traffic of the node would begin to pass iptables, which is the
+// administrator's decision.
 func bridgeNF(index int) (BridgeNF, error) {
 	v4, isLoaded, err := readSysctl("bridge-nf-call-iptables")
 	if err != nil || !isLoaded {
@@ -59,8 +59,8 @@ func readSysctl(name string) (isOn, exists bool, err error) {
 	return strings.TrimSpace(string(value)) != "0", true, nil
 }
 
-// readBridgeSwitches reads the switches of a bridge by netlink: /sys shows those of the namespace that
-// mounted it.
+// readBridgeSwitches reads the switches of a bridge by netlink: /sys shows those of the namespace
+// that mounted it.
 func readBridgeSwitches(index int) (BridgeNF, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)

@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isFiltered reports whether a filter sees a link's packets before netfilter, and so can bypass it: a tc
-// filter at its ingress, or a BPF program attached by tcx, XDP or netkit. Most filters bypass nothing.
+// isFiltered reports whether a filter sees a link's packets before netfilter, and so can bypass it:
+// a tc filter at its ingress, or a BPF program attached by tcx, XDP or netkit. Most filters bypass
+// nothing.
 func isFiltered(h *netlink.Handle, link netlink.Link) (bool, error) {
 	if hasXDP(link) || hasPrograms(link.Attrs().Index) {
 		return true, nil
@@ -36,9 +37,9 @@ func hasTCFilter(h *netlink.Handle, link netlink.Link) (bool, error) {
 	return false, nil
 }
 
-// Names of linux/bpf.h: BPF_PROG_QUERY, BPF_TCX_INGRESS (Linux 6.6) and BPF_NETKIT_PEER (Linux 6.7),
-// which is the attach point for what the pod's side of a netkit pair sends. The kernel answers a query
-// for the latter only for the primary side.
+// Names of linux/bpf.h: BPF_PROG_QUERY, BPF_TCX_INGRESS (Linux 6.6) and BPF_NETKIT_PEER (Linux
+// 6.7), which is the attach point for what the pod's side of a netkit pair sends. The kernel
+// answers a query for the latter only for the primary side.
 const (
 	progQuery  = 16
 	tcxIngress = 46
@@ -59,8 +60,8 @@ func hasPrograms(ifIndex int) bool {
 	return isAttached(ifIndex, tcxIngress) || isAttached(ifIndex, netkitPeer)
 }
 
-// isAttached returns false on a kernel without the attach point, and true if this process may not query
-// it.
+// isAttached returns false on a kernel without the attach point, and true if this process may not
+// query it.
 func isAttached(ifIndex int, attachType uint32) bool {
 	attr := progQueryAttr{ifIndex: uint32(ifIndex), attachType: attachType}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, progQuery, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
@@ -73,9 +74,9 @@ func isAttached(ifIndex int, attachType uint32) bool {
 	return false
 }
 
-// Filtered returns which of the given interfaces of the calling thread's namespace have a filter that
-// sees their packets before netfilter, by index. It lists tc filters only of interfaces with a qdisc that
-// can have them.
+// Filtered returns which of the given interfaces of the calling thread's namespace have a filter
+// that sees their packets before netfilter, by index. It lists tc filters only of interfaces with a
+// qdisc that can have them.
 func Filtered(links map[int]string) (map[int]bool, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {

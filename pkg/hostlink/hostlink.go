@@ -1,5 +1,5 @@
-// Package hostlink finds the host side of a pod's interface and says how the pod's packets enter the
-// host.
+// Package hostlink finds the host side of a pod's interface and says how the pod's packets enter
+// the host.
 package hostlink
 
 import (
@@ -19,8 +19,8 @@ import (
 type Link struct {
 	Name  string
 	Index int
-	// Bridge is the bridge that the host side is a port of. Without one, the pod's packets enter the host's
-	// IP layer by the link itself.
+	// Bridge is the bridge that the host side is a port of. Without one, the pod's packets enter
+	// the host's IP layer by the link itself.
 	Bridge string
 	// BridgeNF says whether iptables sees the bridge's packets.
 	BridgeNF BridgeNF
@@ -40,8 +40,8 @@ var ErrNoInterface = errors.New("no such interface")
 type UnsupportedError struct {
 	IfName string
 	Reason string
-	// Kind is the kernel's name for the kind of interface: "macvlan", "ipvlan", "veth"; "device" is a
-	// physical one.
+	// Kind is the kernel's name for the kind of interface: "macvlan", "ipvlan", "veth"; "device" is
+	// a physical one.
 	Kind string
 	// IPs are the interface's addresses, as in Link.
 	IPs []netip.Addr
@@ -57,13 +57,13 @@ func (e *UnsupportedError) IsLoopback() bool { return e.Kind == kindLoopback }
 
 func (e *UnsupportedError) Error() string { return fmt.Sprintf("interface %s: %s", e.IfName, e.Reason) }
 
-// Find returns the host side of ifName in the namespace at netnsPath. The host's namespace is that of the
-// calling thread.
+// Find returns the host side of ifName in the namespace at netnsPath. The host's namespace is that
+// of the calling thread.
 //
-// It asks the kernel only. The host interface that a CNI plugin reports is unreliable: azure-vnet reports
-// the node's uplink, aws-cni one that does not exist, weave none. A parent index alone proves nothing: a
-// macvlan has one, too, that of the uplink. So both sides must be veths, or both of a netkit, and refer to
-// each other by index and by the namespace of that index.
+// It asks the kernel only. The host interface that a CNI plugin reports is unreliable: azure-vnet
+// reports the node's uplink, aws-cni one that does not exist, weave none. A parent index alone
+// proves nothing: a macvlan has one, too, that of the uplink. So both sides must be veths, or both
+// of a netkit, and refer to each other by index and by the namespace of that index.
 func Find(netnsPath, ifName string) (*Link, error) {
 	pod, err := podnetns.Open(netnsPath)
 	if err != nil {
@@ -132,9 +132,10 @@ func newUnsupportedError(podSide netlink.Link, reason string) *UnsupportedError 
 	return &UnsupportedError{IfName: podSide.Attrs().Name, Reason: reason, Kind: kind}
 }
 
-// findPeer returns the other side of the pod's veth or netkit pair. A netkit device delivers what one side
-// sends to the other side's receive path, where the host's rules see it, unless a BPF program on the pair
-// redirects it. The primary side manages these programs, so it must be the host's (drivers/net/netkit.c).
+// findPeer returns the other side of the pod's veth or netkit pair. A netkit device delivers what
+// one side sends to the other side's receive path, where the host's rules see it, unless a BPF
+// program on the pair redirects it. The primary side manages these programs, so it must be the
+// host's (drivers/net/netkit.c).
 func findPeer(host *netlink.Handle, pod netns.NsHandle, podSide netlink.Link) (netlink.Link, error) {
 	name := podSide.Attrs().Name
 	kind := podSide.Type()
@@ -173,7 +174,8 @@ func isPrimary(link netlink.Link) bool {
 	return !ok || netkit.IsPrimary()
 }
 
-// setMaster describes a host side that has a master, which receives its packets before the IP layer.
+// setMaster describes a host side that has a master, which receives its packets before the IP
+// layer.
 func (l *Link) setMaster(master, podSide netlink.Link) (err error) {
 	if kind := master.Type(); kind != "bridge" {
 		err := newUnsupportedError(podSide, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",

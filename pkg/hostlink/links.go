@@ -12,8 +12,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
-// Links returns the names of the interfaces in the calling thread's namespace, by index. The kernel does
-// not reuse an index while others are free, so a name and an index together identify an interface.
+// Links returns the names of the interfaces in the calling thread's namespace, by index. The kernel
+// does not reuse an index while others are free, so a name and an index together identify an
+// interface.
 func Links() (map[int]string, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -32,8 +33,8 @@ func Links() (map[int]string, error) {
 }
 
 // Addresses returns the addresses of an interface in the namespace at netnsPath, as in Link.IPs. It
-// returns none if there is no such interface or namespace, or if the path leads to the host's namespace.
-// An error means that the addresses are unknown.
+// returns none if there is no such interface or namespace, or if the path leads to the host's
+// namespace. An error means that the addresses are unknown.
 func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 	pod, err := podnetns.Open(netnsPath)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, podnetns.ErrHost) {
@@ -65,8 +66,8 @@ func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 	return addresses(pod, link.Attrs().Index)
 }
 
-// HostSide returns the name of the host side of an interface in the namespace at netnsPath, or "" if it
-// has none.
+// HostSide returns the name of the host side of an interface in the namespace at netnsPath, or ""
+// if it has none.
 func HostSide(netnsPath, ifName string) string {
 	link, err := Find(netnsPath, ifName)
 	if unsupported, ok := errors.AsType[*UnsupportedError](err); ok {

@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DropQueued drops the packets that the host has queued for ip while it resolves the link-layer address
-// by ARP or NDP. The kernel sends them to the next interface that answers for ip, up to three seconds
-// later, even if their socket is closed. If the address is resolved, or set by hand, nothing is queued and
-// nothing changes. Linux before 5.0 cannot report one neighbour, and nothing is dropped there.
+// DropQueued drops the packets that the host has queued for ip while it resolves the link-layer
+// address by ARP or NDP. The kernel sends them to the next interface that answers for ip, up to
+// three seconds later, even if their socket is closed. If the address is resolved, or set by hand,
+// nothing is queued and nothing changes. Linux before 5.0 cannot report one neighbour, and nothing
+// is dropped there.
 func DropQueued(ip netip.Addr) error {
 	routes, err := netlink.RouteGet(ip.AsSlice())
 	if err != nil || len(routes) == 0 || routes[0].Gw != nil {

@@ -49,7 +49,7 @@ func (c *conn) requestRead() { c.SetReadDeadline(time.Time{}) }
 var errHolderChanged = errors.New("another pod holds the source address of the connection")
 
 // Write implements net.Conn. If another pod holds the source address now, it writes nothing and
-// resets the connection. CNI ADD relies on this order: see destroySockets in pkg/node.
+// resets the connection. CNI ADD relies on this order: see destroySockets in pkg/attach.
 func (c *conn) Write(b []byte) (int, error) {
 	if c.resetIfHeldByAnother(c.currentHolder(c.source)) {
 		return 0, errHolderChanged

@@ -19,7 +19,7 @@ import (
 // withoutNFTables makes the kernel answer as one without nftables: a read with EINVAL, and a batch with
 // EOPNOTSUPP.
 func (h *host) withoutNFTables() {
-	h.options = []nftables.ConnOption{nftables.WithTestDial(func(request []netlink.Message) ([]netlink.Message, error) {
+	h.ConnOptions = []nftables.ConnOption{nftables.WithTestDial(func(request []netlink.Message) ([]netlink.Message, error) {
 		if len(request) > 0 && request[0].Header.Type == unix.NFNL_MSG_BATCH_BEGIN {
 			return nil, unix.EOPNOTSUPP
 		}
@@ -80,7 +80,7 @@ func TestIPTablesAttachAndDetach(t *testing.T) {
 		}
 		wantLines(t, "after ADD", save(false), iptablesRedirect, iptablesBridged, iptablesJump)
 		guard := []string{iptablesReject, iptablesDrop}
-		if h.options == nil {
+		if h.ConnOptions == nil {
 			guard = nil
 			if !strings.Contains(h.ruleset(), "chain guard") {
 				t.Error("no guard in nftables")
@@ -106,7 +106,7 @@ func TestIPTablesAttachAndDetach(t *testing.T) {
 func TestIPTablesReconcile(t *testing.T) {
 	forEachForm(t, func(t *testing.T, h *host, save func(bool) string) {
 		command := "iptables-nft"
-		if h.options != nil {
+		if h.ConnOptions != nil {
 			command = "iptables-legacy"
 		}
 		records := []*attachment.Record{withIPTables(routed("c1", "veth0", "10.1.0.5"))}
@@ -148,7 +148,7 @@ func TestIPTablesReconcile(t *testing.T) {
 func TestIPTablesUninstall(t *testing.T) {
 	forEachForm(t, func(t *testing.T, h *host, save func(bool) string) {
 		command := "iptables-nft"
-		if h.options != nil {
+		if h.ConnOptions != nil {
 			command = "iptables-legacy"
 		}
 		h.run(command + " -t nat -A PREROUTING -p tcp --dport 80 -m comment --comment mine -j ACCEPT")

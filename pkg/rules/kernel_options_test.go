@@ -15,7 +15,7 @@ import (
 // withoutExpression makes the kernel refuse each transaction that contains a part, as it does without
 // the part's module. It answers that its tables are empty, and accepts no other transaction either.
 func (h *host) withoutExpression(part string, refusal error) {
-	h.options = []nftables.ConnOption{nftables.WithTestDial(func(request []netlink.Message) ([]netlink.Message, error) {
+	h.ConnOptions = []nftables.ConnOption{nftables.WithTestDial(func(request []netlink.Message) ([]netlink.Message, error) {
 		if len(request) == 0 {
 			return nil, nil
 		}

@@ -69,7 +69,8 @@ type Node struct {
 	log      *slog.Logger
 	iptables *iptables
 	conn     *nft.Conn
-	options  []nftables.ConnOption // for tests
+	// ConnOptions are options of the netlink connection. Tests replace the kernel by one.
+	ConnOptions []nftables.ConnOption
 	// isIPTablesClean says that Reconcile has removed the rules of iptables that no record asks for.
 	isIPTablesClean bool
 }
@@ -90,7 +91,7 @@ func (n *Node) Close() {
 
 func (n *Node) nft() (*nft.Conn, error) {
 	if n.conn == nil {
-		conn, err := nft.Open(nft.WithConnOptions(n.options...))
+		conn, err := nft.Open(nft.WithConnOptions(n.ConnOptions...))
 		if err != nil {
 			return nil, err
 		}

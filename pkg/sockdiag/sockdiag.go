@@ -1,4 +1,5 @@
-// Package sockdiag destroys TCP sockets by the kernel's sock_diag interface (sock_diag(7), linux/sock_diag.h).
+// Package sockdiag destroys TCP sockets by the kernel's sock_diag interface (sock_diag(7),
+// linux/sock_diag.h).
 package sockdiag
 
 import (
@@ -13,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrUnsupported is the error of a kernel that cannot list TCP sockets or destroy them (CONFIG_INET_TCP_DIAG or
-// CONFIG_INET_DIAG_DESTROY is off, or a module is missing), or that does not let this process.
+// ErrUnsupported is the error of a kernel that cannot list or destroy TCP sockets, because
+// CONFIG_INET_TCP_DIAG or CONFIG_INET_DIAG_DESTROY is off or a module is missing, or that does not
+// permit it.
 var ErrUnsupported = errors.New("the kernel does not destroy sockets")
 
 // Names of linux/inet_diag.h.
@@ -26,20 +28,21 @@ const (
 	anyPort   = 1<<32 - 1
 )
 
-// unsentStates are the TCP states, as bits, in which a socket may hold data that it still sends or retransmits, with or
-// without a process that has it open: ESTABLISHED, FIN_WAIT1, CLOSE_WAIT, LAST_ACK and CLOSING (net/tcp_states.h).
+// unsentStates are the TCP states, as bits, in which a socket can have data to send or retransmit:
+// ESTABLISHED, FIN_WAIT1, CLOSE_WAIT, LAST_ACK and CLOSING (net/tcp_states.h).
 const unsentStates = 1<<1 | 1<<4 | 1<<8 | 1<<9 | 1<<11
 
-// Destroy begins to destroy the TCP sockets of the thread's network namespace whose local port is one of ports, whose peer is
-// one of peers, and which may hold unsent data. It returns a function that waits for the end and returns how many there were.
-// The kernel drops what such a socket has queued, sends the peer a reset, and fails every later write to the socket. Sockets
-// without a process are destroyed, too.
+// Destroy begins to destroy the TCP sockets of the thread's network namespace that have one of the
+// local ports, one of the peers, and possibly unsent data. It returns a function that waits for the
+// end and returns how many sockets there were. For each, the kernel drops the queue, sends the peer
+// a reset, and fails later writes. Sockets that no process has open are destroyed, too.
 //
-// The kernel filters by port and peer. The cost is that of one walk over its table of connections for each port: a quarter to
-// half a millisecond for 262,144 buckets, which is why Destroy does not wait for it. The error wraps ErrUnsupported where the
-// kernel lacks what it takes; one without CONFIG_INET_DIAG_DESTROY says so only when there is a socket to destroy.
+// The kernel filters by port and peer. For each port it reads its table of connections once, which
+// takes up to half a millisecond with 262,144 buckets; so Destroy does not wait. The error is
+// ErrUnsupported if the kernel lacks the interface. A kernel without CONFIG_INET_DIAG_DESTROY
+// reports that only if there is a socket to destroy.
 func Destroy(ports []uint16, peers []netip.Addr) (wait func() (destroyed int, err error)) {
-	d, err := open() // here: the netlink socket belongs to the network namespace of the thread that makes it
+	d, err := open() // not in the goroutine: the socket belongs to the namespace of the calling thread
 	if err != nil {
 		return func() (int, error) { return 0, err }
 	}
@@ -72,8 +75,8 @@ func (d *diag) destroyPeers(ports []uint16, peers []netip.Addr) (destroyed int, 
 // maxPeers bounds the length of a filter.
 const maxPeers = 64
 
-// socket is what sock_diag knows of one socket: its family and its struct inet_diag_sockid, which ends with a cookie that no
-// other socket has.
+// socket identifies a socket by its family and its struct inet_diag_sockid, which ends with a
+// unique cookie.
 type socket struct {
 	family uint8
 	id     [48]byte
@@ -112,17 +115,17 @@ func (d *diag) destroyAll(port uint16, peers []netip.Addr) (destroyed int, err e
 		switch err := d.destroy(s); {
 		case err == nil:
 			destroyed++
-		case !errors.Is(err, unix.ENOENT): // it has ended by itself
+		case !errors.Is(err, unix.ENOENT): // ENOENT: it has ended since the dump
 			return destroyed, unsupported(err)
 		}
 	}
 	return destroyed, nil
 }
 
-// dump returns the sockets with this local port and one of the peers. Its request is the old one (struct inet_diag_req),
-// because SOCK_DIAG_BY_FAMILY shows one family, and so takes two walks for IPv4: the sockets of a dual-stack listener are of
-// AF_INET6 with IPv4-mapped addresses, those of an IPv4 listener of AF_INET. This one shows all families
-// (net/ipv4/inet_diag.c, inet_diag_dump_compat).
+// dump returns the sockets with this local port and one of the peers. It uses the older request
+// (struct inet_diag_req), which returns all families (inet_diag_dump_compat in
+// net/ipv4/inet_diag.c). With SOCK_DIAG_BY_FAMILY, IPv4 would need two dumps: the sockets of a
+// dual-stack listener are AF_INET6 with IPv4-mapped addresses.
 func (d *diag) dump(port uint16, peers []netip.Addr) (sockets []socket, err error) {
 	request := make([]byte, 4, 60)
 	request = binary.BigEndian.AppendUint16(request, port) // idiag_sport; the rest of the socket's identity is no filter
@@ -139,17 +142,19 @@ func (d *diag) dump(port uint16, peers []netip.Addr) (sockets []socket, err erro
 	return sockets, err
 }
 
-// destroy needs CAP_NET_ADMIN. The kernel finds the socket of IPv4-mapped addresses by family AF_INET6, as dump showed it
-// (inet_diag_find_one_icsk). Its request is a struct inet_diag_req_v2.
+// destroy destroys a socket by a struct inet_diag_req_v2. It needs CAP_NET_ADMIN. The kernel finds
+// sockets with IPv4-mapped addresses by the family AF_INET6, as in the dump
+// (inet_diag_find_one_icsk).
 func (d *diag) destroy(s socket) error {
 	request := []byte{s.family, unix.IPPROTO_TCP, 0, 0, 0, 0, 0, 0}
 	return d.ask(unix.SOCK_DESTROY, unix.NLM_F_ACK, append(request, s.id[:]...), func([]byte) {})
 }
 
-// hasPeer is a filter that accepts sockets with one of the peers: a condition for each, with a jump to the end where it is met.
-// An operation (struct inet_diag_bc_op) names how far it is to the next one, if it is met and if it is not; a filter that ends
-// at its length accepts, and four bytes further refuses. A condition (struct inet_diag_hostcond) of AF_INET is met by IPv4
-// peers of AF_INET6 sockets, too (inet_diag_bc_run).
+// hasPeer returns a filter that accepts sockets with one of the peers: a condition for each peer,
+// followed by a jump to the end. An operation (struct inet_diag_bc_op) has the offsets of the next
+// one if the condition is true and if it is false. A filter that ends at its length accepts, and
+// one that ends four bytes later refuses. A condition (struct inet_diag_hostcond) of AF_INET is
+// also true for IPv4 peers of AF_INET6 sockets (inet_diag_bc_run).
 func hasPeer(peers []netip.Addr) (filter []byte) {
 	const operation, condition = 4, 8
 	for _, peer := range slices.Backward(peers) {
@@ -158,7 +163,7 @@ func hasPeer(peers []netip.Addr) (filter []byte) {
 			family = unix.AF_INET6
 		}
 		rest := filter
-		if len(rest) > 0 { // unmet, the condition is followed by what is behind the jump
+		if len(rest) > 0 { // a false condition continues after the jump
 			rest = append(op(jump, operation, operation+len(rest)), rest...)
 		}
 		length := operation + condition + len(address)
@@ -170,7 +175,7 @@ func hasPeer(peers []netip.Addr) (filter []byte) {
 	return filter
 }
 
-// op is a struct inet_diag_bc_op.
+// op returns a struct inet_diag_bc_op.
 func op(code uint8, met, unmet int) []byte {
 	return binary.NativeEndian.AppendUint16([]byte{code, uint8(met)}, uint16(unmet))
 }
@@ -180,7 +185,7 @@ func attribute(kind uint16, data []byte) []byte {
 	return append(binary.NativeEndian.AppendUint16(b, kind), data...)
 }
 
-// ask sends a request and reads the answer to its end.
+// ask sends a request and reads the complete answer.
 func (d *diag) ask(kind uint16, flags int, request []byte, each func(data []byte)) error {
 	d.seq++
 	b := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(request)))
@@ -193,7 +198,7 @@ func (d *diag) ask(kind uint16, flags int, request []byte, each func(data []byte
 	}
 	for {
 		n, _, err := unix.Recvfrom(d.fd, d.buffer, 0)
-		if err == unix.EINTR { // as signal(7) has it of a socket with a time limit
+		if err == unix.EINTR { // also with SA_RESTART, because the socket has a timeout (signal(7))
 			continue
 		}
 		if err != nil {
@@ -221,8 +226,8 @@ func (d *diag) ask(kind uint16, flags int, request []byte, each func(data []byte
 	}
 }
 
-// unsupported wraps ErrUnsupported around what kernels answer that lack sock_diag (EPROTONOSUPPORT), its part for TCP
-// (ENOENT) or SOCK_DESTROY (EOPNOTSUPP), and around a refusal by capability or security module.
+// unsupported wraps the errors of kernels without sock_diag (EPROTONOSUPPORT), its part for TCP
+// (ENOENT) or SOCK_DESTROY (EOPNOTSUPP), and of missing permissions, in ErrUnsupported.
 func unsupported(err error) error {
 	for _, lacking := range []error{unix.EPROTONOSUPPORT, unix.ENOENT, unix.EOPNOTSUPP, unix.EPERM, unix.EACCES} {
 		if errors.Is(err, lacking) {
