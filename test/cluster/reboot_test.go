@@ -50,7 +50,7 @@ func testReboot(t *testing.T, n *node, c *cloud) {
 	n.chained(t, podsConfig, "bridge", "portmap")
 	await(t, podLimit, "served after", served)
 	n.rolledOut(t)
-	if rules := n.must(t, "nft", "list", "ruleset"); !strings.Contains(rules, `reject with tcp reset comment "guard of TCP"`) {
+	if rules := n.must(t, "nft", "list", "ruleset"); !strings.Contains(rules, `reject with tcp reset comment "reset TCP"`) {
 		t.Errorf("no guard:\n%s", rules)
 	}
 	if records, err := os.ReadDir(n.path(stateDir + "/attachments")); err != nil || len(records) == 0 {

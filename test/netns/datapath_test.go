@@ -130,11 +130,11 @@ func noVeth(t *testing.T, kind, path string) {
 		n.must(n.Check(t.Context(), pod))
 		// The node is guarded from the first ADD on, whatever the pod's own interface is.
 		guard := n.onNode("nft list table ip kube2iam-cni")
-		if strings.Count(guard, `drop comment "guard"`) != 2 {
+		if strings.Count(guard, `drop comment "drop"`) != 2 {
 			t.Errorf("the node is not guarded:\n%s", guard)
 		}
 		n.onNode("nft delete table ip kube2iam-cni")
-		if err := n.Check(t.Context(), pod); err == nil || !strings.Contains(err.Error(), "no guard") {
+		if err := n.Check(t.Context(), pod); err == nil || !strings.Contains(err.Error(), "rules of chain guard") {
 			t.Errorf("CHECK without a guard: %v", err)
 		}
 		_, err := n.AgentRound(t.Context(), "--datapath", path)
