@@ -49,6 +49,9 @@ type Conn struct {
 // objects between the read and the commit.
 const attempts = 5
 
+// sendBuffer bounds one transaction: the rules of some ten thousand pods.
+const sendBuffer = 8 << 20
+
 // Option changes how Open connects.
 type Option func(*config)
 
@@ -78,6 +81,9 @@ func Open(options ...Option) (*Conn, error) {
 	c := &Conn{timeout: config.timeout, attempts: attempts}
 	all := append([]nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(func(s *netlink.Conn) error {
 		c.socket = s
+		// The kernel takes a transaction in one message of at most the send buffer's size: the default of
+		// 208 KiB holds the elements of some 300 pods. A process without CAP_NET_ADMIN keeps less.
+		_ = s.SetWriteBuffer(sendBuffer)
 		return nil
 	})}, config.options...)
 	if config.netns.IsOpen() {

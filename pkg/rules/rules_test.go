@@ -272,6 +272,25 @@ func TestReconcileOfManyPods(t *testing.T) {
 	h.wantRuleset("in the end", whole)
 }
 
+// TestReconcileOfAThousandBridgedPods makes all their rules in one transaction, with the longest names.
+func TestReconcileOfAThousandBridgedPods(t *testing.T) {
+	h := newHost(t)
+	var records []*attachment.Record
+	for i := range 1000 {
+		container := strings.Repeat("c", 60) + fmt.Sprintf("%04d", i)
+		records = append(records, bridged(container, fmt.Sprintf("veth%011d", i), fmt.Sprintf("10.2.%d.%d", i/200, 1+i%200), fmt.Sprintf("fd00:2::%x", 1+i)))
+	}
+	h.wantTransactions("Reconcile", 1, func() {
+		_, err := h.Reconcile(t.Context(), records, attachment.BackendNFTables, false)
+		h.must(err)
+	})
+	changes, err := h.Reconcile(t.Context(), records, attachment.BackendNFTables, true)
+	h.must(err)
+	if len(changes) > 0 {
+		t.Errorf("%d changes after Reconcile, the first: %s", len(changes), changes[0])
+	}
+}
+
 // TestReconcileLeavesOtherOwners has elements of other owners in the maps: only those of attachments
 // are removed.
 func TestReconcileLeavesOtherOwners(t *testing.T) {
