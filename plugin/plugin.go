@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"io"
 	"log/slog"
 
@@ -22,14 +21,7 @@ type plugin struct {
 
 // node returns this node with a configuration.
 func (p *plugin) node(c *netconf.Config) *attach.Node {
-	return attach.New(settings(c), p.System, p.log)
-}
-
-func settings(c *netconf.Config) attach.Settings {
-	return attach.Settings{
-		ProxyIP: c.ProxyIP, ProxyPort: c.ProxyPort, MetadataIP: c.MetadataIP, StateDir: c.StateDir,
-		Backend: cmp.Or(string(c.Backend), "auto"), Guard: c.Guard, Mark: c.Mark, PodDatapath: c.Datapath == attachment.DatapathPod,
-	}
+	return attach.New(attach.SettingsOf(c), p.System, p.log)
 }
 
 // request returns the validated request of a runtime.

@@ -3,6 +3,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/sockdiag"
 )
@@ -31,6 +33,14 @@ type Settings struct {
 	Mark       uint32 // not 0
 	// PodDatapath selects attachment.DatapathPod for every pod.
 	PodDatapath bool
+}
+
+// SettingsOf returns the settings of a network configuration.
+func SettingsOf(c *netconf.Config) Settings {
+	return Settings{
+		ProxyIP: c.ProxyIP, ProxyPort: c.ProxyPort, MetadataIP: c.MetadataIP, StateDir: c.StateDir,
+		Backend: cmp.Or(string(c.Backend), "auto"), Guard: c.Guard, Mark: c.Mark, PodDatapath: c.Datapath == attachment.DatapathPod,
+	}
 }
 
 // System is the seam to the operating system.

@@ -78,11 +78,7 @@ func (s Settings) binding(records []*attachment.Record, services []netip.AddrPor
 		forward = append(forward, nft.Rule{Comment: "no port answers", Exprs: append(fromMetadata, drop)})
 		output = append(output, nft.Rule{Comment: "answers leave by the bound port", Exprs: append(toOtherPort, drop)})
 		guard = append(guard, f.drop(f.bridgeGuardSet(), f.matchFamily()...)...)
-		for _, service := range services {
-			if familyOf(service.Addr()) == f {
-				elements = append(elements, nft.Element{Set: metadata, Key: socketBytes(service), Owner: NodeOwner, Object: service.String()})
-			}
-		}
+		elements = append(elements, serviceElements(services, f, metadata)...)
 		elements = append(elements, addressElements(services, f, f.bridgeGuardSet())...)
 	}
 	t.Chains = []nft.Chain{

@@ -43,9 +43,7 @@ func podRedirection(r *attachment.Record) nft.Ruleset {
 			newChain(t, "redirections", nftables.ChainTypeNAT, nftables.ChainHookOutput, redirectPriority, nft.Rule{
 				Comment: "in the pod", Exprs: slices.Concat(f.matchDestination(metadata), f.translate(f.podMap(), f.loadAddr(f.saddr, register0)))}),
 		}})
-		for _, service := range services {
-			rs.Elements = append(rs.Elements, nft.Element{Set: metadata, Key: socketBytes(service), Owner: NodeOwner, Object: service.String()})
-		}
+		rs.Elements = append(rs.Elements, serviceElements(services, f, metadata)...)
 	}
 	for _, redirect := range r.Redirects {
 		rs.Elements = append(rs.Elements, nft.Element{

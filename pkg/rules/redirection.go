@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -61,14 +62,23 @@ func (s Settings) redirection(records []*attachment.Record) nft.Ruleset {
 					nft.Rule{Comment: fmt.Sprintf("mark %#x", s.Mark), Exprs: append(matchMark(s.Mark), clearMark(s.Mark)...)}),
 			},
 		})
-		for _, service := range services {
-			rs.Elements = append(rs.Elements, nft.Element{Set: metadata, Key: socketBytes(service), Owner: NodeOwner, Object: service.String()})
-		}
+		rs.Elements = append(rs.Elements, serviceElements(services, f, metadata)...)
 	}
 	for _, r := range records {
 		rs.Elements = append(rs.Elements, redirectElements(r)...)
 	}
 	return rs
+}
+
+// serviceElements returns the family's services as elements of a set.
+func serviceElements(services []netip.AddrPort, f *family, set *nftables.Set) []nft.Element {
+	var elements []nft.Element
+	for _, service := range services {
+		if familyOf(service.Addr()) == f {
+			elements = append(elements, nft.Element{Set: set, Key: socketBytes(service), Owner: NodeOwner, Object: service.String()})
+		}
+	}
+	return elements
 }
 
 func redirectElements(r *attachment.Record) []nft.Element {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,8 +11,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/cnidirs"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
@@ -111,12 +108,4 @@ func changeRoot(root string) error {
 		return fmt.Errorf("--host-root %s: %w", root, err)
 	}
 	return nil
-}
-
-// settings returns the settings of the agent's rounds.
-func settings(c *netconf.Config) attach.Settings {
-	return attach.Settings{
-		ProxyIP: c.ProxyIP, ProxyPort: c.ProxyPort, MetadataIP: c.MetadataIP, StateDir: c.StateDir,
-		Backend: cmp.Or(string(c.Backend), "auto"), Guard: c.Guard, Mark: c.Mark, PodDatapath: c.Datapath == attachment.DatapathPod,
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
@@ -78,7 +79,7 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	defer lock.Unlock()
 	dirs := findDirsOrDefault(c, log)
 	installer.ConfDir, installer.BinDir = dirs.ConfDir, dirs.BinDir
-	config := agent.Config{Settings: settings(conf), Cache: newCache(c, dirs.ConfDir), Interval: interval}
+	config := agent.Config{Settings: attach.SettingsOf(conf), Cache: newCache(c, dirs.ConfDir), Interval: interval}
 	if c.Bool("once") {
 		a := agent.New(config, agent.Host(), log)
 		defer a.Close()

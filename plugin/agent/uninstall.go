@@ -84,7 +84,7 @@ func uninstall(ctx context.Context, c *cli.Context, stdout io.Writer, log *slog.
 	if err != nil {
 		return fmt.Errorf("the rules stay, for the plugin may still be called: %w", err)
 	}
-	attachments, err := removeRules(ctx, attach.New(settings(conf), attach.Host(), log))
+	attachments, err := removeRules(ctx, attach.New(attach.SettingsOf(conf), attach.Host(), log))
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	"pkg/credentials": {"pkg/roles"},
 	"pkg/imds":        {"pkg/attachment", "pkg/credentials", "pkg/ratelimit"},
 	"pkg/agent":       {"pkg/attach", "pkg/attachment", "pkg/dedup", "pkg/filelock", "pkg/hostlink", "pkg/nft", "pkg/rules"},
-	"pkg/attach":      {"pkg/attachment", "pkg/hostlink", "pkg/ipfamily", "pkg/rules", "pkg/sockdiag"},
+	"pkg/attach":      {"pkg/attachment", "pkg/hostlink", "pkg/ipfamily", "pkg/netconf", "pkg/rules", "pkg/sockdiag"},
 	"pkg/netconf":     {"pkg/attachment"},
 	"pkg/hostlink":    {"pkg/ipfamily", "pkg/podnetns"},
 	"pkg/podnetns":    {},
