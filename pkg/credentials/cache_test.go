@@ -306,7 +306,7 @@ func TestCacheIsBounded(t *testing.T) {
 		}
 		n := len(c.entries)
 		c.mu.Unlock()
-		if _, err := c.Get(t.Context(), "pod", assumption("two more")); err == nil || asError(err).Kind != Throttled {
+		if _, err := c.Get(t.Context(), "pod", assumption("two more")); err == nil || classify(err).Kind != Throttled {
 			t.Errorf("%v where all is held", err)
 		}
 		c.Hold("another pod", assumption("three more"))
@@ -345,7 +345,7 @@ func TestErrorsAreCachedBriefly(t *testing.T) {
 		Malformed: {5 * time.Minute, 5 * time.Minute}, Denied: {30 * time.Second, 30 * time.Second},
 		Throttled: {time.Second, 2 * time.Second}, Unavailable: {250 * time.Millisecond, 500 * time.Millisecond},
 	} {
-		t.Run(kind.String(), func(t *testing.T) {
+		t.Run(string(kind), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				sts := &fakeSTS{err: &Error{Kind: kind, Code: "x"}}
 				c := running(t, sts, Config{})

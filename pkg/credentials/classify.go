@@ -12,10 +12,17 @@ import (
 	"github.com/aws/aws-sdk-go/aws/request"
 )
 
-// classify converts an error of the SDK by its code and, if the code is ambiguous, by its message.
+// classify returns err as an *Error, or nil for nil. It classifies an error of the SDK by its code and,
+// if the code is ambiguous, by its message.
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors
 // https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
 func classify(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
 	e := &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
 	ae, ok := errors.AsType[awserr.Error](err)
 	if !ok {
@@ -25,22 +32,18 @@ func classify(err error) *Error {
 	switch e.Code {
 	case "AccessDenied", "AccessDeniedException", "RegionDisabledException", "NoSuchEntity":
 		e.Kind, e.Cause = Denied, denialCause(e.Code, e.Message)
-		return e
 	case "ValidationError", "ValidationException", "MalformedPolicyDocument", "PackedPolicyTooLarge", "InvalidParameterValue",
 		"InvalidParameterCombination", "InvalidParameter", request.ParamRequiredErrCode:
 		e.Kind = Malformed
-		return e
 	case "SignatureDoesNotMatch", "RequestExpired", "InvalidSignatureException":
 		e.Kind = NodeCredentials
 		if e.Cause = clockCause(e.Code, e.Message); e.Cause != "" {
 			e.Kind = ClockSkew
 		}
-		return e
 	case "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException",
 		"IncompleteSignature", "MissingAuthenticationToken", "OptInRequired",
 		"NoCredentialProviders", "EC2RoleRequestError", "EmptyEC2RoleList", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr":
 		e.Kind = NodeCredentials
-		return e
 	case intermediateCode:
 		e.Kind = NodeCredentials
 		switch cause := classify(ae.OrigErr()); cause.Kind {
@@ -52,10 +55,10 @@ func classify(err error) *Error {
 				e.Cause += ": " + cause.Cause
 			}
 		}
-		return e
-	}
-	if isThrottled(err) {
-		e.Kind = Throttled
+	default:
+		if isThrottled(err) {
+			e.Kind = Throttled
+		}
 	}
 	return e
 }
@@ -95,39 +98,28 @@ var signatureTime = regexp.MustCompile(`Signature (?:expired|not yet current): (
 
 // clockCause explains a wrong clock, or returns "" for an error with another cause.
 func clockCause(code, message string) string {
-	if cause := clockDifference(message); cause != "" || code != "RequestExpired" {
-		return cause
-	}
-	return "the node's clock and the clock of STS are more than 15 minutes apart"
-}
-
-// clockDifference describes the difference of the clocks in the message, or returns "" if it has none.
-func clockDifference(message string) string {
-	match := signatureTime.FindStringSubmatch(message)
-	if match == nil {
-		return ""
-	}
 	const basic = "20060102T150405Z"
-	node, err1 := time.Parse(basic, match[1])
-	sts, err2 := time.Parse(basic, match[2])
-	if err1 != nil || err2 != nil {
-		return ""
+	if match := signatureTime.FindStringSubmatch(message); match != nil {
+		node, err1 := time.Parse(basic, match[1])
+		sts, err2 := time.Parse(basic, match[2])
+		if err1 == nil && err2 == nil {
+			direction := "behind"
+			if node.After(sts) {
+				direction = "ahead of"
+			}
+			return fmt.Sprintf("the node's clock is %.0f minutes %s the clock of STS", sts.Sub(node).Abs().Minutes(), direction)
+		}
 	}
-	off, direction := sts.Sub(node), "behind"
-	if off < 0 {
-		off, direction = -off, "ahead of"
+	if code == "RequestExpired" {
+		return "the node's clock and the clock of STS are more than 15 minutes apart"
 	}
-	return fmt.Sprintf("the node's clock is %d minutes %s the clock of STS", off.Round(time.Minute)/time.Minute, direction)
+	return ""
 }
 
-// deniedAction matches the action that STS refuses, deniedBy the kind of policy that denies it
-// explicitly, and notAllowedBy the kind of policy that does not allow it.
+// denial matches the action that STS refuses, and the reason if STS gives one.
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html
-var (
-	deniedAction = regexp.MustCompile(`not authorized to perform: (sts:[A-Za-z]{1,64})`)
-	deniedBy     = regexp.MustCompile(`with an explicit deny in (?:an? |the )?([a-z -]{1,64})`)
-	notAllowedBy = regexp.MustCompile(`because no ([a-z -]{1,64}) allows the`)
-)
+var denial = regexp.MustCompile(`not authorized to perform: (sts:[A-Za-z]{1,64})` +
+	`(?:.* (because no [a-z -]{1,64} allows the sts:[A-Za-z]{1,64} action|with an explicit deny in [a-z -]{1,64}))?`)
 
 // denialCause explains why STS refuses a role, or returns "" if the message does not say why. It omits
 // the principal, which is the node's role.
@@ -138,27 +130,20 @@ func denialCause(code, message string) string {
 	case "RegionDisabledException":
 		return "STS is not activated in this region for the account"
 	}
-	match := deniedAction.FindStringSubmatch(message)
+	match := denial.FindStringSubmatch(message)
 	if match == nil {
 		return ""
 	}
-	action := match[1]
-	if by := deniedBy.FindStringSubmatch(message); by != nil {
-		return action + " is explicitly denied by this kind of policy: " + strings.TrimSpace(by[1])
-	}
-	if by := notAllowedBy.FindStringSubmatch(message); by != nil {
-		switch kind := by[1]; kind {
-		case "identity-based policy":
-			return "this node lacks the permission " + action + " on the role"
-		case "role trust policy", "resource-based policy":
-			return "the role's trust policy does not allow this node " + action
-		default:
-			return "no " + kind + " allows " + action
-		}
-	}
-	if action == "sts:AssumeRole" {
+	action, reason := match[1], match[2]
+	switch {
+	case strings.Contains(reason, "no identity-based policy"):
+		return "this node lacks the permission " + action + " on the role"
+	case strings.Contains(reason, "no role trust policy"), strings.Contains(reason, "no resource-based policy"),
+		reason == "" && action != "sts:AssumeRole":
+		return "the role's trust policy does not allow this node " + action
+	case reason == "":
 		// STS gives no reason if the node's policies allow the call: it does not reveal which roles exist.
 		return "the role does not exist, or its trust policy does not allow this node " + action
 	}
-	return "the role's trust policy does not allow this node " + action
+	return "STS refuses this node " + action + " " + reason
 }

@@ -3,7 +3,6 @@ package credentials
 import (
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"strconv"
 	"time"
 )
@@ -25,20 +24,11 @@ type Secret string
 
 const redacted = "[redacted]"
 
-// String implements fmt.Stringer.
-func (Secret) String() string { return redacted }
-
-// GoString implements fmt.GoStringer.
-func (Secret) GoString() string { return redacted }
-
 // Format implements fmt.Formatter, so that no verb prints the value.
 func (Secret) Format(f fmt.State, _ rune) { f.Write([]byte(redacted)) }
 
-// MarshalText implements encoding.TextMarshaler, which encoding/json uses too.
+// MarshalText implements encoding.TextMarshaler, which encoding/json and log/slog use.
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
-
-// LogValue implements slog.LogValuer.
-func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // Document is the metadata service's document with credentials, encoded once for all requests.
 type Document struct {

@@ -44,13 +44,12 @@ func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) 
 	return globalRegions["aws"], nil
 }
 
-// retryer retries temporary errors once. It does not retry throttling, which the Limiter must observe,
-// nor expired credentials: each concurrent call would fetch new ones.
+// retryer retries temporary errors once. It does not retry throttling, which the Limiter must observe.
 type retryer struct{ sdkclient.DefaultRetryer }
 
 // ShouldRetry implements request.Retryer.
 func (r retryer) ShouldRetry(req *request.Request) bool {
-	return !isThrottled(req.Error) && !request.IsErrorExpiredCreds(req.Error) && r.DefaultRetryer.ShouldRetry(req)
+	return !isThrottled(req.Error) && r.DefaultRetryer.ShouldRetry(req)
 }
 
 var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
@@ -72,9 +71,7 @@ func newTransport(metadataURL string) *http.Transport {
 		}
 		return http.ProxyFromEnvironment(r)
 	}
-	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
-	t.TLSHandshakeTimeout = 5 * time.Second
-	t.ResponseHeaderTimeout = 8 * time.Second
+	t.DialContext = (&net.Dialer{Timeout: 3 * time.Second}).DialContext
 	t.MaxIdleConnsPerHost = 16
 	return t
 }

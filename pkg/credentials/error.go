@@ -1,44 +1,24 @@
 package credentials
 
-import (
-	"errors"
-	"fmt"
-)
+import "fmt"
 
-// Kind classifies the errors of STS.
-type Kind int
+// Kind classifies the errors of STS. Its values are used in logs and metrics.
+type Kind string
 
 const (
 	// Unavailable is a temporary failure: of the network, of STS, or an invalid answer.
-	Unavailable Kind = iota
+	Unavailable Kind = "unavailable"
 	// Throttled means too many calls.
-	Throttled
+	Throttled Kind = "throttled"
 	// Denied lasts until a policy or an annotation changes.
-	Denied
+	Denied Kind = "denied"
 	// Malformed is a request that STS grants to no principal, because an annotation is wrong.
-	Malformed
+	Malformed Kind = "malformed"
 	// NodeCredentials means that the node has no credentials or that STS does not accept them.
-	NodeCredentials
+	NodeCredentials Kind = "node credentials"
 	// ClockSkew means that the node's clock is wrong, so STS refuses its signatures.
-	ClockSkew
+	ClockSkew Kind = "clock skew"
 )
-
-// String returns the kind's name in logs and metrics.
-func (k Kind) String() string {
-	switch k {
-	case Throttled:
-		return "throttled"
-	case Denied:
-		return "denied"
-	case Malformed:
-		return "malformed"
-	case NodeCredentials:
-		return "node credentials"
-	case ClockSkew:
-		return "clock skew"
-	}
-	return "unavailable"
-}
 
 // Error is why STS issued no credentials. It contains no secret.
 type Error struct {
@@ -53,23 +33,4 @@ type Error struct {
 // Error implements error.
 func (e *Error) Error() string {
 	return fmt.Sprintf("sts: %s: %s: %s", e.Kind, e.Code, e.Message)
-}
-
-// asError returns err as an *Error. It returns nil for nil, and Unavailable for any other type.
-func asError(err error) *Error {
-	if err == nil {
-		return nil
-	}
-	if e, ok := errors.AsType[*Error](err); ok {
-		return e
-	}
-	return &Error{Kind: Unavailable, Code: "RequestError", Message: err.Error()}
-}
-
-// outcome returns "ok" or the name of the error's kind, as a value of a metric's label.
-func outcome(e *Error) string {
-	if e == nil {
-		return "ok"
-	}
-	return e.Kind.String()
 }

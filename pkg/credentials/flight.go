@@ -66,8 +66,12 @@ func (c *Cache) fly(f *flight) {
 	if err == nil && !creds.Expiration.After(now) {
 		err = &Error{Kind: ClockSkew, Code: "ExpiredCredentials", Cause: "by the node's clock, the credentials that STS issued have already ended"}
 	}
-	failure := asError(err)
-	c.observer.Assumed(outcome(failure), now.Sub(start))
+	failure := classify(err)
+	outcome := "ok"
+	if failure != nil {
+		outcome = string(failure.Kind)
+	}
+	c.observer.Assumed(outcome, now.Sub(start))
 	holders := c.finish(f, creds, failure, now)
 	close(f.done)
 	for _, holder := range holders { // last, because it may take a while
@@ -147,7 +151,7 @@ func (c *Cache) storeError(a roles.Assumption, e *entry, err *Error, now time.Ti
 	e.errUntil = now.Add(c.schedule.ErrorLifetime(err.Kind, e.failures))
 	e.renewAt = now.Add(c.schedule.RetryAfter(err.Kind, e.failures))
 	if c.flightContext.Err() == nil {
-		c.log.Warn("credentials not obtained", "role", a.RoleARN, "session", a.SessionName, "kind", err.Kind.String(),
+		c.log.Warn("credentials not obtained", "role", a.RoleARN, "session", a.SessionName, "kind", err.Kind,
 			"code", err.Code, "message", err.Message, "failures", e.failures)
 	}
 }

@@ -477,10 +477,10 @@ func TestIntermediateRoleIsRenewed(t *testing.T) {
 	if _, err := c.AssumeRole(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
-	if at, err := c.node[1].ExpiresAt(); err != nil || time.Until(at) > MaxChained-intermediateMargin {
+	if at, err := c.client.Config.Credentials.ExpiresAt(); err != nil || time.Until(at) > MaxChained-intermediateMargin {
 		t.Errorf("in %v, %v", time.Until(at), err)
 	}
-	c.node[1].Expire()
+	c.client.Config.Credentials.Expire()
 	s.SetFault(sts.Unavailable)
 	_, err := c.AssumeRole(t.Context(), a)
 	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Unavailable {

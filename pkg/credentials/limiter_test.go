@@ -223,7 +223,7 @@ func TestThrottledRenewalIsNotReported(t *testing.T) {
 		c := running(t, sts, Config{Failed: func(holder string, _ roles.Assumption, err *Error) {
 			mu.Lock()
 			defer mu.Unlock()
-			told[holder+" "+err.Kind.String()]++
+			told[holder+" "+string(err.Kind)]++
 		}})
 		heard := func() map[string]int {
 			mu.Lock()

@@ -2,10 +2,8 @@ package credentials
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go/aws"
@@ -45,11 +43,7 @@ type STSConfig struct {
 
 // STS calls AWS's Security Token Service. The node's credentials are those of the SDK's default chain:
 // environment, shared files, web identity, container, and the instance's role.
-type STS struct {
-	client *sts.STS
-	mu     sync.Mutex         // serialises expire
-	node   []*sdk.Credentials // the node's, then those of the intermediate role
-}
+type STS struct{ client *sts.STS }
 
 // NewSTS returns a client. ctx bounds how long c.Region may take.
 func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
@@ -83,17 +77,14 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	if c.UserAgent != "" {
 		sess.Handlers.Build.PushBack(request.MakeAddToUserAgentFreeFormHandler(c.UserAgent))
 	}
-	s := &STS{client: sts.New(sess)}
-	s.node = []*sdk.Credentials{s.client.Config.Credentials}
+	client := sts.New(sess)
 	if c.IntermediateRole != "" {
-		chained := sdk.NewCredentials(&intermediateRole{stscreds.AssumeRoleProvider{
-			Client: s.client, RoleARN: c.IntermediateRole, RoleSessionName: c.SessionName,
+		client = sts.New(sess, aws.NewConfig().WithCredentials(sdk.NewCredentials(&intermediateRole{stscreds.AssumeRoleProvider{
+			Client: client, RoleARN: c.IntermediateRole, RoleSessionName: c.SessionName,
 			Duration: MaxChained, ExpiryWindow: intermediateMargin,
-		}})
-		s.client = sts.New(sess, aws.NewConfig().WithCredentials(chained))
-		s.node = append(s.node, chained)
+		}})))
 	}
-	return s, nil
+	return &STS{client}, nil
 }
 
 const (
@@ -121,69 +112,16 @@ func (r *intermediateRole) RetrieveWithContext(ctx sdk.Context) (sdk.Value, erro
 // Endpoint returns the URL of STS.
 func (s *STS) Endpoint() string { return s.client.Endpoint }
 
-// AssumeRole makes one call and retries a temporary error once. If STS considers the node's credentials
-// expired, it renews them and repeats the call. The error is an *Error.
+// AssumeRole makes one call. The SDK repeats it once after a temporary error, and with new credentials
+// of the node if STS considers them expired. The error is an *Error.
 func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
-	keys, err := s.keys(ctx)
-	if err != nil {
-		return nil, classify(err)
-	}
-	creds, err := s.assumeRole(ctx, a)
-	if e, ok := errors.AsType[*Error](err); ok && (e.Code == "ExpiredToken" || e.Code == "ExpiredTokenException") {
-		s.expire(ctx, keys)
-		creds, err = s.assumeRole(ctx, a)
-	}
-	return creds, err
-}
-
-// keys returns the IDs of the access keys that sign a call. With an intermediate role, the node's ID is
-// empty if its credentials have expired.
-func (s *STS) keys(ctx context.Context) ([]string, error) {
-	ids := make([]string, len(s.node))
-	for i, c := range s.node {
-		last := i == len(s.node)-1
-		if !last && c.IsExpired() {
-			continue // the SDK fetches them if needed; an extra call to the metadata service may hang
-		}
-		v, err := c.GetWithContext(ctx)
-		if err != nil && last {
-			return nil, err
-		}
-		ids[i] = v.AccessKeyID
-	}
-	return ids, nil
-}
-
-// expire makes the SDK fetch the node's credentials again if their keys are unchanged. If many calls fail
-// at the same time, only the first one has an effect.
-func (s *STS) expire(ctx context.Context, keys []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	current, err := s.keys(ctx)
-	if err != nil {
-		return
-	}
-	for i := range current {
-		if current[i] == keys[i] && current[i] != "" {
-			s.node[i].Expire()
-		}
-	}
-}
-
-func (s *STS) assumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
 	in := &sts.AssumeRoleInput{
 		RoleArn:         aws.String(a.RoleARN),
 		RoleSessionName: aws.String(a.SessionName),
 		DurationSeconds: aws.Int64(int64(a.Duration / time.Second)),
-	}
-	if a.ExternalID != "" {
-		in.ExternalId = aws.String(a.ExternalID)
-	}
-	if a.SourceIdentity != "" {
-		in.SourceIdentity = aws.String(a.SourceIdentity)
-	}
-	if a.SessionPolicy != "" {
-		in.Policy = aws.String(a.SessionPolicy)
+		ExternalId:      optional(a.ExternalID),
+		SourceIdentity:  optional(a.SourceIdentity),
+		Policy:          optional(a.SessionPolicy),
 	}
 	a.Tags.Each(func(key, value string) {
 		in.Tags = append(in.Tags, &sts.Tag{Key: aws.String(key), Value: aws.String(value)})
@@ -205,4 +143,12 @@ func (s *STS) assumeRole(ctx context.Context, a roles.Assumption) (*Credentials,
 		Obtained:        called,
 		Expiration:      aws.TimeValue(c.Expiration),
 	}, nil
+}
+
+// optional returns nil for an empty parameter, which is not sent.
+func optional(value string) *string {
+	if value == "" {
+		return nil
+	}
+	return &value
 }
