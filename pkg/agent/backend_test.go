@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 )
 
 // TestAutoKeepsRulesOfIPTables is a node whose pods were attached with iptables before its backend became
@@ -53,4 +55,24 @@ func TestAutoKeepsRulesOfIPTables(t *testing.T) {
 	}
 	b.log()
 	b.idle("after its DEL")
+}
+
+// TestRoundWithoutABackendRepairsWhatExists is a node whose configuration was changed to iptables, and
+// that has no iptables command. The rules of its pods are in nftables and are repaired there.
+func TestRoundWithoutABackendRepairsWhatExists(t *testing.T) {
+	b := newBed(t, "nftables")
+	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
+	b.round()
+	before := b.allRules()
+	settings, system := b.node.Settings, b.node.System
+	settings.Backend, system.IPTablesDirs = "iptables", []string{t.TempDir()}
+	b.Close()
+	b.node = attach.New(settings, system, b.Agent.log)
+	b.run("nft flush map ip kube2iam-cni routed")
+	if err := b.Round(t.Context()); !errors.Is(err, rules.ErrNoIPTables) {
+		t.Errorf("got %v, want %v", err, rules.ErrNoIPTables)
+	}
+	if after := b.allRules(); after != before {
+		t.Errorf("repaired:\n%s\nwant\n%s", after, before)
+	}
 }

@@ -21,32 +21,30 @@ type snapshot struct {
 }
 
 // repair makes records and rules agree with each other and with the host. It returns the last
-// snapshot, or nil if the records are unknown, and the changes of rules.
+// snapshot, or nil if the records are unknown, and the changes of rules. A node without a backend for
+// new attachments keeps the rules that it has.
 func (a *Agent) repair(ctx context.Context) (*snapshot, []rules.Change, error) {
-	backend, err := a.node.Rules.Choose(ctx, a.node.Backend)
-	if err != nil {
-		return nil, nil, err
-	}
+	backend, noBackend := a.node.Rules.Choose(ctx, a.node.Backend)
 	s, err := a.snapshot(nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, errors.Join(noBackend, err)
 	}
 	changes, err := a.node.Rules.Reconcile(ctx, s.live, backend, true)
 	if err == nil && len(changes) == 0 && len(s.gone) == 0 && len(s.Repairs()) == 0 {
-		return s, nil, nil
+		return s, nil, noBackend
 	}
 	unlock, err := a.node.Records.LockExclusive(ctx)
 	if err != nil {
-		return s, nil, err
+		return s, nil, errors.Join(noBackend, err)
 	}
 	defer unlock()
 	locked, err := a.snapshot(s)
 	if err != nil {
-		return s, nil, err
+		return s, nil, errors.Join(noBackend, err)
 	}
 	err = locked.Repair()
 	a.logChanges("repaired the state directory", locked.Repairs())
-	err = errors.Join(err, a.collect(locked))
+	err = errors.Join(noBackend, err, a.collect(locked))
 	changes, failed := a.node.Rules.Reconcile(ctx, locked.live, backend, false)
 	a.logChanges("repaired the node's rules", texts(changes))
 	return locked, changes, errors.Join(err, failed)

@@ -129,7 +129,7 @@ func (n *Node) Attach(ctx context.Context, req Request) (*attachment.Record, err
 }
 
 func (n *Node) makeRules(ctx context.Context, r, former *attachment.Record) error {
-	if former != nil && former.Datapath == attachment.DatapathPod && (r.Datapath != former.Datapath || r.Netns != former.Netns) {
+	if former != nil && former.Datapath == attachment.DatapathPod {
 		n.Rules.DetachPod(ctx, former) // an error is harmless, as that of tearDown
 	}
 	if err := n.Rules.Attach(ctx, r, former); err != nil {
@@ -184,7 +184,8 @@ func (n *Node) removeFormer(ctx context.Context, r *attachment.Record) (*attachm
 		return former, nil
 	}
 	n.log.Warn("record cannot be read; removing rules by their owner", "attachment", r.ID(), "error", err)
-	return nil, wrap(KindRules, n.Rules.DetachID(ctx, r.ID()))
+	_, err = n.Rules.DetachID(ctx, r.ID(), false)
+	return nil, wrap(KindRules, err)
 }
 
 // Check compares the record with the container's interface and addresses, and the rules with the

@@ -16,19 +16,37 @@ func (n *Node) Detach(ctx context.Context, containerID, ifName string) error {
 	unlock, err := n.Records.LockDelete(ctx, containerID, ifName)
 	switch {
 	case err == nil:
-		defer unlock()
+		r, err := n.Records.Get(containerID, ifName)
+		if err == nil {
+			defer unlock()
+			return n.tearDown(ctx, r)
+		}
+		unlock()
+		if !errors.Is(err, fs.ErrNotExist) {
+			n.log.Warn("record cannot be read; removing rules by their owner", "attachment", attachment.ID(containerID, ifName), "error", err)
+			return n.detachWithoutRecord(ctx, containerID, ifName)
+		}
 	case !errors.Is(err, fs.ErrNotExist): // without a state directory no process changes anything
 		return wrap(KindState, err)
 	}
-	r, err := n.Records.Get(containerID, ifName)
-	if err == nil {
-		return n.tearDown(ctx, r)
+	// A runtime repeats DELs, so most attachments without a record have no rules either.
+	rules, err := n.Rules.DetachID(ctx, attachment.ID(containerID, ifName), true)
+	if err != nil || len(rules) == 0 {
+		return err
 	}
-	id := attachment.ID(containerID, ifName)
-	if !errors.Is(err, fs.ErrNotExist) {
-		n.log.Warn("record cannot be read; removing rules by their owner", "attachment", id, "error", err)
+	return n.detachWithoutRecord(ctx, containerID, ifName)
+}
+
+// detachWithoutRecord removes the rules that have the attachment as their owner, and an unreadable
+// record. It excludes all ADDs: without the record's addresses it cannot lock those alone, and an ADD
+// could take over an element between its read and its removal.
+func (n *Node) detachWithoutRecord(ctx context.Context, containerID, ifName string) error {
+	unlock, err := n.Records.LockExclusive(ctx)
+	if err != nil {
+		return wrap(KindState, err)
 	}
-	if err := n.Rules.DetachID(ctx, id); err != nil {
+	defer unlock()
+	if _, err := n.Rules.DetachID(ctx, attachment.ID(containerID, ifName), false); err != nil {
 		return err
 	}
 	return n.Records.Delete(containerID, ifName)

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netns"
 )
@@ -78,6 +80,32 @@ func TestParallel(t *testing.T) {
 			if holder != nil && !strings.Contains(rules, holder.ID()) {
 				t.Errorf("%s is held by %s, which has no rule:\n%s", ip, holder.ID(), rules)
 			}
+		}
+	})
+}
+
+// TestDetachWithoutARecordExcludesADDs has rules whose record is lost. Their DEL waits for a running ADD,
+// which could otherwise lose an element that it takes over.
+func TestDetachWithoutARecordExcludesADDs(t *testing.T) {
+	backends(t, func(t *testing.T, backend string) {
+		b := newBed(t, backend)
+		b.attached(b.pod("c1", 7, "10.1.0.5"))
+		rules := b.allRules()
+		b.must(b.Records.Delete("c1", "eth0"))
+		unlock, err := b.Records.LockShared(t.Context()) // as a running ADD
+		b.must(err)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if err := b.Detach(ctx, "c1", "eth0"); err == nil {
+			t.Error("DEL did not wait for the ADD")
+		}
+		if after := b.allRules(); after != rules {
+			t.Errorf("during an ADD, DEL changed the rules to\n%s\nfrom\n%s", after, rules)
+		}
+		unlock()
+		b.must(b.Detach(t.Context(), "c1", "eth0"))
+		if after := b.allRules(); strings.Contains(after, "c1@eth0") {
+			t.Errorf("DEL left\n%s", after)
 		}
 	})
 }

@@ -12,23 +12,46 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Apply makes the kernel's state the desired one, within the scope, and returns the changes. All of
-// them are one transaction. With dryRun it changes nothing. Where nothing differs it sends no
-// transaction.
+// Apply makes the desired state, and removes the former elements that are not desired and still have
+// their owner. It reads both by their keys. It returns the changes; all of them are one transaction.
+// With dryRun it changes nothing. Where nothing differs it sends no transaction.
 //
 // The error is ErrUnsupported if the kernel lacks something that the ruleset needs, and ErrBusy if
 // other processes changed the same objects during each of several attempts. The kernel deletes an
 // element by its key, whatever its owner is then: so a caller excludes others who change elements
 // with the same keys.
-func (c *Conn) Apply(ctx context.Context, desired Ruleset, scope Scope, dryRun bool) ([]Change, error) {
+func (c *Conn) Apply(ctx context.Context, desired Ruleset, former []Element, dryRun bool) ([]Change, error) {
+	owners := make(map[string]string, len(former)) // by Element.id
+	for _, e := range former {
+		owners[e.id()] = e.Owner
+	}
+	return c.apply(ctx, desired, func(s *state) error {
+		for _, e := range slices.Concat(desired.Elements, former) {
+			if err := c.readElement(s, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, func(e Element) bool { return e.Owner != "" && owners[e.id()] == e.Owner }, dryRun)
+}
+
+// ApplyAll is Apply for a caller that owns all elements whose owner isOwned selects, in the tables of
+// a name. It reads all elements of these tables.
+func (c *Conn) ApplyAll(ctx context.Context, desired Ruleset, table string, isOwned func(owner string) bool, dryRun bool) ([]Change, error) {
+	return c.apply(ctx, desired, func(s *state) error {
+		return c.readAllElements(ctx, s, table)
+	}, func(e Element) bool { return isOwned(e.Owner) }, dryRun)
+}
+
+func (c *Conn) apply(ctx context.Context, desired Ruleset, readElements func(*state) error, isOwned func(Element) bool, dryRun bool) ([]Change, error) {
 	var changes []Change
 	var err error
 	for range c.attempts {
 		var s *state
-		if s, err = c.read(ctx, desired, scope); err != nil {
+		if s, err = c.read(ctx, desired.Tables, readElements); err != nil {
 			break
 		}
-		changes = s.diff(desired, scope)
+		changes = s.diff(desired, isOwned)
 		if dryRun || len(changes) == 0 {
 			return changes, nil
 		}
@@ -49,20 +72,15 @@ func (c *Conn) Apply(ctx context.Context, desired Ruleset, scope Scope, dryRun b
 // diff returns the changes that make the kernel's state the desired one: stale elements, then chains,
 // then missing elements. A key has one value, so an element with another value or another owner is
 // stale and missing.
-func (s *state) diff(desired Ruleset, scope Scope) []Change {
+func (s *state) diff(desired Ruleset, isOwned func(Element) bool) []Change {
 	wanted := make(map[string]Element, len(desired.Elements))
 	for _, e := range desired.Elements {
 		wanted[e.id()] = e
 	}
 	var stale, chains, missing []Change
-	former := make(map[string]string, len(scope.Elements)) // owners by Element.id
-	for _, e := range scope.Elements {
-		former[e.id()] = e.Owner
-	}
 	for id, e := range s.elements {
 		w, isWanted := wanted[id]
-		isOwned := scope.Owns != nil && scope.Owns(e.Owner) || e.Owner != "" && former[id] == e.Owner
-		if isWanted && !e.equal(w) || !isWanted && isOwned {
+		if isWanted && !e.equal(w) || !isWanted && isOwned(e) {
 			stale = append(stale, Change{Kind: Stale, Object: e.String(), element: &e})
 		}
 	}
@@ -137,7 +155,12 @@ func (c *Conn) commit(ctx context.Context, changes []Change) error {
 	if err := c.commitElements(changes, Missing, c.conn.SetAddElements); err != nil {
 		return err
 	}
-	return WrapError(c.conn.Flush())
+	err := c.conn.Flush()
+	if errors.Is(err, unix.ENOENT) && !slices.ContainsFunc(changes, func(change Change) bool { return change.chain != nil }) {
+		// The sets exist, so the kernel lacks nothing: another process deleted an element or a table.
+		return fmt.Errorf("nftables: %w: %v", ErrBusy, err)
+	}
+	return WrapError(err)
 }
 
 func (c *Conn) commitElements(changes []Change, kind Kind, send func(*nftables.Set, []nftables.SetElement) error) error {

@@ -1,11 +1,12 @@
 // Package nft makes nftables equal to a desired state, by netlink and in one transaction.
 //
 // A caller describes the tables, chains, rules and set elements that it wants (Ruleset), and which
-// other elements are its own (Scope). Apply reads what the kernel has of these, computes the changes,
-// and commits them as a whole or not at all. A dry run returns the changes without making them.
+// other elements are its own. Apply and ApplyAll read what the kernel has of these, compute the
+// changes, and commit them as a whole or not at all. A dry run returns the changes without making
+// them.
 //
-// An element carries its owner in its comment. Elements are read by their keys where the scope names
-// them, so the cost of a change does not depend on how many elements a set has.
+// An element carries its owner in its comment. Apply reads elements by their keys, so its cost does
+// not depend on how many elements a set has. ApplyAll reads them all.
 package nft
 
 import (
@@ -40,9 +41,9 @@ type Conn struct {
 	socket *netlink.Conn // of conn
 	// timeout bounds each read and each transaction; 0 is no bound. A pod with NET_ADMIN can fill the
 	// tables of its namespace.
-	timeout     time.Duration
-	hasDeadline bool // of the socket
-	attempts    int
+	timeout  time.Duration
+	deadline time.Time // of the read or transaction that runs, or zero
+	attempts int
 }
 
 // attempts is how often a change is computed and tried again when another process changed the same
@@ -100,8 +101,9 @@ func Open(options ...Option) (*Conn, error) {
 // Close closes the connection. It blocks for an RCU grace period after a deletion.
 func (c *Conn) Close() error { return c.conn.CloseLasting() }
 
-// IsSupported returns nil if the kernel has nf_tables, else an error that is ErrUnsupported.
-func (c *Conn) IsSupported(ctx context.Context) error {
+// CheckSupported returns an error that is ErrUnsupported if the kernel has no nf_tables. Other faults
+// of the kernel are no error here.
+func (c *Conn) CheckSupported(ctx context.Context) error {
 	_, err := c.tables(ctx)
 	if errors.Is(err, ErrUnsupported) {
 		return err
@@ -150,10 +152,10 @@ func (c *Conn) setDeadline(ctx context.Context) error {
 			deadline = step
 		}
 	}
-	if deadline.IsZero() && !c.hasDeadline {
+	if deadline.IsZero() && c.deadline.IsZero() {
 		return nil
 	}
-	c.hasDeadline = !deadline.IsZero()
+	c.deadline = deadline
 	return c.socket.SetReadDeadline(deadline)
 }
 

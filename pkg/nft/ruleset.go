@@ -10,7 +10,7 @@ import (
 )
 
 // Ruleset is a desired state. Chains hold exactly the rules given. Chains and elements that it does
-// not name stay as they are, except for elements in the caller's Scope.
+// not name stay as they are, except for the caller's own elements.
 type Ruleset struct {
 	// Tables can contain several entries of one table. They are made together.
 	Tables   []Table
@@ -52,17 +52,6 @@ type Element struct {
 	Owner string
 	// Object names the element for people. It is optional and not compared.
 	Object string
-}
-
-// Scope selects the elements that a caller owns besides those at the keys that it desires. An owned
-// element that is not desired is stale.
-type Scope struct {
-	// Elements are owned if the kernel has them with the same owner. Each is read by its key.
-	Elements []Element
-	// Tables names the tables all of whose elements are read, and Owns reports whether an element
-	// belongs to the caller.
-	Tables string
-	Owns   func(owner string) bool
 }
 
 // Kind says how the kernel's state differs from the desired one.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
@@ -14,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// state is what the kernel has of a desired ruleset and a scope.
+// state is what the kernel has of a desired ruleset and of the caller's elements. All tables of a
+// ruleset have one name.
 type state struct {
 	dormant  map[nftables.TableFamily]bool // the table's chains see no packets
 	chains   map[string]chainState         // by chainID
@@ -30,66 +32,60 @@ func chainID(c *nftables.Chain) string {
 	return fmt.Sprintf("%d %s %s", c.Table.Family, c.Table.Name, c.Name)
 }
 
-// hook describes where the kernel calls a base chain.
+// hook describes where the kernel calls a base chain, and what it does with packets that no rule
+// decides.
 func hook(c *nftables.Chain) string {
-	if c.Hooknum == nil || c.Priority == nil {
+	if c.Hooknum == nil || c.Priority == nil || c.Policy == nil {
 		return ""
 	}
-	return fmt.Sprint(c.Type, " ", *c.Hooknum, " ", *c.Priority)
+	return fmt.Sprint(c.Type, " ", *c.Hooknum, " ", *c.Priority, " ", *c.Policy)
 }
 
-// read returns the kernel's state. It starts again when a change by another process interrupts a dump.
-func (c *Conn) read(ctx context.Context, desired Ruleset, scope Scope) (s *state, err error) {
+// read returns the kernel's state: the tables' chains, and the elements that readElements adds. It
+// tries again after an error that a concurrent change can cause, for example of a chain that is
+// deleted between two requests.
+func (c *Conn) read(ctx context.Context, tables []Table, readElements func(*state) error) (s *state, err error) {
 	for range c.attempts {
-		s, err = c.readOnce(ctx, desired, scope)
-		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, unix.EINVAL) || errors.Is(err, ErrUnsupported) || ctx.Err() != nil {
+		if err := c.setDeadline(ctx); err != nil {
+			return nil, err
+		}
+		s = &state{dormant: make(map[nftables.TableFamily]bool), chains: make(map[string]chainState), elements: make(map[string]Element)}
+		if err = c.readTables(s, tables); err == nil {
+			err = readElements(s)
+		}
+		if err != nil && !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
+			return nil, fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err) // the library does not wrap the socket's error
+		}
+		if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, ErrUnsupported) {
 			break
 		}
 	}
 	return s, wrapReadError(err)
 }
 
-func (c *Conn) readOnce(ctx context.Context, desired Ruleset, scope Scope) (*state, error) {
-	if err := c.setDeadline(ctx); err != nil {
-		return nil, err
-	}
-	s := &state{dormant: make(map[nftables.TableFamily]bool), chains: make(map[string]chainState), elements: make(map[string]Element)}
-	if scope.Owns != nil {
-		if err := c.readAllElements(ctx, s, scope.Tables); err != nil {
-			return nil, err
-		}
-	}
-	present := make(map[nftables.TableFamily]bool)
-	for _, t := range desired.Tables {
-		if _, known := present[t.Family]; !known {
+// readTables reads the desired chains of the tables that exist.
+func (c *Conn) readTables(s *state, tables []Table) error {
+	exists := make(map[nftables.TableFamily]bool)
+	for _, t := range tables {
+		if _, isRead := exists[t.Family]; !isRead {
 			table, err := c.conn.ListTableOfFamily(t.Name, t.Family)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EAFNOSUPPORT) {
-				return nil, err
+				return err
 			}
-			present[t.Family] = err == nil && table != nil
+			exists[t.Family] = err == nil && table != nil
 			// The flag that marks a table dormant is the only one that these tables can get.
-			s.dormant[t.Family] = present[t.Family] && table.Flags != 0
+			s.dormant[t.Family] = exists[t.Family] && table.Flags != 0
 		}
-		if !present[t.Family] {
+		if !exists[t.Family] {
 			continue
 		}
 		for _, chain := range t.Chains {
 			if err := c.readChain(s, chain); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	if scope.Owns != nil {
-		return s, nil
-	}
-	for _, elements := range [][]Element{desired.Elements, scope.Elements} {
-		for _, e := range elements {
-			if err := c.readElement(s, e); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return s, nil
+	return nil
 }
 
 // readChain reads a chain by its name: other programs may have thousands.

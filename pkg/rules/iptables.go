@@ -53,30 +53,25 @@ type rule struct {
 	spec                 []string
 }
 
-// apply makes the redirections of records and the guard of services. It removes redirections that owns
-// selects and no record has. owns can be nil.
-func (t *iptables) apply(ctx context.Context, n *Node, records []*attachment.Record, guarded []netip.AddrPort, owns func(string) bool, dryRun bool) ([]Change, error) {
+// makeGuard makes the guard on a kernel without nftables. A node without ip6tables has none for IPv6.
+func (t *iptables) makeGuard(ctx context.Context, n *Node, dryRun bool) ([]Change, error) {
 	var changes []Change
-	for _, f := range []*family{ipv4, ipv6} {
-		redirected := redirectedServices(records, f)
-		base := baseRules(f, redirected, guarded)
-		if len(base) == 0 && owns == nil {
-			continue // an IPv4 pod needs no ip6tables
-		}
-		ipt, err := t.open(ctx, n, f)
-		if errors.Is(err, ErrNoIPTables) && len(redirected) == 0 {
-			for _, service := range guarded {
-				if familyOf(service.Addr()) == f {
-					n.logUnguarded(service, err)
-				}
-			}
+	for _, service := range n.services() {
+		ipt, err := t.open(ctx, n, familyOf(service.Addr()))
+		if errors.Is(err, ErrNoIPTables) && service.Addr().Is6() {
+			n.logUnguarded(service.Addr(), err)
 			continue
 		}
 		if err != nil {
 			return changes, err
 		}
-		some, err := t.applyFamily(ctx, ipt, f, base, records, owns, dryRun)
-		changes = append(changes, some...)
+		c := &iptablesChanges{ctx: ctx, IPTables: ipt, dryRun: dryRun}
+		for _, r := range guardRules(service.Addr()) {
+			if err == nil {
+				err = c.insertIfMissing(r)
+			}
+		}
+		changes = append(changes, c.made...)
 		if err != nil {
 			return changes, err
 		}
@@ -84,121 +79,152 @@ func (t *iptables) apply(ctx context.Context, n *Node, records []*attachment.Rec
 	return changes, nil
 }
 
-func (*iptables) applyFamily(ctx context.Context, ipt *goiptables.IPTables, f *family, base []rule, records []*attachment.Record, owns func(string) bool, dryRun bool) ([]Change, error) {
+// redirect makes the redirections of records, and removes those that owns selects and no record has.
+// owns can be nil.
+func (t *iptables) redirect(ctx context.Context, n *Node, records []*attachment.Record, owns func(string) bool, dryRun bool) ([]Change, error) {
 	var changes []Change
-	change := func(kind nft.Kind, object string, do func() error) error {
-		changes = append(changes, Change{Kind: kind, Object: object + " (iptables)"})
-		if err := ctx.Err(); err != nil || dryRun {
-			return err
+	for _, f := range []*family{ipv4, ipv6} {
+		wanted := redirectRules(f, records)
+		if len(wanted) == 0 && owns == nil {
+			continue // an IPv4 pod needs no ip6tables
 		}
-		return wrapIPTables(object, do())
-	}
-	hasChain, err := ipt.ChainExists("nat", IPTablesChain)
-	if err != nil {
-		return nil, wrapIPTables("chain "+IPTablesChain, err)
-	}
-	needsChain := slices.ContainsFunc(base, func(r rule) bool { return r.table == "nat" })
-	for _, r := range base {
-		if r.table == "nat" && !hasChain {
-			if err := change(nft.Missing, "chain "+IPTablesChain, func() error { return newChainIfMissing(ipt) }); err != nil {
-				return changes, err
-			}
-		}
-		exists, err := ruleExists(ipt, r)
-		if err != nil {
-			return changes, wrapIPTables(r.object, err)
-		}
-		if exists {
+		ipt, err := t.open(ctx, n, f)
+		if errors.Is(err, ErrNoIPTables) && len(wanted) == 0 {
 			continue
 		}
-		if err := change(nft.Missing, r.object, func() error { return ipt.Insert(r.table, r.chain, 1, r.spec...) }); err != nil {
+		if err != nil {
 			return changes, err
+		}
+		c := &iptablesChanges{ctx: ctx, IPTables: ipt, dryRun: dryRun}
+		err = c.redirect(wanted, redirectedServices(records, f), owns)
+		changes = append(changes, c.made...)
+		if err != nil {
+			return changes, err
+		}
+	}
+	return changes, nil
+}
+
+// iptablesChanges makes changes with the command of one family, or only notes them with dryRun.
+type iptablesChanges struct {
+	*goiptables.IPTables
+	ctx    context.Context
+	dryRun bool
+	made   []Change
+}
+
+func (c *iptablesChanges) make(kind nft.Kind, object string, do func() error) error {
+	c.made = append(c.made, Change{Kind: kind, Object: object + " (iptables)"})
+	if err := c.ctx.Err(); err != nil || c.dryRun {
+		return err
+	}
+	return wrapIPTables(object, do())
+}
+
+// insertIfMissing inserts a rule as the first of its chain, unless the chain has it. iptables-nft
+// cannot read past another program's rule that it cannot parse; a rule below such a one counts as
+// missing.
+func (c *iptablesChanges) insertIfMissing(r rule) error {
+	exists, err := c.Exists(r.table, r.chain, r.spec...)
+	exit, isExit := errors.AsType[*goiptables.Error](err)
+	if isExit && (exit.IsNotExist() || strings.Contains(exit.Error(), "Parsing nftables rule failed")) {
+		exists, err = false, nil
+	}
+	if err != nil {
+		return wrapIPTables(r.object, err)
+	}
+	if exists {
+		return nil
+	}
+	return c.make(nft.Missing, r.object, func() error { return c.Insert(r.table, r.chain, 1, r.spec...) })
+}
+
+// redirect makes the chain and the jumps to it if a redirection is wanted, and then the redirections.
+func (c *iptablesChanges) redirect(wanted []rule, services []netip.AddrPort, owns func(string) bool) error {
+	hasChain, err := c.ChainExists("nat", IPTablesChain)
+	if err != nil {
+		return wrapIPTables("chain "+IPTablesChain, err)
+	}
+	if len(wanted) > 0 && !hasChain {
+		if err := c.make(nft.Missing, "chain "+IPTablesChain, c.newChainIfMissing); err != nil {
+			return err
+		}
+	}
+	for _, service := range services {
+		if err := c.insertIfMissing(jumpRule(service)); err != nil {
+			return err
 		}
 	}
 	var found [][]string
 	if hasChain {
-		lines, err := ipt.List("nat", IPTablesChain)
-		if err != nil {
-			return changes, wrapIPTables("chain "+IPTablesChain, err)
+		if found, err = c.listRedirections(); err != nil {
+			return err
 		}
-		for _, line := range lines {
-			if spec, ok := strings.CutPrefix(line, "-A "+IPTablesChain+" "); ok {
-				found = append(found, strings.Fields(strings.ReplaceAll(spec, `"`, "")))
-			}
-		}
-	}
-	var wanted []rule
-	if needsChain {
-		wanted = redirectRules(f, records)
 	}
 	for _, spec := range found {
 		isWanted := slices.ContainsFunc(wanted, func(r rule) bool { return sameRule(r.spec, spec) })
 		if owner := commentOf(spec); isWanted || owns == nil || !owns(owner) {
 			continue
 		}
-		err := change(nft.Stale, "redirection of "+commentOf(spec), func() error { return ipt.DeleteIfExists("nat", IPTablesChain, spec...) })
+		err := c.make(nft.Stale, "redirection of "+commentOf(spec), func() error { return c.DeleteIfExists("nat", IPTablesChain, spec...) })
 		if err != nil {
-			return changes, err
+			return err
 		}
 	}
 	for _, r := range wanted {
 		if slices.ContainsFunc(found, func(spec []string) bool { return sameRule(r.spec, spec) }) {
 			continue
 		}
-		if err := change(nft.Missing, r.object, func() error { return ipt.Append(r.table, r.chain, r.spec...) }); err != nil {
-			return changes, err
+		if err := c.make(nft.Missing, r.object, func() error { return c.Append(r.table, r.chain, r.spec...) }); err != nil {
+			return err
 		}
 	}
-	return changes, nil
+	return nil
+}
+
+func (c *iptablesChanges) listRedirections() ([][]string, error) {
+	lines, err := c.List("nat", IPTablesChain)
+	if err != nil {
+		return nil, wrapIPTables("chain "+IPTablesChain, err)
+	}
+	var found [][]string
+	for _, line := range lines {
+		if spec, ok := strings.CutPrefix(line, "-A "+IPTablesChain+" "); ok {
+			found = append(found, strings.Fields(strings.ReplaceAll(spec, `"`, "")))
+		}
+	}
+	return found, nil
 }
 
 // newChainIfMissing creates the chain. Two ADDs can race to do so.
-func newChainIfMissing(ipt *goiptables.IPTables) error {
-	err := ipt.NewChain("nat", IPTablesChain)
-	if exists, failed := ipt.ChainExists("nat", IPTablesChain); err != nil && failed == nil && exists {
+func (c *iptablesChanges) newChainIfMissing() error {
+	err := c.NewChain("nat", IPTablesChain)
+	if exists, failed := c.ChainExists("nat", IPTablesChain); err != nil && failed == nil && exists {
 		return nil
 	}
 	return err
 }
 
-// ruleExists reports whether a rule of the base exists. iptables-nft cannot read past a rule of another
-// program that it has no words for; a base rule that stands below one counts as missing, and is
-// inserted above it.
-func ruleExists(ipt *goiptables.IPTables, r rule) (bool, error) {
-	exists, err := ipt.Exists(r.table, r.chain, r.spec...)
-	exit, isExit := errors.AsType[*goiptables.Error](err)
-	if isExit && (exit.IsNotExist() || strings.Contains(exit.Error(), "Parsing nftables rule failed")) {
-		return false, nil
+// guardRules returns the guard of a service. The filter table answers TCP with a reset, so an SDK sees
+// a closed port; CNI plugins and runtimes insert ACCEPT rules above it at any time. mangle's POSTROUTING
+// comes after it. It drops every protocol but UDP over IPv4 (family.drop), and passes the host's own
+// packets.
+func guardRules(service netip.Addr) []rule {
+	address := []string{"-d", prefix(service)}
+	all := address
+	if service.Is4() {
+		all = append(slices.Clone(address), "!", "-p", "udp")
 	}
-	return exists, err
+	return []rule{
+		{"guard in filter FORWARD", "filter", "FORWARD",
+			slices.Concat(address, []string{"-p", "tcp"}, comment(NodeOwner), []string{"-j", "REJECT", "--reject-with", "tcp-reset"})},
+		{"guard in mangle POSTROUTING", "mangle", "POSTROUTING",
+			slices.Concat(all, []string{"-m", "addrtype", "!", "--src-type", "LOCAL"}, comment(NodeOwner), []string{"-j", "DROP"})},
+	}
 }
 
-// baseRules returns the rules that pods' rules depend on, in the order in which they are made: the
-// guard first.
-func baseRules(f *family, redirected, guarded []netip.AddrPort) []rule {
-	var rules []rule
-	for _, service := range guarded {
-		if familyOf(service.Addr()) != f {
-			continue
-		}
-		// The filter table answers with a reset, so an SDK sees a closed port. CNI plugins and runtimes insert
-		// ACCEPT rules above it at any time.
-		address := []string{"-d", prefix(service.Addr())}
-		rules = append(rules, rule{"guard in filter FORWARD", "filter", "FORWARD",
-			slices.Concat(address, []string{"-p", "tcp"}, comment(NodeOwner), []string{"-j", "REJECT", "--reject-with", "tcp-reset"})})
-		// No verdict of the filter table is the last: mangle's POSTROUTING comes after it. It drops every
-		// protocol but UDP over IPv4 (family.drop), and passes the host's own packets.
-		if f == ipv4 {
-			address = append(address, "!", "-p", "udp")
-		}
-		rules = append(rules, rule{"guard in mangle POSTROUTING", "mangle", "POSTROUTING",
-			slices.Concat(address, []string{"-m", "addrtype", "!", "--src-type", "LOCAL"}, comment(NodeOwner), []string{"-j", "DROP"})})
-	}
-	for _, service := range redirected {
-		rules = append(rules, rule{"jump to " + IPTablesChain, "nat", "PREROUTING",
-			slices.Concat(toService(service), comment(NodeOwner), []string{"-j", IPTablesChain})})
-	}
-	return rules
+func jumpRule(service netip.AddrPort) rule {
+	return rule{"jump to " + IPTablesChain, "nat", "PREROUTING", slices.Concat(toService(service), comment(NodeOwner), []string{"-j", IPTablesChain})}
 }
 
 // redirectRules returns the rules of records in the chain.
@@ -307,7 +333,7 @@ func (t *iptables) find(ctx context.Context, n *Node, f *family) (string, error)
 	if f == ipv6 {
 		names = []string{"ip6tables"}
 	}
-	if errors.Is(n.isSupported(ctx), ErrUnsupported) {
+	if errors.Is(n.checkSupported(ctx), ErrUnsupported) {
 		names = []string{names[0] + "-legacy", names[0]}
 	}
 	for _, name := range names {

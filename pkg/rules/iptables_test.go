@@ -2,7 +2,6 @@ package rules
 
 import (
 	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,7 +93,7 @@ func TestIPTablesAttachAndDetach(t *testing.T) {
 			t.Errorf("Check: %v, %v", changes, err)
 		}
 		h.must(h.Detach(t.Context(), r))
-		h.must(h.DetachID(t.Context(), neighbour.ID()))
+		h.must(h.detachID(neighbour.ID()))
 		if rules := save(false); strings.Contains(rules, "@eth0") {
 			t.Errorf("after DEL:\n%s", rules)
 		}
@@ -263,7 +262,7 @@ func TestKernelWithoutNFTables(t *testing.T) {
 		t.Errorf("ADD: %v", err)
 	}
 	h.must(h.Detach(t.Context(), r))
-	h.must(h.DetachID(t.Context(), r.ID()))
+	h.must(h.detachID(r.ID()))
 	h.must(h.Uninstall(t.Context()))
 }
 
@@ -280,15 +279,22 @@ func TestIPTablesLockIsBounded(t *testing.T) {
 	}
 }
 
-// TestGuardIsMadeFirst has the first ADD of a node fail at each command: whenever the jump exists, the
-// guard exists.
+// TestGuardIsMadeFirst has the changes of a node's first ADD: whenever the jump exists, the guard exists.
 func TestGuardIsMadeFirst(t *testing.T) {
-	base := baseRules(ipv4, []netip.AddrPort{metadata4}, []netip.AddrPort{metadata4})
+	h := newHost(t)
+	h.withoutNFTables()
+	h.IPv6 = false
+	changes, err := h.Check(t.Context(), withIPTables(routed("c1", "veth0", "10.1.0.5")))
+	h.must(err)
 	var order []string
-	for _, r := range base {
-		order = append(order, r.table)
+	for _, c := range changes {
+		order = append(order, c.Object)
 	}
-	if diff := cmp.Diff([]string{"filter", "mangle", "nat"}, order); diff != "" {
+	want := []string{
+		"guard in filter FORWARD (iptables)", "guard in mangle POSTROUTING (iptables)", "chain KUBE2IAM-CNI (iptables)",
+		"jump to KUBE2IAM-CNI (iptables)", "redirection of 10.1.0.5 to 192.168.7.2:8181 (iptables)",
+	}
+	if diff := cmp.Diff(want, order); diff != "" {
 		t.Error(diff)
 	}
 }

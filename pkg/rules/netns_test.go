@@ -53,6 +53,11 @@ func (h *host) must(err error) {
 	}
 }
 
+func (h *host) detachID(id string) error {
+	_, err := h.DetachID(h.Context(), id, false)
+	return err
+}
+
 // run runs a command in the namespace and returns its standard output.
 func (h *host) run(command string) string {
 	h.Helper()

@@ -45,43 +45,47 @@ func podRedirection(r *attachment.Record) nft.Ruleset {
 		}})
 		rs.Elements = append(rs.Elements, serviceElements(services, f, metadata)...)
 	}
+	rs.Elements = append(rs.Elements, podElements(r)...)
+	return rs
+}
+
+func podElements(r *attachment.Record) []nft.Element {
+	var elements []nft.Element
 	for _, redirect := range r.Redirects {
-		rs.Elements = append(rs.Elements, nft.Element{
+		elements = append(elements, nft.Element{
 			Set: familyOf(redirect.Source).podMap(), Key: addrBytes(redirect.Source), Value: socketBytes(redirect.Proxy),
 			Owner: r.ID(), Object: fmt.Sprintf("redirection of %s to %s", redirect.Source, redirect.Proxy),
 		})
 	}
-	return rs
+	return elements
 }
 
-// AttachPod makes the redirections of a record inside its pod, and removes others of the attachment
-// there. It needs nftables in the kernel.
+// AttachPod makes the redirections of a record inside its pod. It needs nftables in the kernel.
 func (n *Node) AttachPod(ctx context.Context, r *attachment.Record) error {
-	_, err := n.applyInPod(ctx, r, podRedirection(r), false)
+	_, err := applyInPod(ctx, r, podRedirection(r), nil, false)
 	return err
 }
 
 // CheckPod returns what AttachPod would change.
 func (n *Node) CheckPod(ctx context.Context, r *attachment.Record) ([]nft.Change, error) {
-	return n.applyInPod(ctx, r, podRedirection(r), true)
+	return applyInPod(ctx, r, podRedirection(r), nil, true)
 }
 
 // DetachPod removes the redirections inside the pod. An error is harmless: the rules there concern no
 // other pod, and end with the namespace.
 func (n *Node) DetachPod(ctx context.Context, r *attachment.Record) error {
-	_, err := n.applyInPod(ctx, r, nft.Ruleset{}, false)
+	_, err := applyInPod(ctx, r, nft.Ruleset{}, podElements(r), false)
 	return err
 }
 
-func (n *Node) applyInPod(ctx context.Context, r *attachment.Record, desired nft.Ruleset, dryRun bool) (changes []nft.Change, err error) {
-	scope := nft.Scope{Tables: Table, Owns: func(owner string) bool { return owner == r.ID() }}
+func applyInPod(ctx context.Context, r *attachment.Record, desired nft.Ruleset, former []nft.Element, dryRun bool) (changes []nft.Change, err error) {
 	apply := func(options ...nft.Option) error {
 		conn, err := nft.Open(options...)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		changes, err = conn.Apply(ctx, desired, scope, dryRun)
+		changes, err = conn.Apply(ctx, desired, former, dryRun)
 		return err
 	}
 	pod, err := podnetns.Open(r.Netns)

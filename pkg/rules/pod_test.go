@@ -105,7 +105,7 @@ func TestAttachPod(t *testing.T) {
 
 func TestAttachPodReplaces(t *testing.T) {
 	p := newHost(t).newPod()
-	p.must(p.AttachPod(t.Context(), p.record("10.1.0.5", "10.1.0.6")))
+	p.must(p.AttachPod(t.Context(), p.record("10.1.0.5")))
 	again := p.record("10.1.0.5")
 	again.Redirects[0].Proxy = netip.MustParseAddrPort("192.168.7.3:9999")
 	p.must(p.AttachPod(t.Context(), again))
@@ -192,7 +192,7 @@ func TestSlowPod(t *testing.T) {
 	conn, err := nft.Open(nft.InNetns(p.podN, time.Nanosecond))
 	p.must(err)
 	defer conn.Close()
-	if _, err := conn.Apply(t.Context(), podRedirection(p.record("10.1.0.5")), nft.Scope{}, false); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := conn.Apply(t.Context(), podRedirection(p.record("10.1.0.5")), nil, false); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v, want %v", err, os.ErrDeadlineExceeded)
 	}
 	p.want("after it")
@@ -215,7 +215,7 @@ func TestModulesAreLoadedOutsideThePod(t *testing.T) {
 			return err
 		}
 		defer conn.Close()
-		_, err = conn.Apply(t.Context(), podRedirection(p.record("10.1.0.5")), nft.Scope{}, false)
+		_, err = conn.Apply(t.Context(), podRedirection(p.record("10.1.0.5")), nil, false)
 		return err
 	}))
 	p.want("after it")

@@ -100,20 +100,20 @@ func (n *Node) nft() (*nft.Conn, error) {
 	return n.conn, nil
 }
 
-// isSupported returns an error that is ErrUnsupported if the kernel has no nftables.
-func (n *Node) isSupported(ctx context.Context) error {
+// checkSupported returns an error that is ErrUnsupported if the kernel has no nftables.
+func (n *Node) checkSupported(ctx context.Context) error {
 	conn, err := n.nft()
 	if err != nil {
 		return err
 	}
-	return conn.IsSupported(ctx)
+	return conn.CheckSupported(ctx)
 }
 
 // Choose returns the backend that a configuration means: "auto" is nftables if the kernel has it, and
 // iptables otherwise. The error is ErrNoIPTables or ErrUnsupported if the node lacks the backend.
 func (n *Node) Choose(ctx context.Context, configured string) (attachment.Backend, error) {
 	if configured != string(attachment.BackendIPTables) {
-		err := n.isSupported(ctx)
+		err := n.checkSupported(ctx)
 		if err == nil {
 			return attachment.BackendNFTables, nil
 		}
@@ -146,12 +146,18 @@ func (n *Node) Attach(ctx context.Context, r, former *attachment.Record) error {
 }
 
 // MakeGuard makes the guard where it is missing, and nothing else. It returns the changes.
-func (n *Node) MakeGuard(ctx context.Context) ([]Change, error) {
-	changes, err := n.applyNFT(ctx, nil, nft.Scope{}, false)
-	if !errors.Is(err, ErrUnsupported) {
+func (n *Node) MakeGuard(ctx context.Context) ([]Change, error) { return n.applyGuard(ctx, false) }
+
+// applyGuard makes the guard for either backend. It is in nftables where the kernel has them, because a
+// flush of iptables does not remove it there.
+func (n *Node) applyGuard(ctx context.Context, dryRun bool) ([]Change, error) {
+	changes, err := n.applyNFT(nil, func(conn *nft.Conn, desired nft.Ruleset) ([]Change, error) {
+		return conn.Apply(ctx, desired, nil, dryRun)
+	})
+	if !errors.Is(err, ErrUnsupported) || !n.Guard {
 		return changes, err
 	}
-	return n.applyIPTables(ctx, nil, nil, changes, err, false)
+	return n.iptables.makeGuard(ctx, n, dryRun)
 }
 
 // Check returns what Attach would change.
@@ -161,58 +167,78 @@ func (n *Node) Check(ctx context.Context, r *attachment.Record) ([]Change, error
 
 func (n *Node) apply(ctx context.Context, r, former *attachment.Record, dryRun bool) ([]Change, error) {
 	if r.Backend == attachment.BackendNFTables {
-		return n.applyNFT(ctx, hostRecords(r), nft.Scope{Elements: elementsOf(former)}, dryRun)
+		return n.applyNFT(hostRecords(r), func(conn *nft.Conn, desired nft.Ruleset) ([]Change, error) {
+			return conn.Apply(ctx, desired, elementsOf(former), dryRun)
+		})
 	}
-	changes, err := n.applyNFT(ctx, nil, nft.Scope{}, dryRun)
-	return n.applyIPTables(ctx, hostRecords(r), recordOwner(former), changes, err, dryRun)
+	guard, err := n.applyGuard(ctx, dryRun)
+	if err != nil {
+		return guard, err
+	}
+	changes, err := n.iptables.redirect(ctx, n, hostRecords(r), recordOwner(former), dryRun)
+	return append(guard, changes...), err
 }
 
-// Detach removes the rules of a record. Rules that are gone are no error.
+// Detach removes the rules of a record. Rules that are gone are no error, nor is a node that has lost
+// its iptables command: the agent removes the rules when the node has it again.
 func (n *Node) Detach(ctx context.Context, r *attachment.Record) error {
 	if r.Backend == attachment.BackendIPTables {
-		_, err := n.iptables.apply(ctx, n, nil, nil, recordOwner(r), false)
+		_, err := n.iptables.redirect(ctx, n, nil, recordOwner(r), false)
 		return err
 	}
-	return n.remove(ctx, nft.Scope{Elements: elementsOf(r)})
+	return n.remove(func(conn *nft.Conn) error {
+		_, err := conn.Apply(ctx, nft.Ruleset{}, elementsOf(r), false)
+		return err
+	})
 }
 
-// DetachID removes all rules of an attachment whose record is missing or unreadable. It reads the rules
-// of all pods.
-func (n *Node) DetachID(ctx context.Context, id string) error {
-	owns := func(owner string) bool { return owner == id }
-	err := n.remove(ctx, nft.Scope{Tables: Table, Owns: owns})
+// DetachID removes all rules of an attachment whose record is missing or unreadable, and returns the
+// changes; with dryRun it makes none. It reads the rules of all pods.
+func (n *Node) DetachID(ctx context.Context, id string, dryRun bool) (changes []Change, err error) {
+	isOwned := func(owner string) bool { return owner == id }
+	err = n.remove(func(conn *nft.Conn) error {
+		changes, err = conn.ApplyAll(ctx, nft.Ruleset{}, Table, isOwned, dryRun)
+		return err
+	})
 	if !n.iptables.isUsed(n) {
-		return err
+		return changes, err
 	}
-	_, failed := n.iptables.apply(ctx, n, nil, nil, owns, false)
-	return errors.Join(err, failed)
+	inIPTables, failed := n.iptables.redirect(ctx, n, nil, isOwned, dryRun)
+	return append(changes, inIPTables...), errors.Join(err, failed)
 }
 
-func (n *Node) remove(ctx context.Context, scope nft.Scope) error {
+// remove calls do, which removes elements. A kernel without nftables has none.
+func (n *Node) remove(do func(*nft.Conn) error) error {
 	conn, err := n.nft()
 	if err == nil {
-		_, err = conn.Apply(ctx, nft.Ruleset{}, scope, false)
+		err = do(conn)
 	}
 	if errors.Is(err, ErrUnsupported) {
-		return nil // without nftables there is no element
+		return nil
 	}
 	return err
 }
 
 // Reconcile makes the rules of all records and the node's, and removes the rules of attachments that
-// have no record. chosen is the backend of new attachments. It returns the changes; with dryRun it
-// makes none. Rules inside pods are not part of it.
+// have no record. chosen is the backend of new attachments, or "" if the node has none. It returns the
+// changes; with dryRun it makes none. Rules inside pods are not part of it.
 func (n *Node) Reconcile(ctx context.Context, records []*attachment.Record, chosen attachment.Backend, dryRun bool) ([]Change, error) {
 	byBackend := make(map[attachment.Backend][]*attachment.Record)
 	for _, r := range hostRecords(records...) {
 		byBackend[r.Backend] = append(byBackend[r.Backend], r)
 	}
-	changes, err := n.applyNFT(ctx, byBackend[attachment.BackendNFTables], nft.Scope{Tables: Table, Owns: isAttachment}, dryRun)
 	withIPTables := byBackend[attachment.BackendIPTables]
-	isWanted := chosen == attachment.BackendIPTables || len(withIPTables) > 0
-	if isWanted || !n.isIPTablesClean && n.iptables.isUsed(n) {
-		changes, err = n.applyIPTables(ctx, withIPTables, isAttachment, changes, err, dryRun)
-		n.isIPTablesClean = !isWanted && err == nil && !dryRun
+	usesIPTables := chosen == attachment.BackendIPTables || len(withIPTables) > 0
+	changes, err := n.applyNFT(byBackend[attachment.BackendNFTables], func(conn *nft.Conn, desired nft.Ruleset) ([]Change, error) {
+		return conn.ApplyAll(ctx, desired, Table, isAttachment, dryRun)
+	})
+	if usesIPTables && errors.Is(err, ErrUnsupported) {
+		changes, err = n.applyGuard(ctx, dryRun)
+	}
+	if usesIPTables || !n.isIPTablesClean && n.iptables.isUsed(n) {
+		redirections, failed := n.iptables.redirect(ctx, n, withIPTables, isAttachment, dryRun)
+		changes, err = append(changes, redirections...), errors.Join(err, failed)
+		n.isIPTablesClean = !usesIPTables && err == nil && !dryRun
 	}
 	probes, failed := n.deleteTables(ctx, func(name string) bool { return strings.HasPrefix(name, nft.ProbePrefix) }, dryRun)
 	return append(changes, probes...), errors.Join(err, failed)
@@ -241,52 +267,42 @@ func (n *Node) deleteTables(ctx context.Context, match func(string) bool, dryRun
 	return changes, err
 }
 
-// applyNFT makes the guard, and the rules of records with the nftables backend. scope selects the
-// elements that the caller owns besides.
-func (n *Node) applyNFT(ctx context.Context, records []*attachment.Record, scope nft.Scope, dryRun bool) ([]Change, error) {
+// applyNFT has apply make the guard and the rules of records with the nftables backend.
+func (n *Node) applyNFT(records []*attachment.Record, apply func(*nft.Conn, nft.Ruleset) ([]Change, error)) ([]Change, error) {
 	conn, err := n.nft()
 	if err != nil {
 		return nil, err
 	}
 	services := n.allServices(records)
-	rs := n.redirection(records)
-	rs.Append(n.binding(records, services))
-	guarded := services
-	if !n.Guard {
-		guarded = nil
-	}
-	for {
-		desired := guard(guarded)
-		desired.Append(rs)
-		changes, err := conn.Apply(ctx, desired, scope, dryRun)
-		// The kernel may lack a family that no pod has an address of. Then pods are attached without its guard.
-		last := len(guarded) - 1
-		if !errors.Is(err, ErrUnsupported) || last < 1 || slices.Contains(redirectedServices(records, familyOf(guarded[last].Addr())), guarded[last]) {
-			return changes, err
-		}
-		n.logUnguarded(guarded[last], err)
-		guarded = guarded[:last]
-	}
-}
-
-// applyIPTables makes the rules of records with the iptables backend, after applyNFT has returned
-// changes and err. The guard is in nftables with either backend, because a flush of iptables does not
-// remove it there; on a kernel without nftables it is in iptables.
-func (n *Node) applyIPTables(ctx context.Context, records []*attachment.Record, owns func(string) bool, changes []Change, err error, dryRun bool) ([]Change, error) {
-	var guarded []netip.AddrPort
-	if errors.Is(err, ErrUnsupported) {
-		err = nil
+	desired := func(guarded []netip.AddrPort) nft.Ruleset {
+		var rs nft.Ruleset
 		if n.Guard {
-			guarded = n.allServices(records)
+			rs = guard(guarded)
 		}
+		rs.Append(n.redirection(records))
+		rs.Append(n.binding(records, services))
+		return rs
 	}
-	some, failed := n.iptables.apply(ctx, n, records, guarded, owns, dryRun)
-	return append(changes, some...), errors.Join(err, failed)
+	changes, err := apply(conn, desired(services))
+	if !n.Guard || !errors.Is(err, ErrUnsupported) || len(redirectedServices(records, ipv6)) > 0 {
+		return changes, err
+	}
+	// The kernel may have IPv6 without nftables for it. IPv4 pods are attached without its guard.
+	withoutIPv6 := slices.DeleteFunc(slices.Clone(services), func(service netip.AddrPort) bool { return familyOf(service.Addr()) == ipv6 })
+	if len(withoutIPv6) == len(services) {
+		return changes, err
+	}
+	changes, failed := apply(conn, desired(withoutIPv6))
+	if errors.Is(failed, ErrUnsupported) {
+		return nil, err // the kernel has no nftables at all
+	}
+	n.logUnguarded(attachment.MetadataIPv6, err)
+	return changes, failed
 }
 
-func (n *Node) logUnguarded(service netip.AddrPort, err error) {
+func (n *Node) logUnguarded(service netip.Addr, err error) {
 	n.log.Warn("The kernel cannot guard an IP family that no pod has an address of. A pod that gives itself such an address is not refused.",
-		"metadata", service, "error", err)
+		"metadata", netip.AddrPortFrom(service, attachment.MetadataPort), "error", err)
 }
 
 // allServices returns the node's metadata services and those of the records.

@@ -111,7 +111,7 @@ func TestAddressWithoutDEL(t *testing.T) {
 		h.wantRuleset("after the late DEL", want)
 		h.wantTransactions("DELs of what is gone", 0, func() {
 			h.must(h.Detach(t.Context(), former))
-			h.must(h.DetachID(t.Context(), former.ID()))
+			h.must(h.detachID(former.ID()))
 		})
 		h.wantRuleset("after DELs of what is gone", want)
 	})
@@ -121,7 +121,7 @@ func TestDetachLeavesOtherAttachments(t *testing.T) {
 	forEachDatapath(t, func(t *testing.T, pod newRecord) {
 		for name, detach := range map[string]func(*host, *attachment.Record) error{
 			"by its record": func(h *host, r *attachment.Record) error { return h.Detach(t.Context(), r) },
-			"by its ID":     func(h *host, r *attachment.Record) error { return h.DetachID(t.Context(), r.ID()) },
+			"by its ID":     func(h *host, r *attachment.Record) error { return h.detachID(r.ID()) },
 		} {
 			t.Run(name, func(t *testing.T) {
 				h := newHost(t)
@@ -148,6 +148,7 @@ func TestNodeRulesComeBack(t *testing.T) {
 		"the rules of a family":        {"flush table ip kube2iam-cni", "rules of chain guard of table ip kube2iam-cni"},
 		"a dormant table":              {"add table ip kube2iam-cni { flags dormant; }", "rules of chain guard of table ip kube2iam-cni"},
 		"a flushed chain":              {"flush chain ip6 kube2iam-cni guard", "rules of chain guard of table ip6 kube2iam-cni"},
+		"a policy":                     {"chain ip kube2iam-cni redirections { policy drop; }", "rules of chain redirections of table ip kube2iam-cni"},
 		"a deleted chain":              {"delete chain ip kube2iam-cni guard", "rules of chain guard of table ip kube2iam-cni"},
 		"a flushed second guard":       {"flush chain ip6 kube2iam-cni guard-postrouting", "rules of chain guard-postrouting of table ip6 kube2iam-cni"},
 		"a rule before the guard":      {"insert rule ip kube2iam-cni guard accept", "rules of chain guard of table ip kube2iam-cni"},
@@ -399,7 +400,7 @@ func TestForeignRulesStay(t *testing.T) {
 	h.must(err)
 	unchanged("after Reconcile")
 	h.must(h.Detach(t.Context(), pods()[0]))
-	h.must(h.DetachID(t.Context(), "c1@eth0"))
+	h.must(h.detachID("c1@eth0"))
 	unchanged("after DEL")
 	h.nftScript("add table bridge " + nft.ProbePrefix + "1")
 	h.must(h.Uninstall(t.Context()))
