@@ -83,7 +83,7 @@ func flags() *flagSet {
 	f.duration(catRoles, "iam-role-error-ttl", 0, "how long an error of STS is remembered; 0 chooses by its kind")
 	f.boolean(catRoles, "namespace-restrictions", "pods get only roles that an annotation of their namespace allows")
 	f.str(catRoles, "namespace-restriction-format", "glob", "how the namespaces' patterns are written: glob or regexp")
-	f.str(catRoles, "namespace-key", "iam.amazonaws.com/allowed-roles", "namespace annotation with a JSON array of patterns; kiam's "+permittedKey+" is read too")
+	f.str(catRoles, "namespace-key", "iam.amazonaws.com/allowed-roles", "namespace annotation with a JSON array of patterns; kiam's "+roles.PermittedKey+" is read too")
 	f.boolean(catRoles, "use-regional-sts-endpoint", "ask the STS endpoint of the node's region rather than the global one")
 	f.boolean(catRoles, "use-fips-sts-endpoint", "ask the FIPS endpoint of STS of the node's region")
 	f.str(catRoles, "sts-endpoint", "", "`URL` of STS, for a VPC endpoint or a test")
@@ -107,9 +107,6 @@ func flags() *flagSet {
 	f.boolean(catProcess, "debug", "serve /debug/store, which pod has which role, on the metrics port of the loopback")
 	return f
 }
-
-// permittedKey is kiam's annotation of namespaces.
-const permittedKey = "iam.amazonaws.com/permitted"
 
 // AssumeRole's own bounds on a session.
 const (
@@ -196,18 +193,11 @@ func parse(c *flagSet) (*options, error) {
 		bad("default-role", err)
 	}
 	if c.is("namespace-restrictions") {
-		format, err := roles.ParseFormat(c.text("namespace-restriction-format"))
-		if err != nil {
-			bad("namespace-restriction-format", err)
-		}
-		o.rules.Restriction = &roles.Restriction{Key: c.text("namespace-key"), Format: format, PermittedKey: permittedKey}
+		format := word("namespace-restriction-format", string(roles.Glob), string(roles.Regexp))
+		o.rules.Restriction = &roles.Restriction{Key: c.text("namespace-key"), Format: roles.Format(format)}
 	}
-	scope, err := roles.ParseScope(c.text("session-scope"))
-	if err != nil {
-		bad("session-scope", err)
-	}
-	o.rules.Scope = scope
-	if o.rules.SourceIdentity && scope == roles.RoleScope {
+	o.rules.Scope = roles.Scope(word("session-scope", string(roles.PodScope), string(roles.RoleScope)))
+	if o.rules.SourceIdentity && o.rules.Scope == roles.RoleScope {
 		bad("source-identity", errors.New("it names one pod, and a session of --session-scope=role serves several"))
 	}
 	for _, name := range []string{"cluster-name", "cluster-arn"} {
@@ -235,6 +225,7 @@ func parse(c *flagSet) (*options, error) {
 		o.metadataIP = ip.Unmap()
 	}
 	o.requireTokens = word("imds-v2", "optional", "required") == "required"
+	var err error
 	if o.podRequests, err = strconv.ParseFloat(c.text("pod-requests-per-second"), 64); err != nil || !(o.podRequests >= 0 && o.podRequests <= maxPodRequests) {
 		bad("pod-requests-per-second", fmt.Errorf("%q is not a number within 0 and %d", c.text("pod-requests-per-second"), maxPodRequests))
 	}

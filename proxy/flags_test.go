@@ -114,8 +114,7 @@ func TestSessionsAndPathsAreSetByFlags(t *testing.T) {
 	}
 	r := o.rules
 	if *r.Tags != (roles.Tags{ClusterName: "prod"}) || r.Scope != roles.RoleScope || r.SourceIdentity || r.Node != "node-1" ||
-		r.SessionNameKey != "iam.amazonaws.com/session-name" || r.SessionPolicyKey != "iam.amazonaws.com/session-policy" ||
-		r.Restriction.PermittedKey != "iam.amazonaws.com/permitted" {
+		r.SessionNameKey != "iam.amazonaws.com/session-name" || r.SessionPolicyKey != "iam.amazonaws.com/session-policy" {
 		t.Errorf("%+v", r)
 	}
 	if o.throughRole != "arn:aws:iam::123456789012:role/between" || !o.fipsSTS || !o.requireTokens || len(o.metadataDeny) != 2 || o.metadataDeny[0].String() != "^/a{1,2}" {

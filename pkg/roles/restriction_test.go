@@ -14,7 +14,8 @@ func jsonOf(patterns ...string) string {
 	return string(text)
 }
 
-// TestPatternLimits uses short annotations that would compile to huge programs.
+// TestPatternLimits checks that short annotations which would compile to huge programs are refused
+// before they are compiled.
 func TestPatternLimits(t *testing.T) {
 	many := make([]string, maxPatterns)
 	for i := range many {
@@ -49,8 +50,8 @@ func TestPatternLimits(t *testing.T) {
 			if !errors.Is(err, ErrForbidden) || strings.Contains(err.Error(), "no pattern matches") != tt.ok {
 				t.Error(err)
 			}
-			if took := after.TotalAlloc - before.TotalAlloc; took > 16<<20 {
-				t.Errorf("%d MiB were allocated", took>>20)
+			if allocated := after.TotalAlloc - before.TotalAlloc; allocated > 16<<20 {
+				t.Errorf("%d MiB were allocated", allocated>>20)
 			}
 		})
 	}
@@ -76,11 +77,56 @@ func TestProgramSizeLimitHoldsForEachSyntax(t *testing.T) {
 	}
 }
 
-// TestAnnotationsHaveTheirOwnSyntax uses the same text as a list and as kiam's expression.
+// TestAnnotationsHaveTheirOwnSyntax checks that one text is a list in one annotation and an expression
+// in kiam's.
 func TestAnnotationsHaveTheirOwnSyntax(t *testing.T) {
-	r := &Restriction{Key: "allowed", Format: Glob, PermittedKey: "permitted"}
-	annotations := map[string]string{"allowed": `["team-a"]`, "permitted": `["team-a"]`}
+	r := &Restriction{Key: "allowed", Format: Glob}
+	annotations := map[string]string{"allowed": `["team-a"]`, PermittedKey: `["team-a"]`}
 	if err := r.check(annotations, base+"team-a", base); !errors.Is(err, ErrForbidden) {
 		t.Error(err)
+	}
+}
+
+func TestCompiledPatternsAreCachedAndBounded(t *testing.T) {
+	r := &Restriction{Key: "allowed", Format: Regexp}
+	check := func(text string) error { return r.check(map[string]string{"allowed": text}, base+"team-a", base) }
+	for i := range 3 * maxCompiled {
+		if err := check(jsonOf("team-a", fmt.Sprint(i))); err != nil || len(r.compiled) > maxCompiled {
+			t.Fatalf("%v, %d annotations are cached", err, len(r.compiled))
+		}
+	}
+	text := jsonOf("team-[a-z]")
+	allocated := testing.AllocsPerRun(100, func() {
+		if err := check(text); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocated > 10 {
+		t.Errorf("a decision with cached patterns allocates %v times", allocated)
+	}
+	for range 2 {
+		if err := check(jsonOf("team-b")); !errors.Is(err, ErrForbidden) {
+			t.Errorf("after the annotation changed: %v", err)
+		}
+		if err := check(jsonOf("(")); !errors.Is(err, ErrForbidden) || !strings.Contains(err.Error(), "the pattern") {
+			t.Errorf("malformed annotation: %v", err)
+		}
+	}
+}
+
+func BenchmarkDecision(b *testing.B) {
+	for format, pattern := range map[Format]string{Glob: "team-%d-*", Regexp: "team-%d-[a-z]+"} {
+		var patterns []string
+		for i := range 10 {
+			patterns = append(patterns, fmt.Sprintf(pattern, i))
+		}
+		r, annotations := &Restriction{Key: "allowed", Format: format}, map[string]string{"allowed": jsonOf(patterns...)}
+		b.Run(string(format), func(b *testing.B) {
+			for b.Loop() {
+				if err := r.check(annotations, base+"team-9-reader", base); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

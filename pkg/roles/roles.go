@@ -35,7 +35,7 @@ type Subject struct {
 // Rules are the settings that turn annotations into roles. The zero value accepts only full ARNs and
 // restricts nothing.
 type Rules struct {
-	// The keys of the pod annotations. An empty key means that the annotation is not read.
+	// The keys of the pod annotations.
 	RoleKey, ExternalIDKey, SessionNameKey, SessionPolicyKey string
 	// BaseARN completes role names, as returned by ParseBaseARN; empty if only ARNs are accepted.
 	BaseARN string
@@ -62,15 +62,13 @@ func (r *Rules) Assumption(s Subject) (Assumption, error) {
 	key := r.RoleKey
 	role, annotated := s.Annotations[key]
 	if !annotated {
+		if r.DefaultRole == "" {
+			return Assumption{}, ErrNoRole
+		}
 		role, key = r.DefaultRole, "default role"
 	}
-	if role == "" {
-		// An empty annotation does not select the default role: probably a template was not filled in.
-		if annotated {
-			return Assumption{}, &InvalidError{Key: key, Err: errors.New("the value is empty")}
-		}
-		return Assumption{}, ErrNoRole
-	}
+	// An empty annotation is invalid and does not select the default role: probably a template was not
+	// filled in.
 	arn, err := r.completeARN(role)
 	if err != nil {
 		return Assumption{}, &InvalidError{Key: key, Err: err}
@@ -101,7 +99,7 @@ func (r *Rules) HasRoleAnnotation(annotations map[string]string) bool {
 
 // Reads reports whether the pod annotation with this key is read.
 func (r *Rules) Reads(key string) bool {
-	return key != "" && (key == r.RoleKey || key == r.ExternalIDKey || key == r.SessionNameKey || key == r.SessionPolicyKey)
+	return key == r.RoleKey || key == r.ExternalIDKey || key == r.SessionNameKey || key == r.SessionPolicyKey
 }
 
 // Validate returns an error if the default role is invalid.
@@ -114,9 +112,6 @@ func (r *Rules) Validate() error {
 }
 
 func (r *Rules) isDefault(arn string) bool {
-	if r.DefaultRole == "" {
-		return false
-	}
 	defaultARN, err := r.completeARN(r.DefaultRole)
 	return err == nil && arn == defaultARN
 }
@@ -126,7 +121,7 @@ func (r *Rules) completeARN(role string) (string, error) {
 	arn := role
 	if !strings.HasPrefix(role, "arn:") {
 		if r.BaseARN == "" {
-			return "", fmt.Errorf("%q is a role's name, and the proxy's --base-role-arn, which would complete it to an ARN, is not set", shorten(role))
+			return "", fmt.Errorf("%.128q is a role's name, and the proxy's --base-role-arn, which would complete it to an ARN, is not set", role)
 		}
 		arn = r.BaseARN + strings.TrimPrefix(role, "/")
 	}

@@ -22,15 +22,6 @@ const (
 	RoleScope Scope = "role"
 )
 
-// ParseScope returns the scope of that name.
-func ParseScope(name string) (Scope, error) {
-	switch s := Scope(name); s {
-	case PodScope, RoleScope:
-		return s, nil
-	}
-	return "", fmt.Errorf("%q is neither %q nor %q", name, PodScope, RoleScope)
-}
-
 // session returns the assumption of the role with the session parameters of the pod. An error is an
 // *InvalidError.
 func (r *Rules) session(s Subject, arn string) (Assumption, error) {
@@ -57,20 +48,27 @@ func (r *Rules) session(s Subject, arn string) (Assumption, error) {
 		{r.ExternalIDKey, &a.ExternalID, func(v string) (string, error) { return v, validateExternalID(v) }},
 		{r.SessionPolicyKey, &a.SessionPolicy, parseSessionPolicy},
 	} {
-		value, ok := s.Annotations[annotation.key]
-		if !ok || annotation.key == "" {
-			continue
-		}
-		var err error
-		if *annotation.field, err = annotation.parse(value); err != nil {
-			return Assumption{}, &InvalidError{Key: annotation.key, Err: err}
+		if value, ok := s.Annotations[annotation.key]; ok {
+			var err error
+			if *annotation.field, err = annotation.parse(value); err != nil {
+				return Assumption{}, &InvalidError{Key: annotation.key, Err: err}
+			}
 		}
 	}
 	return a, nil
 }
 
-// minSessionName and maxSessionName are AssumeRole's limits, in bytes.
-const minSessionName, maxSessionName = 2, 64
+const maxSessionName = 64 // bytes
+
+var (
+	// sessionName is AssumeRole's syntax of session names and source identities, invalidInName matches
+	// the characters that it excludes.
+	// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+	sessionName   = regexp.MustCompile(`^[\w+=,.@-]{2,64}$`)
+	invalidInName = regexp.MustCompile(`[^\w+=,.@-]`)
+	// hashedName matches the end of names that SessionName truncated.
+	hashedName = regexp.MustCompile(`=[0-9a-f]{16}$`)
+)
 
 // NodeSessionName returns the name of the node's own sessions. A Kubernetes namespace has no underscore
 // in its name, so no pod has this session name.
@@ -81,13 +79,7 @@ func NodeSessionName(node string) string { return SessionName("_kube2iam", node)
 // that AssumeRole does not accept, it is truncated, cleaned, and ends in a hash of the whole name.
 func SessionName(namespace, pod string) string {
 	whole := namespace + "." + pod
-	clean := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune("_+=,.@-", r):
-			return r
-		}
-		return '-'
-	}, whole)
+	clean := invalidInName.ReplaceAllString(whole, "-")
 	if clean == whole && len(clean) <= maxSessionName {
 		return clean
 	}
@@ -96,21 +88,13 @@ func SessionName(namespace, pod string) string {
 	return clean[:min(len(clean), maxSessionName-len(suffix))] + suffix
 }
 
-var (
-	// sessionName is AssumeRole's alphabet of session names and source identities.
-	// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
-	sessionName = regexp.MustCompile(`^[\w+=,.@-]+$`)
-	// hashedName matches the end of names that SessionName truncated.
-	hashedName = regexp.MustCompile(`=[0-9a-f]{16}$`)
-)
-
 // validateSessionName checks a session name from a pod's annotation. A dotted name must start with the
 // pod's namespace, and an undotted one must not end in a hash: otherwise it could imitate the default
 // name of another pod. (The default name of a pod in a namespace with a long name may be truncated
 // before its dot.)
 func validateSessionName(name, namespace string) error {
-	if len(name) < minSessionName || len(name) > maxSessionName || !sessionName.MatchString(name) {
-		return fmt.Errorf("%q is not a session name: %d to %d of letters, digits and _+=,.@-", shorten(name), minSessionName, maxSessionName)
+	if !sessionName.MatchString(name) {
+		return fmt.Errorf("%.128q is not a session name: 2 to 64 of letters, digits and _+=,.@-", name)
 	}
 	prefix, _, dotted := strings.Cut(name, ".")
 	switch {
@@ -122,14 +106,14 @@ func validateSessionName(name, namespace string) error {
 	return nil
 }
 
-const minExternalID, maxExternalID = 2, 1224
+const maxExternalID = 1224
 
-var externalID = regexp.MustCompile(`^[\w+=,.@:/-]+$`)
+var externalID = regexp.MustCompile(`^[\w+=,.@:/-]{2,}$`)
 
 // validateExternalID checks an external ID. The error does not contain the ID, which may be a secret.
 func validateExternalID(id string) error {
-	if len(id) < minExternalID || len(id) > maxExternalID || !externalID.MatchString(id) {
-		return fmt.Errorf("it is not an external ID: %d to %d of letters, digits and _+=,.@:/-", minExternalID, maxExternalID)
+	if len(id) > maxExternalID || !externalID.MatchString(id) {
+		return fmt.Errorf("it is not an external ID: 2 to %d of letters, digits and _+=,.@:/-", maxExternalID)
 	}
 	return nil
 }
@@ -139,9 +123,7 @@ const maxSessionPolicy = 2048
 
 // parseSessionPolicy validates a policy and removes insignificant white space, which STS would count.
 func parseSessionPolicy(text string) (string, error) {
-	var outline struct {
-		Statement json.RawMessage
-	}
+	var outline struct{ Statement json.RawMessage }
 	if err := json.Unmarshal([]byte(text), &outline); err != nil {
 		return "", fmt.Errorf("it is not the JSON of a policy: %w", err)
 	}
@@ -156,10 +138,8 @@ func parseSessionPolicy(text string) (string, error) {
 	if n := utf8.RuneCountInString(policy); n > maxSessionPolicy {
 		return "", fmt.Errorf("it has %d characters without white space, more than %d", n, maxSessionPolicy)
 	}
-	for _, r := range policy {
-		if r < ' ' || r > 0xff {
-			return "", fmt.Errorf("it has the character %q, which STS accepts in no policy", r)
-		}
+	if strings.ContainsFunc(policy, func(r rune) bool { return r < ' ' || r > 0xff }) {
+		return "", errors.New("it has a character that STS accepts in no policy: only Latin-1 is accepted")
 	}
 	return policy, nil
 }
@@ -173,7 +153,7 @@ const maxTagValue = 256
 // ValidateTagValue returns an error if STS would refuse the value of a session tag.
 func ValidateTagValue(value string) error {
 	if utf8.RuneCountInString(value) > maxTagValue || !tagValue.MatchString(value) {
-		return fmt.Errorf("%q is not the value of a session tag: up to %d of letters, digits, spaces and _.:/=+-@", shorten(value), maxTagValue)
+		return fmt.Errorf("%.128q is not the value of a session tag: up to %d of letters, digits, spaces and _.:/=+-@", value, maxTagValue)
 	}
 	return nil
 }

@@ -127,9 +127,9 @@ func TestUnsetTagsAreOmitted(t *testing.T) {
 }
 
 func TestPermittedAnnotation(t *testing.T) {
-	const key, permitted = "iam.amazonaws.com/allowed-roles", "iam.amazonaws.com/permitted"
-	both := func(list, expr string) map[string]string { return map[string]string{key: list, permitted: expr} }
-	only := func(expr string) map[string]string { return map[string]string{permitted: expr} }
+	const key = "iam.amazonaws.com/allowed-roles"
+	both := func(list, expr string) map[string]string { return map[string]string{key: list, PermittedKey: expr} }
+	only := func(expr string) map[string]string { return map[string]string{PermittedKey: expr} }
 	for name, tt := range map[string]struct {
 		role      string
 		namespace map[string]string
@@ -153,7 +153,7 @@ func TestPermittedAnnotation(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := rules()
-			r.Restriction = &Restriction{Key: key, Format: Glob, PermittedKey: permitted}
+			r.Restriction = &Restriction{Key: key, Format: Glob}
 			_, err := r.Assumption(Subject{Namespace: "ns", Name: "pod", Annotations: map[string]string{roleKey: tt.role},
 				NamespaceAnnotations: func() (map[string]string, error) { return tt.namespace, nil }})
 			if tt.want && err != nil || !tt.want && !errors.Is(err, ErrForbidden) {
