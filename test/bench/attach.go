@@ -9,8 +9,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// comparisons are our backends, each against portmap with iptables, which portmap prefers where the node
-// has the command. One baseline for both shows what a node gains from nftables.
+// comparisons are our backends, each against portmap with iptables, which portmap prefers where the
+// node has the command. One baseline for both shows what a node gains from nftables.
 var comparisons = []comparison{
 	{"iptables", "iptables", "iptables", "bridge"},
 	{"nftables", "nftables", "iptables", "bridge"},
@@ -22,11 +22,12 @@ var routedComparisons = []comparison{
 	{"nftables_routed", "nftables", "iptables", "ptp"},
 }
 
-// nftablesComparison is for information: portmap with nftables runs nft(8), which not every node has.
+// nftablesComparison is for information: portmap with nftables runs nft(8), which not every node
+// has.
 var nftablesComparison = comparison{"own_nftables", "nftables", "nftables", "bridge"}
 
-// measureAttach measures ADD and DEL against portmap's, and counts the processes that they start. The
-// headlines add_vs_portmap and del_vs_portmap are the worst with iptables.
+// measureAttach measures ADD and DEL against portmap's, and counts the processes that they start.
+// The headlines add_vs_portmap and del_vs_portmap are the worst with iptables.
 func measureAttach(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	var figures []figure
 	var worst outcome

@@ -14,9 +14,10 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// fleet is pods of a node that share a network namespace: the plugin and the agent see a pod's veth, its
-// addresses and its record, and a namespace for each would take minutes. The host sides are ports of a
-// bridge, which need more rules than routed ones. No link is up, because no packet is sent.
+// fleet is pods of a node that share a network namespace: the plugin and the agent see a pod's
+// veth, its addresses and its record, and a namespace for each would take minutes. The host sides
+// are ports of a bridge, which need more rules than routed ones. No link is up, because no packet
+// is sent.
 type fleet struct {
 	calls  caller
 	entry  testbed.Entry
@@ -100,7 +101,8 @@ func (f *fleet) link(hostLink, ifName string, ip netip.Addr) error {
 
 func cacheDir(bed *testbed.Bed) string { return filepath.Join(bed.Dir, "cache") }
 
-// writeRuntimeCache writes the file that libcni 1.3 has of an attachment (libcni/api.go, cachedInfo).
+// writeRuntimeCache writes the file that libcni 1.3 has of an attachment (libcni/api.go,
+// cachedInfo).
 func writeRuntimeCache(bed *testbed.Bed, p pod) error {
 	config, err := bed.Conflist()
 	if err != nil {

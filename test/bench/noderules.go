@@ -11,11 +11,12 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// manyRules is how many rules kube-proxy has in the nat table of a cluster with some thousand endpoints.
+// manyRules is how many rules kube-proxy has in the nat table of a cluster with some thousand
+// endpoints.
 const manyRules = 20000
 
-// addRules makes rules in the node's nat table by iptables-nft. No packet passes them: they make commands
-// slow that read the table.
+// addRules makes rules in the node's nat table by iptables-nft. No packet passes them: they make
+// commands slow that read the table.
 func addRules(ctx context.Context, bed *testbed.Bed, rules int) error {
 	if rules == 0 {
 		return nil
@@ -33,7 +34,8 @@ func addRules(ctx context.Context, bed *testbed.Bed, rules int) error {
 	return err
 }
 
-// iptablesPath returns a PATH whose iptables is iptables-nft, whichever the machine's alternative is.
+// iptablesPath returns a PATH whose iptables is iptables-nft, whichever the machine's alternative
+// is.
 func iptablesPath(bed *testbed.Bed) (string, error) {
 	dir := filepath.Join(bed.Dir, "iptables")
 	if err := os.Mkdir(dir, 0o755); err != nil {

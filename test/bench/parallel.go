@@ -17,8 +17,9 @@ const (
 	parallelTurns = 5
 )
 
-// measureParallel measures a node that boots: 110 concurrent ADDs, each a process, then 110 concurrent DELs,
-// against as many of portmap's with the same previous results. Each turn is on a new node.
+// measureParallel measures a node that boots: 110 concurrent ADDs, each a process, then 110
+// concurrent DELs, against as many of portmap's with the same previous results. Each turn is on a
+// new node.
 func measureParallel(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	fmt.Fprintf(progress, "%d concurrent ADDs, then %d DELs: %d times\n", parallelPods, parallelPods, parallelTurns)
 	var add, del, addMs, delMs []float64

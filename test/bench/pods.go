@@ -16,8 +16,9 @@ const (
 	podTurns = 151
 )
 
-// measurePods measures how ADD and DEL depend on the number of attached pods: a pod is attached to and
-// detached from a node with 250 others and one with 10 in turn. Both figures are ratios of medians.
+// measurePods measures how ADD and DEL depend on the number of attached pods: a pod is attached to
+// and detached from a node with 250 others and one with 10, alternately. Both figures are ratios of
+// medians.
 func measurePods(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	fmt.Fprintf(progress, "ADD and DEL with %d and %d pods attached: %d times\n", nodeWithManyPods, nodeWithFewPods, podTurns)
 	var nodes []caller

@@ -8,8 +8,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// comparison is a backend of ours against portmap with one port mapping: the same pod, both plugins in
-// the steady state.
+// comparison is a backend of ours against portmap with one port mapping: the same pod, both plugins
+// in the steady state.
 type comparison struct {
 	name    string
 	backend string // ours
@@ -17,7 +17,8 @@ type comparison struct {
 	primary string // the plugin that connects the pod
 }
 
-// comparisonTurns is how often each plugin adds and deletes, after a first time that makes its chains.
+// comparisonTurns is how often each plugin adds and deletes, after a first time that makes its
+// chains.
 const comparisonTurns = 15
 
 // measure measures on a node of its own, whose nat table has so many other rules.
@@ -62,7 +63,7 @@ func portmapEntry(backend string, hostPort int) testbed.Entry {
 	}
 }
 
-// compare has both plugins add and delete in turn.
+// compare has both plugins add and delete alternately.
 func (c caller) compare(ctx context.Context, p pod, ours, portmap testbed.Entry) (outcome, error) {
 	var add, del, ms []float64
 	for turn := range comparisonTurns + 1 {

@@ -26,8 +26,8 @@ const (
 	agentRounds = 31
 )
 
-// reconciling measures a round of the agent that finds nothing to repair, how it grows with the number
-// of pods, and the processes that it starts.
+// reconciling measures a round of the agent that finds nothing to repair, how it grows with the
+// number of pods, and the processes that it starts.
 func reconciling(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]figure, error) {
 	var figures []figure
 	for _, backend := range []attachment.Backend{attachment.BackendIPTables, attachment.BackendNFTables} {
@@ -132,8 +132,8 @@ func (a loggedAgent) round(ctx context.Context, bed *testbed.Bed) (float64, erro
 	return median(ms), nil
 }
 
-// agentProcesses returns how many programs a round runs, in the IP family with most of them. It is the
-// agent's first round, which checks at least as much as any later one.
+// agentProcesses returns how many programs a round runs, in the IP family with most of them. It is
+// the agent's first round, which checks at least as much as any later one.
 func agentProcesses(ctx context.Context, tools testbed.Tools, bed *testbed.Bed, backend attachment.Backend) (int, error) {
 	program, err := tools.Path("kube2iam-agent")
 	if err != nil {

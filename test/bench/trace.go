@@ -15,7 +15,7 @@ import (
 
 // trace runs a program and writes the names of all programs that it and its descendants execute to
 // a file, one a line. It returns the program's exit status. The kernel reports each execve
-// (ptrace(2), PTRACE_O_TRACEEXEC), so even a program that ends at once is counted.
+// (ptrace(2), PTRACE_O_TRACEEXEC), so even a program that ends immediately is counted.
 func trace(file string, args []string, stderr io.Writer) int {
 	status, err := traced(file, args)
 	if err != nil {

@@ -1,9 +1,10 @@
-// Command clients gets the credentials of the pod that it runs in, as a user's program does: by an unmodified SDK, from the
-// default chain, without an endpoint or credentials of its own.
+// Command clients gets the credentials of the pod that it runs in, as a user's program does: by an
+// unmodified SDK, from the default chain, without an endpoint or credentials of its own.
 //
 //	clients go-v1|go-v2|minio-go
 //
-// It prints the access key ID and the session token. For each line on standard input it gets new ones and prints them.
+// It prints the access key ID and the session token. For each line on standard input it gets new
+// ones and prints them.
 package main
 
 import (

@@ -17,7 +17,8 @@ const (
 	crowd   = 20 // at a time
 )
 
-// testChurn has pods come and go in batches: each is served at its first request, and nothing of any is left.
+// testChurn has pods come and go in batches: each is served at its first request, and nothing of
+// any is left.
 func testChurn(t *testing.T, n *node, _ *cloud) {
 	n.awaitNoRecords(t)
 	before, sockets, open := n.rules(t), n.sockets(t), n.descriptors(t)
@@ -41,7 +42,8 @@ func testChurn(t *testing.T, n *node, _ *cloud) {
 		if now := n.sockets(t); now > sockets {
 			return fmt.Errorf("the proxy has %d sockets, and had %d", now, sockets)
 		}
-		// A few come and go: a look at a network namespace, a connection to STS that is kept for the next call.
+		// A few come and go: a look at a network namespace, a connection to STS that is kept for
+		// the next call.
 		for program, had := range open {
 			if now := n.descriptors(t)[program]; now > had+10 {
 				return fmt.Errorf("%s has %d descriptors, and had %d", program, now, had)

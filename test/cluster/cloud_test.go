@@ -28,7 +28,7 @@ const (
 	region     = "us-east-1"
 	bucket     = "team-a"
 	cloudURL   = "http://" + outsideIP + ":9000" // STS and S3
-	mockServes = "127.0.0.1:1338"                // Amazon's mock, behind the address that records what it is asked
+	mockServes = "127.0.0.1:1338"                // Amazon's mock, behind the recording address
 )
 
 // object is what the bucket holds.
@@ -40,12 +40,13 @@ type keyPair struct{ id, secret string }
 var (
 	// owner owns the buckets and makes the users; nothing that is tested has its key.
 	owner = keyPair{id: "bucket-owner", secret: "bucket-owner-secret"}
-	// nodeUser is who the proxy is to STS: the node's own identity, which EC2 would give it by its instance profile.
+	// nodeUser is who the proxy is to STS: the node's own identity, which EC2 would give it by its
+	// instance profile.
 	nodeUser = keyPair{id: "AKIANODEUSER", secret: "node-user-secret"}
 )
 
-// temporaryOnly lets who was vended temporary credentials list the bucket, and nobody with a long-term key: a pod that
-// came by the node's own key would be refused.
+// temporaryOnly lets who was vended temporary credentials list the bucket, and nobody with a
+// long-term key: a pod that came by the node's own key would be refused.
 const temporaryOnly = `{
   "Version": "2012-10-17",
   "Statement": [{
@@ -72,7 +73,8 @@ func startCloud(t *testing.T, n *node) *cloud {
 	return c
 }
 
-// start starts what lies beyond the node, and again after the node's reboot, whose processes these are.
+// start starts what lies beyond the node, and again after the node's reboot, whose processes these
+// are.
 func (c *cloud) start(t *testing.T, n *node) {
 	t.Helper()
 	c.client = n.outside().client()
@@ -101,7 +103,8 @@ func (c *cloud) start(t *testing.T, n *node) {
 	})
 }
 
-// makeNodeUser makes the node's user and its policy. MinIO takes them as an archive of what its own export writes.
+// makeNodeUser makes the node's user and its policy. MinIO takes them as an archive of what its own
+// export writes.
 func (c *cloud) makeNodeUser(t *testing.T) {
 	t.Helper()
 	var archive bytes.Buffer

@@ -22,7 +22,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// The subtests share one node and run in this order: first what it does by itself, then what the plugin and the proxy change.
+// The subtests share one node and run in this order: first what it does by itself, then what the
+// plugin and the proxy change.
 func TestCluster(t *testing.T) {
 	n := startNode(t)
 	c := startCloud(t, n)
@@ -66,8 +67,8 @@ func TestCluster(t *testing.T) {
 // unprotected is a pod that begins before the plugin is there.
 const unprotected = "before-plugin"
 
-// startUnprotected starts a pod that gets the node's credentials. So the metadata service can be reached from pods, and what
-// keeps the others from it is the plugin's doing.
+// startUnprotected starts a pod that gets the node's credentials. So the metadata service can be
+// reached from pods, and what keeps the others from it is the plugin's doing.
 func startUnprotected(t *testing.T, n *node, c *cloud) {
 	t.Helper()
 	n.must(t, "kubectl", "apply", "--filename="+testdata(t, unprotected+".yaml"))
@@ -80,7 +81,8 @@ func startUnprotected(t *testing.T, n *node, c *cloud) {
 	}
 }
 
-// A new pod is on record; and one that began without the plugin gives its address back, which it cannot where our DEL fails.
+// A new pod is on record; and one that began without the plugin gives its address back, which it
+// cannot where our DEL fails.
 func testChained(t *testing.T, n *node, _ *cloud) {
 	n.createPod(t, "idle")
 	n.awaitPhase(t, "idle", "Running")
@@ -111,7 +113,8 @@ func testChained(t *testing.T, n *node, _ *cloud) {
 	})
 }
 
-// Whoever lists the bucket below does so with temporary credentials: S3 refuses the key that they were asked for with.
+// Whoever lists the bucket below does so with temporary credentials: S3 refuses the key that they
+// were asked for with.
 func testNodeKey(t *testing.T, _ *node, c *cloud) {
 	_, err := c.s3(t, nodeUser).ListObjectsV2WithContext(t.Context(), &s3.ListObjectsV2Input{Bucket: aws.String(bucket)})
 	var refused awserr.RequestFailure

@@ -1,21 +1,25 @@
-// Package cluster is the suite that runs the plugin and the proxy on a real Kubernetes node, with real clients:
+// Package cluster is the suite that runs the plugin, the agent and the proxy on a real Kubernetes
+// node, with real clients:
 //
-//	pod ── plugin's rules ── kube2iam-proxy ─┬─ API server             etcd, controller-manager, scheduler, kubelet, kube-proxy,
-//	                                         │                         containerd and runc, in namespaces of their own (node/)
+//	pod ── plugin's rules ── kube2iam-proxy ─┬─ API server
 //	                                         ├─ STS and S3             MinIO
-//	                                         └─ the metadata service   Amazon's own mock, every request to it recorded
+//	                                         └─ the metadata service   Amazon's own mock
 //
-// Metadata service, STS and S3 lie beyond the node, in a network that its default route leads to, as they do on EC2.
+// The node (node/) is etcd, API server, controller-manager, scheduler, kubelet, kube-proxy,
+// containerd and runc in namespaces of their own. Metadata service, STS and S3 are outside the
+// node, behind its default route, as on EC2. A tap records every request to the metadata service.
 //
-// MinIO is the judge of credentials. Its AssumeRole verifies the node's signature, and its S3 takes the temporary credentials
-// and, by the policy that the suite gives the node's user, none but temporary ones. What it cannot judge is the role: it
-// reads no RoleArn, trust policy, external ID or session tag, and what it vends has the rights of the user that asked, narrowed by a
-// session policy where there is one. That the right role is asked for is shown where STS is a stand-in that records it
-// (test/netns); here, the role's name is what the metadata protocol tells the pod.
+// MinIO verifies credentials. Its AssumeRole verifies the node's signature. Its S3 accepts only
+// temporary credentials, by the policy of the node's user. MinIO does not verify roles: it ignores
+// RoleArn, trust policies, external IDs and session tags, and its credentials have the rights of
+// the caller, narrowed by a session policy. test/netns verifies the requested role with a stand-in
+// for STS; this suite verifies the role's name in the answers to the pod.
 //
-// What is installed there is what operators install: the images by this repository's Dockerfiles, built by buildah, and conf/kustomize. Lines
-// that begin with "figure" are figures, as `make bench` has them.
+// The suite installs what operators install: images from this repository's Dockerfiles, built by
+// buildah, and conf/kustomize. Its last part runs the commands of README.md and docs/. Output lines
+// that begin with "figure" are figures, as in `make bench`.
 //
-// The suite needs root and is not part of an ordinary `go test ./...`: scripts/test-cluster.sh builds what it needs and runs it
-// with the build tag "cluster".
+// The suite needs root and is not part of `go test ./...`. scripts/test-cluster.sh builds what it
+// needs and runs it with the build tag "cluster". -run '^TestCluster$/^the_documents' runs one part,
+// after the node's start and the installation.
 package cluster

@@ -34,8 +34,8 @@ func (b *block) String() string { return fmt.Sprintf("%s:%d", b.file, b.line) }
 // run elsewhere are commands that continuous integration runs by themselves, or that need no node.
 var runElsewhere = []string{"make demo\n", "make test\n"}
 
-// documents are the blocks of README.md and docs/, and where their commands run: in the node, in a copy of this repository
-// or in a directory of the operator's, with Docker and systemd as stand-ins.
+// documents are the blocks of README.md and docs/, and where their commands run: in the node, in a
+// copy of this repository or in a directory of the operator's, with stand-ins for Docker and systemd.
 type documents struct {
 	*node
 	blocks              []*block
@@ -135,7 +135,8 @@ func (d *documents) save(t *testing.T, directory, file, name string) {
 	}
 }
 
-// testDocuments runs every command and applies every manifest of the documents on a node that has nothing of ours.
+// testDocuments runs every command and applies every manifest of the documents, on a node without
+// this product.
 func testDocuments(t *testing.T, n *node, c *cloud) {
 	d := &documents{node: n, blocks: readDocuments(t)}
 	d.prepare(t)
@@ -171,6 +172,7 @@ func testDocuments(t *testing.T, n *node, c *cloud) {
 	d.removed(t, bare, d.run(t, d.checkout, install, "helm uninstall"))
 
 	// With systemd.
+	d.run(t, d.checkout, install, "kind: Secret")
 	d.run(t, d.checkout, install, "systemctl enable")
 	for _, program := range []string{"kube2iam-proxy", "kube2iam-agent"} {
 		await(t, podLimit, program+" ready", func(ctx context.Context) error {
@@ -179,8 +181,11 @@ func testDocuments(t *testing.T, n *node, c *cloud) {
 		})
 	}
 	n.chained(t, podsConfig, "bridge", "portmap")
+	d.noUserData(t)
 	n.must(t, "kubectl", "delete", "--filename="+filepath.Join(d.directory, "my-app.yaml"), "--wait")
 	d.removed(t, bare, d.run(t, d.checkout, install, "systemctl disable"))
+	d.removed(t, bare, d.run(t, d.checkout, install, "rm -r /opt/kube2iam-cni"))
+	d.run(t, d.checkout, install, "kubectl delete --filename conf/kustomize/access.yaml")
 
 	d.find(t, "docs/operations.md", "scrape_configs:") // for Prometheus, which the suite does not have
 	for _, b := range d.blocks {
@@ -194,11 +199,30 @@ func testDocuments(t *testing.T, n *node, c *cloud) {
 	c.metadata.Reset() // what pods asked while nothing was installed, they were let
 }
 
+// noUserData checks that the running proxy gives the pod of my-app.yaml its role and no user data.
+func (d *documents) noUserData(t *testing.T) {
+	t.Helper()
+	const service = "http://" + metadataIP + "/latest/"
+	wget := func(ctx context.Context, path string) (string, error) {
+		return d.output(ctx, nil, "kubectl", "exec", "deployment/my-app", "--", "wget", "-q", "-O", "-", service+path)
+	}
+	await(t, podLimit, "the pod's role", func(ctx context.Context) error {
+		role, err := wget(ctx, "meta-data/iam/security-credentials/")
+		if err == nil && role != "my-role" {
+			err = fmt.Errorf("it is %q", role)
+		}
+		return err
+	})
+	if _, err := wget(t.Context(), "user-data"); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("user data: %v, want 404", err)
+	}
+}
+
 // commandLine matches what a document's commands begin with.
 var commandLine = regexp.MustCompile(`(?m)^(\$ )?(kubectl|helm|make|docker|scripts/|bin/|iptables|systemctl|sed) `)
 
-// prepare makes what an operator has before the first command: a checkout of the repository, the repository on GitHub, a directory, and a
-// kubeconfig on the node.
+// prepare makes what an operator has before the first command: the repository on GitHub, a checkout
+// of it, and an empty directory.
 func (d *documents) prepare(t *testing.T) {
 	t.Helper()
 	root := filepath.Join(d.state, "documents")
@@ -213,13 +237,13 @@ cd "$1"
 git init -q -b main
 git -c core.excludesFile=/dev/null add --force .
 git -c user.name=suite -c user.email=suite@example.com commit -q -m suite
+git tag v0.1.0 # which the documents name
 git clone -q --bare . "$2"
 ln -s "$2" "${2%.git}"`, "copy", d.checkout, d.origin)
 	if out, err := copied.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	d.must(t, "mkdir", "-p", "/etc/kubernetes", "/etc/systemd/system")
-	d.must(t, "cp", filepath.Join(d.state, "pki", "admin.kubeconfig"), "/etc/kubernetes/kube2iam.conf")
+	d.must(t, "mkdir", "-p", "/etc/systemd/system")
 }
 
 // policies reads the IAM policies, which are for AWS.

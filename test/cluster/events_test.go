@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// testEvents has two pods whose roles cannot be had: the proxy, with its ServiceAccount's rights, says so on them.
+// testEvents has two pods whose roles cannot be had: the proxy, with its ServiceAccount's rights,
+// says so on them.
 func testEvents(t *testing.T, n *node, _ *cloud) {
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context()) // which is cancelled by now

@@ -59,7 +59,8 @@ func testHundredPods(t *testing.T, n *node, _ *cloud) {
 	t.Logf("%d pods in %s; their first requests took %d ms in the median and %d ms at most",
 		hundred, time.Since(began).Round(time.Second), took[len(took)/2], took[len(took)-1])
 
-	// The kubelet tries again where a pod's network could not be set up: that the pod runs does not say that ADD never failed.
+	// The kubelet tries again where a pod's network could not be set up: that the pod runs does not
+	// say that ADD never failed.
 	failed := n.must(t, "kubectl", "get", "events",
 		"--field-selector=reason=FailedCreatePodSandBox", "--output=jsonpath={.items[*].message}")
 	if failed != "" {
@@ -148,7 +149,8 @@ func (n *node) held() (held, error) {
 	return held{counts[0], counts[1]}, nil
 }
 
-// awaitNoRecords waits until every attachment is torn down: the runtime calls the plugin after the pod is gone from the API.
+// awaitNoRecords waits until every attachment is torn down: the runtime calls the plugin after the
+// pod is gone from the API.
 func (n *node) awaitNoRecords(t *testing.T) {
 	t.Helper()
 	await(t, podLimit, "no record left", func(context.Context) error {
@@ -163,7 +165,8 @@ func (n *node) awaitNoRecords(t *testing.T) {
 // packets is a chain's counter, as iptables-save prints it: it differs from one moment to the next.
 var packets = regexp.MustCompile(` \[\d+:\d+\]$`)
 
-// rules are iptables' chains and rules of the node and the lines of the plugin's nftables table, sorted.
+// rules are iptables' chains and rules of the node and the lines of the plugin's nftables table,
+// sorted.
 func (n *node) rules(t *testing.T) []string {
 	t.Helper()
 	var rules []string
@@ -173,7 +176,8 @@ func (n *node) rules(t *testing.T) []string {
 			rules = append(rules, packets.ReplaceAllString(line, ""))
 		}
 	}
-	// What the backend `auto` makes here: a line for each rule, and for each element of a set or a map.
+	// What the backend `auto` makes here: a line for each rule, and for each element of a set or a
+	// map.
 	table := n.must(t, "nft", "--stateless", "list", "table", "ip", "kube2iam-cni")
 	table = strings.NewReplacer("elements = {", "\n", ",", "\n", "}", "\n").Replace(table)
 	for line := range strings.Lines(table) {

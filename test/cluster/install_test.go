@@ -68,8 +68,8 @@ func testAdopted(t *testing.T, n *node, _ *cloud) {
 	})
 }
 
-// ruleset is all of the node's rules, of every kind and each with its table and chain, without counters, and without what the primary CNI and
-// kube-proxy have for a pod or a service.
+// ruleset is all of the node's rules, of every kind and each with its table and chain, without
+// counters, and without what the primary CNI and kube-proxy have for a pod or a service.
 func (n *node) ruleset(t *testing.T) string {
 	t.Helper()
 	var all []string
@@ -98,7 +98,8 @@ func (n *node) configuration(path string) (string, error) {
 	return string(text), err
 }
 
-// chained waits until a file is a whole network configuration that our plugin is chained in, behind another.
+// chained waits until a file is a whole network configuration that our plugin is chained in, behind
+// another.
 func (n *node) chained(t *testing.T, path string, others ...string) {
 	t.Helper()
 	await(t, 30*time.Second, "the plugin chained in "+path, func(context.Context) error {
@@ -149,8 +150,8 @@ func (n *node) runtimeReads() error {
 	return fmt.Errorf("of %q: %w", files, err)
 }
 
-// testPrimary is a primary CNI that writes its configuration anew, removes it, makes a list of a lone plugin's, and brings another; all the
-// while somebody reads what a runtime would take.
+// testPrimary is a primary CNI that writes its configuration anew, removes it, makes a list of a
+// lone plugin's, and brings another; all the while somebody reads what a runtime would take.
 func testPrimary(t *testing.T, n *node, _ *cloud) {
 	text, err := n.configuration(podsConfig)
 	if err != nil {
@@ -250,7 +251,8 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 	}
 }
 
-// readOnly makes a mount read-only to the processes of a program, in the mount namespace of whose container it is.
+// readOnly makes a mount read-only to the processes of a program, in the mount namespace of whose
+// container it is.
 func (n *node) readOnly(t *testing.T, program, mount string) {
 	t.Helper()
 	for _, pid := range strings.Fields(n.must(t, "pgrep", "-x", program)) {
@@ -310,7 +312,8 @@ func (n *node) uninstall(t *testing.T) string {
 	return said
 }
 
-// testUninstall takes everything away by the manifests' opposite: the DaemonSets first, then the Job.
+// testUninstall takes everything away by the manifests' opposite: the DaemonSets first, then the
+// Job.
 func testUninstall(t *testing.T, n *node, c *cloud) {
 	n.createPod(t, "idle")
 	n.awaitPhase(t, "idle", "Running")

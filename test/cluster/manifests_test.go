@@ -55,7 +55,8 @@ func objects(t *testing.T, manifest string) map[string]any {
 	}
 }
 
-// testManifests compares what helm makes with what kustomize makes, and has the API server check both by its schemas.
+// testManifests compares what helm makes with what kustomize makes, and has the API server check
+// both by its schemas.
 func testManifests(t *testing.T, n *node, _ *cloud) {
 	if out, err := n.helm(append([]string{"lint", "--strict", chart}, given...)...); err != nil {
 		t.Errorf("%v\n%s", err, out)
@@ -142,7 +143,8 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	}
 }
 
-// uninstallChart compares the Jobs of the chart with the one of the repository, and has them be for other places.
+// uninstallChart compares the Jobs of the chart with the one of the repository, and has them be for
+// other places.
 func (n *node) uninstallChart(t *testing.T) {
 	t.Helper()
 	show := append([]string{"template", "x", chart, "--namespace=kube-system", "--kube-version=1.37.2", "--show-only=templates/uninstall.yaml"}, given...)

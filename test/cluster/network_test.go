@@ -22,7 +22,8 @@ func (n *node) network() network { return network(filepath.Join("/proc", n.pid, 
 // outside is the network beyond the node.
 func (n *node) outside() network { return network(n.path("/run/netns/outside")) }
 
-// dial is net.Dialer.DialContext from there. The address must be an IP's: a name would be looked up by another thread, elsewhere.
+// dial is net.Dialer.DialContext from there. The address must be an IP's: a name would be looked up
+// by another thread, elsewhere.
 func (w network) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	err = ns.WithNetNSPath(string(w), func(ns.NetNS) error {
 		conn, err = new(net.Dialer).DialContext(ctx, network, address)

@@ -38,7 +38,8 @@ type node struct {
 	boots   int
 }
 
-// startNode starts the node that scripts/test-cluster.sh has built. The script stops it, however the test ends.
+// startNode starts the node that scripts/test-cluster.sh has built. The script stops it, however
+// the test ends.
 func startNode(t *testing.T) *node {
 	t.Helper()
 	scripts, err := filepath.Abs("node")
@@ -85,8 +86,9 @@ func (n *node) started(t *testing.T) {
 	n.boots++
 }
 
-// reboot has every process of the node die at once, and what is in its memory go: its network, its rules, /run. What is on its disk stays.
-// Before the kubelet starts again, and with it the first pod, meanwhile is called.
+// reboot has every process of the node die at once, and what is in its memory go: its network, its
+// rules, /run. What is on its disk stays. Before the kubelet starts again, and with it the first
+// pod, meanwhile is called.
 func (n *node) reboot(t *testing.T, meanwhile func()) {
 	t.Helper()
 	n.boots++ // what ends now is meant to
@@ -135,15 +137,16 @@ func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, filepath.Join(n.scripts, "in"), args...)
 }
 
-// output is the standard output of a command in the node; its error has what the command said. What kubectl waits for may
-// never be, so no command runs for longer than the limit for pods.
+// output is the standard output of a command in the node; its error has what the command said. What
+// kubectl waits for may never be, so no command runs for longer than the limit for pods.
 func (n *node) output(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, podLimit)
 	defer cancel()
 	c := n.command(ctx, args...)
 	var stdout, stderr bytes.Buffer
 	c.Stdin, c.Stdout, c.Stderr = stdin, &stdout, &stderr
-	c.WaitDelay = time.Second // past the limit it is the one that entered the node that is killed: the other keeps the pipes
+	// At the limit, nsenter is killed. The command in the node keeps the pipes open.
+	c.WaitDelay = time.Second
 	if err := c.Run(); err != nil {
 		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
 	}
@@ -160,7 +163,8 @@ func (n *node) must(t *testing.T, args ...string) string {
 	return out
 }
 
-// daemon starts a command in the node that runs until the node is stopped, and logs beside the node's own daemons.
+// daemon starts a command in the node that runs until the node is stopped, and logs beside the
+// node's own daemons.
 func (n *node) daemon(t *testing.T, name string, args ...string) {
 	t.Helper()
 	log, err := os.Create(n.log(name))
@@ -173,7 +177,8 @@ func (n *node) daemon(t *testing.T, name string, args ...string) {
 	if err := c.Start(); err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
-	// Stopping the node kills the process; waiting for it here reaps the one that entered the node for it.
+	// Stopping the node kills the process; waiting for it here reaps the one that entered the node
+	// for it.
 	exited := make(chan error, 1)
 	go func() { exited <- c.Wait() }()
 	boot := n.boots
@@ -214,7 +219,8 @@ func (n *node) tellLogs(t *testing.T) {
 	}
 }
 
-// await waits until a condition of the running system holds, which nothing announces, and fails with the last reason why not.
+// await waits until a condition of the running system holds, which nothing announces, and fails
+// with the last reason why not.
 func await(t *testing.T, limit time.Duration, what string, holds func(context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)

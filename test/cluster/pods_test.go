@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// podLimit is what a pod may take to start, to finish or to go, on a machine that is busy with other things too.
+// podLimit is what a pod may take to start, to finish or to go, on a machine that is busy with
+// other things too.
 const podLimit = 2 * time.Minute
 
 // testdata is the path of a manifest, which kubectl is to find wherever it runs.
@@ -26,7 +27,8 @@ func testdata(t *testing.T, name string) string {
 	return path
 }
 
-// createPod creates the pod of a manifest, testdata/<name>.yaml, and deletes it when the test is over.
+// createPod creates the pod of a manifest, testdata/<name>.yaml, and deletes it when the test is
+// over.
 func (n *node) createPod(t *testing.T, name string) {
 	t.Helper()
 	n.must(t, "kubectl", "apply", "--filename="+testdata(t, name+".yaml"))
@@ -78,7 +80,8 @@ type outcome struct {
 	Milliseconds int
 }
 
-// outcomes waits for the first requests of so many pods of a label, and is what came of each, by pod.
+// outcomes waits for the first requests of so many pods of a label, and is what came of each, by
+// pod.
 func (n *node) outcomes(t *testing.T, label string, pods int) map[string]outcome {
 	t.Helper()
 	var found map[string]outcome

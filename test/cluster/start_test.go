@@ -18,8 +18,8 @@ import (
 // startPairs is how many pods start with the plugin in their network and how many without.
 const startPairs = 40
 
-// testStart starts pods with the plugin and without it in turn. The overhead is the median of the paired
-// differences, and its spread is their interquartile range.
+// testStart starts pods with the plugin and without it in turn. The overhead is the median of the
+// paired differences, and its spread is their interquartile range.
 func testStart(t *testing.T, n *node, _ *cloud) {
 	n.must(t, "kubectl", "apply", "--filename="+testdata(t, "unchained.yaml"))
 	t.Cleanup(func() {
@@ -51,8 +51,8 @@ func testStart(t *testing.T, n *node, _ *cloud) {
 	fmt.Printf("figure pod_start_overhead_spread_ms %.1f ms\n", overheads[startPairs*3/4]-overheads[startPairs/4])
 }
 
-// sandboxMilliseconds starts a pod of a runtime class and returns how long the runtime takes for its
-// sandbox, its network included, by the kubelet's own measurement.
+// sandboxMilliseconds starts a pod of a runtime class and returns how long the runtime takes for
+// its sandbox, its network included, by the kubelet's own measurement.
 func (n *node) sandboxMilliseconds(t *testing.T, name, class string) float64 {
 	t.Helper()
 	text, err := os.ReadFile(testdata(t, "idle.yaml"))
@@ -77,7 +77,8 @@ func (n *node) sandboxMilliseconds(t *testing.T, name, class string) float64 {
 
 var sandboxMetric = regexp.MustCompile(`(?m)^kubelet_runtime_operations_duration_seconds_(sum|count)\{operation_type="run_podsandbox"\} (\S+)$`)
 
-// sandboxes returns how long all sandboxes of this kubelet have taken, in seconds, and how many there were.
+// sandboxes returns how long all sandboxes of this kubelet have taken, in seconds, and how many
+// there were.
 func (n *node) sandboxes(t *testing.T) (sum, count float64) {
 	t.Helper()
 	metrics := n.must(t, "kubectl", "get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/metrics")

@@ -1,6 +1,6 @@
 // Package configuration generates docs/configuration.md and the part of the chart's schema that
-// describes the plugin's entry: go test ./test/configuration -update. Without -update, its test fails
-// if a generated file differs from the table of keys or from the programs' flags.
+// describes the plugin's entry: go test ./test/configuration -update. Without -update, its test
+// fails if a generated file differs from the table of keys or from the programs' flags.
 package configuration
 
 import (

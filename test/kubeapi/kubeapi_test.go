@@ -86,8 +86,8 @@ func expect(t *testing.T, from <-chan seen, want ...seen) {
 	}
 }
 
-// TestInformer follows pods with client-go's informer in both of its ways to begin: the streaming list that is its default,
-// and a list and a watch.
+// TestInformer follows pods with client-go's informer in both of its ways to begin: the streaming
+// list that is its default, and a list and a watch.
 func TestInformer(t *testing.T) {
 	for _, mode := range []struct{ name, gate, verb string }{{"streaming list", "true", "watch"}, {"list and watch", "false", "list"}} {
 		t.Run(mode.name, func(t *testing.T) {
@@ -153,7 +153,8 @@ func TestInformerOutlivesOutage(t *testing.T) {
 	}
 }
 
-// TestReplacedPod is a pod that is deleted and made again under its name while nobody looks, as a StatefulSet does.
+// TestReplacedPod is a pod that is deleted and made again under its name while nobody looks, as a
+// StatefulSet does.
 func TestReplacedPod(t *testing.T) {
 	s := start(t, Options{})
 	s.PutPod(NewRunningPod("node1", "default", "db-0", nil, "10.0.0.1"))
@@ -215,7 +216,8 @@ func TestGetAndList(t *testing.T) {
 	}
 }
 
-// TestRefusals checks the status and the reason of each refusal, as client-go's own tests tell them.
+// TestRefusals checks the status and the reason of each refusal, as client-go's own tests tell
+// them.
 func TestRefusals(t *testing.T) {
 	s := start(t, Options{})
 	s.PutPod(NewPod("node1", "default", "a", nil))
@@ -273,7 +275,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestWatchFrame looks at the stream itself: a line an event, and a deletion under the version of the deletion.
+// TestWatchFrame looks at the stream itself: a line an event, and a deletion under the version of
+// the deletion.
 func TestWatchFrame(t *testing.T) {
 	s := start(t, Options{})
 	made := s.PutPod(NewPod("node1", "default", "a", nil))

@@ -12,7 +12,8 @@ import (
 
 const module = "github.com/kube2iam-cni/kube2iam-cni/"
 
-// allowed is which of our packages each package may import: imports go one way, and what both programs share imports nothing.
+// allowed is which of our packages each package may import: imports go one way, and what both
+// programs share imports nothing.
 var allowed = map[string][]string{
 	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/rules", "pkg/attachment", "pkg/attach"},
 	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/attach", "pkg/agent", "pkg/conflist", "pkg/cnidirs"},

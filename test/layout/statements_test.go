@@ -13,8 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestStatementsOfTheProtocolAreTested compares the numbers of the statements in docs/protocol.md with
-// those in the names of tests and of the rows of table tests.
+// TestStatementsOfTheProtocolAreTested compares the numbers of the statements in docs/protocol.md
+// with those in the names of tests and of the rows of table tests.
 func TestStatementsOfTheProtocolAreTested(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/protocol.md")
 	if err != nil {

@@ -15,8 +15,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestAdopted is a pod that was there before the plugin: refused from the agent's first look on, its connections to the real
-// service are cut, and it has its own credentials without being recreated.
+// TestAdopted is a pod that was there before the plugin: refused from the agent's first look on,
+// its connections to the real service are cut, and it has its own credentials without being
+// recreated.
 func TestAdopted(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		chain := n.SetChain()
@@ -48,7 +49,8 @@ func TestAdopted(t *testing.T) {
 	})
 }
 
-// TestAdoptedWithoutNetns is the cache of an older libcni, which does not say where a pod's network namespace is.
+// TestAdoptedWithoutNetns is the cache of an older libcni, which does not say where a pod's network
+// namespace is.
 func TestAdoptedWithoutNetns(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		chain := n.SetChain()
@@ -127,8 +129,8 @@ func (h *held) ask(t *testing.T, path string) int {
 	return resp.StatusCode
 }
 
-// TestAgentInAContainer is the agent with the host's root mounted somewhere else: every path is the host's, and so is
-// iptables, of which its own root has none.
+// TestAgentInAContainer is the agent with the host's root mounted somewhere else: every path is the
+// host's, and so is iptables, of which its own root has none.
 func TestAgentInAContainer(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		built, err := tools()
@@ -140,7 +142,8 @@ func TestAgentInAContainer(t *testing.T) {
 		n.SetChain(chain...)
 		root := filepath.Join(n.Dir, "container")
 		n.must(os.MkdirAll(filepath.Join(root, "host"), 0o755))
-		// By a process of its own: a child that another test forks would hold this one's file open for writing.
+		// By a process of its own: a child that another test forks would hold this one's file open
+		// for writing.
 		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "cp", agent, filepath.Join(root, "agent"))
 		n.must(err)
 		container := fmt.Sprintf("mount --make-rprivate / && mount --rbind / %[1]s/host && exec chroot %[1]s /agent run --once --host-root /host "+
@@ -155,8 +158,8 @@ func TestAgentInAContainer(t *testing.T) {
 	})
 }
 
-// TestNotChained is a pod of a network that the plugin is not chained in: it is refused, and no round takes it for one that came
-// before the plugin, until it is chained.
+// TestNotChained is a pod of a network that the plugin is not chained in: it is refused, and no
+// round takes it for one that came before the plugin, until it is chained.
 func TestNotChained(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		chain := n.SetChain()

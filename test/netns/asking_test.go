@@ -57,9 +57,10 @@ func (n *node) address(s *testbed.Sandbox, change, prefix string) {
 	n.must(err)
 }
 
-// wantSilenceOrRefusal dials the metadata service from one of the pod's addresses, and wants no answer, neither the proxy's nor
-// the service's. That the client has none proves little: an answer to a forged address goes to the address's owner. So the
-// node's connection tracking must not hold the connection either, which it does as soon as a packet is delivered or forwarded.
+// wantSilenceOrRefusal dials the metadata service from one of the pod's addresses, and wants no
+// answer, neither the proxy's nor the service's. That the client has none proves little: an answer
+// to a forged address goes to the address's owner. So the node's connection tracking must not hold
+// the connection either, which it does as soon as a packet is delivered or forwarded.
 func (n *node) wantSilenceOrRefusal(s *testbed.Sandbox, from netip.Addr) {
 	n.t.Helper()
 	source, err := n.dialService(s, from)
@@ -76,13 +77,13 @@ func (n *node) wantSilenceOrRefusal(s *testbed.Sandbox, from netip.Addr) {
 // dialled counts the connections of dialService: each has a source port of its own.
 var dialled atomic.Uint32
 
-// dialService connects to the metadata service from one of the pod's addresses for a moment, and returns the address and port
-// that it dialled from.
+// dialService connects to the metadata service from one of the pod's addresses for a moment, and
+// returns the address and port that it dialled from.
 func (n *node) dialService(s *testbed.Sandbox, from netip.Addr) (source netip.AddrPort, err error) {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
 	defer cancel()
-	source = netip.AddrPortFrom(from, uint16(10000+dialled.Add(1)%20000)) // below those that the kernel gives out
+	source = netip.AddrPortFrom(from, uint16(10000+dialled.Add(1)%20000)) // below the ephemeral ports
 	err = s.Netns.Do(func() error {
 		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(source)}
 		conn, err := dialer.DialContext(ctx, "tcp", serviceOf(from).String())
@@ -102,9 +103,10 @@ func serviceOf(ip netip.Addr) netip.AddrPort {
 	return netip.MustParseAddrPort(testbed.MetadataAddr)
 }
 
-// landing returns where the node sent a connection that was opened to the metadata service from source: to the proxy, to the
-// service, or to whatever another program's rules say. It is false where no packet of it was delivered or forwarded: a
-// connection is tracked from then on, and not before (nf_conntrack_confirm).
+// landing returns where the node sent a connection that was opened to the metadata service from
+// source: to the proxy, to the service, or to whatever another program's rules say. It is false
+// where no packet of it was delivered or forwarded: a connection is tracked from then on, and not
+// before (nf_conntrack_confirm).
 func (n *node) landing(source netip.AddrPort) (to netip.AddrPort, ok bool) {
 	n.t.Helper()
 	service := serviceOf(source.Addr())
@@ -121,7 +123,8 @@ func (n *node) landing(source netip.AddrPort) (to netip.AddrPort, ok bool) {
 	return netip.MustParseAddrPort(net.JoinHostPort(replies[1][1], replies[1][2])), true
 }
 
-// replySource matches the source of a connection's packets in what conntrack prints, those of the original direction first.
+// replySource matches the source of a connection's packets in what conntrack prints, those of the
+// original direction first.
 var replySource = regexp.MustCompile(`src=(\S+) dst=\S+ sport=(\d+)`)
 
 func isTimeout(err error) bool {
@@ -129,7 +132,8 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// wantOnlyTheNodeAsked wants that nobody but the node has got through to the real metadata service, for whatever it was.
+// wantOnlyTheNodeAsked wants that nobody but the node has got through to the real metadata service,
+// for whatever it was.
 func (n *node) wantOnlyTheNodeAsked() {
 	n.t.Helper()
 	asked := n.IMDS.Requests()

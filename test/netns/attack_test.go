@@ -53,7 +53,8 @@ func fronts(s *testbed.Sandbox) []front {
 	return all
 }
 
-// during keeps an attack going while f runs: what a neighbour or the bridge learns in between is overwritten again.
+// during keeps an attack going while f runs: what a neighbour or the bridge learns in between is
+// overwritten again.
 func during(attack func(), f func()) {
 	stop := make(chan struct{})
 	var attacking sync.WaitGroup
@@ -107,8 +108,8 @@ func (n *node) recover(pods ...*testbed.Sandbox) {
 	}
 }
 
-// TestStolenAddress is a pod that claims its neighbour's address by ARP or NDP, and then its MAC address: what the proxy sends to
-// the neighbour is drawn to the thief's port, and dropped there.
+// TestStolenAddress is a pod that claims its neighbour's address by ARP or NDP, and then its MAC
+// address: what the proxy sends to the neighbour is drawn to the thief's port, and dropped there.
 func TestStolenAddress(t *testing.T) {
 	onThese(t, attacked, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -136,7 +137,8 @@ func TestStolenAddress(t *testing.T) {
 			n.wantOnlyTheNodeAsked()
 		}
 
-		// The control: without the rule that binds answers to ports, the thief has the neighbour's credentials.
+		// The control: without the rule that binds answers to ports, the thief has the neighbour's
+		// credentials.
 		n.onNode("nft flush chain bridge kube2iam-cni output")
 		for _, f := range fronts(victim) {
 			n.eventually(func() bool {
@@ -148,8 +150,8 @@ func TestStolenAddress(t *testing.T) {
 	})
 }
 
-// TestFalseGateway is a pod that tells its neighbour by ARP or NDP that the gateway's address is its own, and answers as the
-// metadata service: the neighbour is neither listened to nor lied to.
+// TestFalseGateway is a pod that tells its neighbour by ARP or NDP that the gateway's address is
+// its own, and answers as the metadata service: the neighbour is neither listened to nor lied to.
 func TestFalseGateway(t *testing.T) {
 	onThese(t, attacked, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -176,7 +178,8 @@ func TestFalseGateway(t *testing.T) {
 			n.recover(victim)
 			n.wantOwnAt(victim, f.url, "app")
 
-			// Not by ARP, but by route: the liar sends what it has of its neighbour's address to the real gateway.
+			// Not by ARP, but by route: the liar sends what it has of its neighbour's address to
+			// the real gateway.
 			n.address(liar, "add", netip.PrefixFrom(f.pod, f.pod.BitLen()).String())
 			n.wantSilenceOrRefusal(liar, f.pod)
 			n.wantOnlyTheNodeAsked()
@@ -184,8 +187,9 @@ func TestFalseGateway(t *testing.T) {
 			n.recover(victim, liar)
 		}
 
-		// That the attack is one: where bridge-nf does not bring bridged frames before the redirection, the neighbour listens
-		// to lies without the chain that no frame of the service passes from port to port.
+		// That the attack is one: where bridge-nf does not bring bridged frames before the
+		// redirection, the neighbour listens to lies without the chain that no frame of the service
+		// passes from port to port.
 		if !n.noBridgeNF {
 			return
 		}
@@ -235,8 +239,8 @@ func TestClaimsInHeaders(t *testing.T) {
 	})
 }
 
-// TestForgedSourceOnTheHost is a process on the node that dials the proxy from a pod's address: what it asks may arrive, the
-// answer goes to the pod, which knows nothing of it.
+// TestForgedSourceOnTheHost is a process on the node that dials the proxy from a pod's address:
+// what it asks may arrive, the answer goes to the pod, which knows nothing of it.
 func TestForgedSourceOnTheHost(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -259,7 +263,8 @@ func TestForgedSourceOnTheHost(t *testing.T) {
 	})
 }
 
-// freeBind lets a socket have an address that the machine has not (ip(7), IP_FREEBIND, IP_TRANSPARENT).
+// freeBind lets a socket have an address that the machine has not (ip(7), IP_FREEBIND,
+// IP_TRANSPARENT).
 func freeBind(_, _ string, c syscall.RawConn) error {
 	var failed error
 	err := c.Control(func(fd uintptr) {

@@ -32,9 +32,10 @@ type instruction struct {
 	immediate int32
 }
 
-// classifier is a BPF program of the kind that eBPF datapaths put at a veth's ingress: what is bound for the metadata
-// service it sends straight to another interface, with the neighbour's address filled in, as host routing does, or drops, as
-// a policy does; the rest goes on. With neither all goes on.
+// classifier is a BPF program of the kind that eBPF datapaths put at a veth's ingress: what is
+// bound for the metadata service it sends straight to another interface, with the neighbour's
+// address filled in, as host routing does, or drops, as a policy does; the rest goes on. With
+// neither all goes on.
 func classifier(toInterface int, drop bool) (int, error) {
 	const goOn = -1 // TC_ACT_UNSPEC, TCX_NEXT
 	program := []instruction{
@@ -81,8 +82,8 @@ func load(kind uint32, program []instruction) (int, error) {
 // dropping is where a classifier sends what it drops.
 const dropping = "nowhere"
 
-// classify attaches a program to the ingress of the pod's host side, by tc or by tcx, or by XDP one that lets all packets pass
-// or none. It stays until the test ends.
+// classify attaches a program to the ingress of the pod's host side, by tc or by tcx, or by XDP one
+// that lets all packets pass or none. It stays until the test ends.
 func (n *node) classify(link string, by, to string) {
 	n.t.Helper()
 	err := n.Node.Do(func() error {
@@ -156,9 +157,10 @@ func (n *node) hostLink(s *testbed.Sandbox) string {
 	return ""
 }
 
-// TestNetfilterBypassed is a veth at whose ingress a BPF program takes packets past netfilter, as eBPF host routing does: no
-// rule of the host's is ever asked. ADD finds out by a packet, and refuses, unless the configuration says that the redirection
-// goes inside the pod. A program that lets packets go on changes nothing.
+// TestNetfilterBypassed is a veth at whose ingress a BPF program takes packets past netfilter, as
+// eBPF host routing does: no rule of the host's is ever asked. ADD finds out by a packet, and
+// refuses, unless the configuration says that the redirection goes inside the pod. A program that
+// lets packets go on changes nothing.
 func TestNetfilterBypassed(t *testing.T) {
 	for _, by := range []string{"tc", "tcx"} {
 		t.Run(by, func(t *testing.T) {
@@ -185,7 +187,8 @@ func TestNetfilterBypassed(t *testing.T) {
 				if got := n.record(seen, "eth0").Datapath; got != way {
 					t.Errorf("recorded %s, want %s", got, way)
 				}
-				// Silence is no reason to give up the host's rules: ADD refuses, until somebody says what the datapath is.
+				// Silence is no reason to give up the host's rules: ADD refuses, until somebody
+				// says what the datapath is.
 				err := n.AddAgain(t.Context(), passed, passed.Result)
 				if err == nil || !strings.Contains(err.Error(), "did not see a packet") || !strings.Contains(err.Error(), `"datapath" to "pod"`) {
 					t.Errorf("ADD past netfilter: %v, want an error that says so", err)
@@ -208,8 +211,8 @@ func TestNetfilterBypassed(t *testing.T) {
 				n.must(n.StopPod(t.Context(), passed))
 				n.wantNoTrace(passed)
 
-				// A filter that comes when the pod has long been attached: the agent says so, and gives up nothing of what binds
-				// the pod's address to its link.
+				// A filter that comes when the pod has long been attached: the agent says so, and
+				// gives up nothing of what binds the pod's address to its link.
 				late := n.run("late", "app")
 				n.wantOwn(late, "app")
 				rules := n.rules()

@@ -20,8 +20,9 @@ print(session.get_credentials().method)
 print(session.client("sts", endpoint_url=sys.argv[1]).get_caller_identity()["Arn"])
 `
 
-// forceV1 makes a pod's clients use IMDSv1. Neither the AWS CLI nor boto3 has a switch for it: they use it where they can
-// get no token. So the pod's own packet filter resets their connection at the PUT, and the clients stay as they are.
+// forceV1 makes a pod's clients use IMDSv1. Neither the AWS CLI nor boto3 has a switch for it: they
+// use it where they can get no token. So the pod's own packet filter resets their connection at the
+// PUT, and the clients stay as they are.
 func (n *node) forceV1(s *testbed.Sandbox) {
 	n.filter(s, "--string", "PUT /latest/api/token", "-j", "REJECT", "--reject-with", "tcp-reset")
 }
@@ -53,7 +54,8 @@ func (n *node) tokensSent(s *testbed.Sandbox) int {
 	return 0
 }
 
-// TestUnmodifiedClients runs Debian's AWS CLI and boto3 in the pod: they find the pod's credentials, and STS takes them.
+// TestUnmodifiedClients runs Debian's AWS CLI and boto3 in the pod: they find the pod's
+// credentials, and STS takes them.
 func TestUnmodifiedClients(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -87,7 +89,8 @@ func TestUnmodifiedClients(t *testing.T) {
 	})
 }
 
-// cloudInit has cloud-init's EC2 data source crawl the metadata. It prints how many keys it has, and of version 2 where it is asked to.
+// cloudInit has cloud-init's EC2 data source crawl the metadata. It prints how many keys it has,
+// and of version 2 where it is asked to.
 const cloudInit = `
 import sys, urllib.request
 from cloudinit.sources.helpers import ec2
@@ -100,7 +103,8 @@ metadata = ec2.get_instance_metadata(headers_cb=headers)
 print(*sorted(metadata))
 `
 
-// TestCloudInitCrawls runs Debian's cloud-init, to which one name that is listed and not answered means that there is no metadata.
+// TestCloudInitCrawls runs Debian's cloud-init, to which one name that is listed and not answered
+// means that there is no metadata.
 func TestCloudInitCrawls(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.proxy(slices.Concat(impatient, []string{"--metadata-deny", "^/[^/]+/user-data", "--metadata-deny", "/placement/host-id$"})...)
@@ -129,7 +133,8 @@ func TestCloudInitCrawls(t *testing.T) {
 	})
 }
 
-// TestIMDS26OtherMetadata is what of the instance arrives in a pod, by the proxy, whose requests are the only ones.
+// TestIMDS26OtherMetadata is what of the instance arrives in a pod, by the proxy, whose requests
+// are the only ones.
 func TestIMDS26OtherMetadata(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -161,8 +166,8 @@ func TestIMDS26OtherMetadata(t *testing.T) {
 	})
 }
 
-// TestFirstRequest is a pod's first request, made the moment that ADD is back: the API server does not say its IP yet, nor
-// has anyone asked STS before.
+// TestFirstRequest is a pod's first request, made the moment that ADD is back: the API server does
+// not say its IP yet, nor has anyone asked STS before.
 func TestFirstRequest(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()

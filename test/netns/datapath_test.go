@@ -56,7 +56,8 @@ func TestWayOfAPod(t *testing.T) {
 	})
 }
 
-// TestSeveralInterfaces is a pod on two networks: each interface has a redirection of its own, and takes it along.
+// TestSeveralInterfaces is a pod on two networks: each interface has a redirection of its own, and
+// takes it along.
 func TestSeveralInterfaces(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -90,8 +91,8 @@ func TestSeveralInterfaces(t *testing.T) {
 	})
 }
 
-// TestNoVeth is a pod on a macvlan or an ipvlan: its packets never pass the node's rules, so the redirection is inside the pod,
-// and is said to be no boundary.
+// TestNoVeth is a pod on a macvlan or an ipvlan: its packets never pass the node's rules, so the
+// redirection is inside the pod, and is said to be no boundary.
 func TestNoVeth(t *testing.T) {
 	for _, kind := range []string{"macvlan", "ipvlan"} {
 		for _, path := range []string{"auto", "pod"} {
@@ -105,7 +106,8 @@ func TestNoVeth(t *testing.T) {
 	}
 }
 
-// needIPVLAN skips a test on a kernel that was built without ipvlan: it says so when it is asked for one.
+// needIPVLAN skips a test on a kernel that was built without ipvlan: it says so when it is asked
+// for one.
 func needIPVLAN(t *testing.T) {
 	t.Helper()
 	out, err := exec.Command("unshare", "-n", "sh", "-c", "ip link add veth0 type veth peer name veth1 && ip link add ipvlan0 link veth0 type ipvlan").CombinedOutput()
@@ -210,8 +212,9 @@ func TestDualStack(t *testing.T) {
 	})
 }
 
-// TestChainedWithOthers has other plugins of the CNI project before and after ours. bandwidth takes what the pod sends away
-// at the veth's ingress and brings it back, firewall accepts what the guard refuses, portmap redirects, too.
+// TestChainedWithOthers has other plugins of the CNI project before and after ours. bandwidth takes
+// what the pod sends away at the veth's ingress and brings it back, firewall accepts what the guard
+// refuses, portmap redirects, too.
 func TestChainedWithOthers(t *testing.T) {
 	for name, place := range map[string]func(ours testbed.Entry, others []testbed.Entry) []testbed.Entry{
 		"first": func(ours testbed.Entry, others []testbed.Entry) []testbed.Entry {

@@ -54,8 +54,8 @@ func packet(src, dst netip.Addr, protocol byte, payload []byte) []byte {
 	return join(header, payload)
 }
 
-// disguises are the ways in which a segment between two addresses is put into the part of a frame behind the MAC addresses.
-// Its receiver finds it there in each.
+// disguises are the ways in which a segment between two addresses is put into the part of a frame
+// behind the MAC addresses. Its receiver finds it there in each.
 func disguises(src, dst netip.Addr, tcp []byte) map[string][]byte {
 	plain := join([]byte{0x08, 0x00}, packet(src, dst, unix.IPPROTO_TCP, tcp))
 	if src.Is6() {
@@ -72,7 +72,7 @@ func disguises(src, dst netip.Addr, tcp []byte) map[string][]byte {
 		"with two service tags":        join([]byte{0x88, 0xa8, 0x20, 0}, []byte{0x88, 0xa8, 0xe0, 0}, plain),
 	}
 	if src.Is6() {
-		first := func(next byte, payload []byte) []byte { // RFC 8200, "Fragment Header": offset 0, more to come
+		first := func(next byte, payload []byte) []byte { // RFC 8200, 4.5: offset 0, more
 			return join([]byte{0x86, 0xdd}, packet(src, dst, unix.IPPROTO_FRAGMENT, join([]byte{next, 0, 0, 1, 0, 0, 0, 7}, payload)))
 		}
 		all["in a fragment"] = first(unix.IPPROTO_TCP, tcp)
@@ -89,8 +89,8 @@ func disguises(src, dst netip.Addr, tcp []byte) map[string][]byte {
 	return all
 }
 
-// TestDisguisedFrames is a pod that speaks to its neighbour as the metadata service, and as to it, in frames that hide what
-// they carry: none passes from port to port.
+// TestDisguisedFrames is a pod that speaks to its neighbour as the metadata service, and as to it,
+// in frames that hide what they carry: none passes from port to port.
 func TestDisguisedFrames(t *testing.T) {
 	var dual []setup
 	for _, s := range bridges {

@@ -19,7 +19,7 @@ func (n *node) flush() {
 		return
 	}
 	for _, m := range []string{"routed", "bridged"} {
-		if strings.Contains(n.onNode("nft list maps ip"), "map "+m) { // else no pod came since all was flushed
+		if strings.Contains(n.onNode("nft list maps ip"), "map "+m) { // no pod was attached since the flush
 			n.onNode("nft flush map ip kube2iam-cni " + m)
 		}
 	}

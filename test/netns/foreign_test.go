@@ -13,8 +13,9 @@ import (
 
 var forms = []string{"iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"}
 
-// othersChains are rules of other programs next to where ours are, in iptables-restore's words. $SERVICE is the metadata
-// service's address, $THEIRS one of their own. Some speak of the service as ours do, and some of us.
+// othersChains are rules of other programs next to where ours are, in iptables-restore's words.
+// $SERVICE is the metadata service's address, $THEIRS one of their own. Some speak of the service
+// as ours do, and some of us.
 const othersChains = `*nat
 :KUBE-SERVICES - [0:0]
 :KUBE2IAM-CNI-OF-OTHERS - [0:0]
@@ -32,8 +33,9 @@ COMMIT
 COMMIT
 `
 
-// othersTable is a table of another program in $FAMILY, whose sets, maps and chains have the names that ours have; $HOOK is
-// what a chain needs there, $RULE what it asks. They change nothing of a packet's way.
+// othersTable is a table of another program in $FAMILY, whose sets, maps and chains have the names
+// that ours have; $HOOK is what a chain needs there, $RULE what it asks. They change nothing of a
+// packet's way.
 const othersTable = `table $FAMILY somebody {
 	set held {
 		type ipv4_addr
@@ -76,7 +78,8 @@ func (n *node) others() {
 		theirs := strings.NewReplacer("$FAMILY", t.family, "$HOOK", t.hook, "$RULE", t.rule)
 		n.fromFile(theirs.Replace(othersTable), "nft", "-f")
 	}
-	n.fromFile("table inet kube2iam-cni { chain guard { counter; }; }", "nft", "-f") // we have none of this family
+	// The plugin has no table of this family.
+	n.fromFile("table inet kube2iam-cni { chain guard { counter; }; }", "nft", "-f")
 }
 
 // fromFile runs a real command on the node, whose last argument is a file with this content.
@@ -87,7 +90,8 @@ func (n *node) fromFile(content string, command ...string) {
 	n.onNode(strings.Join(append(command, file), " "))
 }
 
-// foreign is what stands of others: all rules of all forms and families, but for ours, and for what counters counted.
+// foreign is what stands of others: all rules of all forms and families, but for ours, and for what
+// counters counted.
 func (n *node) foreign() string {
 	n.t.Helper()
 	var all []string
@@ -117,7 +121,8 @@ var (
 	ruleCounters    = regexp.MustCompile(`counter packets \d+ bytes \d+`)
 )
 
-// TestOthersRulesSurvive compares what is others' byte for byte before anything of ours and after everything.
+// TestOthersRulesSurvive compares what is others' byte for byte before anything of ours and after
+// everything.
 func TestOthersRulesSurvive(t *testing.T) {
 	dual := []setup{bridgeIPTables, bridged, routedIPTables}
 	for i := range dual {
@@ -158,7 +163,8 @@ func TestOthersRulesSurvive(t *testing.T) {
 	})
 }
 
-// TestForeignIsNoticed is that the comparison of others' rules can fail: it tells each loss, and what was made again.
+// TestForeignIsNoticed is that the comparison of others' rules can fail: it tells each loss, and
+// what was made again.
 func TestForeignIsNoticed(t *testing.T) {
 	onThese(t, []setup{bridgeIPTables}, func(t *testing.T, n *node) {
 		n.others()

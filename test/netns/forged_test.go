@@ -8,15 +8,16 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestForgedSource is a pod with NET_ADMIN that gives itself its neighbour's address and asks from there. Its packets enter
-// by its own port or veth, where that address is redirected nowhere.
+// TestForgedSource is a pod with NET_ADMIN that gives itself its neighbour's address and asks from
+// there. Its packets enter by its own port or veth, where that address is redirected nowhere.
 func TestForgedSource(t *testing.T) {
 	onThese(t, forgeable(), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		victim, forger := n.run("victim", "app"), n.run("forger", "other")
 		n.wantOwn(victim, "app")
-		// That landing finds what the proxy gets: from its own addresses the forger's connections are the proxy's. They also make
-		// its gateway a known neighbour, which IPv6 would not become from a forged address.
+		// That landing finds what the proxy gets: from its own addresses the forger's connections
+		// are the proxy's. They also make its gateway a known neighbour, which IPv6 would not
+		// become from a forged address.
 		for _, f := range fronts(forger) {
 			n.wantOwnAt(forger, f.url, "other")
 			source, err := n.dialService(forger, f.pod)
@@ -41,8 +42,9 @@ func TestForgedSource(t *testing.T) {
 		n.wantOnlyTheNodeAsked()
 		n.wantOwn(forger, "other")
 		if n.primary != "bridge" {
-			// On a bridge the forger answers ARP for its neighbour's address by now: what is sent to the neighbour is dropped at
-			// the forger's port (TestStolenAddress), which is silence for the neighbour.
+			// On a bridge the forger answers ARP for its neighbour's address by now: what is sent
+			// to the neighbour is dropped at the forger's port (TestStolenAddress), which is
+			// silence for the neighbour.
 			n.wantOwn(victim, "app")
 		}
 	})

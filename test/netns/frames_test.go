@@ -14,7 +14,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// wire is a pod's eth0 as a pod with NET_RAW has it: every frame that arrives, and frames of its own making.
+// wire is a pod's eth0 as a pod with NET_RAW has it: every frame that arrives, and frames of its
+// own making.
 type wire struct {
 	n     *node
 	fd    int
@@ -82,7 +83,8 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
 var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// claim tells a machine (or all, by the broadcast address) by ARP or NDP that an address is at a MAC address.
+// claim tells a machine (or all, by the broadcast address) by ARP or NDP that an address is at a
+// MAC address.
 func (w *wire) claim(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
 	w.n.t.Helper()
 	if ip.Is6() {
@@ -93,14 +95,15 @@ func (w *wire) claim(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
 	w.send(frame)
 }
 
-// introduce asks by ARP for a pod's address in another's name: who is asked makes an entry of who asks, where it has none yet.
+// introduce asks by ARP for a pod's address in another's name: who is asked makes an entry of who
+// asks, where it has none yet.
 func (w *wire) introduce(ip netip.Addr, at net.HardwareAddr, toIP netip.Addr) {
 	w.n.t.Helper()
 	w.send(join(broadcast, w.mac, []byte{0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1}, at, ip.AsSlice(), make([]byte, 6), toIP.AsSlice()))
 }
 
-// advertise is a neighbour advertisement that nobody solicited and that overrides what was known (RFC 4861, 4.4), with the
-// address as target and the MAC address as option.
+// advertise is a neighbour advertisement that nobody solicited and that overrides what was known
+// (RFC 4861, 4.4), with the address as target and the MAC address as option.
 func (w *wire) advertise(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
 	w.n.t.Helper()
 	if toIP == ip {
@@ -131,10 +134,11 @@ func (w *wire) send(frame []byte) {
 
 // from speaks from a MAC address, so that the bridge learns that it is behind this port.
 func (w *wire) from(mac net.HardwareAddr) {
-	w.send(join(broadcast, mac, []byte{0x88, 0xb5}, make([]byte, 46))) // IEEE 802, local experimental ethertype
+	w.send(join(broadcast, mac, []byte{0x88, 0xb5}, make([]byte, 46))) // an experimental ethertype
 }
 
-// payloads are the bytes of TCP that came in frames between these two, in either role, and were neither's of this pod to have.
+// payloads are the bytes of TCP that came in frames between these two, in either role, and were
+// neither's of this pod to have.
 func (w *wire) payloads(source, destination netip.Addr) (data []byte, segments int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -34,8 +34,8 @@ func (n *node) wantQuiet() {
 	}
 }
 
-// TestFlushedRules is a node whose redirections somebody flushes: pods are refused, and have their credentials again after a
-// round. What is others' is as it was, through it all.
+// TestFlushedRules is a node whose redirections somebody flushes: pods are refused, and have their
+// credentials again after a round. What is others' is as it was, through it all.
 func TestFlushedRules(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -120,7 +120,8 @@ func TestReboot(t *testing.T) {
 	})
 }
 
-// TestAgentLives is the agent as it runs: it repairs what is flushed by itself, and its end changes nothing.
+// TestAgentLives is the agent as it runs: it repairs what is flushed by itself, and its end changes
+// nothing.
 func TestAgentLives(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		p := n.proxy(impatient...)

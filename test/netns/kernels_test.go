@@ -16,7 +16,8 @@ import (
 
 // What depends on the kernel. Each test skips by the kernel's own word only.
 
-// needNoNFTables skips a test on a kernel that has nf_tables: it lists its tables when it is asked for them.
+// needNoNFTables skips a test on a kernel that has nf_tables: it lists its tables when it is asked
+// for them.
 func needNoNFTables(t *testing.T) {
 	t.Helper()
 	conn, err := nftables.New()
@@ -96,7 +97,8 @@ func TestKernelWithoutNFTables(t *testing.T) {
 	})
 }
 
-// needNetkit skips a test on a kernel without netkit (before Linux 6.7), which says so when it is asked for such a device.
+// needNetkit skips a test on a kernel without netkit (before Linux 6.7), which says so when it is
+// asked for such a device.
 func needNetkit(t *testing.T) {
 	t.Helper()
 	pair := &netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "kube2iam-probe"}}
@@ -113,7 +115,8 @@ func needNetkit(t *testing.T) {
 	}
 }
 
-// TestNetkit is a pod on a netkit pair: it is redirected and guarded by the host's rules, as one on a veth is.
+// TestNetkit is a pod on a netkit pair: it is redirected and guarded by the host's rules, as one on
+// a veth is.
 func TestNetkit(t *testing.T) {
 	needNetkit(t)
 	var all []setup

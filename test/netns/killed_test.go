@@ -15,11 +15,12 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// boundaries are the system calls at which an ADD or a DEL leaves something behind in the world, or looks at it: files and
-// locks, netlink, and the commands that it runs, which are killed at theirs.
+// boundaries are the system calls at which an ADD or a DEL leaves something behind in the world, or
+// looks at it: files and locks, netlink, and the commands that it runs, which are killed at theirs.
 var boundaries = []string{"mkdirat", "flock", "write", "renameat", "linkat", "unlinkat", "sendto", "sendmsg", "execve", "waitid"}
 
-// kill is the n-th call of one kind in one of the plugin's threads or commands; the zero kill is none.
+// kill is the n-th call of one kind in one of the plugin's threads or commands; the zero kill is
+// none.
 type kill struct {
 	call string
 	n    int
@@ -74,8 +75,9 @@ func (n *node) safe(s *testbed.Sandbox, role string) {
 	}
 }
 
-// TestKilled is the plugin killed at each boundary of an ADD and of a DEL in turn. The pod is safe at once, and the next
-// ADD, the next DEL or the agent's next round leaves rules and records as if nothing had happened.
+// TestKilled is the plugin killed at each boundary of an ADD and of a DEL in turn. The pod is safe
+// at once, and the next ADD, the next DEL or the agent's next round leaves rules and records as if
+// nothing had happened.
 func TestKilled(t *testing.T) {
 	onThese(t, []setup{bridgeIPTables, bridged, routedIPTables}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)

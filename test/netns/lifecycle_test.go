@@ -128,7 +128,8 @@ func TestSecondAdd(t *testing.T) {
 	})
 }
 
-// TestCheckAndGC is what notices and what clears up: CHECK a rule that is gone, GC an attachment that is.
+// TestCheckAndGC is what notices and what clears up: CHECK a rule that is gone, GC an attachment
+// that is.
 func TestCheckAndGC(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		ctx := t.Context()

@@ -15,8 +15,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestAMillionRequests has a pod ask a million times over a few connections, many at once on each. Every one is answered, the neighbour
-// is served meanwhile, and the proxy is no bigger for it.
+// TestAMillionRequests has a pod ask a million times over a few connections, many at once on each.
+// Every one is answered, the neighbour is served meanwhile, and the proxy is no bigger for it.
 func TestAMillionRequests(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.proxy(slices.Concat(impatient, []string{"--pod-requests-per-second", "0"})...)
@@ -37,7 +37,8 @@ func TestAMillionRequests(t *testing.T) {
 		if len(times) == 0 {
 			t.Error("the neighbour was never served")
 		}
-		// A busy proxy collects its garbage late; what a request left behind, if only 32 bytes, would be more than that.
+		// A busy proxy collects its garbage late; what a request left behind, if only 32 bytes,
+		// would be more than that.
 		if after := n.residentMemory(); after > before+32<<20 {
 			t.Errorf("the proxy has grown from %d to %d bytes", before, after)
 		}
@@ -45,7 +46,8 @@ func TestAMillionRequests(t *testing.T) {
 	})
 }
 
-// asksOften asks for the pod's role and for a token in turn, each so often over each connection, and wants each answered.
+// asksOften asks for the pod's role and for a token in turn, each so often over each connection,
+// and wants each answered.
 func (n *node) asksOften(s *testbed.Sandbox, connections, each int) {
 	n.t.Helper()
 	const batch = 100

@@ -10,8 +10,8 @@ import (
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// check asks for each pod what it may have, and once in a while what it may not, and tells how many got their own. Then
-// nobody but the node may have got credentials of the real service.
+// check asks for each pod what it may have, and once in a while what it may not, and tells how many
+// got their own. Then nobody but the node may have got credentials of the real service.
 func (m *model) check() (served int) {
 	m.t.Helper()
 	for _, p := range m.inOrder() {

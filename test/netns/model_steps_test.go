@@ -56,7 +56,8 @@ func (m *model) randomKill() kill {
 	return kill{boundaries[m.rand.IntN(len(boundaries))], 1 + m.rand.IntN(8)}
 }
 
-// addKilled is an ADD that dies; the runtime's DEL comes later, or its ADD again, or the agent's round.
+// addKilled is an ADD that dies; the runtime's DEL comes later, or its ADD again, or the agent's
+// round.
 func (m *model) addKilled() string {
 	p := m.newPod()
 	if p == nil {
@@ -107,8 +108,9 @@ func (m *model) vanish() string {
 	return p.describe()
 }
 
-// end is the end of a sandbox without a DEL. The kernel takes its interfaces away a while later: who has its address before
-// that is not routed to, for the ptp plugin takes the route that it finds for its own.
+// end is the end of a sandbox without a DEL. The kernel takes its interfaces away a while later:
+// who has its address before that is not routed to, for the ptp plugin takes the route that it
+// finds for its own.
 func (m *model) end(p *modelPod) {
 	var veth string
 	if p.Result != nil {
@@ -249,7 +251,8 @@ func (m *model) forge() string {
 	return fmt.Sprintf("%s as %s, which is %s's", forger.Name, victim.IP, victim.Name)
 }
 
-// reboot takes away all that lives in memory: sandboxes, rules, records. What libcni remembers stays on the disk.
+// reboot takes away all that lives in memory: sandboxes, rules, records. What libcni remembers
+// stays on the disk.
 func (m *model) reboot() string {
 	if m.proxy != nil {
 		m.proxy.Kill()

@@ -22,9 +22,9 @@ var (
 	modelSeed  = flag.Uint64("model.seed", 1, "the seed of TestModel's sequences")
 )
 
-// model is what a node's history should have come to: which pods there are, what each may have, and whether anything may
-// stand between a pod and that just now. Whatever happens, a pod gets its own role's credentials or none; while nothing
-// stands between, it gets them.
+// model is what a node's history should have come to: which pods there are, what each may have, and
+// whether anything may stand between a pod and that just now. Whatever happens, a pod gets its own
+// role's credentials or none; while nothing stands between, it gets them.
 type model struct {
 	*node
 	rand  *rand.Rand
@@ -51,7 +51,8 @@ const (
 	modelRole = "model"
 )
 
-// step is one thing that happens to the node. It returns what it did, or nothing where it could not happen now.
+// step is one thing that happens to the node. It returns what it did, or nothing where it could not
+// happen now.
 type step struct {
 	weight int
 	name   string
@@ -79,8 +80,9 @@ var steps = []step{
 	{1, "reboot", (*model).reboot},
 }
 
-// TestModel takes a node through sequences of everything that happens to nodes, and asks for each pod after each step.
-// A failure names the seed and the last steps: -model.seed and -model.steps repeat it.
+// TestModel takes a node through sequences of everything that happens to nodes, and asks for each
+// pod after each step. A failure names the seed and the last steps: -model.seed and -model.steps
+// repeat it.
 func TestModel(t *testing.T) {
 	onThese(t, []setup{bridgeIPTables, bridgeNFTables, bridged, routedIPTables, routed}, func(t *testing.T, n *node) {
 		m := newModel(n, *modelSeed)
@@ -97,7 +99,8 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// TestModelIsReproducible holds that a seed stands for one sequence: what failed once can be looked at again.
+// TestModelIsReproducible holds that a seed stands for one sequence: what failed once can be looked
+// at again.
 func TestModelIsReproducible(t *testing.T) {
 	var traces [2][]string
 	t.Run("twice", func(t *testing.T) {
@@ -132,8 +135,8 @@ func newModel(n *node, seed uint64) *model {
 	return m
 }
 
-// walk takes the node through a sequence, until something is wrong. It tells how often each step was done, and how many answers
-// had a pod's own credentials.
+// walk takes the node through a sequence, until something is wrong. It tells how often each step
+// was done, and how many answers had a pod's own credentials.
 func (m *model) walk(length int) (done map[string]int, served int) {
 	done = make(map[string]int)
 	for len(m.trace) < length && !m.t.Failed() {
@@ -161,7 +164,8 @@ func (m *model) choose() step {
 	panic("unreachable")
 }
 
-// inOrder are the pods by their names: whatever draws from the rand for each of them, does so in one order.
+// inOrder are the pods by their names: whatever draws from the rand for each of them, does so in
+// one order.
 func (m *model) inOrder() []*modelPod {
 	var pods []*modelPod
 	for _, name := range slices.Sorted(maps.Keys(m.pods)) {

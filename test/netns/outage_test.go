@@ -85,8 +85,8 @@ func TestAPIServerDown(t *testing.T) {
 		n.wantOwn(before, "app")
 		n.must(n.KubeAPI.SetStatus("default", "late", corev1.PodRunning, late.IP.String()))
 		n.must(n.KubeAPI.Up())
-		// Until the watch is back each request asks the API for the pod. A pod has two such questions a second, and an impatient proxy
-		// does not wait for the next one.
+		// Until the watch is back each request asks the API for the pod. A pod has two such
+		// questions a second, and an impatient proxy does not wait for the next one.
 		var got answer
 		n.eventually(func() bool { got = n.get(late, credentials); return got.status == http.StatusOK })
 		if got.body != "other" {
@@ -104,7 +104,8 @@ func TestAPIServerDown(t *testing.T) {
 	})
 }
 
-// TestDirectDial is a connection to the proxy's own address: closed without an answer, wherever it comes from.
+// TestDirectDial is a connection to the proxy's own address: closed without an answer, wherever it
+// comes from.
 func TestDirectDial(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -133,8 +134,8 @@ func TestDirectDial(t *testing.T) {
 	})
 }
 
-// TestGuard is a pod that was there before the plugin: it has no redirection, and once the plugin has run on the node it
-// has no way to the real metadata service either.
+// TestGuard is a pod that was there before the plugin: it has no redirection, and once the plugin
+// has run on the node it has no way to the real metadata service either.
 func TestGuard(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.SetChain()
@@ -155,7 +156,8 @@ func TestGuard(t *testing.T) {
 	})
 }
 
-// TestStoppedProxyFinishesWhatItHas is a request that waits for STS while the proxy is told to stop.
+// TestStoppedProxyFinishesWhatItHas is a request that waits for STS while the proxy is told to
+// stop.
 func TestStoppedProxyFinishesWhatItHas(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		p := n.proxy()
@@ -194,8 +196,8 @@ func (n *node) refusals() int {
 	return sum
 }
 
-// TestStateDirectoryGone is a node whose records vanish under the proxy: what pods report is not taken for them, for it may
-// be the former owner's address.
+// TestStateDirectoryGone is a node whose records vanish under the proxy: what pods report is not
+// taken for them, for it may be the former owner's address.
 func TestStateDirectoryGone(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -209,8 +211,9 @@ func TestStateDirectoryGone(t *testing.T) {
 	})
 }
 
-// TestStateDirectoriesDiffer has the proxy look elsewhere for records than where the plugin keeps them. It
-// warns once a pod asks; and not on a node where the two agree, which has no record before the first pod.
+// TestStateDirectoriesDiffer has the proxy look elsewhere for records than where the plugin keeps
+// them. It warns once a pod asks; and not on a node where the two agree, which has no record before
+// the first pod.
 func TestStateDirectoriesDiffer(t *testing.T) {
 	onThese(t, []setup{bridged, routed}, func(t *testing.T, n *node) {
 		const warning = "is --state-dir the plugin's stateDir?"

@@ -11,8 +11,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// natSetups are routed and bridged pods with nftables, whose redirection comes before the NAT of other
-// programs. With iptables it does not (docs/compatibility.md).
+// natSetups are routed and bridged pods with nftables, whose redirection comes before the NAT of
+// other programs. With iptables it does not (docs/compatibility.md).
 func natSetups(ipv6 bool) []setup {
 	all := []setup{bridgeNFTables, routed}
 	for i := range all {
@@ -21,7 +21,8 @@ func natSetups(ipv6 bool) []setup {
 	return all
 }
 
-// web is a pod without a role that serves port 80: another program's rules send metadata requests to it.
+// web is a pod without a role that serves port 80: another program's rules send metadata requests
+// to it.
 func (n *node) web() *testbed.Sandbox {
 	n.t.Helper()
 	web := n.run("web", "")
@@ -31,8 +32,8 @@ func (n *node) web() *testbed.Sandbox {
 	return web
 }
 
-// wantLanding wants a connection from the pod's address to the metadata service to get to port 80 of the web pod, or, where
-// web is nil, to the proxy.
+// wantLanding wants a connection from the pod's address to the metadata service to get to port 80
+// of the web pod, or, where web is nil, to the proxy.
 func (n *node) wantLanding(pod *testbed.Sandbox, f front, web *netip.Addr) {
 	n.t.Helper()
 	want := netip.AddrPortFrom(testbed.NodeIP, 8181)
@@ -84,8 +85,8 @@ func (n *node) nftRules(rules string) {
 	n.onNode("nft -f " + file)
 }
 
-// portmap18 is what portmap writes with its nftables backend before 1.9.0 for a pod with hostPort 80. The chain at prerouting
-// does not ask whether the destination is the node's.
+// portmap18 is what portmap writes with its nftables backend before 1.9.0 for a pod with hostPort
+// 80. The chain at prerouting does not ask whether the destination is the node's.
 const portmap18 = `table ip cni_hostport {
 	comment "CNI portmap plugin"
 	chain hostports {
@@ -101,8 +102,8 @@ const portmap18 = `table ip cni_hostport {
 }
 `
 
-// TestHostPortBeforePortmap19 is a pod with hostPort 80 under portmap's nftables backend before 1.9.0, whose NAT chain is
-// registered after ours: it takes no metadata request.
+// TestHostPortBeforePortmap19 is a pod with hostPort 80 under portmap's nftables backend before
+// 1.9.0, whose NAT chain is registered after ours: it takes no metadata request.
 func TestHostPortBeforePortmap19(t *testing.T) {
 	onThese(t, natSetups(false), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -118,7 +119,8 @@ func TestHostPortBeforePortmap19(t *testing.T) {
 	})
 }
 
-// TestHostPort is the same pod under the portmap that the suite builds: its chain asks for the node's addresses.
+// TestHostPort is the same pod under the portmap that the suite builds: its chain asks for the
+// node's addresses.
 func TestHostPort(t *testing.T) {
 	all := natSetups(false)
 	for i := range all {
@@ -142,7 +144,8 @@ func TestHostPort(t *testing.T) {
 	})
 }
 
-// kubeProxy is what kube-proxy writes for a Service with externalIPs [fd00:ec2::254], and its jump, which it inserts first.
+// kubeProxy is what kube-proxy writes for a Service with externalIPs [fd00:ec2::254], and its jump,
+// which it inserts first.
 const kubeProxy = `*nat
 :KUBE-SERVICES - [0:0]
 :KUBE-EXT-TEST - [0:0]
@@ -156,8 +159,8 @@ const kubeProxy = `*nat
 COMMIT
 `
 
-// TestExternalIP is a Service whose external IP is the metadata service's IPv6 address, under kube-proxy
-// with iptables: it takes no metadata request.
+// TestExternalIP is a Service whose external IP is the metadata service's IPv6 address, under
+// kube-proxy with iptables: it takes no metadata request.
 func TestExternalIP(t *testing.T) {
 	onThese(t, natSetups(true), func(t *testing.T, n *node) {
 		n.proxy(impatient...)

@@ -16,18 +16,22 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// client is an unmodified AWS client and what it is like, as ../shared knows it from its makers or by experiment.
+// client is an unmodified AWS client and what it is like, as ../shared knows it from its makers or
+// by experiment.
 type client struct {
 	name string
-	// command prints an access key ID and a session token, or the ARN that STS knows it by, and again for each line of input.
+	// command prints an access key ID and a session token, or the ARN that STS knows it by, and
+	// again for each line of input.
 	command func(n *node) ([]string, error)
 	// patient ones try again for longer than STS is slow in these tests.
 	patient bool
-	// denied, plain and later are of what they say where STS refuses the role, where the pod has none, and where STS has a fault that
-	// passes. Those of AWS's command line, of boto3 and of JavaScript's default chain name no reason but that there is none to be found.
+	// denied, plain and later are of what they say where STS refuses the role, where the pod has
+	// none, and where STS has a fault that passes. Those of AWS's command line, of boto3 and of
+	// JavaScript's default chain name no reason but that there is none to be found.
 	denied, plain, later string
-	// put401 and put503 are of what they say where a request for a session token is refused; empty where they use version 1 then. get401 is
-	// of what they say where a token ends before its time; empty where they get another.
+	// put401 and put503 are of what they say where a request for a session token is refused; empty
+	// where they use version 1 then. get401 is of what they say where a token ends before its time;
+	// empty where they get another.
 	put401, put503, get401 string
 }
 
@@ -83,7 +87,8 @@ var careless = []client{
 	{name: "fog-aws", command: fog, denied: "403 Forbidden", plain: "404 Not Found"},
 }
 
-// s3cmd prints the credentials as a part of its configuration, which it makes of them where it has no file.
+// s3cmd prints the credentials as a part of its configuration, which it makes of them where it has
+// no file.
 func s3cmd(*node) ([]string, error) {
 	return []string{"/bin/sh", "-c", `set -e
 all=$(/usr/bin/s3cmd --dump-config)
@@ -130,7 +135,7 @@ func (n *node) starts(pod *testbed.Sandbox, c client) *program {
 	n.t.Helper()
 	command, err := c.command(n)
 	n.must(err)
-	in, input, err := os.Pipe() // a file, so that the program's end waits for nobody to close the other
+	in, input, err := os.Pipe() // a file: Wait does not wait for its other end
 	n.must(err)
 	output, out := io.Pipe()
 	p := &program{n: n, pod: pod, in: input, out: bufio.NewReader(output), ended: make(chan error, 1)}

@@ -25,8 +25,9 @@ const (
 	tokenName = "X-aws-ec2-metadata-token"
 )
 
-// relay puts a relay into the pod, between its clients and its redirection, that spoils what the proxy would not: spoil answers a
-// request itself, and tells so, or changes it before it goes on to the proxy.
+// relay puts a relay into the pod, between its clients and its redirection, that spoils what the
+// proxy would not: spoil answers a request itself, and tells so, or changes it before it goes on to
+// the proxy.
 func (n *node) relay(pod *testbed.Sandbox, spoil func(w http.ResponseWriter, r *http.Request) bool) {
 	n.t.Helper()
 	for _, command := range [][]string{
@@ -74,8 +75,9 @@ func (n *node) token(pod *testbed.Sandbox, seconds string) string {
 	return got.body
 }
 
-// TestClientsWithoutTokens has requests for a token refused, failed, answered late or never, by something in the pod: the clients that
-// then use version 1 are served by it, and the others say why they are not.
+// TestClientsWithoutTokens has requests for a token refused, failed, answered late or never, by
+// something in the pod: the clients that then use version 1 are served by it, and the others say
+// why they are not.
 func TestClientsWithoutTokens(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		n.proxy(impatient...)
@@ -112,8 +114,8 @@ func TestClientsWithoutTokens(t *testing.T) {
 	})
 }
 
-// TestClientsWithAnEndedToken gives a client a token that has ended by its second use: it gets another, or fails and finds the pod's
-// credentials the next time.
+// TestClientsWithAnEndedToken gives a client a token that has ended by its second use: it gets
+// another, or fails and finds the pod's credentials the next time.
 func TestClientsWithAnEndedToken(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		n.proxy(impatient...)

@@ -49,9 +49,10 @@ func onEachGap(t *testing.T, setups []setup, prepare func(n *node), test func(n 
 	})
 }
 
-// TestNoAnswerReachesTheNextHolder has a pod ask for its credentials and die before it acknowledges them, and the next pod
-// get its address. When ADD has returned the node has no socket to the address, and the next pod receives nothing of the
-// answer for as long as it takes the control to receive its predecessor's.
+// TestNoAnswerReachesTheNextHolder has a pod ask for its credentials and die before it acknowledges
+// them, and the next pod get its address. When ADD has returned the node has no socket to the
+// address, and the next pod receives nothing of the answer for as long as it takes the control to
+// receive its predecessor's.
 func TestNoAnswerReachesTheNextHolder(t *testing.T) {
 	onEachGap(t, []setup{bridged, routedIPTables}, func(n *node) { n.proxy(impatient...) }, func(n *node, gap time.Duration, first netip.Addr) {
 		request := "GET " + credentials + "other HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -63,8 +64,8 @@ func TestNoAnswerReachesTheNextHolder(t *testing.T) {
 	})
 }
 
-// TestPluginDropsUnacknowledgedData is the same with a server in the proxy's place that never closes a connection, so that
-// nobody but the plugin can drop what it has sent.
+// TestPluginDropsUnacknowledgedData is the same with a server in the proxy's place that never
+// closes a connection, so that nobody but the plugin can drop what it has sent.
 func TestPluginDropsUnacknowledgedData(t *testing.T) {
 	onEachGap(t, []setup{bridgeIPTables, routed}, func(n *node) { n.stubbornServer(proxyPort) }, func(n *node, gap time.Duration, first netip.Addr) {
 		n.inherit(gap, "server", nodeAt(proxyPort), first, stubbornRequest)
@@ -73,9 +74,10 @@ func TestPluginDropsUnacknowledgedData(t *testing.T) {
 
 func nodeAt(port uint16) string { return netip.AddrPortFrom(testbed.NodeIP, port).String() }
 
-// inherit has pods die with an answer of a server unacknowledged, and others get their addresses after the gap. Their DEL
-// comes, or it does not, or it does not and their record is lost, too. The answer to the last pod comes from a server whose
-// sockets are not destroyed: that its heir receives it shows that the others' heirs could have received theirs.
+// inherit has pods die with an answer of a server unacknowledged, and others get their addresses
+// after the gap. Their DEL comes, or it does not, or it does not and their record is lost, too. The
+// answer to the last pod comes from a server whose sockets are not destroyed: that its heir
+// receives it shows that the others' heirs could have received theirs.
 func (n *node) inherit(gap time.Duration, name, server string, first netip.Addr, ask func(*testbed.Sandbox) (request, secret string)) {
 	type death struct {
 		name    string
@@ -97,7 +99,8 @@ func (n *node) inherit(gap time.Duration, name, server string, first netip.Addr,
 	}
 	succeed := func(d *death) {
 		next := n.pendingAt(d.former.Name+"-heir", "app", d.former.IP)
-		// Its kernel would answer what belongs to no connection with a reset, which ends the sender's socket.
+		// Its kernel would answer what belongs to no connection with a reset, which ends the
+		// sender's socket.
 		n.nft(next, "add table inet silence")
 		n.nft(next, "add chain inet silence out { type filter hook output priority 0 ; }")
 		n.nft(next, "add rule inet silence out tcp flags rst drop")
@@ -151,8 +154,9 @@ func stubbornRequest(s *testbed.Sandbox) (request, secret string) {
 	return "for " + s.Name + ".\n", "the secret of " + s.Name + "."
 }
 
-// stubbornServer serves on the node until the test ends. It answers a line on each connection and closes none, so the kernel
-// retransmits an answer for a quarter of an hour: once a second, where it can be told so.
+// stubbornServer serves on the node until the test ends. It answers a line on each connection and
+// closes none, so the kernel retransmits an answer for a quarter of an hour: once a second, where
+// it can be told so.
 func (n *node) stubbornServer(port uint16) {
 	n.t.Helper()
 	l, err := n.Node.Listen("tcp", fmt.Sprintf(":%d", port))
@@ -190,7 +194,8 @@ func (n *node) stubbornServer(port uint16) {
 	}()
 }
 
-// dieUnacknowledged has a pod send a request, never acknowledge the answer, and die once the node has sent it.
+// dieUnacknowledged has a pod send a request, never acknowledge the answer, and die once the node
+// has sent it.
 func (n *node) dieUnacknowledged(s *testbed.Sandbox, server, request string, die func(*testbed.Sandbox)) {
 	n.t.Helper()
 	c, err := s.Netns.DialContext(n.t.Context(), "tcp", server)

@@ -30,8 +30,8 @@ func (n *node) unattend(s *testbed.Sandbox) {
 	})
 }
 
-// TestNoDEL is a pod that goes without a DEL: a round takes away what is left of it, and an heir of its address has never
-// been its former owner.
+// TestNoDEL is a pod that goes without a DEL: a round takes away what is left of it, and an heir of
+// its address has never been its former owner.
 func TestNoDEL(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -47,8 +47,9 @@ func TestNoDEL(t *testing.T) {
 	})
 }
 
-// TestReusedAddressAndVeth is a runtime that gives an address and a veth's name to the next pod, and never sent the DEL of
-// the one before; the agent comes before the heir, after it, or not at all, and the late DEL after that.
+// TestReusedAddressAndVeth is a runtime that gives an address and a veth's name to the next pod,
+// and never sent the DEL of the one before; the agent comes before the heir, after it, or not at
+// all, and the late DEL after that.
 func TestReusedAddressAndVeth(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -127,7 +128,8 @@ func (n *node) routeTo(link netlink.Link, s *testbed.Sandbox) error {
 	})
 }
 
-// delOurs is the DEL of our plugin alone: the primary plugin's would take away what is its successor's by now.
+// delOurs is the DEL of our plugin alone: the primary plugin's would take away what is its
+// successor's by now.
 func (n *node) delOurs(s *testbed.Sandbox) error {
 	return n.CallOurs(n.t.Context(), "DEL", s, nil)
 }

@@ -12,7 +12,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// pending is a pod that the API server knows, in a sandbox that has not been added: neither has an IP.
+// pending is a pod that the API server knows, in a sandbox that has not been added: neither has an
+// IP.
 func (n *node) pending(name, role string) *testbed.Sandbox {
 	n.t.Helper()
 	pod := n.KubeAPI.PutPod(kubeapi.NewPod(testbed.NodeName, "default", name, map[string]string{roleKey: role}))
@@ -21,10 +22,12 @@ func (n *node) pending(name, role string) *testbed.Sandbox {
 	return s
 }
 
-// impatient is the proxy's flags for tests of addresses that do not become known: by default it waits two seconds for each.
+// impatient is the proxy's flags for tests of addresses that do not become known: by default it
+// waits two seconds for each.
 var impatient = []string{"--backoff-max-elapsed-time", "100ms"}
 
-// TestOthersRoles is who gets what of three pods: the rightful owner, one with another role, one without.
+// TestOthersRoles is who gets what of three pods: the rightful owner, one with another role, one
+// without.
 func TestOthersRoles(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -59,7 +62,8 @@ func TestOthersRoles(t *testing.T) {
 	})
 }
 
-// TestUnknownRole is an annotation with a role that STS does not have, or does not let the node assume.
+// TestUnknownRole is an annotation with a role that STS does not have, or does not let the node
+// assume.
 func TestUnknownRole(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -76,7 +80,8 @@ func TestUnknownRole(t *testing.T) {
 	})
 }
 
-// TestReusedAddress is an IP that goes from a pod with role app to another pod, at each stage of what the API server knows.
+// TestReusedAddress is an IP that goes from a pod with role app to another pod, at each stage of
+// what the API server knows.
 func TestReusedAddress(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -111,7 +116,8 @@ func TestReusedAddress(t *testing.T) {
 		n.eventually(func() bool { return n.get(third, credentials+"app").status == http.StatusOK })
 		n.wantOwn(third, "app")
 
-		// The former owner's DEL never came. Its veth goes with its netns, a little later: before, ptp would keep its route.
+		// The former owner's DEL never came. Its veth goes with its netns, a little later: before,
+		// ptp would keep its route.
 		record, err := attachment.In(n.StateDir).Holder(third.IP)
 		n.must(err)
 		n.must(third.Netns.Close())
@@ -129,7 +135,8 @@ func TestReusedAddress(t *testing.T) {
 	})
 }
 
-// TestUnknownPod is an address that belongs to a container that is no pod, or to a pod that the API server does not have.
+// TestUnknownPod is an address that belongs to a container that is no pod, or to a pod that the API
+// server does not have.
 func TestUnknownPod(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)

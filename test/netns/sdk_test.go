@@ -8,8 +8,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 )
 
-// TestClients has the clients find the pod's credentials by both versions of the protocol, again and again, and across a restart
-// of the proxy.
+// TestClients has the clients find the pod's credentials by both versions of the protocol, again
+// and again, and across a restart of the proxy.
 func TestClients(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		proxy := n.proxy(impatient...)
@@ -38,8 +38,8 @@ func TestClients(t *testing.T) {
 	})
 }
 
-// TestClientsAreTold is what a client's user sees where there is nothing to get, with the reason where the client shows one. It asks
-// once or twice, and does not go on trying.
+// TestClientsAreTold is what a client's user sees where there is nothing to get, with the reason
+// where the client shows one. It asks once or twice, and does not go on trying.
 func TestClientsAreTold(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		n.proxy(impatient...)
@@ -54,8 +54,8 @@ func TestClientsAreTold(t *testing.T) {
 	})
 }
 
-// TestCarelessClientsAreTold is the same for clients that take every answer with status 200 for credentials: they fail as they should,
-// and neither crash nor end as if all were well.
+// TestCarelessClientsAreTold is the same for clients that take every answer with status 200 for
+// credentials: they fail as they should, and neither crash nor end as if all were well.
 func TestCarelessClientsAreTold(t *testing.T) {
 	for _, c := range careless {
 		t.Run(c.name, func(t *testing.T) {
@@ -69,8 +69,8 @@ func TestCarelessClientsAreTold(t *testing.T) {
 	}
 }
 
-// TestClientsWaitForSTS has STS answer late, or with a fault that passes: a client gets the pod's credentials in the end, by its
-// own patience or when its program is started again.
+// TestClientsWaitForSTS has STS answer late, or with a fault that passes: a client gets the pod's
+// credentials in the end, by its own patience or when its program is started again.
 func TestClientsWaitForSTS(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		n.proxy(impatient...)
@@ -86,8 +86,8 @@ func TestClientsWaitForSTS(t *testing.T) {
 		pod := n.run("slow", "app")
 		p := n.starts(pod, c)
 		if !c.patient {
-			// It asks once, for a second: whether the credentials, which were asked for when the pod came, are there by then is a
-			// matter of how fast it starts.
+			// It asks once, for a second: whether the credentials, which were asked for when the
+			// pod came, are there by then is a matter of how fast it starts.
 			if _, err := p.out.Peek(1); err != nil {
 				p.failed()
 				n.eventually(func() bool { return n.get(pod, credentials+"app").status == http.StatusOK })

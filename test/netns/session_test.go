@@ -50,7 +50,8 @@ func (n *node) issued(key string) sts.Call {
 	return sts.Call{}
 }
 
-// TestSessions is what STS is told of a session: its name, its source identity, its tags and its policy.
+// TestSessions is what STS is told of a session: its name, its source identity, its tags and its
+// policy.
 func TestSessions(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.proxy(append(impatient, "--session-tags", "--cluster-name", "prod", "--source-identity")...)
@@ -96,7 +97,8 @@ func TestSharedSessions(t *testing.T) {
 	})
 }
 
-// TestChainedRoles has the node assume a role that alone may assume the pods', for longer than STS grants that.
+// TestChainedRoles has the node assume a role that alone may assume the pods', for longer than STS
+// grants that.
 func TestChainedRoles(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		between := n.PutRole("between", "")
@@ -155,7 +157,8 @@ func TestEventsSayWhatIsWrong(t *testing.T) {
 	})
 }
 
-// TestEventsNameTheNodesFaults has a node without credentials of its own, then one whose clock is off.
+// TestEventsNameTheNodesFaults has a node without credentials of its own, then one whose clock is
+// off.
 func TestEventsNameTheNodesFaults(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		event := func(pod *testbed.Sandbox, reason string, parts ...string) {

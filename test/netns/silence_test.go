@@ -19,8 +19,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// shaped are bridges whose pods have a filter at their veth's ingress, which is reason to ask by a packet whether netfilter
-// sees what passes it.
+// shaped are bridges whose pods have a filter at their veth's ingress, which is reason to ask by a
+// packet whether netfilter sees what passes it.
 func shaped() []setup {
 	var all []setup
 	for _, s := range []setup{bridgeNFTables, bridged} {
@@ -31,8 +31,9 @@ func shaped() []setup {
 	return all
 }
 
-// wantNothing has a pod take its neighbour's address and ask for the neighbour's credentials from there, by the service and by
-// dialling the proxy, while it tells everybody that the address is its own.
+// wantNothing has a pod take its neighbour's address and ask for the neighbour's credentials from
+// there, by the service and by dialling the proxy, while it tells everybody that the address is its
+// own.
 func (n *node) wantNothing(thief *testbed.Sandbox, wire *wire, victim netip.Addr) {
 	n.t.Helper()
 	n.address(thief, "add", victim.String()+"/32")
@@ -51,7 +52,8 @@ func (n *node) wantNothing(thief *testbed.Sandbox, wire *wire, victim netip.Addr
 	n.address(thief, "del", victim.String()+"/32")
 }
 
-// dialProxy asks the proxy's own port for the role "app" from one of the pod's addresses, and is what it answered.
+// dialProxy asks the proxy's own port for the role "app" from one of the pod's addresses, and is
+// what it answered.
 func (n *node) dialProxy(s *testbed.Sandbox, from netip.Addr) (got []byte, err error) {
 	ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
 	defer cancel()
@@ -70,8 +72,9 @@ func (n *node) dialProxy(s *testbed.Sandbox, from netip.Addr) (got []byte, err e
 	return got, err
 }
 
-// TestSwallowedProbe is a pod whose neighbour draws its packets to itself, by ARP in the gateway's name, while the agent asks
-// whether netfilter sees them: that they do not come is no reason to give up anything that binds the pod's address to its port.
+// TestSwallowedProbe is a pod whose neighbour draws its packets to itself, by ARP in the gateway's
+// name, while the agent asks whether netfilter sees them: that they do not come is no reason to
+// give up anything that binds the pod's address to its port.
 func TestSwallowedProbe(t *testing.T) {
 	onThese(t, shaped(), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -105,7 +108,8 @@ func TestSwallowedProbe(t *testing.T) {
 	})
 }
 
-// TestSwallowedProbeOfAnADD has the neighbour do so while pods are added: each is refused, or protected as any.
+// TestSwallowedProbeOfAnADD has the neighbour do so while pods are added: each is refused, or
+// protected as any.
 func TestSwallowedProbeOfAnADD(t *testing.T) {
 	onThese(t, shaped(), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -150,8 +154,8 @@ func TestSwallowedProbeOfAnADD(t *testing.T) {
 	})
 }
 
-// TestDroppedProbe is a policy that drops what a pod sends to the metadata service before netfilter sees it: it is not taken for
-// one that takes packets past netfilter.
+// TestDroppedProbe is a policy that drops what a pod sends to the metadata service before netfilter
+// sees it: it is not taken for one that takes packets past netfilter.
 func TestDroppedProbe(t *testing.T) {
 	for _, by := range []string{"tc", "tcx", "xdp"} {
 		t.Run(by, func(t *testing.T) {

@@ -1,6 +1,6 @@
-// Package netns is the namespace suite: kube2iam-cni and kube2iam-proxy on a testbed, with the real bridge and ptp plugins
-// and each backend. Whatever a test does, at its end the real metadata service must not have been asked for
-// credentials but by the proxy for its own.
+// Package netns is the namespace suite: kube2iam-cni and kube2iam-proxy on a testbed, with the real
+// bridge and ptp plugins and each backend. Whatever a test does, at its end the real metadata
+// service must not have been asked for credentials but by the proxy for its own.
 package netns
 
 import (
@@ -67,8 +67,8 @@ func (s setup) String() string {
 	return name + ", " + s.backend
 }
 
-// iptables is the backend of nodes without nftables. It serves routed pods, and bridged pods if bridge-nf
-// is on.
+// iptables is the backend of nodes without nftables. It serves routed pods, and bridged pods if
+// bridge-nf is on.
 const iptables = "iptables"
 
 var (
@@ -185,7 +185,8 @@ func (n *node) get(s *testbed.Sandbox, path string, header ...string) answer {
 	return n.request(s, http.MethodGet, path, header...)
 }
 
-// getSoon is get for a pod that may get no answer at all, which is waited for twice as long as an SDK does.
+// getSoon is get for a pod that may get no answer at all, which is waited for twice as long as an
+// SDK does.
 func (n *node) getSoon(s *testbed.Sandbox, path string) answer {
 	return n.requestWithin(2*time.Second, s, http.MethodGet, path)
 }
@@ -220,7 +221,8 @@ func (n *node) wantStatus(s *testbed.Sandbox, path string, status int) {
 	}
 }
 
-// wantOwn wants the pod to get its own role's credentials: the stand-in STS issued them for this pod.
+// wantOwn wants the pod to get its own role's credentials: the stand-in STS issued them for this
+// pod.
 func (n *node) wantOwn(s *testbed.Sandbox, role string) {
 	n.t.Helper()
 	if got := n.get(s, credentials); got.status != http.StatusOK || got.body != role {
@@ -251,7 +253,8 @@ func (n *node) wantSession(s *testbed.Sandbox, role string, got answer) {
 
 var chainCounters = regexp.MustCompile(`\[\d+:\d+\]`)
 
-// rules is what stands in the node's tables, of both forms, without counters and comments of the tool.
+// rules is what stands in the node's tables, of both forms, without counters and comments of the
+// tool.
 func (n *node) rules() string {
 	n.t.Helper()
 	var all []string

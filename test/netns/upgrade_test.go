@@ -31,7 +31,8 @@ func (n *node) successor(flags ...string) *testbed.Process {
 	return p
 }
 
-// TestUpgradesLoseNoRequest has proxies take each other's place under load. STS is away from the second on.
+// TestUpgradesLoseNoRequest has proxies take each other's place under load. STS is away from the
+// second on.
 func TestUpgradesLoseNoRequest(t *testing.T) {
 	onThese(t, []setup{bridged, routedIPTables}, func(t *testing.T, n *node) {
 		now := n.proxy(impatient...)
@@ -89,7 +90,8 @@ func TestUpgradesLoseNoRequest(t *testing.T) {
 	})
 }
 
-// TestProxyGoesOnWhenItsSuccessorDies kills the successor, once before and once after it has taken over.
+// TestProxyGoesOnWhenItsSuccessorDies kills the successor, once before and once after it has taken
+// over.
 func TestProxyGoesOnWhenItsSuccessorDies(t *testing.T) {
 	onThese(t, []setup{bridged}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)

@@ -13,9 +13,9 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// Netns is a network namespace that lives as long as its test. Its loopback interface is up, and duplicate
-// address detection of IPv6 is off. Addresses that a test dials at once still want ip(8)'s "nodad":
-// without it, the kernel validates them in the background.
+// Netns is a network namespace that lives as long as its test. Its loopback interface is up, and
+// duplicate address detection of IPv6 is off. Addresses that a test dials immediately still need
+// ip(8)'s "nodad": without it, the kernel validates them in the background.
 type Netns struct {
 	netns.NsHandle
 	t testing.TB
@@ -73,8 +73,8 @@ func (n *Netns) Enter() {
 	n.must(netns.Set(n.NsHandle))
 }
 
-// Do calls f in the namespace: sockets that f opens and processes that it starts stay there. Goroutines
-// that f starts are not in it.
+// Do calls f in the namespace: sockets that f opens and processes that it starts stay there.
+// Goroutines that f starts are not in it.
 func (n *Netns) Do(f func()) {
 	n.t.Helper()
 	runtime.LockOSThread()
@@ -132,7 +132,8 @@ func (n *Netns) Sysctl(name, value string) {
 	n.Do(func() { n.must(os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)) })
 }
 
-// Veth makes a pair of interfaces: name, which is up, and peerName in another namespace, which is down.
+// Veth makes a pair of interfaces: name, which is up, and peerName in another namespace, which is
+// down.
 func (n *Netns) Veth(name string, peer *Netns, peerName string) (link netlink.Link) {
 	n.t.Helper()
 	return n.add(&netlink.Veth{

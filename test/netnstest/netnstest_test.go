@@ -11,7 +11,8 @@ import (
 
 func TestMain(m *testing.M) { Main(m) }
 
-// TestNamespaces connects two namespaces. The goroutine of the test returns to its own after each call.
+// TestNamespaces connects two namespaces. The goroutine of the test returns to its own after each
+// call.
 func TestNamespaces(t *testing.T) {
 	host, pod := New(t), New(t)
 	host.Enter()

@@ -36,9 +36,10 @@ var unavailable error
 // Main runs the tests of a package by Run and exits with their status.
 func Main(m *testing.M) { os.Exit(Run(m)) }
 
-// Run runs the tests of a package and returns their exit status. If the user is not root, it runs the
-// test binary again as root of a user namespace, with a network and a mount namespace of its own. Where
-// the machine disables unprivileged user namespaces, New skips its test and names the reason.
+// Run runs the tests of a package and returns their exit status. If the user is not root, it runs
+// the test binary again as root of a user namespace, with a network and a mount namespace of its
+// own. Where the machine disables unprivileged user namespaces, New skips its test and names the
+// reason.
 func Run(m *testing.M) int {
 	switch {
 	case os.Getenv(inUserNamespace) != "":
@@ -56,8 +57,8 @@ func Run(m *testing.M) int {
 	return m.Run()
 }
 
-// MainAsRoot runs the tests of a suite that needs the privileges of the machine's root, such as loading
-// kernel modules. For an ordinary user it runs none of them and says so.
+// MainAsRoot runs the tests of a suite that needs the privileges of the machine's root, such as
+// loading kernel modules. For an ordinary user it runs none of them, and prints why.
 func MainAsRoot(m *testing.M) {
 	if os.Geteuid() != 0 {
 		fmt.Println("skipped: this suite needs root")
@@ -66,8 +67,8 @@ func MainAsRoot(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// InUserNamespace returns whether the tests run as root of a user namespace: it maps a single user, so
-// no file can be owned by another one.
+// InUserNamespace returns whether the tests run as root of a user namespace: it maps a single user,
+// so no file can be owned by another one.
 func InUserNamespace() bool { return os.Getenv(inUserNamespace) != "" }
 
 func runInUserNamespace() (code int, err error) {
@@ -98,7 +99,8 @@ func runInUserNamespace() (code int, err error) {
 	return exit.ExitCode(), nil
 }
 
-// setUp mounts what programs expect of a system: /run is writable, and /sys shows the network namespace.
+// setUp mounts what programs expect of a system: /run is writable, and /sys shows the network
+// namespace.
 func setUp() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)

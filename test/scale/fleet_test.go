@@ -49,7 +49,8 @@ func peak(calls []int) float64 {
 	return slices.Max(minutes) * float64(len(calls)) / float64(sum(calls))
 }
 
-// TestNothingMakesAFleetAskAtOnce is the bound of the issue of scale: the busiest minute has less than half as much again as the mean.
+// TestNothingMakesAFleetAskAtOnce is the bound of the issue of scale: the busiest minute has less
+// than half as much again as the mean.
 func TestNothingMakesAFleetAskAtOnce(t *testing.T) {
 	restart := func(s *Scenario) { s.RestartAt, s.RestartTime, s.HandOver = time.Hour, time.Hour, true }
 	brownout := func(s *Scenario) { s.BrownoutAt, s.BrownoutTime, s.Failing = time.Hour, time.Hour, 0.2 }
@@ -59,7 +60,7 @@ func TestNothingMakesAFleetAskAtOnce(t *testing.T) {
 		"restarted":        restart,
 		"brown-out":        brownout,
 		"both":             func(s *Scenario) { restart(s); brownout(s) },
-		"killed":           func(s *Scenario) { restart(s); s.HandOver, s.Nodes = false, 500 }, // so many that each by itself is no peak
+		"killed":           func(s *Scenario) { restart(s); s.HandOver, s.Nodes = false, 500 }, // one alone causes no peak
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := small(change)
@@ -106,8 +107,8 @@ func TestNodesThatHandOverAskForNothingMore(t *testing.T) {
 	}
 }
 
-// TestFleetComesBackFromAnOutage holds that all have credentials again in the end, and that what is more than the quota does not keep
-// them from it.
+// TestFleetComesBackFromAnOutage holds that all have credentials again in the end, and that what is
+// more than the quota does not keep them from it.
 func TestFleetComesBackFromAnOutage(t *testing.T) {
 	r := Run(small(func(s *Scenario) {
 		s.BrownoutAt, s.BrownoutTime, s.Failing, s.Quota = 30*time.Minute, time.Hour, 1, 6

@@ -135,7 +135,8 @@ func TestAssumeRoleAndUseIt(t *testing.T) {
 		t.Error("two sessions have the same credentials")
 	}
 
-	// The SDK's client signs by the machine's clock, which the server would take for skew; its signer takes any.
+	// The SDK's client signs by the machine's clock, which the server would take for skew; its
+	// signer takes any.
 	c.offset = 16 * time.Minute
 	req := sign(t, s, vended, http.MethodPost, "Action=GetCallerIdentity&Version=2011-06-15", c.now())
 	if status, code, message := send(t, req); status != 403 || code != "ExpiredToken" {

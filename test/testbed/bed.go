@@ -1,13 +1,15 @@
-// Package testbed builds a node with pods in network namespaces of its own: the node, whose interface leads to an "aws"
-// namespace with Amazon's metadata mock at 169.254.169.254 and stand-ins for STS and the Kubernetes API, and pods that
-// real CNI plugins connect. The demo, the namespace suite and the benchmark all run on it.
+// Package testbed builds a node with pods in network namespaces of its own: the node, whose
+// interface leads to an "aws" namespace with Amazon's metadata mock at 169.254.169.254 and
+// stand-ins for STS and the Kubernetes API, and pods that real CNI plugins connect. The demo, the
+// namespace suite and the benchmark all run on it.
 //
 //	aws namespace                              node namespace                    a namespace for each pod
 //	169.254.169.254:80  tap ─ metadata mock    default route ─▶ aws              eth0 10.201.0.x
 //	10.200.0.1:4566     STS                    eth0 10.200.0.2                   default route ─▶ node
 //	10.200.0.1:6443     Kubernetes API         bridge or veths, the proxy
 //
-// The node forwards and does not masquerade: the metadata mock sees a pod's own address, and answers it.
+// The node forwards and does not masquerade: the metadata mock sees a pod's own address, and
+// answers it.
 package testbed
 
 import (

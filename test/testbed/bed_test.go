@@ -71,8 +71,8 @@ func get(t *testing.T, n *Netns, url string) string {
 	return string(body)
 }
 
-// TestUnguardedPodGetsNodeCredentials is the control of every test that says a pod cannot have them: with the primary
-// plugin alone it can, they are good, and the testbed knows of it.
+// TestUnguardedPodGetsNodeCredentials is the control of every test that says a pod cannot have
+// them: with the primary plugin alone it can, they are good, and the testbed knows of it.
 func TestUnguardedPodGetsNodeCredentials(t *testing.T) {
 	for _, primary := range []string{"bridge", "ptp"} {
 		t.Run(primary, func(t *testing.T) {
@@ -129,7 +129,8 @@ func TestUnguardedPodGetsNodeCredentials(t *testing.T) {
 	}
 }
 
-// TestNodeOwnCredentials is the other side of Leaks: what the SDK's own chain asks on the node is none.
+// TestNodeOwnCredentials is the other side of Leaks: what the SDK's own chain asks on the node is
+// none.
 func TestNodeOwnCredentials(t *testing.T) {
 	b := newBed(t, Options{Primary: "ptp"})
 	sess, err := session.NewSession(&aws.Config{
@@ -231,7 +232,8 @@ func TestFailedSetupLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Without its tools the testbed fails at the last step, with the namespaces made and the stand-ins up.
+	// Without its tools the testbed fails at the last step, with the namespaces made and the
+	// stand-ins up.
 	if b, err := New(t.Context(), Options{Primary: "bridge", Tools: Tools{t.TempDir()}}); err == nil || !strings.Contains(err.Error(), "ec2-metadata-mock") {
 		t.Fatalf("%v, %v, want an error that names what is missing", b, err)
 	}

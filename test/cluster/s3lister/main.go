@@ -15,7 +15,7 @@ import (
 // listing is the result of one SDK.
 type listing struct {
 	SDK         string   `json:"sdk"`
-	Provider    string   `json:"provider"` // the link of the chain that had the credentials, by the SDK's name for it
+	Provider    string   `json:"provider"` // the SDK's name for the link that had the credentials
 	AccessKeyID string   `json:"accessKeyID"`
 	Objects     []string `json:"objects"`
 }
