@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -85,7 +86,7 @@ func hostile(ctx context.Context, tools testbed.Tools, progress io.Writer) ([]fi
 const hostileLink = "hostile0"
 
 // hostilePods makes the namespace with the addresses of all pods.
-func hostilePods(bed *testbed.Bed) (*testbed.Netns, error) {
+func hostilePods(bed *testbed.Bed) (*netnstest.Namespace, error) {
 	shared, err := bed.NewSandbox("default", "hostile", "hostile")
 	if err != nil {
 		return nil, err
@@ -137,7 +138,7 @@ func podAddress(pod int) string { return fmt.Sprintf("10.201.1.%d", pod) }
 
 // holdAll has every pod open its connections and send a request over each. It holds those that stay
 // open for a while and returns their number.
-func holdAll(ctx context.Context, pods *testbed.Netns, request string, stays func(net.Conn) bool) int {
+func holdAll(ctx context.Context, pods *netnstest.Namespace, request string, stays func(net.Conn) bool) int {
 	var mu sync.Mutex
 	var held []net.Conn
 	var g errgroup.Group

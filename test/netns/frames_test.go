@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -34,7 +35,7 @@ func (n *node) tap(s *testbed.Sandbox) *wire {
 }
 
 // tapAt opens the eth0 of a namespace until the test ends.
-func (n *node) tapAt(ns *testbed.Netns) *wire {
+func (n *node) tapAt(ns *netnstest.Namespace) *wire {
 	n.t.Helper()
 	w := &wire{n: n, done: make(chan struct{})}
 	n.must(ns.Do(func() error {

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -143,7 +144,7 @@ func (n *node) sendPackets(s *testbed.Sandbox, packets ...[]byte) {
 func TestHiddenPackets(t *testing.T) {
 	onThese(t, []setup{dual(bridgeIPTables), dual(bridged), dual(routedIPTables), dual(routed)}, func(t *testing.T, n *node) {
 		aws := n.tapAt(n.AWS)
-		for _, ns := range []*testbed.Netns{n.Node, n.AWS} {
+		for _, ns := range []*netnstest.Namespace{n.Node, n.AWS} {
 			n.must(ns.Do(func() error { return acceptSourceRoutes() }))
 		}
 		n.onNode("ip address add " + second4.String() + "/32 dev lo")

@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
@@ -112,7 +113,7 @@ func TestDirectDial(t *testing.T) {
 		pod := n.run("direct", "app")
 		n.wantOwn(pod, "app")
 		address := testbed.NodeIP.String() + ":8181"
-		for who, from := range map[string]*testbed.Netns{"a pod": pod.Netns, "a neighbour": n.AWS, "the node": n.Node} {
+		for who, from := range map[string]*netnstest.Namespace{"a pod": pod.Netns, "a neighbour": n.AWS, "the node": n.Node} {
 			// The proxy may be faster with its reset than the dialler with its look at the connection.
 			conn, err := from.Dial("tcp", address)
 			if errors.Is(err, syscall.ECONNRESET) {

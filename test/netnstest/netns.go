@@ -1,7 +1,6 @@
 package netnstest
 
 import (
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -13,11 +12,11 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// Netns is a network namespace that lives as long as its test. Its loopback interface is up, and
-// duplicate address detection of IPv6 is off. Addresses that a test dials immediately still need
-// ip(8)'s "nodad": without it, the kernel validates them in the background.
+// Netns is a network namespace that lives as long as its test. Its methods fail the test. Its
+// loopback interface is up, and duplicate address detection of IPv6 is off. Addresses that a test
+// dials at once still want ip(8)'s "nodad": without it, the kernel validates them in the background.
 type Netns struct {
-	netns.NsHandle
+	*Namespace
 	t testing.TB
 }
 
@@ -27,25 +26,17 @@ func New(t testing.TB) *Netns {
 	if unavailable != nil {
 		t.Skip(unavailable)
 	}
-	n := &Netns{NsHandle: netns.None(), t: t}
-	made := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		var err error
-		if n.NsHandle, err = netns.New(); err == nil {
-			err = os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o644)
+	n, err := Create(func() error {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o644); err != nil {
+			return err
 		}
-		if err == nil {
-			err = setLinkUp("lo")
-		}
-		made <- err
-	}()
-	err := <-made
-	t.Cleanup(func() { n.Close() })
+		return setLinkUp("lo")
+	})
 	if err != nil {
-		t.Fatalf("new network namespace: %v (does TestMain call netnstest.Main?)", err)
+		t.Fatalf("%v (does TestMain call netnstest.Main?)", err)
 	}
-	return n
+	t.Cleanup(func() { n.Close() })
+	return &Netns{n, t}
 }
 
 func setLinkUp(name string) error {
@@ -63,9 +54,6 @@ func (n *Netns) must(err error) {
 	}
 }
 
-// Path returns a path to the namespace, as CNI_NETNS has one.
-func (n *Netns) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(n.NsHandle)) }
-
 // Enter binds the test's goroutine to a thread in the namespace. The thread ends with the test.
 func (n *Netns) Enter() {
 	n.t.Helper()
@@ -73,22 +61,13 @@ func (n *Netns) Enter() {
 	n.must(netns.Set(n.NsHandle))
 }
 
-// Do calls f in the namespace: sockets that f opens and processes that it starts stay there.
-// Goroutines that f starts are not in it.
+// Do is Namespace.Do for a function that fails the test itself.
 func (n *Netns) Do(f func()) {
 	n.t.Helper()
-	runtime.LockOSThread()
-	before, err := netns.Get()
-	n.must(err)
-	defer before.Close()
-	n.must(netns.Set(n.NsHandle))
-	defer func() {
-		if err := netns.Set(before); err != nil {
-			panic(err) // the thread stays locked, so that no other goroutine runs in a wrong namespace
-		}
-		runtime.UnlockOSThread()
-	}()
-	f()
+	n.must(n.Namespace.Do(func() error {
+		f()
+		return nil
+	}))
 }
 
 // Handle returns a netlink handle in the namespace.
@@ -103,11 +82,22 @@ func (n *Netns) Handle() *netlink.Handle {
 // IP runs commands of ip(8) in the namespace, without the word "ip".
 func (n *Netns) IP(commands ...string) {
 	n.t.Helper()
+	n.batch(strings.Join(commands, "\n"), "ip", "-batch", "-")
+}
+
+// NFT runs a script of nft(8) in the namespace, as one transaction.
+func (n *Netns) NFT(script string) {
+	n.t.Helper()
+	n.batch(script, "nft", "-f", "-")
+}
+
+func (n *Netns) batch(input, name string, args ...string) {
+	n.t.Helper()
 	n.Do(func() {
-		batch := exec.Command("ip", "-batch", "-")
-		batch.Stdin = strings.NewReader(strings.Join(commands, "\n"))
-		if out, err := batch.CombinedOutput(); err != nil {
-			n.t.Fatalf("ip: %v\n%s\n%s", err, strings.Join(commands, "\n"), out)
+		cmd := exec.Command(name, args...)
+		cmd.Stdin = strings.NewReader(input)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			n.t.Fatalf("%s: %v\n%s\n%s", name, err, input, out)
 		}
 	})
 }
@@ -129,11 +119,10 @@ func (n *Netns) Run(command string) string {
 // Sysctl sets a kernel parameter of the namespace, whose name is a path below /proc/sys.
 func (n *Netns) Sysctl(name, value string) {
 	n.t.Helper()
-	n.Do(func() { n.must(os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)) })
+	n.must(n.Namespace.Do(func() error { return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644) }))
 }
 
-// Veth makes a pair of interfaces: name, which is up, and peerName in another namespace, which is
-// down.
+// Veth makes a pair of interfaces: name, which is up, and peerName in another namespace, which is down.
 func (n *Netns) Veth(name string, peer *Netns, peerName string) (link netlink.Link) {
 	n.t.Helper()
 	return n.add(&netlink.Veth{
@@ -149,24 +138,23 @@ func (n *Netns) Bridge(name string) netlink.Link {
 
 func (n *Netns) add(l netlink.Link) (link netlink.Link) {
 	n.t.Helper()
-	n.Do(func() {
-		n.must(netlink.LinkAdd(l))
-		var err error
-		link, err = netlink.LinkByName(l.Attrs().Name)
-		n.must(err)
-		n.must(netlink.LinkSetUp(link))
-	})
+	n.must(n.Namespace.Do(func() (err error) {
+		if err = netlink.LinkAdd(l); err != nil {
+			return err
+		}
+		if link, err = netlink.LinkByName(l.Attrs().Name); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	}))
 	return link
 }
 
 // Listen listens in the namespace until the test ends.
-func (n *Netns) Listen(network, address string) (l net.Listener) {
+func (n *Netns) Listen(network, address string) net.Listener {
 	n.t.Helper()
-	n.Do(func() {
-		var err error
-		l, err = net.Listen(network, address)
-		n.must(err)
-	})
+	l, err := n.Namespace.Listen(network, address)
+	n.must(err)
 	n.t.Cleanup(func() { l.Close() })
 	return l
 }

@@ -30,6 +30,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/imdstap"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 )
 
@@ -92,7 +93,7 @@ type Bed struct {
 	Dir      string
 	StateDir string
 
-	Node, AWS *Netns
+	Node, AWS *netnstest.Namespace
 	KubeAPI   *kubeapi.Server
 	STS       *sts.Server
 	IMDS      *imdstap.Tap
@@ -107,7 +108,7 @@ type Bed struct {
 	primary   string
 	ipv6      bool
 	chain     []Entry
-	netns     []*Netns
+	netns     []*netnstest.Namespace
 	processes []*Process
 	sandboxes int
 }
@@ -200,8 +201,8 @@ func (b *Bed) ClientEnv() []string {
 	}
 }
 
-func (b *Bed) newNetns(name string) (*Netns, error) {
-	n, err := newNetns(filepath.Join(b.Dir, "netns", name))
+func (b *Bed) newNetns(name string) (*netnstest.Namespace, error) {
+	n, err := netnstest.CreateAt(filepath.Join(b.Dir, "netns", name))
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +213,7 @@ func (b *Bed) newNetns(name string) (*Netns, error) {
 }
 
 // start starts a program that Close stops.
-func (b *Bed) start(n *Netns, env []string, name string, args ...string) (*Process, error) {
+func (b *Bed) start(n *netnstest.Namespace, env []string, name string, args ...string) (*Process, error) {
 	p, err := startProcess(n, env, name, args...)
 	if err != nil {
 		return nil, err
@@ -246,7 +247,7 @@ func (b *Bed) Close() error {
 		// An agent that was killed leaves its lock file, which is named by the node's network
 		// namespace.
 		var st unix.Stat_t
-		if unix.Stat(b.Node.path, &st) == nil {
+		if unix.Stat(b.Node.Path(), &st) == nil {
 			os.Remove(fmt.Sprintf("/run/kube2iam-cni-agent-%d.lock", st.Ino))
 		}
 	}

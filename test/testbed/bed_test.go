@@ -57,7 +57,7 @@ func newBed(t *testing.T, o Options) *Bed {
 }
 
 // get is what a GET from the namespace brings.
-func get(t *testing.T, n *Netns, url string) string {
+func get(t *testing.T, n *netnstest.Namespace, url string) string {
 	t.Helper()
 	resp, err := n.HTTP().Get(url)
 	if err != nil {
@@ -252,11 +252,11 @@ func TestSweep(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "netns"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	n, err := newNetns(filepath.Join(dir, "netns", "node"))
+	n, err := netnstest.CreateAt(filepath.Join(dir, "netns", "node"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.ns.Close(); err != nil {
+	if err := n.NsHandle.Close(); err != nil {
 		t.Fatal(err)
 	}
 	mine := dirPattern + fmt.Sprint(os.Getpid()) + ".alive"

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
 // connect makes the node's and the aws namespace and the link between them.
@@ -132,11 +134,11 @@ func (b *Bed) connectLAN() error {
 const LAN = "lan0"
 
 // addVeth makes a veth pair whose ends have the same name, one of them in the other namespace.
-func addVeth(name string, other *Netns) error {
+func addVeth(name string, other *netnstest.Namespace) error {
 	return netlink.LinkAdd(&netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: name},
 		PeerName:      name,
-		PeerNamespace: netlink.NsFd(other.ns.Fd()),
+		PeerNamespace: netlink.NsFd(other.NsHandle),
 	})
 }
 

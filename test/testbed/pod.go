@@ -16,13 +16,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
 // Sandbox is a pod as the container runtime sees it: a network namespace and the pod's identity.
 type Sandbox struct {
 	Namespace, Name, UID string
 	ContainerID          string
-	Netns                *Netns
+	Netns                *netnstest.Namespace
 
 	// IP and Result are results of ADD. If IP is set before ADD, host-local is asked for it.
 	IP     netip.Addr

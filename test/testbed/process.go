@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
 // Process is a program that runs in a namespace of the testbed until it is stopped or the testbed
@@ -25,7 +27,7 @@ type Process struct {
 }
 
 // startProcess starts a program in the namespace with exactly this environment.
-func startProcess(n *Netns, env []string, name string, args ...string) (*Process, error) {
+func startProcess(n *netnstest.Namespace, env []string, name string, args ...string) (*Process, error) {
 	p := &Process{name: filepath.Base(name), log: &log{}, done: make(chan struct{})}
 	err := n.Do(func() error {
 		p.cmd = exec.Command(name, args...)
