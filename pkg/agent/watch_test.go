@@ -3,43 +3,41 @@ package agent
 import (
 	"bytes"
 	"context"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
 // TestWatchRules removes tables and receives the notifications.
 func TestWatchRules(t *testing.T) {
-	n := newNetwork(t)
+	host := netnstest.New(t)
+	host.Enter()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	n.run("nft add table ip kube2iam-cni")
+	host.Run("nft add table ip kube2iam-cni")
 	notified := make(chan struct{}, 100)
 	ended := make(chan error)
 	watching := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // without an unlock the thread ends with the goroutine
-		if err := netns.Set(n.host); err != nil {
-			t.Error(err)
-		}
+		host.Enter()
 		close(watching)
 		ended <- watchRules(ctx, func() { notified <- struct{}{} })
 	}()
 	<-watching
 	// The socket is not there at once: changes are made until one is noticed.
 	for isNotified := false; !isNotified; {
-		n.run("nft add table ip other\nnft delete table ip other")
+		host.Run("nft add table ip other; nft delete table ip other")
 		select {
 		case <-notified:
 			isNotified = true
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	n.run("nft delete table ip kube2iam-cni")
+	host.Run("nft delete table ip kube2iam-cni")
 	select {
 	case <-notified:
 	case <-time.After(10 * time.Second):
@@ -53,7 +51,8 @@ func TestWatchRules(t *testing.T) {
 
 // TestIsRelevant tells what could be ours from what is others' own matter, by what the kernel says of real changes.
 func TestIsRelevant(t *testing.T) {
-	n := newNetwork(t)
+	host := netnstest.New(t)
+	host.Enter()
 	for _, command := range []string{
 		"iptables-nft -t nat -N KUBE-SERVICES", "iptables-nft -t nat -A KUBE-SERVICES -j RETURN", "iptables-nft -t nat -N KUBE-OLD",
 		"iptables-nft -t nat -A PREROUTING -j KUBE-SERVICES", "iptables-nft -A FORWARD -j ACCEPT", "iptables-nft -t mangle -A POSTROUTING -j ACCEPT",
@@ -61,10 +60,12 @@ func TestIsRelevant(t *testing.T) {
 		"nft add table ip kube-proxy", "nft add chain ip kube-proxy x", "nft add rule ip kube-proxy x counter",
 		"nft add table ip kube2iam-cni", "nft add chain ip kube2iam-cni guard", "nft add rule ip kube2iam-cni guard counter",
 	} {
-		n.run(command)
+		host.Run(command)
 	}
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
-	n.must(err)
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer conn.Close()
 	for _, tc := range []struct {
 		change string
@@ -87,12 +88,14 @@ func TestIsRelevant(t *testing.T) {
 		{"iptables-nft -t nat -F", true},
 		{"nft delete table ip kube-proxy", true}, // whatever tables go, ours may have gone along
 	} {
-		n.run(tc.change)
-		n.run("nft add table ip the-end")
+		host.Run(tc.change)
+		host.Run("nft add table ip the-end")
 		concerned := false
 		for ended := false; !ended; {
 			messages, err := conn.Receive()
-			n.must(err)
+			if err != nil {
+				t.Fatal(err)
+			}
 			for _, m := range messages {
 				if bytes.Contains(m.Data, []byte("the-end")) {
 					ended = true
@@ -104,10 +107,12 @@ func TestIsRelevant(t *testing.T) {
 		if concerned != tc.want {
 			t.Errorf("%s: concerns the agent: %v, want %v", tc.change, concerned, tc.want)
 		}
-		n.run("nft delete table ip the-end")
+		host.Run("nft delete table ip the-end")
 		for ended := false; !ended; {
 			messages, err := conn.Receive()
-			n.must(err)
+			if err != nil {
+				t.Fatal(err)
+			}
 			for _, m := range messages {
 				ended = ended || int(m.Header.Type)&0xff == unix.NFT_MSG_DELTABLE && bytes.Contains(m.Data, []byte("the-end"))
 			}

@@ -8,16 +8,15 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/vishvananda/netns"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
-// ourTables are those of nftables that are ours where the thread is.
-func (n *network) ourTables() string {
-	n.Helper()
+// ownTables returns the plugin's nftables tables in a namespace.
+func ownTables(n *netnstest.Netns) string {
 	var ours []string
-	for line := range strings.Lines(n.run("nft list tables")) {
+	for line := range strings.Lines(n.Run("nft list tables")) {
 		if strings.HasSuffix(strings.TrimSpace(line), " kube2iam-cni") {
 			ours = append(ours, strings.TrimSpace(line))
 		}
@@ -27,24 +26,22 @@ func (n *network) ourTables() string {
 
 // TestAttachInsideThePod has interfaces whose packets the host's rules do not see, on a node of each backend.
 func TestAttachInsideThePod(t *testing.T) {
-	for name, build := range map[string]func(*network, netns.NsHandle){
-		"a macvlan": func(n *network, pod netns.NsHandle) {
-			n.run(`ip link add uplink type veth peer name far
-				ip link set uplink up
-				ip link add eth0 netns ` + path(pod) + ` link uplink type macvlan mode bridge`)
+	for name, build := range map[string]func(host, pod *netnstest.Netns){
+		"a macvlan": func(host, pod *netnstest.Netns) {
+			host.IP("link add uplink type veth peer name far", "link set uplink up",
+				"link add eth0 netns "+pod.Path()+" link uplink type macvlan mode bridge")
 		},
-		"a veth to another pod": func(n *network, pod netns.NsHandle) {
-			aside := n.namespace()
-			n.in(aside, func() { n.run("ip link add veth0 type veth peer name eth0 netns " + path(pod)) })
+		"a veth to another pod": func(host, pod *netnstest.Netns) {
+			netnstest.New(t).Veth("veth0", pod, "eth0")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			backends(t, func(t *testing.T, backend string) {
-				n := newNetwork(t)
-				pod := n.namespace()
-				build(n, pod)
-				n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0\nip addr add fd00:1::5/64 dev eth0 nodad") })
-				node, r := n.real(backend), request(pod, "10.1.0.5", "fd00:1::5")
+				host := newHost(t)
+				pod := netnstest.New(t)
+				build(host, pod)
+				pod.IP("addr add 10.1.0.5/24 dev eth0", "addr add fd00:1::5/64 dev eth0 nodad")
+				node, r := realNode(t, backend), request(pod, "10.1.0.5", "fd00:1::5")
 				_, err := node.Attach(t.Context(), r)
 				if name != "a macvlan" {
 					// It is a veth: that its host side is not here may be a fault, and the pod's being elsewhere is not taken for granted.
@@ -54,39 +51,35 @@ func TestAttachInsideThePod(t *testing.T) {
 					node.PodDatapath = true
 					_, err = node.Attach(t.Context(), r)
 				}
-				n.must(err)
+				must(t, err)
 				record, err := node.Records.Get("c1", "eth0")
-				n.must(err)
+				must(t, err)
 				if record.Datapath != attachment.DatapathPod || record.Backend != attachment.BackendNFTables || record.HostLink != (attachment.HostLink{}) {
 					t.Errorf("the record says %s, %s, %+v", record.Datapath, record.Backend, record.HostLink)
 				}
-				n.wantGuardOnly()
-				n.in(pod, func() {
-					if got, want := n.ourTables(), "table ip kube2iam-cni, table ip6 kube2iam-cni"; got != want {
-						t.Errorf("in the pod there is %q, want %q", got, want)
-					}
-				})
+				wantGuardOnly(t, host)
+				if got, want := ownTables(pod), "table ip kube2iam-cni, table ip6 kube2iam-cni"; got != want {
+					t.Errorf("in the pod there is %q, want %q", got, want)
+				}
 				check := func(want ...string) {
 					t.Helper()
 					wrong, err := node.Check(t.Context(), r)
-					n.must(err)
+					must(t, err)
 					if diff := cmp.Diff(want, wrong); diff != "" {
 						t.Error(diff)
 					}
 				}
 				check()
-				n.run("nft delete chain ip6 kube2iam-cni guard")
+				host.Run("nft delete chain ip6 kube2iam-cni guard")
 				check("missing: rules of chain guard of table ip6 kube2iam-cni")
 				_, err = node.Rules.MakeGuard(t.Context())
-				n.must(err)
-				n.in(pod, func() { n.run("nft flush map ip kube2iam-cni pod") })
+				must(t, err)
+				pod.Run("nft flush map ip kube2iam-cni pod")
 				check("missing: redirection of 10.1.0.5 to 192.168.7.2:8181 of c1@eth0 in set pod of table ip kube2iam-cni")
-				n.must(node.Detach(t.Context(), "c1", "eth0"))
-				n.in(pod, func() {
-					if rules := n.run("nft list ruleset"); strings.Contains(rules, "c1@eth0") {
-						t.Errorf("after DEL:\n%s", rules)
-					}
-				})
+				must(t, node.Detach(t.Context(), "c1", "eth0"))
+				if rules := pod.Run("nft list ruleset"); strings.Contains(rules, "c1@eth0") {
+					t.Errorf("after DEL:\n%s", rules)
+				}
 				check("no record")
 			})
 		})
@@ -95,49 +88,47 @@ func TestAttachInsideThePod(t *testing.T) {
 
 // TestAttachInsideThePodByConfiguration has a veth whose packets the host's rules would see.
 func TestAttachInsideThePodByConfiguration(t *testing.T) {
-	n := newNetwork(t)
-	pod := n.namespace()
-	n.run("ip link add veth0 type veth peer name eth0 netns " + path(pod))
-	n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0") })
-	node := n.real("nftables")
+	host := newHost(t)
+	pod := netnstest.New(t)
+	host.Veth("veth0", pod, "eth0")
+	pod.IP("addr add 10.1.0.5/24 dev eth0")
+	node := realNode(t, "nftables")
 	node.PodDatapath = true
 	record, err := node.Attach(t.Context(), request(pod, "10.1.0.5"))
-	n.must(err)
+	must(t, err)
 	// The host's side is on record: by it the agent knows whether the pod is there.
 	if record.Datapath != attachment.DatapathPod || record.HostLink.Name != "veth0" || record.HostLink.Index == 0 {
 		t.Errorf("the record says %s, %+v", record.Datapath, record.HostLink)
 	}
-	n.wantGuardOnly()
+	wantGuardOnly(t, host)
 }
 
 // wantGuardOnly wants the guard of both families on the host, and no pod.
-func (n *network) wantGuardOnly() {
-	n.Helper()
-	rules := n.run("nft list ruleset")
-	if got, want := n.ourTables(), "table ip kube2iam-cni, table ip6 kube2iam-cni"; got != want || strings.Count(rules, `drop comment "drop"`) != 4 || strings.Contains(rules, "c1@eth0") {
-		n.Errorf("on the host there is %s:\n%s", got, rules)
+func wantGuardOnly(t *testing.T, host *netnstest.Netns) {
+	t.Helper()
+	rules := host.Run("nft list ruleset")
+	if got, want := ownTables(host), "table ip kube2iam-cni, table ip6 kube2iam-cni"; got != want || strings.Count(rules, `drop comment "drop"`) != 4 || strings.Contains(rules, "c1@eth0") {
+		t.Errorf("on the host there is %s:\n%s", got, rules)
 	}
 }
 
 // TestAttachWithoutItsGuard has the guard fail: nothing is made in the pod, and no record stays.
 func TestAttachWithoutItsGuard(t *testing.T) {
-	n := newNetwork(t)
-	pod := n.namespace()
-	n.run("ip link add veth0 type veth peer name eth0 netns " + path(pod))
-	n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0") })
+	host := newHost(t)
+	pod := netnstest.New(t)
+	host.Veth("veth0", pod, "eth0")
+	pod.IP("addr add 10.1.0.5/24 dev eth0")
 	// A set of our name with another type, so the transaction is refused.
-	n.run("nft add table ip kube2iam-cni\nnft add set ip kube2iam-cni addresses { type inet_service; }")
-	node := n.real("nftables")
+	host.NFT("table ip kube2iam-cni { set addresses { type inet_service; }; }")
+	node := realNode(t, "nftables")
 	node.PodDatapath = true
 	_, err := node.Attach(t.Context(), request(pod, "10.1.0.5"))
 	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != KindRules {
 		t.Errorf("got %v, want an error of the rules", err)
 	}
-	n.in(pod, func() {
-		if got := n.ourTables(); got != "" {
-			t.Errorf("in the pod there is %s", got)
-		}
-	})
+	if got := ownTables(pod); got != "" {
+		t.Errorf("in the pod there is %s", got)
+	}
 	if _, err := node.Records.Get("c1", "eth0"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("record: %v", err)
 	}
@@ -159,29 +150,27 @@ func TestAttachOnABridge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			backends(t, func(t *testing.T, backend string) {
-				n := newNetwork(t)
+				host := newHost(t)
 				if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
 					t.Skipf("this kernel has no bridge-nf: %v", err)
 				}
-				pod := n.namespace()
-				n.run(`ip link add br0 type bridge
-					ip link add veth0 type veth peer name eth0 netns ` + path(pod) + `
-					ip link set veth0 master br0`)
-				n.in(pod, func() { n.run("ip addr add 10.1.0.5/24 dev eth0\nip addr add fd00:1::5/64 dev eth0 nodad") })
-				n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(tc.nf4), 0o644))
-				n.must(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-ip6tables", []byte(tc.nf6), 0o644))
-				node := n.real(backend)
+				pod := netnstest.New(t)
+				host.IP("link add br0 type bridge", "link add veth0 type veth peer name eth0 netns "+pod.Path(), "link set veth0 master br0")
+				pod.IP("addr add 10.1.0.5/24 dev eth0", "addr add fd00:1::5/64 dev eth0 nodad")
+				host.Sysctl("net/bridge/bridge-nf-call-iptables", tc.nf4)
+				host.Sysctl("net/bridge/bridge-nf-call-ip6tables", tc.nf6)
+				node := realNode(t, backend)
 				record, err := node.Attach(t.Context(), request(pod, tc.ips...))
 				if tc.isRefused && backend == "iptables" {
 					if e, ok := errors.AsType[*Error](err); !ok || e.Kind != KindBridge {
 						t.Errorf("got %v, want an error of the bridge", err)
 					}
-					if records, err := node.Records.List(); len(records) > 0 || err != nil || n.ourTables() != "" {
-						t.Errorf("left %v, %v, %s", records, err, n.ourTables())
+					if records, err := node.Records.List(); len(records) > 0 || err != nil || ownTables(host) != "" {
+						t.Errorf("left %v, %v, %s", records, err, ownTables(host))
 					}
 					return
 				}
-				n.must(err)
+				must(t, err)
 				if record.Datapath != attachment.DatapathBridged || record.HostLink.Bridge != "br0" || record.Backend != attachment.Backend(backend) {
 					t.Errorf("the record says %s, %+v, %s", record.Datapath, record.HostLink, record.Backend)
 				}
@@ -191,8 +180,8 @@ func TestAttachOnABridge(t *testing.T) {
 				if _, err := node.Records.Get("c1", "eth0"); err != nil {
 					t.Errorf("on record: %v", err)
 				}
-				n.must(node.Detach(t.Context(), "c1", "eth0"))
-				if rules := n.run("nft list ruleset\niptables-save\nip6tables-save"); strings.Contains(rules, "c1@eth0") {
+				must(t, node.Detach(t.Context(), "c1", "eth0"))
+				if rules := host.Run("nft list ruleset; iptables-save; ip6tables-save"); strings.Contains(rules, "c1@eth0") {
 					t.Errorf("after DEL:\n%s", rules)
 				}
 			})

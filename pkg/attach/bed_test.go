@@ -50,7 +50,6 @@ func TestMain(m *testing.M) { netnstest.Main(m) }
 func newBed(t *testing.T, backend string) *bed {
 	t.Helper()
 	netnstest.New(t).Enter()
-	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 	b := &bed{T: t, pods: make(map[string]*hostlink.Link)}
 	settings := Settings{
 		ProxyPort: 8181, MetadataIP: services[0].Addr(), StateDir: filepath.Join(t.TempDir(), "state"),

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
@@ -54,6 +55,14 @@ func Run(m *testing.M) int {
 		}
 		unavailable = err
 	}
+	// The machine's lock of iptables-legacy is not the tests'.
+	dir, err := os.MkdirTemp("", "netnstest")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "netnstest:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	os.Setenv("XTABLES_LOCKFILE", filepath.Join(dir, "xtables.lock"))
 	return m.Run()
 }
 

@@ -47,7 +47,6 @@ const (
 // New makes a host with a pod that is "routed" or "bridged". TestMain must call netnstest.Main.
 func New(t *testing.T, kind, backend string) *Host {
 	t.Helper()
-	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 	n := &Host{T: t, Commands: t.TempDir(), StateDir: filepath.Join(t.TempDir(), "state"), Kind: kind, Backend: backend}
 	n.Service, n.Pod, n.Netns = netnstest.New(t), netnstest.New(t), netnstest.New(t)
 	n.Netns.Enter()
