@@ -90,9 +90,9 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 		close(guarded)
 		notifySystemd(log, daemon.SdNotifyReady+"\nSTATUS=")
 	})
-	ready := newReadiness(lock, conf.Guard, installer)
+	status := newAgentStatus(lock, conf.Guard, installer)
 	config.OnRepaired = func(err error) {
-		ready.setRules(err)
+		status.setRules(err)
 		if err == nil {
 			announce()
 		}
@@ -105,14 +105,14 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 			a.Trigger() // pods of the network can be adopted now
 		}
 		failed = err != nil
-		ready.setEntry(err)
+		status.setEntry(err)
 	}
 	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", c.String("backend"), "guard", conf.Guard, "install", !installer.WatchOnly,
 		"runtime", dirs.Runtime, "conf dir", dirs.ConfDir, "bin dir", dirs.BinDir)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return a.Run(ctx) })
 	tasks.Go(func() error { return watchDirs(ctx, c, dirs, interval) })
-	tasks.Go(func() error { return ready.watchLock(ctx) })
+	tasks.Go(func() error { return status.watchLock(ctx) })
 	tasks.Go(func() error {
 		// On a node that cannot be guarded, each ADD fails, so the entry would only keep pods from starting.
 		select {

@@ -10,9 +10,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 )
 
-// readiness publishes in the lock file whether the agent is ready: its last round had no error, and the
+// agentStatus publishes in the lock file whether the agent is ready: its last round had no error, and the
 // entry was in the network configuration at the last check.
-type readiness struct {
+type agentStatus struct {
 	lock         *agent.Lock
 	lost         chan error // an error of the lock file
 	rules, entry string     // the status texts without an error
@@ -21,50 +21,50 @@ type readiness struct {
 	rulesError, entryError error
 }
 
-func newReadiness(lock *agent.Lock, guard bool, installer *conflist.Installer) *readiness {
-	r := &readiness{
+func newAgentStatus(lock *agent.Lock, guard bool, installer *conflist.Installer) *agentStatus {
+	s := &agentStatus{
 		lock: lock, lost: make(chan error, 1), rules: "guard and rules in place", entry: "entry chained in " + installer.ConfDir,
 		rulesError: errors.New("the first round has not ended yet"), entryError: errors.New("no network configuration has been looked at yet"),
 	}
 	if !guard {
-		r.rules = "rules in place, no guard by --guard=false"
+		s.rules = "rules in place, no guard by --guard=false"
 	}
 	if !installer.WatchOnly {
-		r.entry = "program in " + installer.BinDir + ", " + r.entry
+		s.entry = "program in " + installer.BinDir + ", " + s.entry
 	}
-	return r
+	return s
 }
 
 // setRules sets the result of a round.
-func (r *readiness) setRules(err error) { r.set(&r.rulesError, err) }
+func (s *agentStatus) setRules(err error) { s.set(&s.rulesError, err) }
 
 // setEntry sets the result of a check of the network configuration.
-func (r *readiness) setEntry(err error) { r.set(&r.entryError, err) }
+func (s *agentStatus) setEntry(err error) { s.set(&s.entryError, err) }
 
-func (r *readiness) set(field *error, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (s *agentStatus) set(field *error, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	*field = err
-	status := []string{r.rules, r.entry}
-	for i, err := range []error{r.rulesError, r.entryError} {
+	status := []string{s.rules, s.entry}
+	for i, err := range []error{s.rulesError, s.entryError} {
 		if err != nil {
 			status[i] = err.Error()
 		}
 	}
-	if err := r.lock.SetStatus(r.rulesError == nil && r.entryError == nil, strings.Join(status, "; ")); err != nil {
+	if err := s.lock.SetStatus(s.rulesError == nil && s.entryError == nil, strings.Join(status, "; ")); err != nil {
 		select {
-		case r.lost <- err:
+		case s.lost <- err:
 		default:
 		}
 	}
 }
 
 // watchLock returns an error when the lock is lost, and nil when ctx ends.
-func (r *readiness) watchLock(ctx context.Context) error {
+func (s *agentStatus) watchLock(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
-	case err := <-r.lost:
+	case err := <-s.lost:
 		return err
 	}
 }
