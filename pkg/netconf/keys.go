@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -38,46 +40,49 @@ func (k Key) Env() string {
 var Keys = []Key{
 	{"proxyIP", "proxy-ip", "auto",
 		"address of the proxy; auto is the node's address towards its default route",
-		`{"anyOf": [{"const": "auto"}, {"$ref": "#/definitions/address"}]}`, setProxyIP},
+		`{"anyOf": [{"const": "auto"}, {"$ref": "#/definitions/address"}]}`, text(setProxyIP)},
 	{"proxyPort", "proxy-port", 8181,
 		"port of the proxy, as its --app-port",
 		`{"$ref": "#/definitions/port"}`, setProxyPort},
 	{"metadataIP", "metadata-ip", "169.254.169.254",
-		"IPv4 address of the metadata service that is redirected; its IPv6 address is fd00:ec2::254",
-		`{"$ref": "#/definitions/address"}`, setMetadataIP},
+		"IPv4 address of the metadata service that is redirected, as the proxy's --metadata-addr; the IPv6 address is fd00:ec2::254",
+		`{"$ref": "#/definitions/address"}`, text(setMetadataIP)},
 	{"stateDir", "state-dir", DefaultStateDir,
 		"directory of the records, on a tmpfs, as the proxy's --state-dir",
-		`{"$ref": "#/definitions/path"}`, setStateDir},
+		`{"$ref": "#/definitions/path"}`, text(setStateDir)},
 	{"backend", "backend", "auto",
 		"nftables, or iptables by the node's command; auto is nftables if the kernel has it",
-		`{"enum": ["auto", "nftables", "iptables"]}`, setBackend},
+		`{"enum": ["auto", "nftables", "iptables"]}`, text(setBackend)},
 	{"guard", "guard", true,
 		"refuse packets to the metadata service that are forwarded without a redirection",
 		`{"type": "boolean"}`, setGuard},
 	{"mark", "mark", fmt.Sprintf("%#x", DefaultMark),
-		"bits of the packet mark that no other program uses; set on bridged packets, with nftables only",
-		`{"type": "string", "pattern": "^0x[0-9a-fA-F]+$"}`, setMark},
+		"bits of the packet mark that no other program uses, the same in all network configurations of a node; set on bridged packets, with nftables only",
+		`{"type": "string", "pattern": "^0x[0-9a-fA-F]+$"}`, text(setMark)},
 	{"datapath", "datapath", "auto",
 		"pod redirects inside the pod's network namespace; auto does so only for interfaces other than veth",
-		`{"enum": ["auto", "pod"]}`, setDatapath},
+		`{"enum": ["auto", "pod"]}`, text(setDatapath)},
 }
 
-func setProxyIP(c *Config, v json.RawMessage) error {
-	var s string
-	if err := decode(v, `"auto" or an IP address`, &s); err != nil || s == "auto" {
-		return err
+// text returns a setter of a JSON value from one of a string.
+func text(set func(*Config, string) error) func(*Config, json.RawMessage) error {
+	return func(c *Config, v json.RawMessage) error {
+		var s string
+		if err := decode(v, "a string", &s); err != nil {
+			return err
+		}
+		return set(c, s)
 	}
-	ip, err := parseUnicast(s)
-	if err != nil {
-		return fmt.Errorf(`%w; or "auto"`, err)
+}
+
+func setProxyIP(c *Config, s string) (err error) {
+	if s == "auto" {
+		return nil
 	}
-	if ip.IsLoopback() {
-		// The kernel redirects a pod's packet to 127.0.0.1 only with route_localnet, which opens the
-		// node's loopback addresses to pods.
-		return fmt.Errorf("%s is a loopback address, which no pod's packet reaches", ip)
-	}
-	c.ProxyIP = ip
-	return nil
+	// The kernel redirects a pod's packet to 127.0.0.1 only with route_localnet, which opens the node's
+	// loopback addresses to pods.
+	c.ProxyIP, err = parseUnicast(s)
+	return err
 }
 
 func setProxyPort(c *Config, v json.RawMessage) error {
@@ -91,114 +96,71 @@ func setProxyPort(c *Config, v json.RawMessage) error {
 	return nil
 }
 
-func setMetadataIP(c *Config, v json.RawMessage) error {
-	var s string
-	if err := decode(v, "an IPv4 address", &s); err != nil {
-		return err
+func setMetadataIP(c *Config, s string) (err error) {
+	c.MetadataIP, err = parseUnicast(s)
+	if err == nil && !c.MetadataIP.Is4() {
+		err = fmt.Errorf("%s is not an IPv4 address", c.MetadataIP)
 	}
-	ip, err := parseUnicast(s)
-	if err != nil {
-		return err
-	}
-	if !ip.Is4() || ip.IsLoopback() {
-		return fmt.Errorf("%s is not an IPv4 address that pods can dial", ip)
-	}
-	c.MetadataIP = ip
-	return nil
+	return err
 }
 
-func setStateDir(c *Config, v json.RawMessage) error {
-	var s string
-	if err := decode(v, "a directory", &s); err != nil {
-		return err
-	}
-	if !validStateDir(s) {
-		return fmt.Errorf("%s is not an absolute, clean path", quote(s))
+func setStateDir(c *Config, s string) error {
+	if !filepath.IsAbs(s) || filepath.Clean(s) != s || s == "/" || strings.ContainsRune(s, 0) {
+		return fmt.Errorf("%.80q is not an absolute, clean path", s)
 	}
 	c.StateDir = s
 	return nil
 }
 
-func setBackend(c *Config, v json.RawMessage) error {
-	var s string
-	if err := decode(v, "a string", &s); err != nil {
-		return err
-	}
-	switch s {
-	case "auto":
-		c.Backend = ""
-	case "nftables", "iptables":
-		c.Backend = attachment.Backend(s)
-	default:
-		return fmt.Errorf(`%s is not "auto", "nftables" or "iptables"`, quote(s))
-	}
-	return nil
+func setBackend(c *Config, s string) (err error) {
+	c.Backend, err = autoOr(s, attachment.BackendNFTables, attachment.BackendIPTables)
+	return err
 }
 
 func setGuard(c *Config, v json.RawMessage) error { return decode(v, "true or false", &c.Guard) }
 
-// setMark accepts a number, and a string with a number as iptables and nft print marks: "0x1000".
-func setMark(c *Config, v json.RawMessage) error {
-	const want = "a mark from 1 to 0xffffffff"
-	text := string(v)
-	if v[0] == '"' {
-		if err := decode(v, want, &text); err != nil {
-			return err
-		}
-	}
-	mark, err := strconv.ParseUint(text, 0, 32)
-	if err != nil || mark == 0 || strings.Contains(text, "_") {
-		return fmt.Errorf("%s is not %s", truncate(string(v)), want)
+// setMark accepts a mark as iptables and nft print it: "0x1000".
+func setMark(c *Config, s string) error {
+	mark, err := strconv.ParseUint(s, 0, 32)
+	if err != nil || mark == 0 {
+		return fmt.Errorf("%.80q is not a mark from 1 to 0xffffffff", s)
 	}
 	c.Mark = uint32(mark)
 	return nil
 }
 
-func setDatapath(c *Config, v json.RawMessage) error {
-	var s string
-	if err := decode(v, "a string", &s); err != nil {
-		return err
-	}
-	switch s {
-	case "auto":
-		c.Datapath = ""
-	case string(attachment.DatapathPod):
-		c.Datapath = attachment.DatapathPod
-	default:
-		return fmt.Errorf(`%s is not "auto" or "pod"`, quote(s))
-	}
-	return nil
+func setDatapath(c *Config, s string) (err error) {
+	c.Datapath, err = autoOr(s, attachment.DatapathPod)
+	return err
 }
 
+// autoOr returns the value that s names, or "" for "auto".
+func autoOr[T ~string](s string, values ...T) (T, error) {
+	if s == "auto" {
+		return "", nil
+	}
+	if !slices.Contains(values, T(s)) {
+		return "", fmt.Errorf(`%.80q is not "auto" or one of %q`, s, values)
+	}
+	return T(s), nil
+}
+
+// parseUnicast parses an address that pods can reach.
 func parseUnicast(s string) (netip.Addr, error) {
 	ip, err := netip.ParseAddr(s)
 	if err != nil || ip.Zone() != "" || ip.Is4In6() {
-		return netip.Addr{}, fmt.Errorf("%s is not a plain IP address", quote(s))
+		return netip.Addr{}, fmt.Errorf("%.80q is not a plain IP address", s)
 	}
-	if ip.IsUnspecified() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
-		return netip.Addr{}, fmt.Errorf("%s is not the address of one machine", ip)
+	if ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return netip.Addr{}, fmt.Errorf("%s is not the address of a machine that pods can reach", ip)
 	}
 	return ip, nil
 }
 
 // decode decodes one value. It refuses null, which encoding/json would accept and ignore.
 func decode(v json.RawMessage, want string, into any) error {
-	if string(v) == "null" {
-		return fmt.Errorf("null is not %s", want)
-	}
-	if err := json.Unmarshal(v, into); err != nil {
-		return fmt.Errorf("%s is not %s", truncate(string(v)), want)
+	if string(v) == "null" || json.Unmarshal(v, into) != nil {
+		return fmt.Errorf("%.80s is not %s", v, want)
 	}
 	return nil
-}
-
-func quote(s string) string { return strconv.Quote(truncate(s)) }
-
-// truncate bounds how much of a value an error repeats.
-func truncate(s string) string {
-	const limit = 80
-	if len(s) > limit {
-		return s[:limit] + "…"
-	}
-	return s
 }

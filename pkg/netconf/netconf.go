@@ -7,12 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/containernetworking/cni/pkg/types/create"
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
@@ -50,8 +48,9 @@ const (
 	validKey       = reservedPrefix + "valid-attachments"
 )
 
-// Parse decodes a network configuration. An unknown key or an invalid value is an error with code 7,
-// text that is not a JSON object one with code 6.
+// Parse decodes a network configuration. An unknown key or an invalid value of the plugin's own keys
+// is an error with code 7. Text that is not a JSON object, or an invalid value of another key, is one
+// with code 6.
 func Parse(stdin []byte) (*Config, error) {
 	raw, err := decodeObject(stdin)
 	if err != nil {
@@ -60,9 +59,23 @@ func Parse(stdin []byte) (*Config, error) {
 	if err := checkKeys(raw); err != nil {
 		return nil, err
 	}
+	var conf types.PluginConf
+	if err := json.Unmarshal(stdin, &conf); err != nil {
+		return nil, undecodable("network configuration: %v", err)
+	}
+	if conf.CNIVersion == "" {
+		conf.CNIVersion = "0.1.0"
+	}
+	if err := version.ParsePrevResult(&conf); err != nil {
+		return nil, undecodable("prevResult: %v", err)
+	}
 	c := &Config{
+		CNIVersion: conf.CNIVersion, Name: conf.Name, PrevResult: conf.PrevResult, Valid: conf.ValidAttachments,
 		ProxyPort: 8181, MetadataIP: netip.AddrFrom4([4]byte{169, 254, 169, 254}),
 		StateDir: DefaultStateDir, Guard: true, Mark: DefaultMark,
+	}
+	if raw[validKey] != nil && c.Valid == nil {
+		c.Valid = []types.GCAttachment{}
 	}
 	for _, k := range Keys {
 		if value, ok := raw[k.Name]; ok {
@@ -74,27 +87,6 @@ func Parse(stdin []byte) (*Config, error) {
 	if c.ProxyIP == c.MetadataIP {
 		return nil, invalid("proxyIP: %s is metadataIP too", c.ProxyIP)
 	}
-	if value, ok := raw["name"]; ok {
-		if err := decode(value, "a string", &c.Name); err != nil {
-			return nil, invalid("name: %v", err)
-		}
-	}
-	if value, ok := raw[validKey]; ok {
-		c.Valid = []types.GCAttachment{}
-		if string(value) != "null" {
-			if err := decode(value, "a list of attachments", &c.Valid); err != nil {
-				return nil, invalid(validKey+": %v", err)
-			}
-		}
-	}
-	if c.CNIVersion, err = create.DecodeVersion(stdin); err != nil {
-		return nil, undecodable("cniVersion: %v", err)
-	}
-	if value, ok := raw["prevResult"]; ok {
-		if c.PrevResult, err = parsePrevResult(c.CNIVersion, value); err != nil {
-			return nil, undecodable("prevResult: %v", err)
-		}
-	}
 	return c, nil
 }
 
@@ -104,7 +96,7 @@ func Parse(stdin []byte) (*Config, error) {
 func StateDir(stdin []byte) string {
 	c := Config{StateDir: DefaultStateDir}
 	if raw, err := decodeObject(stdin); err == nil && raw["stateDir"] != nil {
-		_ = setStateDir(&c, raw["stateDir"]) // an invalid value leaves the default
+		_ = text(setStateDir)(&c, raw["stateDir"]) // an invalid value leaves the default
 	}
 	return c.StateDir
 }
@@ -127,7 +119,7 @@ func checkKeys(raw map[string]json.RawMessage) error {
 	}
 	for key := range raw {
 		if !slices.Contains(names, key) && !slices.Contains(cniKeys, key) && !strings.HasPrefix(key, reservedPrefix) {
-			unknown = append(unknown, quote(key))
+			unknown = append(unknown, fmt.Sprintf("%.80q", key))
 		}
 	}
 	if len(unknown) == 0 {
@@ -137,23 +129,10 @@ func checkKeys(raw map[string]json.RawMessage) error {
 	return invalid("unknown key %s; the plugin's own keys are %s", strings.Join(unknown, ", "), strings.Join(names, ", "))
 }
 
-func parsePrevResult(cniVersion string, raw json.RawMessage) (types.Result, error) {
-	conf := &types.PluginConf{CNIVersion: cniVersion}
-	if err := json.Unmarshal(raw, &conf.RawPrevResult); err != nil {
-		return nil, err
-	}
-	err := version.ParsePrevResult(conf)
-	return conf.PrevResult, err
-}
-
 func invalid(format string, args ...any) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(format, args...), "")
 }
 
 func undecodable(format string, args ...any) error {
 	return types.NewError(types.ErrDecodingFailure, fmt.Sprintf(format, args...), "")
-}
-
-func validStateDir(dir string) bool {
-	return filepath.IsAbs(dir) && filepath.Clean(dir) == dir && dir != "/" && !strings.ContainsRune(dir, 0)
 }

@@ -42,7 +42,7 @@ func TestParse(t *testing.T) {
 			stdin: `{"cniVersion":"1.1.0","name":"net","type":"kube2iam-cni"}`,
 			want:  defaults(nil),
 		},
-		"no version is the first": {
+		"no version means 0.1.0": {
 			stdin: `{"name":"net"}`,
 			want:  defaults(func(c *Config) { c.CNIVersion = "0.1.0" }),
 		},
@@ -60,9 +60,9 @@ func TestParse(t *testing.T) {
 				c.Datapath = attachment.DatapathPod
 			}),
 		},
-		"the defaults, said": {
+		"the defaults, explicitly": {
 			stdin: `{"cniVersion":"1.1.0","name":"net","proxyIP":"auto","proxyPort":8181,"metadataIP":"169.254.169.254",
-				"stateDir":"/run/kube2iam-cni","backend":"auto","guard":true,"mark":4096,"datapath":"auto"}`,
+				"stateDir":"/run/kube2iam-cni","backend":"auto","guard":true,"mark":"0x1000","datapath":"auto"}`,
 			want: defaults(nil),
 		},
 		"nftables": {
@@ -73,9 +73,9 @@ func TestParse(t *testing.T) {
 			stdin: `{"cniVersion":"1.1.0","name":"net","proxyIP":"fd00::1"}`,
 			want:  defaults(func(c *Config) { c.ProxyIP = netip.MustParseAddr("fd00::1") }),
 		},
-		"what a runtime and an installer add": {
+		"keys of runtimes": {
 			stdin: `{"cniVersion":"1.1.0","name":"net","type":"kube2iam-cni","capabilities":{"portMappings":true},
-				"runtimeConfig":{"portMappings":[]},"args":{"cni":{}},"ipam":{},"dns":{},"cni.dev/of-tomorrow":7}`,
+				"runtimeConfig":{"portMappings":[]},"args":{"cni":{}},"ipam":{},"dns":{},"cni.dev/future":7}`,
 			want: defaults(nil),
 		},
 		"GC": {
@@ -83,7 +83,7 @@ func TestParse(t *testing.T) {
 				"cni.dev/attachments":[{"containerID":"a","ifname":"eth0"}]}`,
 			want: defaults(func(c *Config) { c.Valid = []types.GCAttachment{{ContainerID: "a", IfName: "eth0"}} }),
 		},
-		"GC when nothing is attached": {
+		"GC without valid attachments": {
 			stdin: `{"cniVersion":"1.1.0","name":"net","cni.dev/valid-attachments":null}`,
 			want:  defaults(func(c *Config) { c.Valid = []types.GCAttachment{} }),
 		},
@@ -134,54 +134,55 @@ func TestParsePrevResult(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	for name, tc := range map[string]struct {
-		keys string // of a configuration that is right but for them
+		keys string // added to a valid configuration
 		code uint
-		want string // in the message, all of it
+		want string // the whole message
 	}{
 		"unknown key":              {`"proxyip":"10.0.0.1"`, 7, `unknown key "proxyip"; the plugin's own keys are proxyIP, proxyPort, metadataIP, stateDir, backend, guard, mark, datapath`},
 		"unknown keys":             {`"z":1,"a":2`, 7, `unknown key "a", "z"; the plugin's own keys are proxyIP, proxyPort, metadataIP, stateDir, backend, guard, mark, datapath`},
-		"proxyIP: a number":        {`"proxyIP":7`, 7, `proxyIP: 7 is not "auto" or an IP address`},
-		"proxyIP: null":            {`"proxyIP":null`, 7, `proxyIP: null is not "auto" or an IP address`},
-		"proxyIP: a name":          {`"proxyIP":"node-1"`, 7, `proxyIP: "node-1" is not a plain IP address; or "auto"`},
-		"proxyIP: empty":           {`"proxyIP":""`, 7, `proxyIP: "" is not a plain IP address; or "auto"`},
-		"proxyIP: a prefix":        {`"proxyIP":"10.0.0.1/8"`, 7, `proxyIP: "10.0.0.1/8" is not a plain IP address; or "auto"`},
-		"proxyIP: a zone":          {`"proxyIP":"fe80::1%eth0"`, 7, `proxyIP: "fe80::1%eth0" is not a plain IP address; or "auto"`},
-		"proxyIP: mapped":          {`"proxyIP":"::ffff:10.0.0.1"`, 7, `proxyIP: "::ffff:10.0.0.1" is not a plain IP address; or "auto"`},
-		"proxyIP: unspecified":     {`"proxyIP":"0.0.0.0"`, 7, `proxyIP: 0.0.0.0 is not the address of one machine; or "auto"`},
-		"proxyIP: multicast":       {`"proxyIP":"ff02::1"`, 7, `proxyIP: ff02::1 is not the address of one machine; or "auto"`},
-		"proxyIP: loopback":        {`"proxyIP":"127.0.0.1"`, 7, `proxyIP: 127.0.0.1 is a loopback address, which no pod's packet reaches`},
+		"proxyIP: a number":        {`"proxyIP":7`, 7, `proxyIP: 7 is not a string`},
+		"proxyIP: null":            {`"proxyIP":null`, 7, `proxyIP: null is not a string`},
+		"proxyIP: a name":          {`"proxyIP":"node-1"`, 7, `proxyIP: "node-1" is not a plain IP address`},
+		"proxyIP: empty":           {`"proxyIP":""`, 7, `proxyIP: "" is not a plain IP address`},
+		"proxyIP: a prefix":        {`"proxyIP":"10.0.0.1/8"`, 7, `proxyIP: "10.0.0.1/8" is not a plain IP address`},
+		"proxyIP: a zone":          {`"proxyIP":"fe80::1%eth0"`, 7, `proxyIP: "fe80::1%eth0" is not a plain IP address`},
+		"proxyIP: mapped":          {`"proxyIP":"::ffff:10.0.0.1"`, 7, `proxyIP: "::ffff:10.0.0.1" is not a plain IP address`},
+		"proxyIP: unspecified":     {`"proxyIP":"0.0.0.0"`, 7, `proxyIP: 0.0.0.0 is not the address of a machine that pods can reach`},
+		"proxyIP: multicast":       {`"proxyIP":"ff02::1"`, 7, `proxyIP: ff02::1 is not the address of a machine that pods can reach`},
+		"proxyIP: loopback":        {`"proxyIP":"127.0.0.1"`, 7, `proxyIP: 127.0.0.1 is not the address of a machine that pods can reach`},
 		"proxyIP: the service":     {`"proxyIP":"169.254.169.254"`, 7, `proxyIP: 169.254.169.254 is metadataIP too`},
 		"proxyPort: 0":             {`"proxyPort":0`, 7, `proxyPort: 0 is not a port from 1 to 65535`},
-		"proxyPort: too much":      {`"proxyPort":65536`, 7, `proxyPort: 65536 is not a port from 1 to 65535`},
+		"proxyPort: too large":     {`"proxyPort":65536`, 7, `proxyPort: 65536 is not a port from 1 to 65535`},
 		"proxyPort: negative":      {`"proxyPort":-1`, 7, `proxyPort: -1 is not a port from 1 to 65535`},
 		"proxyPort: a fraction":    {`"proxyPort":81.5`, 7, `proxyPort: 81.5 is not a port from 1 to 65535`},
 		"proxyPort: a string":      {`"proxyPort":"8181"`, 7, `proxyPort: "8181" is not a port from 1 to 65535`},
 		"proxyPort: a word":        {`"proxyPort":"http"`, 7, `proxyPort: "http" is not a port from 1 to 65535`},
-		"metadataIP: IPv6":         {`"metadataIP":"fd00:ec2::254"`, 7, `metadataIP: fd00:ec2::254 is not an IPv4 address that pods can dial`},
-		"metadataIP: loopback":     {`"metadataIP":"127.0.0.1"`, 7, `metadataIP: 127.0.0.1 is not an IPv4 address that pods can dial`},
-		"metadataIP: a list":       {`"metadataIP":["169.254.169.254"]`, 7, `metadataIP: ["169.254.169.254"] is not an IPv4 address`},
-		"metadataIP: broadcast":    {`"metadataIP":"255.255.255.255"`, 7, `metadataIP: 255.255.255.255 is not the address of one machine`},
+		"metadataIP: IPv6":         {`"metadataIP":"fd00:ec2::254"`, 7, `metadataIP: fd00:ec2::254 is not an IPv4 address`},
+		"metadataIP: loopback":     {`"metadataIP":"127.0.0.1"`, 7, `metadataIP: 127.0.0.1 is not the address of a machine that pods can reach`},
+		"metadataIP: a list":       {`"metadataIP":["169.254.169.254"]`, 7, `metadataIP: ["169.254.169.254"] is not a string`},
+		"metadataIP: broadcast":    {`"metadataIP":"255.255.255.255"`, 7, `metadataIP: 255.255.255.255 is not the address of a machine that pods can reach`},
 		"stateDir: relative":       {`"stateDir":"run/x"`, 7, `stateDir: "run/x" is not an absolute, clean path`},
 		"stateDir: not clean":      {`"stateDir":"/run/../etc"`, 7, `stateDir: "/run/../etc" is not an absolute, clean path`},
 		"stateDir: a slash at end": {`"stateDir":"/run/x/"`, 7, `stateDir: "/run/x/" is not an absolute, clean path`},
 		"stateDir: the root":       {`"stateDir":"/"`, 7, `stateDir: "/" is not an absolute, clean path`},
 		"stateDir: a NUL":          {`"stateDir":"/run/\u0000"`, 7, `stateDir: "/run/\x00" is not an absolute, clean path`},
-		"stateDir: true":           {`"stateDir":true`, 7, `stateDir: true is not a directory`},
-		"backend: unknown":         {`"backend":"ipvs"`, 7, `backend: "ipvs" is not "auto", "nftables" or "iptables"`},
+		"stateDir: true":           {`"stateDir":true`, 7, `stateDir: true is not a string`},
+		"backend: unknown":         {`"backend":"ipvs"`, 7, `backend: "ipvs" is not "auto" or one of ["nftables" "iptables"]`},
 		"backend: null":            {`"backend":null`, 7, `backend: null is not a string`},
 		"guard: a string":          {`"guard":"true"`, 7, `guard: "true" is not true or false`},
-		"mark: none":               {`"mark":0`, 7, `mark: 0 is not a mark from 1 to 0xffffffff`},
+		"mark: zero":               {`"mark":"0"`, 7, `mark: "0" is not a mark from 1 to 0xffffffff`},
 		"mark: too large":          {`"mark":"0x100000000"`, 7, `mark: "0x100000000" is not a mark from 1 to 0xffffffff`},
 		"mark: a word":             {`"mark":"blue"`, 7, `mark: "blue" is not a mark from 1 to 0xffffffff`},
-		"mark: underscores":        {`"mark":"0x1_000"`, 7, `mark: "0x1_000" is not a mark from 1 to 0xffffffff`},
-		"mark: null":               {`"mark":null`, 7, `mark: null is not a mark from 1 to 0xffffffff`},
-		"datapath: unknown":        {`"datapath":"veth"`, 7, `datapath: "veth" is not "auto" or "pod"`},
+		"mark: a number":           {`"mark":4096`, 7, `mark: 4096 is not a string`},
+		"mark: null":               {`"mark":null`, 7, `mark: null is not a string`},
+		"datapath: unknown":        {`"datapath":"veth"`, 7, `datapath: "veth" is not "auto" or one of ["pod"]`},
 		"datapath: a number":       {`"datapath":1`, 7, `datapath: 1 is not a string`},
 		"guard: null":              {`"guard":null`, 7, `guard: null is not true or false`},
-		"GC: no list":              {`"cni.dev/valid-attachments":7`, 7, `cni.dev/valid-attachments: 7 is not a list of attachments`},
-		"prevResult: a number":     {`"prevResult":7`, 6, `prevResult: json: cannot unmarshal number into Go value of type map[string]interface {}`},
+		"GC: no list":              {`"cni.dev/valid-attachments":7`, 6, `network configuration: json: cannot unmarshal number into Go struct field PluginConf.cni.dev/valid-attachments of type []types.GCAttachment`},
+		"prevResult: a number":     {`"prevResult":7`, 6, `network configuration: json: cannot unmarshal number into Go struct field PluginConf.prevResult of type map[string]interface {}`},
+		"name: a number":           {`"name":7`, 6, `network configuration: json: cannot unmarshal number into Go struct field PluginConf.name of type string`},
 		"prevResult: bad address":  {`"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"x"}]}`, 6, `prevResult: could not parse prevResult: invalid CIDR address: x`},
-		"a long value is cut":      {`"backend":"` + strings.Repeat("x", 500) + `"`, 7, `backend: "` + strings.Repeat("x", 80) + `…" is not "auto", "nftables" or "iptables"`},
+		"a long value is cut":      {`"backend":"` + strings.Repeat("x", 500) + `"`, 7, `backend: "` + strings.Repeat("x", 80) + `" is not "auto" or one of ["nftables" "iptables"]`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Parse([]byte(`{"cniVersion":"1.1.0","name":"net","type":"kube2iam-cni",` + tc.keys + `}`))
@@ -190,7 +191,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-func TestParseRefusesWhatIsNoObject(t *testing.T) {
+func TestParseRefusesOtherThanObjects(t *testing.T) {
 	for _, stdin := range []string{"", "null", "[]", "7", `{"name":"net"`, `{"name":"net"} {}`} {
 		t.Run(stdin, func(t *testing.T) {
 			got, err := Parse([]byte(stdin))
@@ -238,18 +239,18 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"name":"net","prevResult":{"ips":[{"version":"4","address":"10.1.0.5/24"}]}}`))
 	f.Add([]byte(`{"cni.dev/valid-attachments":null,"guard":false,"backend":"iptables"}`))
 	f.Fuzz(func(t *testing.T, stdin []byte) {
-		if dir := StateDir(stdin); !validStateDir(dir) {
+		if dir := StateDir(stdin); setStateDir(&Config{}, dir) != nil {
 			t.Errorf("state directory %q", dir)
 		}
 		c, err := Parse(stdin)
 		if err != nil {
 			var e *types.Error
 			if !errors.As(err, &e) {
-				t.Errorf("%v is no CNI error", err)
+				t.Errorf("%v is not a CNI error", err)
 			}
 			return
 		}
-		if !json.Valid(stdin) || c.ProxyPort == 0 || !c.MetadataIP.Is4() || !validStateDir(c.StateDir) {
+		if !json.Valid(stdin) || c.ProxyPort == 0 || !c.MetadataIP.Is4() || setStateDir(&Config{}, c.StateDir) != nil {
 			t.Errorf("%+v of %q", c, stdin)
 		}
 	})
