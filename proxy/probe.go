@@ -140,24 +140,22 @@ func probeHandler(c *components, isServing func() bool) http.Handler {
 
 // serveProbes answers probes on a unix socket until ctx ends.
 func serveProbes(ctx context.Context, path string, h http.Handler, interval time.Duration, log *slog.Logger) error {
-	removeAbandoned(ctx, filepath.Join(filepath.Dir(path), "probe-*"))
-	s := &unixsocket.Server{
-		Path: path, Interval: interval, Log: log,
-		Serve: func(ctx context.Context, l *net.UnixListener) error {
-			return serveHTTP(ctx, boundedServer(h, log), l, nil)
-		},
+	removeAbandoned(filepath.Join(filepath.Dir(path), "probe-*"))
+	l, err := unixsocket.Listen(path, interval, log)
+	if err != nil {
+		return err
 	}
-	return s.Run(ctx)
+	return serveHTTP(ctx, boundedServer(h, log), l, nil)
 }
 
 // removeAbandoned removes the sockets of proxies that were killed.
-func removeAbandoned(ctx context.Context, pattern string) {
+func removeAbandoned(pattern string) {
 	sockets, err := filepath.Glob(pattern)
 	if err != nil {
 		return // only for a malformed pattern
 	}
 	for _, socket := range sockets {
-		if unixsocket.IsAbandoned(ctx, socket) {
+		if unixsocket.IsAbandoned(socket) {
 			os.Remove(socket)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +19,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/handover"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
@@ -27,10 +27,11 @@ import (
 func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports []uint16) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &handover.Server{Path: path, Sockets: make(map[string]*handover.Listener), Log: slog.New(slog.DiscardHandler), State: func() ([]byte, error) {
+	s := handover.New(handover.Config{Path: path, Log: slog.New(slog.DiscardHandler), Export: func() ([]byte, error) {
 		asked.Add(1)
 		return []byte("[]"), nil
-	}}
+	}})
+	listeners := make(map[string]*handover.Listener)
 	for i := range sockets {
 		l, err := handover.Listen(ctx, ":0")
 		if err != nil {
@@ -40,31 +41,24 @@ func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports 
 		if i == 1 {
 			name = metricsSocket(&options{metricsPort: l.Port()}).Name
 		}
-		s.Sockets[name] = l
+		listeners[name] = l
 		ports = append(ports, l.Port())
 	}
 	var done sync.WaitGroup
 	done.Go(func() {
-		if err := s.Run(ctx); err != nil {
+		if err := s.Serve(ctx, listeners); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Cleanup(func() {
 		cancel()
 		done.Wait()
-		for _, l := range s.Sockets {
+		for _, l := range listeners {
 			l.Close()
 		}
 	})
-	for deadline := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
-		if p, err := handover.Dial(ctx, path); err == nil && p != nil {
-			p.Close()
-			return ports
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("it does not serve")
-		}
-	}
+	eventually(t, "its socket", func() bool { return !unixsocket.IsAbandoned(path) })
+	return ports
 }
 
 // TestSuccessorServesMetricsAtItsAddress has --metrics-address be changed, and the port not: the
@@ -125,7 +119,7 @@ func TestSuccessorServesMetricsAtItsAddress(t *testing.T) {
 				t.Errorf("metrics are served at %v, want %v, port %d", got, tt.wants, o.metricsPort)
 			}
 			serving.Go(func() { second.Serve(ctx, sockets) })
-			eventually(t, "the first one has handed over", first.IsHandedOver)
+			eventually(t, "the first one has handed over", func() bool { return isHandedOver(first) })
 			to := tt.wants
 			if !to.IsValid() {
 				to = netip.MustParseAddr("127.0.0.3")

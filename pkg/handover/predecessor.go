@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"time"
@@ -14,98 +15,119 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 )
 
-// Predecessor is a connection to the process that serves now.
-type Predecessor struct{ conn *net.UnixConn }
+// Predecessor is a connection to the process that serves now, with what that process handed over.
+type Predecessor struct {
+	// Sockets are those that the predecessor accepts on, by name. It goes on accepting until Commit.
+	Sockets map[string]*Listener
 
-// Dial connects to the process that serves the unix socket at path. It returns nil and no error if
-// there is none. The predecessor notices when its successor closes the connection, or ends.
+	state        []byte
+	stateVersion int
+	conn         *net.UnixConn
+}
+
+// Dial connects to the process that serves the unix socket at path, and receives its sockets and its
+// state. It returns nil and no error if there is no such process. The predecessor notices when its
+// successor closes the connection, or ends.
 func Dial(ctx context.Context, path string) (*Predecessor, error) {
 	c, err := unixsocket.Dial(ctx, path)
 	if c == nil || err != nil {
 		return nil, err
 	}
-	return &Predecessor{c}, nil
-}
-
-// Close closes the connection. A predecessor that has stopped accepting accepts again.
-func (p *Predecessor) Close() error { return p.conn.Close() }
-
-// HasEnded reports whether the predecessor has closed the connection. It sends only what it is asked for.
-func (p *Predecessor) HasEnded() bool {
-	raw, err := p.conn.SyscallConn()
-	if err != nil {
-		return true
-	}
-	ended := true
-	err = raw.Control(func(fd uintptr) {
-		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		ended = n <= 0 && !errors.Is(err, unix.EAGAIN)
-	})
-	return ended || err != nil
-}
-
-// request sends a request and reads its reply. The caller closes the files, also after an error.
-func (p *Predecessor) request(request byte) ([]byte, []*os.File, error) {
-	if err := p.conn.SetDeadline(time.Now().Add(timeout)); err != nil {
-		return nil, nil, err
-	}
-	if _, err := p.conn.Write([]byte{request}); err != nil {
-		return nil, nil, err
-	}
-	payload, files, err := readReply(p.conn, request)
-	return payload, files, errors.Join(err, p.conn.SetDeadline(time.Time{}))
-}
-
-// State returns the predecessor's state. It is an error if the state has another version.
-func (p *Predecessor) State() ([]byte, error) {
-	payload, files, err := p.request(requestState)
-	closeFiles(files)
-	if err != nil {
+	p := &Predecessor{conn: c}
+	if err := p.receive(maxOffer); err != nil {
+		p.Close()
 		return nil, err
 	}
-	if len(payload) == 0 || payload[0] != stateVersion {
-		return nil, fmt.Errorf("the predecessor's state does not have version %d", stateVersion)
-	}
-	return payload[1:], nil
+	return p, nil
 }
 
-// Sockets returns the sockets that the predecessor accepts on, by name. It goes on accepting until
-// Commit.
-func (p *Predecessor) Sockets() (map[string]*Listener, error) {
-	payload, files, err := p.request(requestSockets)
+// Close closes the connection and the sockets. A predecessor that has stopped accepting accepts again.
+func (p *Predecessor) Close() error {
+	closeAll(p.Sockets)
+	return p.conn.Close()
+}
+
+// State returns the predecessor's state, or an error if it has another version than this process's.
+func (p *Predecessor) State() ([]byte, error) {
+	if p.stateVersion != stateVersion {
+		return nil, fmt.Errorf("the predecessor's state has version %d, not %d", p.stateVersion, stateVersion)
+	}
+	return p.state, nil
+}
+
+// receive requests the predecessor's offer, which may have limit bytes.
+func (p *Predecessor) receive(limit int64) error {
+	files, err := p.request(requestOffer)
 	defer closeFiles(files) // a listener has a duplicate of the descriptor
 	if err != nil {
+		return err
+	}
+	var o offer
+	if err := json.NewDecoder(io.LimitReader(p.conn, limit)).Decode(&o); err != nil {
+		return fmt.Errorf("the predecessor's offer: %w", err)
+	}
+	if len(o.Sockets) == 0 || len(o.Sockets) != len(files) {
+		return fmt.Errorf("the predecessor sent %d sockets and %d names", len(files), len(o.Sockets))
+	}
+	p.state, p.stateVersion, p.Sockets = o.State, o.StateVersion, make(map[string]*Listener)
+	for i, name := range o.Sockets {
+		l, err := newListener(net.FileListener(files[i]))
+		if err != nil {
+			return fmt.Errorf("the predecessor's socket %q: %w", name, err)
+		}
+		p.Sockets[name] = l
+	}
+	return nil
+}
+
+// request sends a request, and reads the first byte of its reply and the descriptors that come with it.
+// The caller closes the files, also after an error.
+func (p *Predecessor) request(request byte) ([]*os.File, error) {
+	if err := p.conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return nil, err
 	}
-	var names []string
-	if err := json.Unmarshal(payload, &names); err != nil {
-		return nil, fmt.Errorf("names of the predecessor's sockets: %w", err)
+	if _, err := p.conn.Write([]byte{request}); err != nil {
+		return nil, err
 	}
-	if len(names) == 0 || len(names) != len(files) {
-		return nil, fmt.Errorf("the predecessor sent %d sockets and %d names", len(files), len(names))
+	reply, control := make([]byte, 1), make([]byte, unix.CmsgSpace(maxSockets*4))
+	n, controlLen, flags, _, err := p.conn.ReadMsgUnix(reply, control)
+	if err != nil {
+		return nil, err
 	}
-	listeners := make(map[string]*Listener, len(names))
-	for i, name := range names {
-		l, err := fileListener(files[i])
-		if _, exists := listeners[name]; err == nil && exists {
-			l.Close()
-			err = errors.New("another socket has the same name")
-		}
-		if err != nil {
-			closeAll(listeners)
-			return nil, fmt.Errorf("the predecessor's socket %q: %w", name, err)
-		}
-		listeners[name] = l
+	files, err := filesOf(control[:controlLen])
+	if err == nil && (n != 1 || reply[0] != request || flags&unix.MSG_CTRUNC != 0) {
+		err = fmt.Errorf("malformed reply to the request %q, flags %#x", request, flags)
 	}
-	return listeners, nil
+	return files, err
+}
+
+// HasEndedWithin waits up to d, and reports whether the predecessor has closed the connection. It sends
+// only what it is asked for.
+func (p *Predecessor) HasEndedWithin(d time.Duration) bool {
+	p.conn.SetDeadline(time.Now().Add(d))
+	_, err := p.conn.Read(make([]byte, 1))
+	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // Commit tells the predecessor that this process accepts on the sockets. When it returns without an
 // error, the predecessor has stopped accepting, until this process ends or closes p.
 func (p *Predecessor) Commit() error {
-	_, files, err := p.request(requestCommit)
+	files, err := p.request(requestCommit)
 	closeFiles(files)
 	return err
+}
+
+// filesOf returns the files whose descriptors are in a control message (unix(7), SCM_RIGHTS).
+func filesOf(control []byte) (files []*os.File, err error) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		fds, _ := unix.ParseUnixRights(&m) // none, if it is another type of control message
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), "socket"))
+		}
+	}
+	return files, err
 }
 
 func closeFiles(files []*os.File) {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,12 +26,13 @@ type Socket struct {
 
 // Config configures a Takeover.
 type Config struct {
-	// Path is the path of the unix socket.
+	// Path is the path of the unix socket, in a directory that only this process's user can write.
 	Path string
 	// Sockets are the sockets to serve.
 	Sockets []Socket
-	// Optional returns more sockets to serve. One that cannot be opened is left out. It gets the names
-	// of the predecessor's sockets. It may be nil.
+	// Optional returns more sockets to serve: a pod keeps the port of its ADD after the proxy's has
+	// changed. One that cannot be opened is left out. It gets the names of the predecessor's sockets. It
+	// may be nil.
 	Optional func(inherited []string) []Socket
 	// Import adds a predecessor's state and returns the number of its parts. Export returns the state.
 	Import func([]byte) (int, error)
@@ -44,50 +47,62 @@ type Config struct {
 // Takeover takes over from a predecessor, serves, and hands over to a successor.
 type Takeover struct {
 	Config
-	portTimeout time.Duration
+	checkInterval, portTimeout time.Duration // the constants, except in tests
+	stateVersion               int
 
 	predecessor *Predecessor // nil if no process serves
 	serving     atomic.Bool
-	handedOver  atomic.Bool
+
+	mu         sync.Mutex // held while the sockets are paused and resumed
+	successors int        // the number of connections of processes that have taken over
 }
 
 const (
+	// pollInterval is the time between two looks at a condition.
+	pollInterval = 50 * time.Millisecond
+	// portInterval is the time between two attempts to get a port that another process has, and
+	// portTimeout bounds them. A proxy that is being stopped takes less time.
+	portInterval, portTimeout = 200 * time.Millisecond, time.Minute
 	// warmTimeout bounds the wait for state that the predecessor does not have: STS may be down.
 	warmTimeout = 20 * time.Second
-	// minRetry and maxRetry bound the time between two attempts to get a port that another process has.
-	minRetry, maxRetry = 50 * time.Millisecond, 2 * time.Second
-	// portTimeout bounds these attempts. A proxy that is being stopped takes less time.
-	portTimeout = time.Minute
 	// drainTimeout bounds the wait for clients to close their connections to a replaced process.
 	drainTimeout = 20 * time.Second
+	// checkInterval is the time between two checks of the unix socket.
+	checkInterval = 10 * time.Second
 )
 
 // New returns a Takeover.
-func New(c Config) *Takeover { return &Takeover{Config: c, portTimeout: portTimeout} }
+func New(c Config) *Takeover {
+	return &Takeover{Config: c, checkInterval: checkInterval, portTimeout: portTimeout, stateVersion: stateVersion}
+}
 
 // Begin connects to the predecessor, if there is one, and imports its state.
 func (t *Takeover) Begin(ctx context.Context) {
-	var err error
-	if t.predecessor, err = Dial(ctx, t.Path); err != nil {
-		t.Log.Warn("cannot take over from the proxy that serves", "error", err)
-	}
-	if t.predecessor != nil {
-		t.Log.Info("another proxy serves; taking over when the pods and their credentials are known", "credentials", t.importState())
+	if n := t.connect(ctx); t.predecessor != nil {
+		t.Log.Info("another proxy serves; taking over when the pods and their credentials are known", "credentials", n)
 	}
 }
 
-// importState imports the predecessor's state and returns the number of its parts. Without it, this
-// process starts cold.
-func (t *Takeover) importState() int {
-	state, err := t.predecessor.State()
-	n := 0
+// connect replaces the connection to the predecessor if there is one at the path, imports its state, and
+// returns the number of its parts. Without the state, this process starts cold.
+func (t *Takeover) connect(ctx context.Context) (imported int) {
+	p, err := Dial(ctx, t.Path)
+	if err != nil {
+		t.Log.Warn("cannot take over from the proxy that serves", "error", err)
+	}
+	if p == nil {
+		return 0
+	}
+	t.Close()
+	t.predecessor = p
+	state, err := p.State()
 	if err == nil {
-		n, err = t.Import(state)
+		imported, err = t.Import(state)
 	}
 	if err != nil {
 		t.Log.Warn("starting without the credentials of the proxy that serves", "error", err)
 	}
-	return n
+	return imported
 }
 
 // Close closes the connection to the predecessor, which accepts again if it still runs.
@@ -101,90 +116,72 @@ func (t *Takeover) Close() {
 // IsServing reports whether this process has its sockets, or had them until a successor took over.
 func (t *Takeover) IsServing() bool { return t.serving.Load() }
 
-// IsHandedOver reports whether a successor has taken over.
-func (t *Takeover) IsHandedOver() bool { return t.handedOver.Load() }
-
 // Listen waits until this process can serve, and returns its sockets by name. It takes them from the
 // predecessor, and opens the others. It returns nil and no error if ctx ends first.
 func (t *Takeover) Listen(ctx context.Context) (map[string]*Listener, error) {
-	var since time.Time // of the first attempt that failed
-	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
+	var deadline time.Time
+	for {
+		if t.predecessor == nil {
+			t.connect(ctx)
+		}
 		if t.predecessor != nil {
 			if !t.waitUntilReady(ctx) {
 				return nil, nil
 			}
 			// The first state may have expired, and the predecessor may have renewed some credentials.
-			t.importState()
-			inherited, err := t.predecessor.Sockets()
-			if err == nil {
-				var sockets map[string]*Listener
-				if sockets, err = t.open(ctx, inherited); err == nil {
-					return sockets, nil
-				}
-			}
-			t.Log.Warn("the proxy that serves did not hand over", "error", err)
-			t.Close()
+			t.connect(ctx)
 		}
-		sockets, err := t.open(ctx, nil)
+		sockets, err := t.open(ctx)
 		switch {
-		case err == nil:
-			return sockets, nil
 		case !errors.Is(err, unix.EADDRINUSE):
-			return nil, err
-		case since.IsZero():
+			return sockets, err
+		case deadline.IsZero():
 			t.Log.Warn("another process has a port; waiting for it", "error", err)
-			since = time.Now()
-		case time.Since(since) > t.portTimeout:
+			deadline = time.Now().Add(t.portTimeout)
+		case time.Now().After(deadline):
 			return nil, fmt.Errorf("another process has a port and does not hand it over through %s: "+
 				"does it run with another --state-dir? %w", t.Path, err)
 		}
+		t.Close() // it may end, or another process may have its place
 		select {
 		case <-ctx.Done():
 			return nil, nil
-		case <-time.After(retry):
-		}
-		if t.predecessor, err = Dial(ctx, t.Path); err != nil {
-			t.Log.Debug("cannot take over from the proxy that serves", "error", err)
+		case <-time.After(portInterval):
 		}
 	}
 }
 
-// open returns the sockets to serve: the inherited ones, and new ones. It closes the inherited sockets
+// open returns the sockets to serve: the predecessor's, and new ones. It closes the predecessor's sockets
 // that it does not return.
-func (t *Takeover) open(ctx context.Context, inherited map[string]*Listener) (_ map[string]*Listener, err error) {
+func (t *Takeover) open(ctx context.Context) (map[string]*Listener, error) {
+	var inherited map[string]*Listener
+	if t.predecessor != nil {
+		inherited, t.predecessor.Sockets = t.predecessor.Sockets, nil
+	}
 	sockets := make(map[string]*Listener)
-	defer func() {
-		if err != nil {
-			closeAll(sockets)
+	add := func(s Socket) error {
+		l, err := openOne(ctx, s, inherited)
+		if err == nil {
+			sockets[s.Name] = l
 		}
-		for name, l := range inherited {
-			if sockets[name] != l || err != nil {
-				l.Close()
-			}
-		}
-	}()
+		return err
+	}
 	for _, s := range t.Sockets {
-		if sockets[s.Name], err = openOne(ctx, s, inherited); err != nil {
-			delete(sockets, s.Name)
+		if err := add(s); err != nil {
+			closeAll(sockets)
+			closeAll(inherited)
 			return nil, err
 		}
 	}
-	if t.Optional == nil {
-		return sockets, nil
-	}
-	names := make([]string, 0, len(inherited))
-	for name := range inherited {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, s := range t.Optional(names) {
-		l, err := openOne(ctx, s, inherited)
-		if err != nil {
-			t.Log.Warn("a socket cannot be opened", "socket", s.Name, "error", err)
-			continue
+	if t.Optional != nil {
+		for _, s := range t.Optional(slices.Sorted(maps.Keys(inherited))) {
+			if err := add(s); err != nil {
+				t.Log.Warn("a socket cannot be opened", "socket", s.Name, "error", err)
+			}
 		}
-		sockets[s.Name] = l
 	}
+	maps.DeleteFunc(inherited, func(name string, l *Listener) bool { return sockets[name] == l })
+	closeAll(inherited)
 	return sockets, nil
 }
 
@@ -216,36 +213,26 @@ func hostOf(a net.Addr) netip.Addr {
 }
 
 // waitUntilReady waits until this process can serve, and up to warmTimeout until no state is pending.
-// It returns at once if the predecessor has ended: clients wait then. It returns false if ctx ends.
+// It does not wait longer if the predecessor has ended, because clients wait then. It returns false if
+// ctx ends.
 func (t *Takeover) waitUntilReady(ctx context.Context) bool {
-	tick := time.NewTicker(minRetry)
-	defer tick.Stop()
 	var deadline time.Time
-	for {
-		var now time.Time
-		select {
-		case <-ctx.Done():
-			return false
-		case now = <-tick.C:
-		}
-		if t.predecessor.HasEnded() {
-			return true
-		}
+	for ctx.Err() == nil && !t.predecessor.HasEndedWithin(pollInterval) {
 		if !t.IsReady() {
 			continue
 		}
-		if deadline.IsZero() {
-			deadline = now.Add(warmTimeout)
-		}
 		pending := t.Pending()
 		if pending == 0 {
-			return true
+			break
 		}
-		if !now.Before(deadline) {
+		if now := time.Now(); deadline.IsZero() {
+			deadline = now.Add(warmTimeout)
+		} else if now.After(deadline) {
 			t.Log.Warn("taking over although STS has not answered for some pods", "pods", pending)
-			return true
+			break
 		}
 	}
+	return ctx.Err() == nil
 }
 
 // Serve completes the takeover and hands over to successors until ctx ends. The caller accepts on the
@@ -260,15 +247,14 @@ func (t *Takeover) Serve(ctx context.Context, sockets map[string]*Listener) erro
 		}
 	}
 	t.serving.Store(true)
-	server := &Server{Path: t.Path, Sockets: sockets, State: t.Export, OnChange: t.handedOver.Store, Log: t.Log}
-	return server.Run(ctx)
+	return t.acceptSuccessors(ctx, sockets)
 }
 
 // CloseConnections makes clients dial again, and so reach the successor, once this process is replaced.
 // The server closes a connection with its answer: closing an idle one could lose a request in transit.
 func (t *Takeover) CloseConnections(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if t.handedOver.Load() {
+		if t.isHandedOver() {
 			w.Header()["Connection"] = []string{"close"}
 		}
 		h.ServeHTTP(w, r)
@@ -278,12 +264,7 @@ func (t *Takeover) CloseConnections(h http.Handler) http.Handler {
 // Drain waits up to drainTimeout until a process that is replaced has no open connection. It returns
 // at once if no successor has taken over.
 func (t *Takeover) Drain(open func() int) {
-	if !t.handedOver.Load() {
-		return
-	}
-	tick := time.NewTicker(minRetry)
-	defer tick.Stop()
-	for deadline := time.Now().Add(drainTimeout); open() > 0 && time.Now().Before(deadline); {
-		<-tick.C
+	for end := time.Now().Add(drainTimeout); t.isHandedOver() && open() > 0 && time.Now().Before(end); {
+		time.Sleep(pollInterval)
 	}
 }
