@@ -11,8 +11,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// podServer returns the server for pods. It bounds what a client sends. The imds.Listener and the
-// imds.Upstream bound how long a client may take to read an answer.
+// podServer returns the server for pods. It bounds what a client sends. The imds.Listener bounds how
+// long an answer may stay unacknowledged.
 func podServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:        h,

@@ -88,7 +88,7 @@ func New(c Config) *Broker {
 		warnings: ratelimit.NewKeyed[types.UID](rate.Every(warningInterval), warningBurst)}
 }
 
-// assumption returns the pod at the source and its assumption. The error is a *Refusal.
+// assumption returns the pod at the source and its assumption. The error is an *imds.Refusal.
 func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumption, *pods.Pod, error) {
 	pod, err := b.Pods.Resolve(ctx, s)
 	if err != nil {

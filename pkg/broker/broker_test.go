@@ -18,6 +18,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
@@ -149,14 +150,14 @@ func TestStatusOfRefusals(t *testing.T) {
 			n.pod = pod("a", "reader")
 			tt.arrange(n)
 			doc, err := b.Caller(ip, time.Now()).Credentials(t.Context(), tt.role)
-			refusal, ok := errors.AsType[*Refusal](err)
-			if !ok || doc != nil || refusal.HTTPStatus() != tt.status {
+			refusal, ok := errors.AsType[*imds.Refusal](err)
+			if !ok || doc != nil || refusal.Status != tt.status {
 				t.Fatalf("%v, %v; want status %d", doc, err, tt.status)
 			}
-			if code, _ := refusal.Document(); (code != "") != (tt.status == 403) {
-				t.Errorf("code %q with status %d", code, tt.status)
+			if (refusal.Code != "") != (tt.status == 403) {
+				t.Errorf("code %q with status %d", refusal.Code, tt.status)
 			}
-			if refusal.Subject() == "" {
+			if refusal.Pod == "" {
 				t.Error("the log could not name who it was")
 			}
 		})
@@ -205,9 +206,9 @@ func TestPodDoesNotLearnNodeRole(t *testing.T) {
 	n.pod = pod("a", "reader")
 	n.credit = &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied", Message: "User: arn:aws:sts::1:assumed-role/node-role/i-0 is not authorized"}
 	_, err := b.Caller(ip, time.Now()).Credentials(t.Context(), "reader")
-	refusal, _ := errors.AsType[*Refusal](err)
-	if _, message := refusal.Document(); strings.Contains(message, "node-role") || !strings.Contains(message, base+"reader") {
-		t.Errorf("%q", message)
+	refusal, _ := errors.AsType[*imds.Refusal](err)
+	if strings.Contains(refusal.Message, "node-role") || !strings.Contains(refusal.Message, base+"reader") {
+		t.Errorf("%q", refusal.Message)
 	}
 	if !strings.Contains(refusal.Error(), "node-role") {
 		t.Error("the log does not tell the operator")
@@ -267,7 +268,7 @@ func TestNamespaceChange(t *testing.T) {
 	b.PodChanged(n.pod)
 	status := func() int {
 		_, err := b.Caller(ip, time.Now()).Credentials(t.Context(), "reader")
-		if refusal, ok := errors.AsType[*Refusal](err); ok {
+		if refusal, ok := errors.AsType[*imds.Refusal](err); ok {
 			return refusal.Status
 		}
 		return 0

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
 )
 
@@ -39,7 +40,7 @@ func (c *Caller) Session() string {
 	return c.source.IP.String()
 }
 
-// Role returns the name and the ARN of the pod's role, without a call to STS. The error is a *Refusal.
+// Role returns the name and the ARN of the pod's role, without a call to STS. The error is a *imds.Refusal.
 func (c *Caller) Role(ctx context.Context) (name, arn string, err error) {
 	a, _, err := c.broker.assumption(ctx, c.source)
 	if err != nil {
@@ -48,14 +49,14 @@ func (c *Caller) Role(ctx context.Context) (name, arn string, err error) {
 	return a.RoleName(), a.RoleARN, nil
 }
 
-// Credentials returns the credentials of the pod's role if that is its name. The error is a *Refusal.
+// Credentials returns the credentials of the pod's role if that is its name. The error is a *imds.Refusal.
 func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Document, error) {
 	a, pod, err := c.broker.assumption(ctx, c.source)
 	if err != nil {
 		return nil, err
 	}
 	if role != a.RoleName() {
-		return nil, &Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errOtherRole}
+		return nil, &imds.Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errOtherRole}
 	}
 	doc, err := c.broker.Credentials.Get(ctx, string(pod.UID), a)
 	if err != nil {
@@ -63,7 +64,7 @@ func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Doc
 	}
 	// If another pod got the address while STS was called, the answer would go to that pod.
 	if time.Since(c.arrived) > minAddressReuse && !c.hasAddress(pod) {
-		return nil, &Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errAddressReused}
+		return nil, &imds.Refusal{Status: http.StatusNotFound, Pod: pod.String(), Err: errAddressReused}
 	}
 	return doc, nil
 }

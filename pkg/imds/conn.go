@@ -5,53 +5,53 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // conn is a redirected connection, the address that it came from, and the pod that it belongs to.
 type conn struct {
 	*net.TCPConn
+	listener *Listener
 	source   netip.Addr
-	onClose  func()        // may be nil
-	verified verifiedToken // for the Handler, which serves one request of a connection at a time
 
-	requests   *ratelimit.Keyed[netip.Addr]
-	firstToken time.Time // when the first request may begin; zero after that request
+	verified   verifiedToken // for the Handler, which serves one request of a connection at a time
+	firstToken time.Time     // when the first request may begin; zero after that request
+	isBusy     atomic.Bool   // whether a request is in progress
+	isReset    atomic.Bool   // whether another pod was found to hold the source address
 
-	currentHolder Holder
-	onReset       func()
-	holder        atomic.Pointer[string] // as Holder returns it; nil until a holder is known
-
-	readDeadline atomic.Int64 // in nanoseconds since 1970; 0 for none
+	mu     sync.Mutex
+	holder string // as Holder returns it; empty until a holder is known
 }
 
-// SetReadDeadline implements net.Conn. It records the deadline for Connections, which closes the
-// connection with the earliest one when all connections are in use.
-func (c *conn) SetReadDeadline(t time.Time) error {
-	var deadline int64
-	if !t.IsZero() {
-		deadline = t.UnixNano()
+// maxRequestBody is more than any SDK sends. Some send a form, and s3fs sends a chunked body after
+// 100-continue.
+const maxRequestBody = 4 << 10
+
+// finishRead reads the body of a request and removes the read deadline, which would otherwise cancel the
+// request's context if it passed before the answer is complete. If the body is malformed, too long, or
+// incomplete at the deadline, finishRead closes the connection without an answer, by a panic with
+// http.ErrAbortHandler.
+func (c *conn) finishRead(r *http.Request) {
+	if r.ContentLength != 0 {
+		if _, err := io.CopyN(io.Discard, r.Body, maxRequestBody); err != io.EOF {
+			panic(http.ErrAbortHandler)
+		}
 	}
-	c.readDeadline.Store(deadline)
-	return c.TCPConn.SetReadDeadline(t)
+	c.SetReadDeadline(time.Time{})
 }
-
-// requestRead removes the read deadline after the whole request arrived. Without this, a deadline
-// that passes while the answer is in preparation would cancel the request's context.
-func (c *conn) requestRead() { c.SetReadDeadline(time.Time{}) }
 
 var errHolderChanged = errors.New("another pod holds the source address of the connection")
 
 // Write implements net.Conn. If another pod holds the source address now, it writes nothing and
 // resets the connection. CNI ADD relies on this order: see destroySockets in pkg/attach.
 func (c *conn) Write(b []byte) (int, error) {
-	if c.resetIfHeldByAnother(c.currentHolder(c.source)) {
+	if c.resetIfHeldByAnother() {
 		return 0, errHolderChanged
 	}
 	return c.TCPConn.Write(b)
@@ -62,39 +62,33 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(struct{ io.Writer }{c}, r)
 }
 
-// resetIfHeldByAnother resets the connection unless it belongs to holder.
-func (c *conn) resetIfHeldByAnother(holder string) (reset bool) {
-	if c.belongsTo(holder) {
+// resetIfHeldByAnother resets the connection unless the holder of the source address may claim it.
+func (c *conn) resetIfHeldByAnother() (reset bool) {
+	if c.claim(c.listener.holder(c.source)) {
 		return false
 	}
-	c.onReset()
+	if c.isReset.CompareAndSwap(false, true) {
+		c.listener.log.Debug("connection reset: another pod holds its address", "source", c.source)
+		c.listener.refused()
+	}
 	c.SetLinger(0) // the kernel drops what it has not sent yet (socket(7), SO_LINGER)
 	c.Close()
 	return true
 }
 
-// belongsTo reports whether the connection belongs to holder. A connection without a holder is
-// assigned to this one, unless holder is empty.
-func (c *conn) belongsTo(holder string) bool {
-	owner := c.holder.Load()
-	if owner == nil {
-		if holder == "" {
-			return true
-		}
-		first := holder // a copy, so that only this case allocates
-		if c.holder.CompareAndSwap(nil, &first) {
-			return true
-		}
-		owner = c.holder.Load()
+// claim reports whether the connection belongs to holder. The first holder that is known claims it.
+func (c *conn) claim(holder string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holder == "" {
+		c.holder = holder
 	}
-	return *owner == holder
+	return c.holder == holder
 }
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
-	if c.onClose != nil {
-		defer c.onClose()
-	}
+	defer c.listener.connections.remove(c)
 	return c.TCPConn.Close()
 }
 
@@ -119,21 +113,5 @@ type connKey struct{}
 
 // ConnContext passes a connection to the Handler. It is an http.Server.ConnContext.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
-	if c, ok := c.(*conn); ok {
-		return context.WithValue(ctx, connKey{}, c)
-	}
-	return ctx
-}
-
-func connOf(ctx context.Context) (*conn, bool) {
-	c, ok := ctx.Value(connKey{}).(*conn)
-	return c, ok
-}
-
-// sourceOf returns the source address of a request, or the zero address outside a Listener.
-func sourceOf(ctx context.Context) netip.Addr {
-	if c, ok := connOf(ctx); ok {
-		return c.source
-	}
-	return netip.Addr{}
+	return context.WithValue(ctx, connKey{}, c)
 }

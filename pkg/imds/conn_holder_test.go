@@ -192,7 +192,7 @@ func (d *dialed) wantStatusOK() {
 func TestUnacknowledgedAnswersEnd(t *testing.T) {
 	set := make(chan int, 1)
 	address, _ := limited(t, func(w http.ResponseWriter, r *http.Request) {
-		c, _ := connOf(r.Context())
+		c := r.Context().Value(connKey{}).(*conn)
 		raw, err := c.SyscallConn()
 		if err != nil {
 			t.Error(err)

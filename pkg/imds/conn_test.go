@@ -2,11 +2,14 @@ package imds
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,16 +45,25 @@ func listening(t *testing.T, holder Holder, connections *Connections) (l *Listen
 	return NewListener(inner, every, holder, connections, func() { refused.Add(1) }, slog.New(slog.DiscardHandler)), refused
 }
 
-// TestSlowClientsAreClosed has clients that begin a request and do not end it, that say nothing, that rest, and that send a body
-// without an end.
+// TestSlowClientsAreClosed has clients that send nothing, half a request, or a request and then nothing, and bodies that are
+// not read completely. Only a complete request is answered, and each connection is closed.
 func TestSlowClientsAreClosed(t *testing.T) {
 	address, l := limited(t, func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(io.Discard, r.Body)
+		r.Context().Value(connKey{}).(*conn).finishRead(r) // as Handler does
 		io.WriteString(w, "done")
 	})
-	for name, says := range map[string]string{
-		"nothing": "", "half a header": "GET / HTTP/1.1\r\nHost:", "a request, and rests": "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-		"a body without an end": "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx",
+	const put = "PUT / HTTP/1.1\r\nHost: a\r\n"
+	for name, tt := range map[string]struct {
+		sent     string
+		answered bool
+	}{
+		"nothing":               {"", false},
+		"half a header":         {"GET / HTTP/1.1\r\nHost:", false},
+		"a request, and rests":  {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", true},
+		"a body without an end": {put + "Content-Length: 1000\r\n\r\nx", false},
+		"a chunk without one":   {put + "Transfer-Encoding: chunked\r\n\r\n5\r\nx", false},
+		"a malformed chunk":     {put + "Transfer-Encoding: chunked\r\n\r\nx", false},
+		"a body that is long":   {put + "Content-Length: 5000\r\n\r\n" + strings.Repeat("x", 5000), false},
 	} {
 		c, err := net.Dial("tcp", address)
 		if err != nil {
@@ -59,13 +71,14 @@ func TestSlowClientsAreClosed(t *testing.T) {
 		}
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(10 * time.Second))
-		io.WriteString(c, says)
-		if _, err := io.Copy(io.Discard, c); err != nil {
-			t.Errorf("%s: %v, want the connection's end", name, err)
+		io.WriteString(c, tt.sent)
+		answer, err := io.ReadAll(c)
+		if errors.Is(err, os.ErrDeadlineExceeded) || strings.Contains(string(answer), "done") != tt.answered {
+			t.Errorf("%s: %q, %v; want an answer: %v, and the connection's end", name, answer, err, tt.answered)
 		}
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		left := l.Len()
+		left := l.connections.Len()
 		if left == 0 {
 			break
 		}
@@ -78,10 +91,7 @@ func TestSlowClientsAreClosed(t *testing.T) {
 // TestSlowAnswersAreNotCut has an answer take longer than a request may: who asked has it, and may ask again.
 func TestSlowAnswersAreNotCut(t *testing.T) {
 	address, _ := limited(t, func(w http.ResponseWriter, r *http.Request) {
-		c, _ := connOf(r.Context())
-		if drainBody(r) { // as Handler does
-			c.requestRead()
-		}
+		r.Context().Value(connKey{}).(*conn).finishRead(r) // as Handler does
 		select {
 		case <-time.After(400 * time.Millisecond):
 			io.WriteString(w, "late")
@@ -116,8 +126,7 @@ func TestSlowAnswersAreNotCut(t *testing.T) {
 func TestClientThatLeavesEndsItsRequest(t *testing.T) {
 	began, ended := make(chan struct{}), make(chan struct{})
 	address, _ := limited(t, func(_ http.ResponseWriter, r *http.Request) {
-		c, _ := connOf(r.Context())
-		c.requestRead()
+		r.Context().Value(connKey{}).(*conn).finishRead(r)
 		close(began)
 		<-r.Context().Done()
 		close(ended)

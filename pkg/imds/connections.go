@@ -1,8 +1,9 @@
 package imds
 
 import (
-	"math"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,9 +24,9 @@ type Connections struct {
 	sweepInterval    time.Duration
 
 	mu    sync.Mutex
-	open  map[netip.Addr]map[*conn]*Listener
-	len   int
-	sweep *time.Timer // nil while no connection is open
+	open  map[*conn]bool
+	count map[netip.Addr]int // of open connections
+	sweep *time.Timer        // nil while no connection is open
 }
 
 const (
@@ -41,32 +42,36 @@ const (
 func NewConnections(requestsPerSecond float64) *Connections {
 	return &Connections{
 		total: maxConnections, perSource: maxSourceConnections, requests: newRequestLimit(requestsPerSecond),
-		sweepInterval: time.Second, open: make(map[netip.Addr]map[*conn]*Listener),
+		sweepInterval: time.Second, open: make(map[*conn]bool), count: make(map[netip.Addr]int),
 	}
 }
 
-// add counts c, which l accepted, as open. It returns false if c must be refused. The caller must
-// close replaced, which no longer counts, unless it is nil.
-func (cs *Connections) add(c *conn, l *Listener) (replaced *conn, ok bool) {
+// Len returns the number of open connections.
+func (cs *Connections) Len() int {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	n := len(cs.open[c.source])
+	return len(cs.open)
+}
+
+// add counts c as open. It returns false if c must be refused. The caller must close replaced, which no
+// longer counts, unless it is nil.
+func (cs *Connections) add(c *conn) (replaced *conn, ok bool) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	n := cs.count[c.source]
 	if n >= cs.perSource {
 		return nil, false
 	}
-	if cs.len >= cs.total {
+	if len(cs.open) >= cs.total {
 		largest := cs.largestSource()
-		if n+1 >= len(cs.open[largest]) {
+		if n+1 >= cs.count[largest] {
 			return nil, false
 		}
-		replaced = earliestDeadline(cs.open[largest])
+		replaced = cs.leastBusy(largest)
 		cs.drop(replaced)
 	}
-	if cs.open[c.source] == nil {
-		cs.open[c.source] = make(map[*conn]*Listener)
-	}
-	cs.open[c.source][c] = l
-	cs.len++
+	cs.open[c] = true
+	cs.count[c.source]++
 	if cs.sweep == nil {
 		cs.sweep = time.AfterFunc(cs.sweepInterval, cs.resetStale)
 	}
@@ -81,82 +86,54 @@ func (cs *Connections) remove(c *conn) {
 }
 
 func (cs *Connections) drop(c *conn) {
-	if _, ok := cs.open[c.source][c]; !ok {
+	if !cs.open[c] {
 		return
 	}
-	cs.len--
-	if delete(cs.open[c.source], c); len(cs.open[c.source]) == 0 {
-		delete(cs.open, c.source)
+	delete(cs.open, c)
+	if cs.count[c.source]--; cs.count[c.source] == 0 {
+		delete(cs.count, c.source)
 	}
-}
-
-// count returns the number of open connections that l accepted.
-func (cs *Connections) count(l *Listener) (n int) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	for _, conns := range cs.open {
-		for _, accepted := range conns {
-			if accepted == l {
-				n++
-			}
-		}
-	}
-	return n
 }
 
 // largestSource returns the source that has the most connections.
 func (cs *Connections) largestSource() (largest netip.Addr) {
-	for source, conns := range cs.open {
-		if len(conns) > len(cs.open[largest]) {
+	for source, n := range cs.count {
+		if n > cs.count[largest] {
 			largest = source
 		}
 	}
 	return largest
 }
 
-// earliestDeadline returns the connection whose client has the least time left to send its next
-// request. It returns a connection with a request in progress only if all have one.
-func earliestDeadline(conns map[*conn]*Listener) (earliest *conn) {
-	least := int64(math.MaxInt64)
-	for c := range conns {
-		deadline := c.readDeadline.Load()
-		if deadline == 0 {
-			deadline = math.MaxInt64
+// leastBusy returns a connection of the source. It returns one with a request in progress only if all
+// have one.
+func (cs *Connections) leastBusy(source netip.Addr) (found *conn) {
+	for c := range cs.open {
+		if c.source != source {
+			continue
 		}
-		if earliest == nil || deadline < least {
-			earliest, least = c, deadline
+		if found = c; !c.isBusy.Load() {
+			break
 		}
 	}
-	return earliest
+	return found
 }
 
 // resetStale resets the connections whose source address has another holder, and schedules itself
 // again while connections are open. Write checks the holder too, but an idle connection, or one that
 // waits for its answer, must not outlive its pod.
 func (cs *Connections) resetStale() {
-	for source, conns := range cs.bySource() {
-		holder := conns[0].currentHolder(source)
-		for _, c := range conns {
-			c.resetIfHeldByAnother(holder)
-		}
+	cs.mu.Lock()
+	open := slices.Collect(maps.Keys(cs.open))
+	cs.mu.Unlock()
+	for _, c := range open {
+		c.resetIfHeldByAnother()
 	}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	if cs.len == 0 {
+	if len(cs.open) == 0 {
 		cs.sweep = nil
 		return
 	}
 	cs.sweep.Reset(cs.sweepInterval)
-}
-
-func (cs *Connections) bySource() map[netip.Addr][]*conn {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	all := make(map[netip.Addr][]*conn, len(cs.open))
-	for source, conns := range cs.open {
-		for c := range conns {
-			all[source] = append(all[source], c)
-		}
-	}
-	return all
 }

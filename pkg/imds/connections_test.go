@@ -47,7 +47,7 @@ func TestConnectionsAreSharedFairly(t *testing.T) {
 			}
 			c := &conn{source: pod}
 			before := len(held[pod])
-			replaced, ok := cs.add(c, nil)
+			replaced, ok := cs.add(c)
 			if !ok && before < share-1 && before < cs.perSource {
 				t.Fatalf("seed %d: refused with %d of a share of %d", seed, before, share)
 			}
@@ -68,8 +68,8 @@ func TestConnectionsAreSharedFairly(t *testing.T) {
 					t.Fatalf("seed %d: one has %d left for another's %d, of a share of %d", seed, left, len(held[pod]), share)
 				}
 			}
-			if count != cs.len || cs.len > cs.total || len(held[pod]) != len(cs.open[pod]) || len(held[pod]) > cs.perSource {
-				t.Fatalf("seed %d: %d connections of %d counted as %d; the pod has %d, counted as %d", seed, count, cs.total, cs.len, len(held[pod]), len(cs.open[pod]))
+			if count != len(cs.open) || len(cs.open) > cs.total || len(held[pod]) != cs.count[pod] || len(held[pod]) > cs.perSource {
+				t.Fatalf("seed %d: %d connections of %d counted as %d; the pod has %d, counted as %d", seed, count, cs.total, len(cs.open), len(held[pod]), cs.count[pod])
 			}
 		}
 		for _, all := range held {
@@ -77,26 +77,25 @@ func TestConnectionsAreSharedFairly(t *testing.T) {
 				cs.remove(c)
 			}
 		}
-		if cs.len != 0 || len(cs.open) != 0 {
-			t.Errorf("seed %d: %d are left", seed, cs.len)
+		if len(cs.open) != 0 || len(cs.count) != 0 {
+			t.Errorf("seed %d: %d are left, of %d sources", seed, len(cs.open), len(cs.count))
 		}
 	}
 }
 
 // TestReplacedConnectionIsIdle holds that a connection with a request in progress gives way last.
 func TestReplacedConnectionIsIdle(t *testing.T) {
-	now := time.Now()
 	cs := NewConnections(0)
 	cs.sweepInterval = time.Hour // the connections of this test have no sockets
 	cs.total = 4
-	busy, sending, idle := &conn{source: podA}, &conn{source: podA}, &conn{source: podA}
-	sending.readDeadline.Store(now.Add(5 * time.Second).UnixNano())
-	idle.readDeadline.Store(now.Add(2 * time.Minute).UnixNano())
-	for _, c := range []*conn{busy, sending, idle} {
-		cs.add(c, nil)
+	busy, idle, alsoBusy := &conn{source: podA}, &conn{source: podA}, &conn{source: podA}
+	busy.isBusy.Store(true)
+	alsoBusy.isBusy.Store(true)
+	for _, c := range []*conn{busy, idle, alsoBusy} {
+		cs.add(c)
 	}
-	cs.add(&conn{source: podB.Next()}, nil)
-	if replaced, ok := cs.add(&conn{source: podB}, nil); !ok || replaced != sending {
+	cs.add(&conn{source: podB.Next()})
+	if replaced, ok := cs.add(&conn{source: podB}); !ok || replaced != idle {
 		t.Errorf("%v, %v", replaced, ok)
 	}
 }
@@ -113,8 +112,7 @@ func TestFullProxyServesAPodWithoutConnections(t *testing.T) {
 	refused := make(chan struct{}, 100)
 	l := NewListener(inner, func(netip.Addr, netip.AddrPort) bool { return true }, anyHolder, connections, func() { refused <- struct{}{} }, slog.New(slog.DiscardHandler))
 	s := &http.Server{ConnContext: ConnContext, IdleTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		source := sourceOf(r.Context())
-		writeText(w, source.String())
+		writeText(w, r.Context().Value(connKey{}).(*conn).source.String())
 	})}
 	go s.Serve(l)
 	defer s.Close()
@@ -177,13 +175,13 @@ func TestReplacedConnectionIsNotCounted(t *testing.T) {
 	two, _ := listening(t, anyHolder, connections)
 	defer two.Close()
 	admit := func(l *Listener, source netip.Addr) {
-		l.admit(l.newConn(new(net.TCPConn), netip.AddrPortFrom(source, 1))) // without a socket, but it can be closed
+		l.admit(&conn{TCPConn: new(net.TCPConn), listener: l, source: source}) // without a socket, but it can be closed
 	}
 	for range 3 {
 		admit(one, podA)
 	}
 	admit(two, podB)
-	if one.Len() != 2 || two.Len() != 1 || connections.len != 3 {
-		t.Errorf("%d and %d connections are open, %d are counted", one.Len(), two.Len(), connections.len)
+	if connections.Len() != 3 || connections.count[podA] != 2 || connections.count[podB] != 1 {
+		t.Errorf("%d connections are counted, by source %v", connections.Len(), connections.count)
 	}
 }

@@ -3,11 +3,14 @@ package imds
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
@@ -25,16 +28,42 @@ func (oneCredentials) AssumeRole(context.Context, roles.Assumption) (*credential
 func anyHolder(netip.Addr) string { return "" }
 
 // forwarder is a function as a Forwarder.
-type forwarder func(w http.ResponseWriter, r *http.Request) error
+type forwarder func(path string) (*Response, error)
 
-func (f forwarder) Forward(w http.ResponseWriter, r *http.Request) error { return f(w, r) }
+func (f forwarder) Forward(_ context.Context, _ netip.Addr, path string) (*Response, error) {
+	return f(path)
+}
 
-// forwarded is u as the Handler has it answer.
-func forwarded(u *Upstream, w http.ResponseWriter, r *http.Request) {
-	err := u.Forward(w, r)
-	if f, ok := errors.AsType[*httpError](err); ok {
-		writeError(w, f.status)
-	} else if err != nil {
-		writeError(w, http.StatusInternalServerError)
+// newTestHandler is NewHandler with defaults.
+func newTestHandler(c Config) *Handler {
+	if c.Sessions == nil {
+		c.Sessions = NewSessions(NewKey())
 	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Refused == nil {
+		c.Refused = func(int) {}
+	}
+	if c.Delayed == nil {
+		c.Delayed = func() {}
+	}
+	return NewHandler(c)
+}
+
+// newTestConn returns a connection of a Listener that limits nothing else than requests.
+func newTestConn(c *net.TCPConn, source netip.Addr, requests *ratelimit.Keyed[netip.Addr]) *conn {
+	connections := NewConnections(0)
+	connections.requests = requests
+	return &conn{TCPConn: c, source: source, listener: &Listener{holder: anyHolder, connections: connections}}
+}
+
+// forwarded returns the status and the response of u for a pod.
+func forwarded(ctx context.Context, u *Upstream, source netip.Addr, path string) (status int, res Response) {
+	got, err := u.Forward(ctx, source, path)
+	if err != nil {
+		refusal, _ := errors.AsType[*Refusal](err)
+		return refusal.Status, Response{}
+	}
+	return http.StatusOK, *got
 }

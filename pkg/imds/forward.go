@@ -1,39 +1,44 @@
 package imds
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
-	"time"
+	"net/netip"
+	"strings"
 )
 
-// maxUpstreamBody limits a response; the largest real one, user data, has 16 KiB.
-const maxUpstreamBody = 1 << 20
+// maxBody limits the body of a response. The largest real one, user data, has 16 KiB.
+const maxBody = 64 << 10
 
-// Forward implements Forwarder. It writes the response of the metadata service, streamed and bounded.
-// A pod that exceeds a limit is answered with status 503.
-func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request) error {
-	now, cacheable := time.Now(), isCacheable(r.URL.Path)
-	if cacheable {
-		if res := u.cache.get(r.URL.Path, now); res != nil {
-			res.write(w)
-			return nil
-		}
+// Forward implements Forwarder. The error is a *Refusal.
+//
+// An exchange for a cacheable path goes on after the pod's client has disconnected, because others may
+// wait for it. Forward returns only when it has ended: until then it counts against the pod's limits.
+func (u *Upstream) Forward(ctx context.Context, source netip.Addr, path string) (*Response, error) {
+	key := strings.TrimSuffix(path, "/")
+	if res := u.cache.get(key); res != nil {
+		return res, nil
 	}
-	source := sourceOf(r.Context())
-	if err := u.limit.begin(source, now); err != nil {
-		return err
+	if err := u.limit.begin(source); err != nil {
+		return nil, err
 	}
 	defer u.limit.end(source)
-	if cacheable {
-		return u.forwardCacheable(w, r)
+	fetch := func() (*Response, error) { return u.fetch(ctx, path) }
+	if isCacheable(key) {
+		fetch = func() (*Response, error) {
+			return u.cache.fetch(key, func() (*Response, error) { return u.fetch(context.WithoutCancel(ctx), key) })
+		}
 	}
-	err := u.do(r.Context(), r.Method, r.URL.Path, func(res *http.Response) error { return stream(w, res) })
-	if err != nil {
-		return upstreamError(r.URL.Path, err)
+	res, err := fetch()
+	switch {
+	case err == statusError(http.StatusNotFound):
+		return nil, errNotFound // the instance has no such metadata, which the log need not explain
+	case err != nil:
+		return nil, &Refusal{Status: http.StatusInternalServerError, Err: fmt.Errorf("the node's metadata service does not answer %s as it should: %w", path, err)}
 	}
-	return nil
+	return res, nil
 }
 
 // statusError is an unexpected status of the service. Pods get 404 as it is and 500 for any other: no
@@ -43,43 +48,25 @@ type statusError int
 
 func (s statusError) Error() string { return fmt.Sprintf("it answered with status %d", int(s)) }
 
-// upstreamError returns the answer to a pod whose exchange with the service failed.
-func upstreamError(path string, err error) error {
-	if err == statusError(http.StatusNotFound) {
-		return errNotFound // the instance has no such metadata, which the log need not explain
+// fetch makes one exchange. If the service rejects the session token, fetch tries again with a new one.
+func (u *Upstream) fetch(ctx context.Context, path string) (*Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
+	defer cancel()
+	res, err := u.send(ctx, path, false)
+	if err == nil && res.StatusCode == http.StatusUnauthorized {
+		res.Body.Close()
+		res, err = u.send(ctx, path, true)
 	}
-	return &httpError{http.StatusInternalServerError, fmt.Errorf("the node's metadata service does not answer %s as it should: %w", path, err)}
-}
-
-// copyHeader copies the header fields that pods may see.
-func copyHeader(header http.Header, res *http.Response, length int64) {
-	for _, name := range []string{"Content-Type", "Last-Modified", "Etag", "Accept-Ranges"} {
-		if v, ok := res.Header[name]; ok {
-			header[name] = v[:1]
-		}
+	if err != nil {
+		return nil, err
 	}
-	if length >= 0 {
-		header["Content-Length"] = []string{strconv.FormatInt(length, 10)}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, statusError(res.StatusCode)
 	}
-}
-
-// stream copies the response. After the header is sent, it reports an error by a panic with
-// http.ErrAbortHandler: only an aborted connection tells the client that the body is incomplete.
-func stream(w http.ResponseWriter, res *http.Response) error {
-	if res.ContentLength > maxUpstreamBody {
-		return fmt.Errorf("it answered with %d bytes", res.ContentLength)
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxBody+1))
+	if err == nil && len(body) > maxBody {
+		err = fmt.Errorf("it answered with more than %d bytes", maxBody)
 	}
-	copyHeader(w.Header(), res, res.ContentLength)
-	// A long response does not fit into the kernel's buffers, so a slow client would occupy an exchange.
-	control := http.NewResponseController(w)
-	control.SetWriteDeadline(time.Now().Add(upstreamTimeout))
-	n, err := io.Copy(w, io.LimitReader(res.Body, maxUpstreamBody+1))
-	if err == nil {
-		err = control.Flush()
-	}
-	control.SetWriteDeadline(time.Time{})
-	if err != nil || n > maxUpstreamBody {
-		panic(http.ErrAbortHandler)
-	}
-	return nil
+	return &Response{contentType: res.Header["Content-Type"], lastModified: res.Header["Last-Modified"], body: string(body)}, err
 }

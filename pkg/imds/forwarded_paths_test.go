@@ -132,8 +132,8 @@ func FuzzRawRequestsNeverReachCredentials(f *testing.F) {
 		f.Fatal(err)
 	}
 	upstream.limit.pods = ratelimit.NewKeyed[netip.Addr](rate.Inf, 1) // each request is to be seen
-	caller := &fakeCaller{session: "uid", role: "own", err: &refusal{status: http.StatusNotFound}}
-	h := NewHandler(Config{
+	caller := &fakeCaller{session: "uid", role: "own", err: &Refusal{Status: http.StatusNotFound, Err: errTest}}
+	h := newTestHandler(Config{
 		Caller: func(netip.Addr, time.Time) Caller { return caller }, Sessions: NewSessions(NewKey()), Upstream: upstream, Log: log,
 	})
 	s := httptest.NewUnstartedServer(h)
@@ -141,7 +141,7 @@ func FuzzRawRequestsNeverReachCredentials(f *testing.F) {
 	s.Config.DisableGeneralOptionsHandler = true
 	s.Config.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
 	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		return ConnContext(ctx, &conn{TCPConn: c.(*net.TCPConn), requests: newRequestLimit(0), source: netip.MustParseAddr("10.0.0.1")})
+		return ConnContext(ctx, newTestConn(c.(*net.TCPConn), netip.MustParseAddr("10.0.0.1"), newRequestLimit(0)))
 	}
 	s.Start()
 	defer s.Close()

@@ -5,22 +5,22 @@ package imds
 
 import (
 	"context"
-	"errors"
-	"io"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/dedup"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // Caller is the pod that sends one request, as of the moment of the request. An error of its methods
-// should implement Refusal; any other is answered with status 500.
+// should be a *Refusal; any other is answered with status 500.
 type Caller interface {
 	// Session returns the value that the pod's session tokens are bound to. It must not block.
 	Session() string
@@ -32,36 +32,9 @@ type Caller interface {
 	Credentials(ctx context.Context, role string) (*credentials.Document, error)
 }
 
-// Refusal is an error that determines its answer.
-type Refusal interface {
-	error
-	// HTTPStatus returns the status of the answer.
-	HTTPStatus() int
-	// Document returns the code and the message of the document in the answer's body. If the code is
-	// empty, the body is the error page of the status.
-	Document() (code, message string)
-	// Subject returns the refused pod, for the log.
-	Subject() string
-}
-
-// Forwarder answers requests for metadata other than credentials. The requests have a canonical path
-// and no session token. A Forwarder that returns an error has written nothing.
+// Forwarder returns metadata other than credentials for the pod at source. The path is canonical.
 type Forwarder interface {
-	Forward(w http.ResponseWriter, r *http.Request) error
-}
-
-// Handler is the metadata service. Its requests must arrive on connections of a Listener, and the
-// server must use ConnContext.
-type Handler struct {
-	caller        func(source netip.Addr, now time.Time) Caller
-	sessions      *Sessions
-	upstream      Forwarder
-	log           *slog.Logger
-	refusals      *refusalLog
-	deny          []*regexp.Regexp
-	requireTokens bool
-	refused       func(status int)
-	delayed       func()
+	Forward(ctx context.Context, source netip.Addr, path string) (*Response, error)
 }
 
 // Config holds the dependencies and settings of a Handler.
@@ -75,25 +48,24 @@ type Config struct {
 	Deny []*regexp.Regexp
 	// RequireTokens refuses requests without a session token, so that only version 2 works.
 	RequireTokens bool
-	// Delayed is called for each request that waits because its source makes too many. It may be nil.
+	// Delayed is called for each request that waits because its source makes too many.
 	Delayed func()
-	// Refused is called with the status for each request that is refused. It may be nil.
+	// Refused is called with the status for each request that is refused.
 	Refused func(status int)
 	Log     *slog.Logger
 }
 
+// Handler is the metadata service. Its requests must arrive on connections of a Listener, and the
+// server must use ConnContext.
+type Handler struct {
+	Config
+	refusals     *slog.Logger
+	refusalLimit *ratelimit.Keyed[netip.Addr]
+}
+
 // NewHandler returns a Handler.
 func NewHandler(c Config) *Handler {
-	if c.Delayed == nil {
-		c.Delayed = func() {}
-	}
-	if c.Refused == nil {
-		c.Refused = func(int) {}
-	}
-	return &Handler{
-		caller: c.Caller, sessions: c.Sessions, upstream: c.Upstream, log: c.Log, refusals: newRefusalLog(c.Log),
-		deny: c.Deny, requireTokens: c.RequireTokens, refused: c.Refused, delayed: c.Delayed,
-	}
+	return &Handler{Config: c, refusals: slog.New(dedup.New(c.Log.Handler(), refusalInterval)), refusalLimit: newRefusalLimit()}
 }
 
 // Header names in net/http's canonical spelling, so that header maps can be used without conversion.
@@ -102,54 +74,27 @@ const (
 	tokenTTLHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 )
 
-// httpError is a refusal by the proxy itself. It is logged if it has a reason.
-type httpError struct {
-	status int
-	reason error // may be nil
-}
-
-func (e *httpError) Error() string {
-	if e.reason == nil {
-		return http.StatusText(e.status)
-	}
-	return e.reason.Error()
-}
-
-func (e *httpError) Unwrap() error { return e.reason }
-
-var (
-	errNotFound  = &httpError{http.StatusNotFound, nil}
-	errForbidden = &httpError{http.StatusForbidden, nil}
-	errMethod    = &httpError{http.StatusMethodNotAllowed, nil}
-	errTTL       = &httpError{http.StatusBadRequest, nil}
-	errRequests  = &httpError{http.StatusServiceUnavailable, errTooManyRequests}
-	errNoToken   = &httpError{http.StatusUnauthorized, errors.New("a request without a session token, where one is required")}
-	errBadToken  = &httpError{http.StatusUnauthorized, errors.New("a session token that has ended, or was not made for the pod that holds the address now")}
-
-	errDenied = errors.New("a path that is denied to pods")
-)
-
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header()["Server"] = serverValue
-	c, ok := connOf(r.Context())
+	c, ok := r.Context().Value(connKey{}).(*conn)
 	if !ok {
-		h.log.Error("a request without a source address: the server does not use ConnContext")
-		h.writeError(w, http.StatusInternalServerError)
+		h.Log.Error("a request without a source address: the server does not use ConnContext")
+		writeError(w, http.StatusInternalServerError)
 		return
 	}
-	if drainBody(r) {
-		c.requestRead()
-	}
+	c.isBusy.Store(true)
+	defer c.isBusy.Store(false)
+	c.finishRead(r)
 	admitted := h.admit(c)
 	now := time.Now()
-	caller := h.caller(c.source, now)
+	caller := h.Caller(c.source, now)
 	err := error(errRequests)
 	if admitted {
 		err = h.serve(w, r, c, caller, now)
 	}
 	if err != nil {
-		h.refuse(w, r, caller, err)
+		h.refuse(w, r, c.source, caller, err)
 	}
 }
 
@@ -165,17 +110,17 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, c *conn, caller 
 	route, role := routeOf(path)
 	switch {
 	case route == tokenRoute:
-		return h.serveToken(w, r, caller)
+		return h.serveToken(w, r, caller, now)
 	case route == versionedTokenRoute:
 		return errForbidden
 	case r.Method == http.MethodPut:
 		return methodNotAllowed(w, "GET, HEAD")
 	}
 	if tokens, ok := r.Header[tokenHeader]; ok {
-		if len(tokens) != 1 || !h.sessions.valid(&c.verified, tokens[0], caller.Session(), now) {
+		if len(tokens) != 1 || !h.Sessions.valid(&c.verified, tokens[0], caller.Session(), now) {
 			return errBadToken
 		}
-	} else if h.requireTokens {
+	} else if h.RequireTokens {
 		return errNoToken
 	}
 	switch route {
@@ -197,101 +142,35 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, c *conn, caller 
 		writeText(w, "info\nsecurity-credentials/")
 		return nil
 	case forwardRoute:
-		return h.forward(w, r, caller, path)
+		return h.forward(w, r, c.source, caller, path)
 	}
 	return errNotFound
 }
 
-// forward lets the node's metadata service answer for a canonical path.
-func (h *Handler) forward(w http.ResponseWriter, r *http.Request, caller Caller, path string) error {
+// forward writes what the node's metadata service has at a canonical path.
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, source netip.Addr, caller Caller, path string) error {
 	if h.isDenied(path) {
-		h.refusals.log(sourceOf(r.Context()), caller.Name(), http.StatusNotFound, errDenied, "path", path)
-		return errNotFound
+		return &Refusal{Status: http.StatusNotFound, Err: fmt.Errorf("the path %s is denied to pods", path)}
 	}
-	r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", ""
+	res, err := h.Upstream.Forward(r.Context(), source, path)
+	if err != nil {
+		return err
+	}
+	body := res.body
 	if isListing(path) {
-		return h.forwardListing(w, r, caller)
+		body = h.filterListing(r.Context(), caller, path, body)
 	}
-	return h.upstream.Forward(w, r)
-}
-
-// drainBody reads up to 4 KiB of a request's body, and reports whether that was all. Some SDKs send a
-// form, and s3fs sends a chunked body after 100-continue. Unread bytes would end the connection.
-func drainBody(r *http.Request) bool {
-	if r.ContentLength == 0 {
-		return true
-	}
-	_, err := io.CopyN(io.Discard, r.Body, 4<<10)
-	return err == io.EOF
+	writeSuccess(w, res.contentType, res.lastModified, body)
+	return nil
 }
 
 // isDenied reports whether the configuration denies a path, with or without the slash at its end.
 func (h *Handler) isDenied(path string) bool {
 	bare := strings.TrimSuffix(path, "/")
-	return slices.ContainsFunc(h.deny, func(d *regexp.Regexp) bool { return d.MatchString(path) || d.MatchString(bare) })
-}
-
-const (
-	minTTL = 1
-	maxTTL = 21600
-)
-
-func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Caller) error {
-	if r.Method != http.MethodPut {
-		return methodNotAllowed(w, http.MethodPut)
-	}
-	if _, ok := r.Header["X-Forwarded-For"]; ok {
-		return errForbidden
-	}
-	// ParseUint accepts digits only, so neither "+60" nor "0x3c" is a TTL.
-	ttl, err := strconv.ParseUint(r.Header.Get(tokenTTLHeader), 10, 16)
-	if err != nil || ttl < minTTL || ttl > maxTTL {
-		return errTTL
-	}
-	token := h.sessions.Token(caller.Session(), time.Now().Add(time.Duration(ttl)*time.Second))
-	w.Header()[tokenTTLHeader] = []string{strconv.FormatUint(ttl, 10)}
-	writeText(w, token)
-	return nil
+	return slices.ContainsFunc(h.Deny, func(d *regexp.Regexp) bool { return d.MatchString(path) || d.MatchString(bare) })
 }
 
 func methodNotAllowed(w http.ResponseWriter, allow string) error {
 	w.Header()["Allow"] = []string{allow}
 	return errMethod
-}
-
-// refuse writes, counts and logs the answer to a request that failed with err.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, caller Caller, err error) {
-	if r.Context().Err() != nil && errors.Is(err, r.Context().Err()) {
-		writeError(w, http.StatusInternalServerError) // the client disconnected; not counted
-		return
-	}
-	source := sourceOf(r.Context())
-	if e, ok := errors.AsType[*httpError](err); ok {
-		if e.reason != nil {
-			h.refusals.log(source, caller.Name(), e.status, e)
-		}
-		h.writeError(w, e.status)
-		return
-	}
-	refusal, ok := errors.AsType[Refusal](err)
-	if !ok {
-		h.refusals.log(source, caller.Name(), http.StatusInternalServerError, err)
-		h.writeError(w, http.StatusInternalServerError)
-		return
-	}
-	status := refusal.HTTPStatus()
-	h.refusals.log(source, refusal.Subject(), status, err)
-	code, message := refusal.Document()
-	if code == "" {
-		h.writeError(w, status)
-		return
-	}
-	h.refused(status)
-	writeFailure(w, status, code, message)
-}
-
-// writeError writes the error page and counts the refusal.
-func (h *Handler) writeError(w http.ResponseWriter, status int) {
-	h.refused(status)
-	writeError(w, status)
 }

@@ -27,8 +27,8 @@ func (w *nobody) WriteHeader(status int)      { w.status = status }
 // cachedRequest is a handler and a request for the cached document with a valid token, as they stand on a connection.
 func cachedRequest(tb testing.TB, d *fakeCaller) (*Handler, *http.Request) {
 	sessions := NewSessions(NewKey())
-	h := NewHandler(Config{Caller: func(netip.Addr, time.Time) Caller { return d }, Sessions: sessions, Log: slog.New(slog.DiscardHandler)})
-	ctx := ConnContext(context.Background(), &conn{TCPConn: new(net.TCPConn), requests: newRequestLimit(0), source: netip.MustParseAddr("10.0.0.1")})
+	h := newTestHandler(Config{Caller: func(netip.Addr, time.Time) Caller { return d }, Sessions: sessions, Log: slog.New(slog.DiscardHandler)})
+	ctx := ConnContext(context.Background(), newTestConn(new(net.TCPConn), netip.MustParseAddr("10.0.0.1"), newRequestLimit(0)))
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://169.254.169.254"+doc, nil)
 	if err != nil {
 		tb.Fatal(err)

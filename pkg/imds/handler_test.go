@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -21,16 +22,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
 )
 
-// refusal is a Refusal that says what it is told.
-type refusal struct {
-	status        int
-	code, message string
-}
-
-func (r *refusal) Error() string              { return "refused because of the test" }
-func (r *refusal) HTTPStatus() int            { return r.status }
-func (r *refusal) Document() (string, string) { return r.code, r.message }
-func (r *refusal) Subject() string            { return "ns/pod" }
+var errTest = errors.New("refused because of the test")
 
 // fakeCaller is one pod.
 type fakeCaller struct {
@@ -57,7 +49,7 @@ func (b *fakeCaller) Credentials(_ context.Context, role string) (*credentials.D
 		return nil, b.err
 	}
 	if role != b.role {
-		return nil, &refusal{status: http.StatusNotFound}
+		return nil, &Refusal{Status: http.StatusNotFound, Err: errTest}
 	}
 	return b.doc, nil
 }
@@ -75,20 +67,19 @@ func serve(t *testing.T, b *fakeCaller, with ...func(*Config)) *service {
 	s := &service{log: new(bytes.Buffer)}
 	config := Config{
 		Caller: func(netip.Addr, time.Time) Caller { return b }, Sessions: NewSessions(NewKey()), Log: slog.New(slog.NewTextHandler(s.log, nil)),
-		Upstream: forwarder(func(w http.ResponseWriter, r *http.Request) error {
+		Upstream: forwarder(func(path string) (*Response, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.upstream = append(s.upstream, r.URL.RequestURI())
-			io.WriteString(w, "upstream")
-			return nil
+			s.upstream = append(s.upstream, path)
+			return &Response{contentType: plainText, body: "upstream"}, nil
 		}),
 	}
 	for _, change := range with {
 		change(&config)
 	}
-	s.Server = httptest.NewUnstartedServer(NewHandler(config))
+	s.Server = httptest.NewUnstartedServer(newTestHandler(config))
 	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		return ConnContext(ctx, &conn{TCPConn: c.(*net.TCPConn), requests: newRequestLimit(0), source: netip.MustParseAddr("10.0.0.1")})
+		return ConnContext(ctx, newTestConn(c.(*net.TCPConn), netip.MustParseAddr("10.0.0.1"), newRequestLimit(0)))
 	}
 	s.Start()
 	t.Cleanup(s.Close)
@@ -260,10 +251,10 @@ func TestRefusalsAreAnsweredAsTheySayAndLoggedOnce(t *testing.T) {
 		status int
 		body   string
 	}{
-		"IMDS16 no role":            {&refusal{status: 404}, 404, "404 - Not Found"},
-		"forbidden":                 {&refusal{status: 403}, 403, "403 - Forbidden"},
-		"IMDS21 permanent":          {&refusal{status: 403, code: "AssumeRoleUnauthorizedAccess", message: `no "way"`}, 403, `"Message" : "no \"way\""`},
-		"IMDS22 transient":          {&refusal{status: 500}, 500, "500 - Internal Server Error"},
+		"IMDS16 no role":            {&Refusal{Status: 404, Err: errTest}, 404, "404 - Not Found"},
+		"forbidden":                 {&Refusal{Status: 403, Err: errTest}, 403, "403 - Forbidden"},
+		"IMDS21 permanent":          {&Refusal{Status: 403, Code: "AssumeRoleUnauthorizedAccess", Message: `no "way"`, Err: errTest}, 403, `"Message" : "no \"way\""`},
+		"IMDS22 transient":          {&Refusal{Status: 500, Err: errTest}, 500, "500 - Internal Server Error"},
 		"an error of no known kind": {errors.New("surprise"), 500, "500 - Internal Server Error"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -336,32 +327,35 @@ func TestConnectionThatWasNotVouchedForIsNotServed(t *testing.T) {
 	}
 }
 
-func TestLoggedRefusalsAreBounded(t *testing.T) {
-	var out bytes.Buffer
-	l := newRefusalLog(slog.New(slog.NewTextHandler(&out, nil)))
-	a := netip.MustParseAddr("10.0.0.0")
-	for range 5000 {
-		l.log(a, "x", 404, errors.New("x"))
-		a = a.Next()
-	}
-	if len(l.sources) > maxRefusalSources {
-		t.Errorf("%d remembered", len(l.sources))
-	}
-}
-
+// TestPodCannotFillTheLog has a pod be refused for another reason each time.
 func TestPodCannotFillTheLog(t *testing.T) {
-	l := newRefusalLog(slog.New(slog.DiscardHandler))
-	now := time.Now()
-	lines := 0
-	for i := range 1000 {
-		if _, ok := l.admit(netip.MustParseAddr("10.0.0.1"), fmt.Sprint(i%2, i/2), now); ok {
-			lines++
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		h := newTestHandler(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		lines := func() int {
+			defer log.Reset()
+			return strings.Count(log.String(), "pod refused")
 		}
-	}
-	if lines != maxReasons {
-		t.Errorf("%d lines for 1000 refusals at once, want %d", lines, maxReasons)
-	}
-	if unlogged, ok := l.admit(netip.MustParseAddr("10.0.0.1"), "again", now.Add(refusalInterval)); !ok || unlogged != 1000-maxReasons {
-		t.Errorf("after the pause: %v, %d unlogged", ok, unlogged)
-	}
+		refuse := func(pod netip.Addr, reason string) {
+			err := &Refusal{Status: http.StatusNotFound, Err: errors.New(reason)}
+			h.refuse(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), pod, &fakeCaller{}, err)
+		}
+		for i := range 1000 {
+			refuse(podA, fmt.Sprint(i))
+		}
+		if n := lines(); n != refusalBurst {
+			t.Errorf("%d lines for 1000 refusals at once, want %d", n, refusalBurst)
+		}
+		refuse(podB, "another")
+		if n := lines(); n != 1 {
+			t.Errorf("%d lines for the neighbour, want 1", n)
+		}
+		for i := range 1000 {
+			time.Sleep(time.Hour / 1000)
+			refuse(podA, fmt.Sprint("later ", i))
+		}
+		if n, want := lines(), refusalBurst*int(time.Hour/refusalInterval); n < want-1 || n > want {
+			t.Errorf("%d lines for 1000 refusals in an hour, want %d", n, want)
+		}
+	})
 }

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 )
 
@@ -53,7 +52,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		}
 		source := addrPort(tcp.RemoteAddr())
 		destination, err := originalDestination(tcp)
-		accepted := l.newConn(tcp, source)
+		accepted := &conn{TCPConn: tcp, listener: l, source: source.Addr()}
 		switch {
 		case err != nil || !l.isRedirected(source.Addr(), destination):
 			l.log.Debug("connection refused: it was not redirected", "source", source, "destination", destination, "error", err)
@@ -63,7 +62,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			l.log.Debug("connection refused: its pod has too many", "source", source)
 		default:
 			boundWrites(tcp)
-			accepted.belongsTo(l.holder(accepted.source))
+			accepted.claim(l.holder(accepted.source))
 			return accepted, nil
 		}
 		l.refused()
@@ -72,19 +71,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *Listener) newConn(tcp *net.TCPConn, source netip.AddrPort) *conn {
-	c := &conn{TCPConn: tcp, source: source.Addr(), requests: l.connections.requests, currentHolder: l.holder}
-	c.onClose = func() { l.connections.remove(c) }
-	c.onReset = sync.OnceFunc(func() {
-		l.log.Debug("connection reset: another pod holds its address", "source", source)
-		l.refused()
-	})
-	return c
-}
-
 // admit counts c as open, and closes the connection that c replaces.
 func (l *Listener) admit(c *conn) bool {
-	replaced, ok := l.connections.add(c, l)
+	replaced, ok := l.connections.add(c)
 	if replaced != nil {
 		l.log.Debug("connection closed: another pod has fewer", "source", replaced.source, "other", c.source)
 		l.refused()
@@ -93,5 +82,5 @@ func (l *Listener) admit(c *conn) bool {
 	return ok
 }
 
-// Len returns the number of open connections.
-func (l *Listener) Len() int { return l.connections.count(l) }
+// Len returns the number of open connections of all listeners that share the limits.
+func (l *Listener) Len() int { return l.connections.Len() }

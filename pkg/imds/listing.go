@@ -1,34 +1,13 @@
 package imds
 
 import (
-	"bytes"
 	"context"
-	"fmt"
-	"io"
-	"net/http"
-	"strconv"
 	"strings"
 )
 
-// forwardListing writes the service's listing of a path without the names that the caller is refused.
-// Clients that crawl listings, such as cloud-init, fail completely after one refusal.
-func (h *Handler) forwardListing(w http.ResponseWriter, r *http.Request, caller Caller) error {
-	get := r.Clone(r.Context())
-	get.Method = http.MethodGet // the Content-Length of a HEAD depends on the names, too
-	all := &listingWriter{ResponseWriter: w}
-	if err := h.upstream.Forward(all, get); err != nil {
-		return err
-	}
-	body := h.filterListing(r.Context(), caller, r.URL.Path, all.body.String())
-	header := w.Header()
-	delete(header, "Etag") // it belongs to the complete listing
-	header["Content-Length"] = []string{strconv.Itoa(len(body))}
-	io.WriteString(w, body)
-	return nil
-}
-
-// filterListing returns the listing of a path without the names that the caller is refused. If body has
-// a line that cannot be a name, it is a value and is returned unchanged.
+// filterListing returns the service's listing of a path without the names that the caller is refused.
+// Clients that crawl listings, such as cloud-init, fail completely after one refusal. If body has a line
+// that cannot be a name, it is a value and is returned unchanged.
 func (h *Handler) filterListing(ctx context.Context, caller Caller, path, body string) string {
 	lines := strings.Split(body, "\n")
 	allowed := lines[:0]
@@ -69,9 +48,8 @@ func childOf(listing, name string) string {
 }
 
 // isListing reports whether the service answers a canonical path with a list of names. A path with a
-// slash at its end is a listing, unless users choose the content below it. Without the slash, only the
-// known listings count, because other paths may be values.
-// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html
+// slash at its end is a listing, unless users choose the content below it. A listing is also served
+// without the slash, but only the upper ones can be told from values there.
 func isListing(path string) bool {
 	version, rest, _ := strings.Cut(strings.Trim(path, "/"), "/")
 	kind, below, _ := strings.Cut(rest, "/")
@@ -80,49 +58,6 @@ func isListing(path string) bool {
 		return true
 	case kind == "user-data", kind == "meta-data" && strings.HasPrefix(below, "tags/instance/"):
 		return false
-	case strings.HasSuffix(path, "/"):
-		return true
 	}
-	return kind == "dynamic" && dynamicListings[below] || kind == "meta-data" && (metaDataListings[below] || isIndexed(below))
+	return below == "" || strings.HasSuffix(path, "/")
 }
-
-// The listings of the service, below /{version}/dynamic and /{version}/meta-data.
-var (
-	dynamicListings  = map[string]bool{"": true, "fws": true, "instance-identity": true}
-	metaDataListings = map[string]bool{
-		"": true, "autoscaling": true, "block-device-mapping": true, "elastic-gpus": true, "elastic-gpus/associations": true,
-		"elastic-inference": true, "elastic-inference/associations": true, "events": true, "events/maintenance": true,
-		"events/recommendations": true, "metrics": true, "network": true, "network/interfaces": true, "network/interfaces/macs": true,
-		"placement": true, "public-keys": true, "services": true, "spot": true, "system": true, "tags": true, "tags/instance": true,
-	}
-)
-
-// isIndexed reports whether a path below meta-data lists a network interface or a public key.
-func isIndexed(path string) bool {
-	if mac, ok := strings.CutPrefix(path, "network/interfaces/macs/"); ok {
-		_, below, _ := strings.Cut(mac, "/")
-		return below == "" || below == "ipv4-associations"
-	}
-	index, ok := strings.CutPrefix(path, "public-keys/")
-	return ok && !strings.Contains(index, "/")
-}
-
-// listingWriter buffers the body of an answer, and passes on its header.
-type listingWriter struct {
-	http.ResponseWriter
-	body bytes.Buffer
-}
-
-// Write implements http.ResponseWriter. It fails if the listing is too long.
-func (w *listingWriter) Write(b []byte) (int, error) {
-	if w.body.Len()+len(b) > maxSmallBody {
-		return 0, fmt.Errorf("a listing of more than %d bytes", maxSmallBody)
-	}
-	return w.body.Write(b)
-}
-
-// FlushError prevents http.ResponseController from flushing the underlying writer.
-func (w *listingWriter) FlushError() error { return nil }
-
-// Unwrap lets http.ResponseController set deadlines.
-func (w *listingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -120,7 +120,7 @@ func TestEverythingListedIsAnswered(t *testing.T) {
 					upstream.limit.pods, upstream.limit.node = ratelimit.NewKeyed[netip.Addr](rate.Inf, 0), rate.NewLimiter(rate.Inf, 0)
 					b := &fakeCaller{session: "uid", role: role}
 					if role == "" {
-						b.err = &refusal{status: http.StatusNotFound}
+						b.err = &Refusal{Status: http.StatusNotFound, Err: errTest}
 					} else {
 						b.doc = document(t)
 					}
@@ -169,16 +169,16 @@ func TestEverythingListedIsAnswered(t *testing.T) {
 func TestListingIsTheSameWithoutItsSlash(t *testing.T) {
 	_, upstream := newNode(t, serveInstance)
 	upstream.limit.pods = ratelimit.NewKeyed[netip.Addr](rate.Inf, 0)
-	s := serve(t, &fakeCaller{err: &refusal{status: http.StatusNotFound}}, func(c *Config) {
+	s := serve(t, &fakeCaller{err: &Refusal{Status: http.StatusNotFound, Err: errTest}}, func(c *Config) {
 		c.Upstream, c.Deny = upstream, []*regexp.Regexp{regexp.MustCompile("/placement/region")}
 	})
 	for path, want := range map[string]string{
 		"/latest/meta-data":                             "ami-id\nhostname\nplacement/\npublic-keys/\ntags/",
 		"/2021-07-15/meta-data/":                        "ami-id\nhostname\nplacement/\npublic-keys/\ntags/",
 		"/latest/./meta-data//":                         "ami-id\nhostname\nplacement/\npublic-keys/\ntags/",
-		"/latest/meta-data/placement":                   "availability-zone",
-		"/latest/meta-data/tags/instance":               "Name\nteam:iam",
-		"/latest/meta-data/public-keys":                 instance["meta-data/public-keys/"],
+		"/latest/meta-data/placement/":                  "availability-zone",
+		"/latest/meta-data/tags/instance/":              "Name\nteam:iam",
+		"/latest/meta-data/public-keys/":                instance["meta-data/public-keys/"],
 		"/latest/meta-data/hostname":                    "iam",
 		"/latest/meta-data/tags/instance/Name":          "identity-credentials",
 		"/latest/meta-data/tags/instance/Name/":         "",
@@ -202,14 +202,5 @@ func TestListingIsTheSameWithoutItsSlash(t *testing.T) {
 				t.Errorf("%s %s: the Etag of another listing", method, path)
 			}
 		}
-	}
-}
-
-// TestLongListingIsCut has the service list without an end.
-func TestLongListingIsCut(t *testing.T) {
-	_, upstream := newNode(t, text(strings.Repeat("a\n", maxSmallBody)))
-	s := serve(t, &fakeCaller{}, func(c *Config) { c.Upstream = upstream })
-	if res, err := http.Get(s.URL + "/latest/meta-data/"); err == nil {
-		t.Errorf("%s", res.Status)
 	}
 }

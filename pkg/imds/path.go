@@ -2,6 +2,7 @@ package imds
 
 import (
 	"net/url"
+	"path"
 	"strings"
 )
 
@@ -19,57 +20,45 @@ const (
 // programs can interpret it differently. It is decoded completely, and has no parameters, empty
 // segments or dot segments. It begins with a slash, and ends with one if the request's path did. ok is
 // false for a path without such a spelling.
-func canonical(path string) (clean string, ok bool) {
-	if isCanonical(path) {
-		return path, true
+func canonical(p string) (clean string, ok bool) {
+	if isCanonical(p) {
+		return p, true
 	}
 	for range maxDecodings {
-		if !strings.Contains(path, "%") {
+		if !strings.Contains(p, "%") {
 			break
 		}
-		decoded, err := url.PathUnescape(path)
+		decoded, err := url.PathUnescape(p)
 		if err != nil {
 			return "", false
 		}
-		path = decoded
+		p = decoded
 	}
-	if !strings.HasPrefix(path, "/") || len(path) > maxPath {
+	if !strings.HasPrefix(p, "/") || len(p) > maxPath {
 		return "", false
 	}
-	var segments []string
-	last := ""
-	for segment := range strings.SplitSeq(path[1:], "/") {
-		segment, _, _ = strings.Cut(segment, ";")
-		last = segment
-		switch segment {
-		case "", ".":
-		case "..":
-			if len(segments) == 0 {
-				return "", false
-			}
-			segments = segments[:len(segments)-1]
-		default:
-			if !consistsOf(segment, nameChars) {
-				return "", false
-			}
-			segments = append(segments, segment)
-		}
+	segments := strings.Split(p, "/")
+	for i, segment := range segments {
+		segments[i], _, _ = strings.Cut(segment, ";")
 	}
-	if len(segments) == 0 {
+	clean = path.Clean("." + strings.Join(segments, "/"))
+	switch {
+	case clean == ".":
 		return "/", true
+	case clean == "..", strings.HasPrefix(clean, "../"), !consistsOf(clean, nameChars+"/"):
+		return "", false
 	}
-	clean = "/" + strings.Join(segments, "/")
-	if last == "" || last == "." || last == ".." {
+	if last := segments[len(segments)-1]; last == "" || last == "." || last == ".." {
 		clean += "/"
 	}
-	return clean, true
+	return "/" + clean, true
 }
 
 // isCanonical reports without an allocation whether a path is canonical, as nearly every real one is.
 // It returns false for a few that are, such as one with a segment that begins with a dot.
-func isCanonical(path string) bool {
-	return strings.HasPrefix(path, "/") && len(path) <= maxPath && consistsOf(path, nameChars+"/") &&
-		!strings.Contains(path, "//") && !strings.Contains(path, "/.")
+func isCanonical(p string) bool {
+	return strings.HasPrefix(p, "/") && len(p) <= maxPath && consistsOf(p, nameChars+"/") &&
+		!strings.Contains(p, "//") && !strings.Contains(p, "/.")
 }
 
 func consistsOf(s, chars string) bool { return strings.TrimLeft(s, chars) == "" }

@@ -7,12 +7,16 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// Redirected returns the Destinations of this node's rules. They redirect what is sent to a well-known
-// metadata service address or to configured, unless that is a loopback address, and what the record of
-// the source's attachment names.
+// Redirected returns the Destinations of a proxy on this node. A connection counts as redirected if its
+// original destination is one of these:
 //
-// The kernel of the node does not see a redirection inside a pod's network namespace: such a connection
-// is destined for the proxy's own address. It counts only if the record says so.
+//   - 169.254.169.254 or fd00:ec2::254, port 80
+//   - configured, port 80, if it is a valid address and not a loopback address
+//   - the metadata service's address in the record of the source's attachment
+//   - the proxy's own address, if that record has the datapath "pod": the rule is then inside the pod's
+//     network namespace, and the node's kernel knows no other destination
+//
+// Any other connection was made to the proxy itself.
 func Redirected(records *attachment.Index, configured netip.Addr) Destinations {
 	const port = 80
 	known := []netip.AddrPort{

@@ -1,7 +1,6 @@
 package imds
 
 import (
-	"errors"
 	"net/netip"
 	"time"
 
@@ -18,8 +17,6 @@ const (
 	maxRequestWait = time.Second
 )
 
-var errTooManyRequests = errors.New("it makes more requests than it may")
-
 func newRequestLimit(perSecond float64) *ratelimit.Keyed[netip.Addr] {
 	if perSecond == 0 {
 		return ratelimit.NewKeyed[netip.Addr](rate.Inf, 0)
@@ -31,7 +28,7 @@ func newRequestLimit(perSecond float64) *ratelimit.Keyed[netip.Addr] {
 // net/http answers malformed requests itself. It returns false if the source has no token within
 // maxRequestWait.
 func (c *conn) reserveFirst(now time.Time) bool {
-	wait, ok := c.requests.Reserve(c.source, now, maxRequestWait)
+	wait, ok := c.listener.connections.requests.Reserve(c.source, now, maxRequestWait)
 	c.firstToken = now.Add(wait)
 	return ok
 }
@@ -43,7 +40,7 @@ func (c *conn) reserve(now time.Time) (wait time.Duration, ok bool) {
 		c.firstToken = time.Time{}
 		return max(0, first.Sub(now)), true
 	}
-	return c.requests.Reserve(c.source, now, maxRequestWait)
+	return c.listener.connections.requests.Reserve(c.source, now, maxRequestWait)
 }
 
 // admit waits for the token of one more request of c. It waits maxRequestWait and returns false if
@@ -55,7 +52,7 @@ func (c *conn) reserve(now time.Time) (wait time.Duration, ok bool) {
 func (h *Handler) admit(c *conn) bool {
 	wait, ok := c.reserve(time.Now())
 	if wait > 0 {
-		h.delayed()
+		h.Delayed()
 		time.Sleep(wait)
 	}
 	return ok

@@ -24,7 +24,7 @@ func TestOnePodCannotAskWithoutEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var refused, delayed atomic.Int64
-				h := NewHandler(Config{
+				h := newTestHandler(Config{
 					Caller:   func(netip.Addr, time.Time) Caller { return &fakeCaller{session: "uid", role: "own"} },
 					Sessions: NewSessions(NewKey()), Log: slog.New(slog.DiscardHandler),
 					Refused: func(int) { refused.Add(1) }, Delayed: func() { delayed.Add(1) },
@@ -33,7 +33,7 @@ func TestOnePodCannotAskWithoutEnd(t *testing.T) {
 				ask := func(source netip.Addr, ctx context.Context) int {
 					r := httptest.NewRequest(http.MethodGet, "/latest/meta-data/iam/security-credentials/", nil)
 					w := httptest.NewRecorder()
-					h.ServeHTTP(w, r.WithContext(ConnContext(ctx, &conn{TCPConn: new(net.TCPConn), source: source, requests: limit})))
+					h.ServeHTTP(w, r.WithContext(ConnContext(ctx, newTestConn(new(net.TCPConn), source, limit))))
 					return w.Code
 				}
 				ctx, hangUp := context.WithCancel(t.Context())
@@ -86,11 +86,11 @@ func TestOnePodCannotAskWithoutEnd(t *testing.T) {
 // connection's request waits for the next token, and the client that resumes an hour later does not.
 func TestThousandRequestsAtOnceDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := NewHandler(Config{Log: slog.New(slog.DiscardHandler)})
+		h := newTestHandler(Config{Log: slog.New(slog.DiscardHandler)})
 		limit := newRequestLimit(200)
 		start := time.Now()
 		dial := func() *conn {
-			c := &conn{TCPConn: new(net.TCPConn), source: podA, requests: limit}
+			c := newTestConn(new(net.TCPConn), podA, limit)
 			if !c.reserveFirst(time.Now()) {
 				t.Fatal("refused")
 			}
@@ -133,10 +133,10 @@ func TestConnectionsCostTheSourceTokens(t *testing.T) {
 			connections := NewConnections(never)
 			connections.perSource, connections.total = 2*requestBurst, 2*requestBurst // net/http closes some late
 			l, refused := listening(t, anyHolder, connections)
-			s := &http.Server{ConnContext: ConnContext, MaxHeaderBytes: 4 << 10, ErrorLog: log.New(io.Discard, "", 0), Handler: NewHandler(Config{
+			s := &http.Server{ConnContext: ConnContext, MaxHeaderBytes: 4 << 10, ErrorLog: log.New(io.Discard, "", 0), Handler: newTestHandler(Config{
 				Caller:   func(netip.Addr, time.Time) Caller { return &fakeCaller{session: "uid", role: "own"} },
 				Sessions: NewSessions(NewKey()), Log: slog.New(slog.DiscardHandler),
-				Upstream: forwarder(func(w http.ResponseWriter, _ *http.Request) error { w.WriteHeader(http.StatusNotFound); return nil }),
+				Upstream: forwarder(func(string) (*Response, error) { return nil, errNotFound }),
 			})}
 			go s.Serve(l)
 			defer s.Close()

@@ -1,9 +1,10 @@
 package imds
 
 import (
+	"crypto/sha256"
+	"encoding/base32"
 	"encoding/json"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"net/http"
 	"strconv"
@@ -22,14 +23,22 @@ var (
 // timeFormat is the format of dates in documents.
 const timeFormat = "2006-01-02T15:04:05Z"
 
+// Response is what the node's metadata service has at a path.
+type Response struct {
+	contentType, lastModified []string // header values; nil if the service sent none
+	body                      string
+}
+
 // writeText writes a short success. The body has no final newline because several SDKs do not trim it.
 func writeText(w http.ResponseWriter, body string) {
+	writeSuccess(w, plainText, []string{time.Now().UTC().Format(http.TimeFormat)}, body)
+}
+
+func writeSuccess(w http.ResponseWriter, contentType, lastModified []string, body string) {
 	header := w.Header()
-	header["Content-Type"] = plainText
 	header["Accept-Ranges"] = noRanges
-	header["Content-Length"] = []string{strconv.Itoa(len(body))}
-	header["Last-Modified"] = []string{time.Now().UTC().Format(http.TimeFormat)}
-	io.WriteString(w, body)
+	header["Last-Modified"] = lastModified
+	writeBody(w, http.StatusOK, contentType, body)
 }
 
 func serveCredentials(w http.ResponseWriter, r *http.Request, caller Caller, role string) error {
@@ -63,14 +72,8 @@ func serveInfo(w http.ResponseWriter, r *http.Request, caller Caller) error {
 // profileID returns an ID of the usual form, "AIPA" and 17 letters or digits. It is the same for each
 // request with the same role.
 func profileID(arn string) string {
-	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
-	h := fnv.New128a()
-	h.Write([]byte(arn))
-	id := []byte("AIPA")
-	for _, b := range append(h.Sum(nil), 0) {
-		id = append(id, alphabet[b%32])
-	}
-	return string(id)
+	sum := sha256.Sum256([]byte(arn))
+	return "AIPA" + base32.StdEncoding.EncodeToString(sum[:])[:17]
 }
 
 // writeFailure writes the document for a role that STS refuses, in EC2's format. EC2 sends it with

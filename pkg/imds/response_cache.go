@@ -1,10 +1,6 @@
 package imds
 
 import (
-	"context"
-	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -15,23 +11,16 @@ import (
 // responseCache holds responses of the metadata service that do not change while the instance runs.
 // Concurrent requests for the same path share one exchange with the service.
 type responseCache struct {
-	flights singleflight.Group
-
-	mu        sync.Mutex
-	responses map[string]*cachedResponse
+	flights   singleflight.Group
+	responses sync.Map // of cachedResponse, by path
 }
 
 type cachedResponse struct {
-	header http.Header
-	body   []byte
-	until  time.Time
+	*Response
+	until time.Time
 }
 
-const (
-	cacheTime = time.Minute
-	// maxCachedBody exceeds the largest cacheable response: an identity document has half a kilobyte.
-	maxCachedBody = 16 << 10
-)
+const cacheTime = time.Minute
 
 // cacheable lists the cached paths below /latest. Other versions are rarely requested. The list bounds
 // the size of the cache.
@@ -50,68 +39,29 @@ var cacheable = map[string]bool{
 
 func isCacheable(path string) bool {
 	rest, ok := strings.CutPrefix(path, "/latest/")
-	return ok && cacheable[strings.TrimSuffix(rest, "/")]
+	return ok && cacheable[rest]
 }
 
 // get returns the cached response of a path, or nil.
-func (c *responseCache) get(path string, now time.Time) *cachedResponse {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if res := c.responses[strings.TrimSuffix(path, "/")]; res != nil && now.Before(res.until) {
-		return res
+func (c *responseCache) get(path string) *Response {
+	if cached, ok := c.responses.Load(path); ok && time.Now().Before(cached.(cachedResponse).until) {
+		return cached.(cachedResponse).Response
 	}
 	return nil
 }
 
-func (c *responseCache) put(path string, res *cachedResponse) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.responses[path] = res
-}
-
-func (res *cachedResponse) write(w http.ResponseWriter) {
-	header := w.Header()
-	for name, value := range res.header {
-		header[name] = value
-	}
-	w.Write(res.body)
-}
-
-// forwardCacheable fetches a response, caches it and writes it. It returns only when the exchange has
-// ended, even if the client disconnects before, so that the exchange counts against the pod's limit.
-func (u *Upstream) forwardCacheable(w http.ResponseWriter, r *http.Request) error {
-	path := strings.TrimSuffix(r.URL.Path, "/")
-	res, err, _ := u.cache.flights.Do(path, func() (any, error) {
+// fetch calls fetch and caches its response, or returns that of a concurrent call for the path.
+func (c *responseCache) fetch(path string, fetch func() (*Response, error)) (*Response, error) {
+	res, err, _ := c.flights.Do(path, func() (any, error) {
 		// An earlier flight may have cached the response after this request missed it.
-		if res := u.cache.get(path, time.Now()); res != nil {
+		if res := c.get(path); res != nil {
 			return res, nil
 		}
-		// Other requests wait for the exchange, so it must not end when this request's client disconnects.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), upstreamTimeout)
-		defer cancel()
-		return u.fetch(ctx, path)
-	})
-	if err != nil {
-		return upstreamError(path, err)
-	}
-	res.(*cachedResponse).write(w)
-	return nil
-}
-
-// fetch requests a path and caches the response. It caches only successes.
-func (u *Upstream) fetch(ctx context.Context, path string) (cached *cachedResponse, err error) {
-	err = u.do(ctx, http.MethodGet, path, func(res *http.Response) error {
-		body, err := io.ReadAll(io.LimitReader(res.Body, maxCachedBody+1))
-		if err != nil {
-			return err
+		res, err := fetch()
+		if err == nil {
+			c.responses.Store(path, cachedResponse{res, time.Now().Add(cacheTime)})
 		}
-		if len(body) > maxCachedBody {
-			return fmt.Errorf("more than %d bytes", maxCachedBody)
-		}
-		cached = &cachedResponse{header: make(http.Header), body: body, until: time.Now().Add(cacheTime)}
-		copyHeader(cached.header, res, int64(len(body)))
-		u.cache.put(path, cached)
-		return nil
+		return res, err
 	})
-	return cached, err
+	return res.(*Response), err
 }

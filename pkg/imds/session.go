@@ -8,20 +8,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io/fs"
+	"net/http"
 	"os"
-	"path/filepath"
-	"sync"
+	"strconv"
 	"time"
 )
 
 // Sessions creates and verifies session tokens. A token consists of a version, its expiry, and a MAC of
 // both and of the pod. So the proxy stores no tokens, a token outlives a restart of the proxy, and no
 // other pod can use it.
-type Sessions struct {
-	macs sync.Pool // of hash.Hash
-}
+type Sessions struct{ key []byte }
 
 const (
 	// KeySize is the length of the MAC key in bytes.
@@ -35,35 +32,30 @@ const (
 )
 
 // NewSessions returns Sessions with a MAC key of KeySize bytes.
-func NewSessions(key []byte) *Sessions {
-	return &Sessions{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
-}
+func NewSessions(key []byte) *Sessions { return &Sessions{key} }
 
 // Token returns a token for the pod that is valid until end.
 func (s *Sessions) Token(pod string, end time.Time) string {
-	var raw [tokenSize]byte
-	raw[0] = tokenVersion
-	binary.BigEndian.PutUint64(raw[1:], uint64(end.UnixMilli()))
-	var sum [sha256.Size]byte
-	copy(raw[9:], s.sum(sum[:0], raw[:9], pod))
-	return base64.URLEncoding.EncodeToString(raw[:])
+	head := binary.BigEndian.AppendUint64([]byte{tokenVersion}, uint64(end.UnixMilli()))
+	return base64.URLEncoding.EncodeToString(append(head, s.mac(head, pod)...))
 }
 
 // verify returns the expiry of the pod's token in milliseconds since 1970. ok is false if the token was
 // not made for the pod.
 func (s *Sessions) verify(token, pod string) (end int64, ok bool) {
-	if len(token) != tokenChars {
+	raw, err := base64.URLEncoding.Strict().DecodeString(token)
+	if err != nil || len(token) != tokenChars || len(raw) != tokenSize || raw[0] != tokenVersion {
 		return 0, false
 	}
-	var raw [tokenSize]byte
-	if n, err := base64.URLEncoding.Decode(raw[:], []byte(token)); err != nil || n != tokenSize || raw[0] != tokenVersion {
-		return 0, false
-	}
-	var sum [sha256.Size]byte
-	if !hmac.Equal(raw[9:], s.sum(sum[:0], raw[:9], pod)) {
-		return 0, false
-	}
-	return int64(binary.BigEndian.Uint64(raw[1:9])), true
+	head, mac := raw[:tokenSize-macSize], raw[tokenSize-macSize:]
+	return int64(binary.BigEndian.Uint64(head[1:])), hmac.Equal(mac, s.mac(head, pod))
+}
+
+func (s *Sessions) mac(head []byte, pod string) []byte {
+	mac := hmac.New(sha256.New, s.key)
+	mac.Write(head)
+	mac.Write([]byte(pod))
+	return mac.Sum(nil)[:macSize]
 }
 
 // verifiedToken is the last token that was verified on a connection, whose requests usually repeat it.
@@ -85,13 +77,28 @@ func (s *Sessions) valid(last *verifiedToken, token, pod string, now time.Time) 
 	return now.UnixMilli() < last.end
 }
 
-func (s *Sessions) sum(buf, head []byte, pod string) []byte {
-	mac := s.macs.Get().(hash.Hash)
-	defer s.macs.Put(mac)
-	mac.Reset()
-	mac.Write(head)
-	mac.Write([]byte(pod))
-	return mac.Sum(buf)[:macSize]
+const (
+	minTTL = 1
+	maxTTL = 21600
+)
+
+// serveToken answers a request for a session token.
+func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Caller, now time.Time) error {
+	if r.Method != http.MethodPut {
+		return methodNotAllowed(w, http.MethodPut)
+	}
+	if _, ok := r.Header["X-Forwarded-For"]; ok {
+		return errForbidden
+	}
+	// ParseUint accepts digits only, so neither "+60" nor "0x3c" is a TTL.
+	ttl, err := strconv.ParseUint(r.Header.Get(tokenTTLHeader), 10, 16)
+	if err != nil || ttl < minTTL || ttl > maxTTL {
+		return errTTL
+	}
+	token := h.Sessions.Token(caller.Session(), now.Add(time.Duration(ttl)*time.Second))
+	w.Header()[tokenTTLHeader] = []string{strconv.FormatUint(ttl, 10)}
+	writeText(w, token)
+	return nil
 }
 
 // LoadKey reads the MAC key from the file. It creates the file with a random key if it does not exist.
@@ -102,19 +109,12 @@ func LoadKey(file string) ([]byte, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+	tmp := file + "." + rand.Text()
+	defer os.Remove(tmp)
+	if err := os.WriteFile(tmp, NewKey(), 0o600); err != nil {
 		return nil, err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".session-key-*")
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	if _, err := tmp.Write(NewKey()); err != nil {
-		return nil, err
-	}
-	if err := os.Link(tmp.Name(), file); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Link(tmp, file); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	return readKey(file)

@@ -76,7 +76,7 @@ func FuzzForgedTokensAreInvalid(f *testing.F) {
 }
 
 func TestKeyIsMadeOnceAndKept(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "state", "session.key")
+	file := filepath.Join(t.TempDir(), "session.key")
 	var wg sync.WaitGroup
 	keys := make([][]byte, 16)
 	for i := range keys {

@@ -16,11 +16,10 @@ import (
 // Upstream is a client of the node's own metadata service, with a session token of its own. The paths
 // of its requests must be canonical and checked.
 type Upstream struct {
-	base      url.URL
-	client    *http.Client
-	exchanges chan struct{} // holds one element for each exchange in progress
-	limit     *upstreamLimit
-	cache     responseCache
+	base   url.URL
+	client *http.Client
+	limit  *upstreamLimit
+	cache  responseCache
 
 	mu       sync.Mutex
 	token    string // empty if the service has no version 2
@@ -32,8 +31,6 @@ type Upstream struct {
 const (
 	// upstreamTimeout limits one exchange with the service, which answers in milliseconds.
 	upstreamTimeout = 5 * time.Second
-	// maxSmallBody limits a response that is read as a whole.
-	maxSmallBody = 64 << 10
 	// tokenRetryInterval is the pause after a failed request for a token. Requests would queue otherwise.
 	tokenRetryInterval = time.Second
 )
@@ -49,6 +46,7 @@ func NewUpstream(address string) (*Upstream, error) {
 		client: &http.Client{
 			Transport: &http.Transport{
 				DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+				MaxConnsPerHost:     maxExchanges,
 				MaxIdleConnsPerHost: maxExchanges,
 				IdleConnTimeout:     30 * time.Second,
 				DisableCompression:  true,
@@ -57,71 +55,43 @@ func NewUpstream(address string) (*Upstream, error) {
 			Timeout:       upstreamTimeout,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		exchanges: make(chan struct{}, maxExchanges),
-		limit:     newUpstreamLimit(),
-		cache:     responseCache{responses: make(map[string]*cachedResponse)},
+		limit: newUpstreamLimit(),
 	}, nil
 }
 
 // URL returns the service's address as a URL.
 func (u *Upstream) URL() string { return u.base.String() }
 
-// Get returns the text that the service holds at a canonical path.
+// Get returns the text that the service has at a canonical path.
 func (u *Upstream) Get(ctx context.Context, path string) (text string, err error) {
-	err = u.do(ctx, http.MethodGet, path, func(res *http.Response) error {
-		body, err := io.ReadAll(io.LimitReader(res.Body, maxSmallBody))
-		text = string(body)
-		return err
-	})
+	res, err := u.fetch(ctx, path)
 	if err != nil {
 		return "", fmt.Errorf("get %s from the metadata service: %w", path, err)
 	}
-	return text, nil
+	return res.body, nil
 }
 
-// do makes one exchange and calls read with a response of status 200. If the service rejects the
-// session token, do tries again with a new one. For any other status it returns a statusError.
-func (u *Upstream) do(ctx context.Context, method, path string, read func(*http.Response) error) error {
-	select {
-	case u.exchanges <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-u.exchanges }()
-	res, err := u.send(ctx, method, path, false)
-	if err == nil && res.StatusCode == http.StatusUnauthorized {
-		res.Body.Close()
-		res, err = u.send(ctx, method, path, true)
-	}
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return statusError(res.StatusCode)
-	}
-	return read(res)
-}
-
-func (u *Upstream) send(ctx context.Context, method, path string, renewToken bool) (*http.Response, error) {
+// send makes a GET request with the session token.
+func (u *Upstream) send(ctx context.Context, path string, renewToken bool) (*http.Response, error) {
 	token, err := u.session(ctx, renewToken)
 	if err != nil {
 		return nil, err
 	}
-	req, err := u.request(ctx, method, path)
+	return u.request(ctx, http.MethodGet, path, tokenHeader, token)
+}
+
+// request makes a request with one header field. An empty value omits the field.
+func (u *Upstream) request(ctx context.Context, method, path, header, value string) (*http.Response, error) {
+	target := u.base
+	target.Path = path
+	req, err := http.NewRequestWithContext(ctx, method, target.String(), nil)
 	if err != nil {
 		return nil, err
 	}
-	if token != "" {
-		req.Header[tokenHeader] = []string{token}
+	if value != "" {
+		req.Header[header] = []string{value}
 	}
 	return u.client.Do(req)
-}
-
-func (u *Upstream) request(ctx context.Context, method, path string) (*http.Request, error) {
-	target := u.base
-	target.Path = path
-	return http.NewRequestWithContext(ctx, method, target.String(), nil)
 }
 
 // session returns the session token. It requests a new one if there is none, if the token is about to
@@ -145,17 +115,12 @@ func (u *Upstream) session(ctx context.Context, renew bool) (string, error) {
 // fetchToken requests a token, or detects that the service has no version 2. The caller holds mu.
 func (u *Upstream) fetchToken(ctx context.Context) error {
 	// All pods use the token, so its request must not end when one pod's client disconnects.
-	req, err := u.request(context.WithoutCancel(ctx), http.MethodPut, "/latest/api/token")
-	if err != nil {
-		return err
-	}
-	req.Header[tokenTTLHeader] = []string{strconv.Itoa(maxTTL)}
-	res, err := u.client.Do(req)
+	res, err := u.request(context.WithoutCancel(ctx), http.MethodPut, "/latest/api/token", tokenTTLHeader, strconv.Itoa(maxTTL))
 	if err != nil {
 		return err
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxSmallBody))
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
 	switch {
 	case err != nil:
 		return err

@@ -1,8 +1,6 @@
 package imds
 
 import (
-	"fmt"
-	"net/http"
 	"net/netip"
 	"sync"
 	"time"
@@ -30,11 +28,6 @@ var (
 	errNodeRate     = unavailable("the pods of this node ask for other metadata more than %d times a second", nodeRate)
 )
 
-// unavailable returns an error with status 503, after which SDKs retry.
-func unavailable(format string, limit int) *httpError {
-	return &httpError{http.StatusServiceUnavailable, fmt.Errorf(format, limit)}
-}
-
 // upstreamLimit limits the requests to the node's metadata service, for each pod by its address and
 // for all pods together.
 type upstreamLimit struct {
@@ -53,7 +46,8 @@ func newUpstreamLimit() *upstreamLimit {
 }
 
 // begin starts an exchange of the source. If it returns no error, the caller must call end.
-func (l *upstreamLimit) begin(source netip.Addr, now time.Time) error {
+func (l *upstreamLimit) begin(source netip.Addr) error {
+	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"sync"
@@ -17,15 +16,6 @@ import (
 )
 
 var podA, podB = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-
-// askFrom is a request of a pod's.
-func askFrom(u *Upstream, source netip.Addr, method, path string) *http.Response {
-	r := httptest.NewRequest(method, path, nil)
-	r = r.WithContext(ConnContext(r.Context(), &conn{source: source}))
-	w := httptest.NewRecorder()
-	forwarded(u, w, r)
-	return w.Result()
-}
 
 // TestIMDS28LastingAnswersAreAskedForOnce holds that what does not change is asked for once in a while, for all pods, and that
 // what may change, is denied or fails is not kept. The time is that of the test's bubble.
@@ -49,35 +39,35 @@ func TestIMDS28LastingAnswersAreAskedForOnce(t *testing.T) {
 		const id = "/latest/meta-data/instance-id"
 		for range 200 {
 			for _, pod := range []netip.Addr{podA, podB} {
-				if res := askFrom(u, pod, http.MethodGet, id); res.StatusCode != 200 || bodyOf(res) != "i-1" || res.Header.Get("Content-Length") != "3" || res.Header.Get("Content-Type") != "text/plain" {
-					t.Fatalf("%d %v", res.StatusCode, res.Header)
+				if status, res := forwarded(t.Context(), u, pod, id); status != 200 || res.body != "i-1" || res.contentType[0] != "text/plain" {
+					t.Fatalf("%d %v", status, res)
 				}
 			}
 		}
 		times(1, "within a moment")
 		time.Sleep(cacheTime)
-		askFrom(u, podA, http.MethodGet, id)
+		forwarded(t.Context(), u, podA, id)
 		times(1, "after the moment")
 
 		for range 5 {
-			askFrom(u, podA, http.MethodGet, "/latest/meta-data/spot/instance-action")
+			forwarded(t.Context(), u, podA, "/latest/meta-data/spot/instance-action")
 		}
 		times(5, "what may change")
 		for range 3 {
-			askFrom(u, podA, http.MethodGet, "/2021-07-15/meta-data/instance-id")
+			forwarded(t.Context(), u, podA, "/2021-07-15/meta-data/instance-id")
 		}
 		times(3, "another version, of which there are many")
 
 		status = http.StatusNotFound
 		for range 3 {
-			if res := askFrom(u, podA, http.MethodGet, "/latest/meta-data/ami-id"); res.StatusCode != 404 {
-				t.Errorf("not found: %d", res.StatusCode)
+			if status, _ := forwarded(t.Context(), u, podA, "/latest/meta-data/ami-id"); status != 404 {
+				t.Errorf("not found: %d", status)
 			}
 		}
 		times(3, "what is not found")
 		status = http.StatusInternalServerError
-		if res := askFrom(u, podA, http.MethodGet, "/latest/meta-data/ami-id"); res.StatusCode != 500 {
-			t.Errorf("failed: %d", res.StatusCode)
+		if status, _ := forwarded(t.Context(), u, podA, "/latest/meta-data/ami-id"); status != 500 {
+			t.Errorf("failed: %d", status)
 		}
 		times(1, "what fails")
 	})
@@ -114,11 +104,8 @@ func TestIMDS28ManyAtOnceAreOneQuestion(t *testing.T) {
 	ctx, leave := context.WithCancel(t.Context())
 	var done sync.WaitGroup
 	ask := func(ctx context.Context, pod netip.Addr) {
-		r := httptest.NewRequest(http.MethodGet, "/latest/meta-data/instance-id", nil)
-		w := httptest.NewRecorder()
-		forwarded(u, w, r.WithContext(ConnContext(ctx, &conn{source: pod})))
-		if res := w.Result(); ctx.Err() == nil && (res.StatusCode != 200 || bodyOf(res) != "i-1") {
-			t.Errorf("%s: %d", pod, res.StatusCode)
+		if status, res := forwarded(ctx, u, pod, "/latest/meta-data/instance-id"); ctx.Err() == nil && (status != 200 || res.body != "i-1") {
+			t.Errorf("%s: %d", pod, status)
 		}
 	}
 	done.Go(func() { ask(ctx, podA) })
@@ -141,20 +128,19 @@ func TestIMDS28ManyAtOnceAreOneQuestion(t *testing.T) {
 
 // TestIMDS28AnswerOfAnEndedFlightIsUsed has two clients miss the cache. The second goes on after the first one's flight has ended.
 func TestIMDS28AnswerOfAnEndedFlightIsUsed(t *testing.T) {
-	var asked atomic.Int64
-	_, u := newNode(t, func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
-		text("i-1")(w, r)
-	})
+	var cache responseCache
+	fetched := 0
 	for range 2 { // as Forward does after a miss
-		w := httptest.NewRecorder()
-		err := u.forwardCacheable(w, httptest.NewRequest(http.MethodGet, "/latest/meta-data/instance-id", nil))
-		if res := w.Result(); err != nil || res.StatusCode != 200 || bodyOf(res) != "i-1" {
-			t.Errorf("%v, %d", err, res.StatusCode)
+		res, err := cache.fetch("/latest/meta-data/instance-id", func() (*Response, error) {
+			fetched++
+			return &Response{body: "i-1"}, nil
+		})
+		if err != nil || res.body != "i-1" {
+			t.Errorf("%v, %v", res, err)
 		}
 	}
-	if n := asked.Load(); n != 1 {
-		t.Errorf("the service was asked %d times", n)
+	if fetched != 1 {
+		t.Errorf("the service was asked %d times", fetched)
 	}
 }
 
@@ -171,18 +157,20 @@ func TestOnePodCannotUseUpTheService(t *testing.T) {
 		})
 		statuses := make(map[int]int)
 		for range 1000 {
-			statuses[askFrom(u, podA, http.MethodGet, "/latest/meta-data/x").StatusCode]++
+			status, _ := forwarded(t.Context(), u, podA, "/latest/meta-data/x")
+			statuses[status]++
 		}
 		if statuses[200] != podBurst || statuses[503] != 1000-podBurst {
 			t.Errorf("a thousand at once: %v", statuses)
 		}
-		if res := askFrom(u, podB, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 200 {
-			t.Errorf("its neighbour: %d", res.StatusCode)
+		if status, _ := forwarded(t.Context(), u, podB, "/latest/meta-data/x"); status != 200 {
+			t.Errorf("its neighbour: %d", status)
 		}
 		time.Sleep(time.Second)
 		statuses = make(map[int]int)
 		for range 100 {
-			statuses[askFrom(u, podA, http.MethodGet, "/latest/meta-data/x").StatusCode]++
+			status, _ := forwarded(t.Context(), u, podA, "/latest/meta-data/x")
+			statuses[status]++
 		}
 		if statuses[200] != podRate {
 			t.Errorf("a second later: %v", statuses)
@@ -191,14 +179,14 @@ func TestOnePodCannotUseUpTheService(t *testing.T) {
 		time.Sleep(time.Minute)
 		var held sync.WaitGroup
 		for range maxExchanges {
-			held.Go(func() { askFrom(u, podA, http.MethodGet, "/latest/meta-data/slow") })
+			held.Go(func() { forwarded(t.Context(), u, podA, "/latest/meta-data/slow") })
 		}
 		synctest.Wait()
-		if res := askFrom(u, podA, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 503 {
-			t.Errorf("with all of its share in use: %d", res.StatusCode)
+		if status, _ := forwarded(t.Context(), u, podA, "/latest/meta-data/x"); status != 503 {
+			t.Errorf("with all of its share in use: %d", status)
 		}
-		if res := askFrom(u, podB, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 200 {
-			t.Errorf("its neighbour: %d", res.StatusCode)
+		if status, _ := forwarded(t.Context(), u, podB, "/latest/meta-data/x"); status != 200 {
+			t.Errorf("its neighbour: %d", status)
 		}
 		held.Wait()
 		if len(u.limit.active) > 0 {
@@ -211,11 +199,14 @@ func TestOnePodCannotUseUpTheService(t *testing.T) {
 // has its share of what goes on, and its neighbour has the rest.
 func TestWhatAPodHasSetGoingStaysItsOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var exchanges atomic.Int64
 		u := upstreamBy(t, func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodPut {
 				return response(200, "token"), nil
 			}
 			if isCacheable(r.URL.Path) {
+				exchanges.Add(1)
+				defer exchanges.Add(-1)
 				<-r.Context().Done()
 				return nil, r.Context().Err()
 			}
@@ -226,28 +217,27 @@ func TestWhatAPodHasSetGoingStaysItsOwn(t *testing.T) {
 				for _, slash := range []string{"", "/"} {
 					leaves, leave := context.WithCancel(t.Context())
 					time.AfterFunc(20*time.Millisecond, leave)
-					r := httptest.NewRequest(http.MethodGet, "/latest/"+path+slash, nil)
-					go forwarded(u, httptest.NewRecorder(), r.WithContext(ConnContext(leaves, &conn{source: podA})))
+					go forwarded(leaves, u, podA, "/latest/"+path+slash)
 				}
 			}
 			time.Sleep(20 * time.Millisecond)
 			synctest.Wait()
-			if len(u.exchanges) == 0 {
+			if exchanges.Load() == 0 {
 				t.Error("nothing goes on after the client disconnected")
 			}
-			if len(u.exchanges) > maxPodExchanges || u.limit.active[podA] > maxPodExchanges {
-				t.Errorf("it has %d slots, %d of them on its account", len(u.exchanges), u.limit.active[podA])
+			if exchanges.Load() > maxPodExchanges || u.limit.active[podA] > maxPodExchanges {
+				t.Errorf("it has %d slots, %d of them on its account", exchanges.Load(), u.limit.active[podA])
 			}
 			start := time.Now()
-			if res := askFrom(u, podB, http.MethodGet, "/latest/meta-data/x"); res.StatusCode != 200 || time.Since(start) > 0 {
-				t.Errorf("its neighbour: %d after %v", res.StatusCode, time.Since(start))
+			if status, _ := forwarded(t.Context(), u, podB, "/latest/meta-data/x"); status != 200 || time.Since(start) > 0 {
+				t.Errorf("its neighbour: %d after %v", status, time.Since(start))
 			}
 			time.Sleep(time.Second)
 		}
 		time.Sleep(2 * upstreamTimeout)
 		synctest.Wait()
-		if len(u.exchanges) > 0 || len(u.limit.active) > 0 {
-			t.Errorf("%d slots and %v are held for nobody", len(u.exchanges), u.limit.active)
+		if exchanges.Load() > 0 || len(u.limit.active) > 0 {
+			t.Errorf("%d slots and %v are held for nobody", exchanges.Load(), u.limit.active)
 		}
 	})
 }
@@ -264,7 +254,7 @@ func TestIMDS28NodeKeepsToItsAllowance(t *testing.T) {
 		for range 100 {
 			pod = pod.Next()
 			for range podBurst {
-				askFrom(u, pod, http.MethodGet, "/latest/meta-data/x")
+				forwarded(t.Context(), u, pod, "/latest/meta-data/x")
 			}
 		}
 		if asked > nodeRate+1 { // and a token
@@ -319,7 +309,7 @@ func TestOnePodCannotTakeAllConnections(t *testing.T) {
 	for _, c := range open {
 		c.Close()
 	}
-	if connections.len > 0 || len(connections.open) > 0 {
+	if connections.Len() > 0 || len(connections.count) > 0 {
 		t.Errorf("still held: %v", connections.open)
 	}
 }

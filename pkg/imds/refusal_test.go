@@ -15,7 +15,7 @@ import (
 // say why, a line of the log does.
 func TestEveryRefusalIsCountedAndExplained(t *testing.T) {
 	const list, doc, put = "/latest/meta-data/iam/security-credentials/", "/latest/meta-data/iam/security-credentials/reader", "/latest/api/token"
-	denied := &fakeCaller{session: "uid", role: "reader", err: &refusal{status: http.StatusForbidden, code: "Refused"}}
+	denied := &fakeCaller{session: "uid", role: "reader", err: &Refusal{Status: http.StatusForbidden, Code: "Refused", Err: errTest}}
 	for name, tc := range map[string]struct {
 		method, path string
 		header       header
@@ -38,8 +38,8 @@ func TestEveryRefusalIsCountedAndExplained(t *testing.T) {
 			with: failsWith(errPodRate)},
 		"too much at once": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 503, logged: "more than 4 other metadata at a time",
 			with: failsWith(errPodExchanges)},
-		"no such metadata":  {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 404, with: failsWith(upstreamError("/x", statusError(404)))},
-		"a strange service": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 500, logged: "does not answer /x as it should: it answered with status 418", with: failsWith(upstreamError("/x", statusError(418)))},
+		"no such metadata":  {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 404, with: failsWith(errNotFound)},
+		"a strange service": {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 500, logged: "the service: status 418", with: failsWith(&Refusal{Status: 500, Err: errors.New("the service: status 418")})},
 		"anything else":     {method: http.MethodGet, path: "/latest/meta-data/hostname", answer: 500, logged: "anything", with: failsWith(errors.New("anything"))},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -72,6 +72,6 @@ func TestEveryRefusalIsCountedAndExplained(t *testing.T) {
 
 func failsWith(err error) func(*Config) {
 	return func(c *Config) {
-		c.Upstream = forwarder(func(http.ResponseWriter, *http.Request) error { return err })
+		c.Upstream = forwarder(func(string) (*Response, error) { return nil, err })
 	}
 }
