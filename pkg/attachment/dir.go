@@ -19,9 +19,13 @@ import (
 //	attachments/<containerID>@<ifName>.json   the record
 //	by-ip/<address>                           a hard link to the record of the address's holder
 //
-// Every change is one rename or one unlink, so a reader finds the whole record of an address or
-// none. Nothing is synced to a disk: the attachments do not survive the kernel either. Who changes
-// a record holds its locks (lock.go).
+// A record exists only while all its addresses lead to it: Put links them before it gives the record
+// its name, and Delete takes the name before it unlinks them. A link without a record is what a
+// killed process left; its address is free. So a process that is killed at any step leaves no record
+// that the next holder of the address would not find.
+//
+// Nothing is synced to a disk: the attachments do not survive the kernel either. Who changes a
+// record holds its locks (lock.go).
 type Dir struct{ root string }
 
 // In returns the records of a state directory. Put creates the directory.
@@ -38,7 +42,7 @@ func (d Dir) ipFile(ip netip.Addr) string { return filepath.Join(d.byIP(), ip.St
 
 // Put writes the record and makes it the holder of its IPs, in place of an earlier record of the
 // same attachment. An address of another attachment changes its holder; the caller removes the
-// rules of that one first. If Put fails, the attachment has no record.
+// rules and the record of that one first. If Put fails, the attachment has no record.
 func (d Dir) Put(r *Record) error {
 	if err := r.Validate(); err != nil {
 		return fmt.Errorf("attachment record: %w", err)
@@ -47,29 +51,31 @@ func (d Dir) Put(r *Record) error {
 	if err != nil {
 		return fmt.Errorf("attachment record: %w", err)
 	}
-	if len(data) > maxRecord {
-		return fmt.Errorf("attachment record of %s: %d bytes are more than %d", r.ID(), len(data), maxRecord)
+	if err := d.Delete(r.ContainerID, r.IfName); err != nil {
+		return err
 	}
-	for _, dir := range []string{d.records(), d.byIP()} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("attachment record of %s: %w", r.ID(), err)
-		}
+	file := d.recordFile(r.ContainerID, r.IfName)
+	tmp := temporary(file)
+	err = d.write(tmp, data, r.IPs)
+	if err == nil {
+		err = os.Rename(tmp, file)
 	}
-	if err := d.write(r, data); err != nil {
-		return errors.Join(fmt.Errorf("attachment record of %s: %w", r.ID(), err), d.Delete(r.ContainerID, r.IfName))
+	if err != nil {
+		return errors.Join(fmt.Errorf("attachment record of %s: %w", r.ID(), err), d.discard(tmp))
 	}
 	return nil
 }
 
-func (d Dir) write(r *Record, data []byte) error {
-	if err := d.releaseIPs(r.ContainerID, r.IfName); err != nil {
+func (d Dir) write(file string, data []byte, ips []netip.Addr) error {
+	for _, dir := range []string{d.records(), d.byIP()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(file, data, 0o644); err != nil {
 		return err
 	}
-	file := d.recordFile(r.ContainerID, r.IfName)
-	if err := replace(file, func(tmp string) error { return os.WriteFile(tmp, data, 0o644) }); err != nil {
-		return err
-	}
-	for _, ip := range r.IPs {
+	for _, ip := range ips {
 		if err := d.link(file, ip); err != nil {
 			return err
 		}
@@ -78,28 +84,15 @@ func (d Dir) write(r *Record, data []byte) error {
 }
 
 func (d Dir) link(file string, ip netip.Addr) error {
-	if err := replace(d.ipFile(ip), func(tmp string) error { return os.Link(file, tmp) }); err != nil {
-		return fmt.Errorf("address %s: %w", ip, err)
+	link := d.ipFile(ip)
+	if err := removeIfExists(link); err != nil {
+		return err
 	}
-	return nil
+	return os.Link(file, link)
 }
 
-// replace writes a temporary file, whose name no reader looks up, and renames it.
-func replace(file string, write func(tmp string) error) error {
-	tmp := temporary(file)
-	err := os.Remove(tmp)
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		err = write(tmp)
-	}
-	if err == nil {
-		err = os.Rename(tmp, file)
-	}
-	if err != nil {
-		os.Remove(tmp)
-	}
-	return err
-}
-
+// temporary returns the name of a record that is being written or removed. Readers do not look it
+// up.
 func temporary(file string) string {
 	dir, name := filepath.Split(file)
 	return filepath.Join(dir, "."+name+".tmp")
@@ -111,7 +104,7 @@ func (d Dir) Get(containerID, ifName string) (*Record, error) {
 		return nil, err
 	}
 	file := d.recordFile(containerID, ifName)
-	r, err := read(file)
+	r, _, err := read(file)
 	if err == nil && (r.ContainerID != containerID || r.IfName != ifName) {
 		// DEL would remove the rules of the other attachment.
 		return nil, fmt.Errorf("attachment record %s is of %s", file, r.ID())
@@ -122,12 +115,29 @@ func (d Dir) Get(containerID, ifName string) (*Record, error) {
 // Holder returns the record of the attachment that holds ip. The error is fs.ErrNotExist if none
 // does.
 func (d Dir) Holder(ip netip.Addr) (*Record, error) {
-	file := d.ipFile(ip)
-	r, err := read(file)
-	if err == nil && !slices.Contains(r.IPs, ip) {
-		return nil, fmt.Errorf("attachment record %s of %s does not list the address", file, r.ID())
-	}
+	r, _, err := d.holder(ip)
 	return r, err
+}
+
+// holder also returns the identity of the entry that it read.
+func (d Dir) holder(ip netip.Addr) (*Record, fileID, error) {
+	link := d.ipFile(ip)
+	r, id, err := read(link)
+	if err != nil {
+		return nil, id, err
+	}
+	if !slices.Contains(r.IPs, ip) {
+		return nil, id, fmt.Errorf("attachment record %s of %s does not list the address", link, r.ID())
+	}
+	var st unix.Stat_t
+	file := d.recordFile(r.ContainerID, r.IfName)
+	if err := unix.Lstat(file, &st); err != nil {
+		return nil, id, &fs.PathError{Op: "lstat", Path: file, Err: err}
+	}
+	if now := idOf(&st); now.dev != id.dev || now.ino != id.ino {
+		return nil, id, &fs.PathError{Op: "lstat", Path: file, Err: fs.ErrNotExist} // another record
+	}
+	return r, id, nil
 }
 
 // open opens a record's file. It follows no symbolic link and does not wait for the writer of a
@@ -136,20 +146,25 @@ func open(file string) (*os.File, error) {
 	return os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 }
 
-func read(file string) (*Record, error) {
+// read returns the record in a file, and the identity that the file had before it was read.
+func read(file string) (*Record, fileID, error) {
 	f, err := open(file)
 	if errors.Is(err, unix.ELOOP) { // not a read error: List would return no record at all
-		return nil, fmt.Errorf("attachment record %s: a symbolic link", file)
+		return nil, fileID{}, fmt.Errorf("attachment record %s: a symbolic link", file)
 	}
 	if err != nil {
-		return nil, err
+		return nil, fileID{}, err
 	}
 	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fileID{}, &fs.PathError{Op: "fstat", Path: file, Err: err}
+	}
 	r, err := readFrom(f)
 	if err != nil {
-		return nil, fmt.Errorf("attachment record %s: %w", file, err)
+		return nil, fileID{}, fmt.Errorf("attachment record %s: %w", file, err)
 	}
-	return r, nil
+	return r, idOf(&st), nil
 }
 
 func readFrom(f io.Reader) (*Record, error) {
@@ -164,17 +179,24 @@ func readFrom(f io.Reader) (*Record, error) {
 }
 
 // Delete removes the record of an attachment and releases its IPs, but not those that another
-// attachment holds. A missing or unreadable record is no error.
+// attachment holds. It also removes what a killed process left of the attachment. A missing or
+// unreadable record is no error.
 func (d Dir) Delete(containerID, ifName string) error {
 	if err := ValidateID(containerID, ifName); err != nil {
 		return err
 	}
-	err := d.releaseIPs(containerID, ifName)
 	file := d.recordFile(containerID, ifName)
-	for _, path := range []string{temporary(file), file} {
-		if err == nil {
-			err = removeIfExists(path)
+	tmp := temporary(file)
+	err := d.discard(tmp)
+	if err == nil {
+		// The attachment has no record from here on. Another Delete finds the rest by this name.
+		err = os.Rename(file, tmp)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
+	}
+	if err == nil {
+		err = d.discard(tmp)
 	}
 	if err != nil {
 		return fmt.Errorf("attachment record of %s: %w", ID(containerID, ifName), err)
@@ -182,48 +204,34 @@ func (d Dir) Delete(containerID, ifName string) error {
 	return nil
 }
 
-// releaseIPs removes the links to the attachment's record, also temporary ones of a killed process.
-func (d Dir) releaseIPs(containerID, ifName string) error {
-	file := d.recordFile(containerID, ifName)
-	var links []string
-	r, err := read(file)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		if links, err = d.linksOf(file); err != nil {
-			return err
-		}
-	default:
-		for _, ip := range r.IPs {
-			links = append(links, d.ipFile(ip), temporary(d.ipFile(ip)))
+// discard removes a temporary file and the links to it.
+func (d Dir) discard(tmp string) error {
+	for _, ip := range d.addressesOf(tmp) {
+		if link := d.ipFile(ip); isSameFile(tmp, link) {
+			if err := removeIfExists(link); err != nil {
+				return err
+			}
 		}
 	}
-	for _, link := range links {
-		if !isSameFile(file, link) {
-			continue
-		}
-		if err := removeIfExists(link); err != nil {
-			return err
-		}
-	}
-	return nil
+	return removeIfExists(tmp)
 }
 
-// linksOf returns the entries of the addresses' directory that are links to a record. It finds
-// those of an unreadable record, too.
-func (d Dir) linksOf(file string) ([]string, error) {
-	entries, err := os.ReadDir(d.byIP())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+// addressesOf returns the addresses of a record, or those that lead to it if it cannot be read.
+func (d Dir) addressesOf(file string) (ips []netip.Addr) {
+	r, _, err := read(file)
+	if err == nil {
+		return r.IPs
 	}
-	var links []string
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	entries, _ := os.ReadDir(d.byIP())
 	for _, e := range entries {
-		if link := filepath.Join(d.byIP(), e.Name()); isSameFile(file, link) {
-			links = append(links, link)
+		if ip, err := netip.ParseAddr(e.Name()); err == nil && isSameFile(file, d.ipFile(ip)) {
+			ips = append(ips, ip)
 		}
 	}
-	return links, nil
+	return ips
 }
 
 func isSameFile(a, b string) bool {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -162,72 +163,75 @@ func TestAddressChangesHands(t *testing.T) {
 	wantHolders(t, d, map[string]string{"10.1.0.5": "a"})
 }
 
-// TestLeftoversOfTheKilled puts in place what each step of a Put or a Delete leaves when it is the last, and then has the
-// same, another Put, or a Delete come.
-func TestLeftoversOfTheKilled(t *testing.T) {
+// TestKilledProcess has what Put and Delete leave when their process is killed at one of their steps. No
+// such state is a record, and Put, the Put of another attachment, Delete and Repair leave nothing of it.
+func TestKilledProcess(t *testing.T) {
 	const ip4, ip6 = "10.1.0.5", "fd00:1::5"
-	must := func(t *testing.T, errs ...error) {
-		t.Helper()
-		if err := errors.Join(errs...); err != nil {
-			t.Fatal(err)
+	// renamed leaves the temporary file of "a" and the links of the addresses.
+	renamed := func(linked ...string) func(*testing.T, Dir) {
+		return func(t *testing.T, d Dir) {
+			put(t, d, record("a", ip4, ip6))
+			file := d.recordFile("a", "eth0")
+			step(t, os.Rename(file, temporary(file)))
+			for _, ip := range []string{ip4, ip6} {
+				if !slices.Contains(linked, ip) {
+					step(t, os.Remove(d.ipFile(addr(ip))))
+				}
+			}
 		}
 	}
 	for name, leave := range map[string]func(*testing.T, Dir){
-		"a half-written record": func(t *testing.T, d Dir) {
-			must(t, os.MkdirAll(d.records(), 0o755), os.MkdirAll(d.byIP(), 0o755),
-				os.WriteFile(filepath.Join(d.records(), ".a@eth0.json.tmp"), []byte(`{"contai`), 0o644))
+		"half of the temporary file": func(t *testing.T, d Dir) {
+			step(t, os.MkdirAll(d.records(), 0o755), os.MkdirAll(d.byIP(), 0o755),
+				os.WriteFile(temporary(d.recordFile("a", "eth0")), []byte(`{"contai`), 0o644))
 		},
-		"a record without addresses": func(t *testing.T, d Dir) {
-			put(t, d, record("a", ip4, ip6))
-			must(t, os.RemoveAll(d.byIP()), os.Mkdir(d.byIP(), 0o755))
-		},
-		"a record with one of two addresses": func(t *testing.T, d Dir) {
-			put(t, d, record("a", ip4, ip6))
-			must(t, os.Remove(d.ipFile(netip.MustParseAddr(ip6))))
-		},
-		"an address that is not yet renamed": func(t *testing.T, d Dir) {
-			put(t, d, record("a", ip4, ip6))
-			must(t, os.Rename(d.ipFile(netip.MustParseAddr(ip6)), filepath.Join(d.byIP(), "."+ip6+".tmp")))
-		},
-		"addresses that an older record of the same attachment has": func(t *testing.T, d Dir) {
-			put(t, d, record("a", ip4, ip6))
-			must(t, os.Remove(d.ipFile(netip.MustParseAddr(ip4))), os.Remove(d.ipFile(netip.MustParseAddr(ip6))))
-		},
-		"an empty record with addresses": func(t *testing.T, d Dir) {
-			put(t, d, record("a", ip4, ip6))
-			must(t, os.Truncate(d.recordFile("a", "eth0"), 0))
+		"the temporary file":                    renamed(),
+		"the temporary file and one address":    renamed(ip6),
+		"the temporary file and both addresses": renamed(ip4, ip6),
+		"an empty temporary file and both addresses": func(t *testing.T, d Dir) {
+			renamed(ip4, ip6)(t, d)
+			step(t, os.Truncate(temporary(d.recordFile("a", "eth0")), 0))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Run("Put", func(t *testing.T) {
-				d := newDir(t)
-				leave(t, d)
-				put(t, d, record("a", ip4, ip6))
-				wantHolders(t, d, map[string]string{ip4: "a", ip6: "a"})
-				records, err := d.List()
-				if err != nil || len(records) != 1 {
-					t.Errorf("List: %v, %v", records, err)
-				}
-			})
-			t.Run("another's Put", func(t *testing.T) {
-				d := newDir(t)
-				leave(t, d)
-				put(t, d, record("b", ip4, ip6))
-				wantHolders(t, d, map[string]string{ip4: "b", ip6: "b"})
-			})
-			t.Run("Delete", func(t *testing.T) {
-				d := newDir(t)
-				leave(t, d)
-				del(t, d, "a")
-				for _, ip := range []string{ip4, ip6} {
-					if r, err := d.Holder(netip.MustParseAddr(ip)); !errors.Is(err, fs.ErrNotExist) {
-						t.Errorf("%s: got %v, %v; want nobody", ip, r, err)
+			for then, tc := range map[string]struct {
+				do     func(*testing.T, Dir)
+				holder string
+			}{
+				"nothing":             {do: func(*testing.T, Dir) {}},
+				"Put":                 {func(t *testing.T, d Dir) { put(t, d, record("a", ip4, ip6)) }, "a"},
+				"Put of one address":  {do: func(t *testing.T, d Dir) { put(t, d, record("a", "10.1.0.6")); del(t, d, "a") }},
+				"Put of another":      {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)) }, "b"},
+				"Put of both, Delete": {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)); del(t, d, "a") }, "b"},
+				"Delete":              {do: func(t *testing.T, d Dir) { del(t, d, "a") }},
+				"Repair":              {do: func(t *testing.T, d Dir) { repairs(t, d) }},
+				"Put of both, Repair": {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)); repairs(t, d) }, "b"},
+			} {
+				t.Run(then, func(t *testing.T) {
+					d := newDir(t)
+					leave(t, d)
+					tc.do(t, d)
+					if then == "nothing" {
+						if strings.HasPrefix(name, "an empty") {
+							return // the holder is unknown
+						}
+						for _, ip := range []string{ip4, ip6} {
+							if r, err := d.Holder(addr(ip)); !errors.Is(err, fs.ErrNotExist) {
+								t.Errorf("%s: got %v, %v; want no holder", ip, r, err)
+							}
+							if r, err := NewIndex(d).Holder(addr(ip)); r != nil || err != nil {
+								t.Errorf("%s by index: got %v, %v; want no holder", ip, r, err)
+							}
+						}
+					} else {
+						wantHolders(t, d, map[string]string{ip4: tc.holder, ip6: tc.holder})
 					}
-				}
-				if records, err := d.List(); err != nil || len(records) > 0 {
-					t.Errorf("List: %v, %v", records, err)
-				}
-			})
+					records, err := d.List()
+					if got := len(records); err != nil || (got == 1) != (tc.holder != "") || got == 1 && records[0].ContainerID != tc.holder {
+						t.Errorf("List: %v, %v; want %q", records, err, tc.holder)
+					}
+				})
+			}
 		})
 	}
 }
@@ -298,13 +302,11 @@ func TestPutRefuses(t *testing.T) {
 	}
 }
 
-// TestPutThatFails has an address that cannot be taken: nothing of the record stays.
-func TestPutThatFails(t *testing.T) {
+// TestFailedPutLeavesNothing has an address whose entry cannot be replaced.
+func TestFailedPutLeavesNothing(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("b", "10.1.0.7"))
-	if err := os.Mkdir(d.ipFile(netip.MustParseAddr("10.1.0.6")), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	step(t, os.MkdirAll(filepath.Join(d.ipFile(addr("10.1.0.6")), "file"), 0o755))
 	if err := d.Put(record("a", "10.1.0.5", "10.1.0.6")); err == nil {
 		t.Error("no error")
 	}

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -69,27 +68,12 @@ func (x *Index) Holder(ip netip.Addr) (*Record, error) {
 }
 
 func (x *Index) load(ip netip.Addr) (*Record, error) {
-	path := x.dir.ipFile(ip)
-	f, err := open(path)
+	record, id, err := x.dir.holder(ip)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, x.checkDirectory()
 	}
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	// The identity is that of the open file, before it is read. The next lookup notices a rename
-	// between.
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, &fs.PathError{Op: "fstat", Path: path, Err: err}
-	}
-	record, err := readFrom(f)
-	if err == nil && !slices.Contains(record.IPs, ip) {
-		err = fmt.Errorf("the record of %s does not list the address", record.ID())
-	}
-	if err != nil {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: err}
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -99,7 +83,7 @@ func (x *Index) load(ip netip.Addr) (*Record, error) {
 	if x.first == nil {
 		x.first, _ = os.Open(x.dir.byIP())
 	}
-	x.read[ip] = readRecord{path: path, id: idOf(&st), record: record}
+	x.read[ip] = readRecord{path: x.dir.ipFile(ip), id: id, record: record}
 	return record, nil
 }
 

@@ -88,7 +88,7 @@ func (d Dir) readRecords(s *Snapshot) error {
 		if filepath.Ext(path) != ".json" {
 			continue
 		}
-		r, err := read(path)
+		r, _, err := read(path)
 		_, isReadError := errors.AsType[*fs.PathError](err)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // removed since ReadDir
@@ -115,7 +115,7 @@ func (d Dir) readLinks(s *Snapshot) error {
 	isHeld := make(map[string]bool)
 	for _, e := range entries {
 		path := filepath.Join(d.byIP(), e.Name())
-		if e.IsDir() || s.removesTemporary(path, e) {
+		if e.IsDir() {
 			continue
 		}
 		info, err := e.Info()

@@ -49,13 +49,6 @@ func TestRepair(t *testing.T) {
 			did:     []string{"address without a record DIR/by-ip/10.1.0.6", "temporary file DIR/attachments/.b@eth0.json.tmp"},
 			holders: both,
 		},
-		"an address that was not renamed": {
-			leave: func(t *testing.T, d Dir) {
-				step(t, os.Rename(d.ipFile(addr(ip6)), filepath.Join(d.byIP(), "."+ip6+".tmp")))
-			},
-			did:     []string{"address of a@eth0 DIR/by-ip/fd00:1::5", "temporary file DIR/by-ip/.fd00:1::5.tmp"},
-			holders: both,
-		},
 		"a record without one of its addresses": {
 			leave:   func(t *testing.T, d Dir) { step(t, os.Remove(d.ipFile(addr(ip4)))) },
 			did:     []string{"address of a@eth0 DIR/by-ip/10.1.0.5"},

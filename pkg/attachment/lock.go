@@ -2,10 +2,8 @@ package attachment
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -116,7 +114,8 @@ func (d Dir) lockAttachment(ctx context.Context, containerID, ifName string, ips
 // offsets returns the bytes of what a change of the attachment concerns, in ascending order.
 func (d Dir) offsets(containerID, ifName string, ips []netip.Addr) []int64 {
 	names := []string{ID(containerID, ifName)}
-	for _, ip := range slices.Concat(ips, d.addressesOf(d.recordFile(containerID, ifName))) {
+	file := d.recordFile(containerID, ifName)
+	for _, ip := range slices.Concat(ips, d.addressesOf(file), d.addressesOf(temporary(file))) {
 		names = append(names, ip.String())
 	}
 	for _, ip := range ips {
@@ -135,23 +134,4 @@ func (d Dir) offsets(containerID, ifName string, ips []netip.Addr) []int64 {
 	}
 	slices.Sort(offsets)
 	return slices.Compact(offsets)
-}
-
-// addressesOf returns the addresses of a record, or those that it holds if it cannot be read.
-func (d Dir) addressesOf(file string) []netip.Addr {
-	r, err := read(file)
-	if err == nil {
-		return r.IPs
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	var ips []netip.Addr
-	links, _ := d.linksOf(file)
-	for _, link := range links {
-		if ip, err := netip.ParseAddr(filepath.Base(link)); err == nil {
-			ips = append(ips, ip)
-		}
-	}
-	return ips
 }

@@ -62,7 +62,7 @@ func tryLock(t *testing.T, lock func(context.Context) (func(), error)) bool {
 }
 
 // TestLocksExcludeWhatConcernsOneAddress has "a" hold 10.1.0.5 and 10.1.0.6 on record, and "u" 10.1.0.9 by
-// a record that cannot be read.
+// a record that cannot be read. A killed process left the address 10.1.0.8 of "k".
 func TestLocksExcludeWhatConcernsOneAddress(t *testing.T) {
 	type lock = func(Dir) func(context.Context) (func(), error)
 	add := func(containerID string, ips ...string) lock {
@@ -89,6 +89,7 @@ func TestLocksExcludeWhatConcernsOneAddress(t *testing.T) {
 		"an ADD and an ADD with the former holder's address": {add("x", "10.1.0.5"), add("y", "10.1.0.6"), true},
 		"a second ADD and an ADD with its former address":    {add("a", "10.1.0.7"), add("y", "10.1.0.6"), true},
 		"DEL of an unreadable record and the next ADD":       {del("u"), add("x", "10.1.0.9"), true},
+		"DEL after a killed process and the next ADD":        {del("k"), add("x", "10.1.0.8"), true},
 		"two DELs of one attachment":                         {del("a"), del("a"), true},
 		"two DELs":                                           {del("a"), del("b"), false},
 		"an ADD and a DEL":                                   {add("x", "10.1.0.1"), del("a"), false},
@@ -102,7 +103,9 @@ func TestLocksExcludeWhatConcernsOneAddress(t *testing.T) {
 			d := newDir(t)
 			put(t, d, record("a", "10.1.0.5", "10.1.0.6"))
 			put(t, d, record("u", "10.1.0.9"))
-			step(t, os.Truncate(d.recordFile("u", "eth0"), 0))
+			put(t, d, record("k", "10.1.0.8"))
+			killed := d.recordFile("k", "eth0")
+			step(t, os.Truncate(d.recordFile("u", "eth0"), 0), os.Rename(killed, temporary(killed)))
 			unlock, err := tc.first(d)(t.Context())
 			step(t, err)
 			if got := !tryLock(t, tc.second(d)); got != tc.isExcluded {

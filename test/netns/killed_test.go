@@ -75,9 +75,9 @@ func (n *node) safe(s *testbed.Sandbox, role string) {
 	}
 }
 
-// TestKilled is the plugin killed at each boundary of an ADD and of a DEL in turn. The pod is safe
-// at once, and the next ADD, the next DEL or the agent's next round leaves rules and records as if
-// nothing had happened.
+// TestKilled kills the plugin at each boundary of an ADD and of a DEL in turn. The pod is safe at
+// once. The next ADD, the next DEL, the agent's next round, and the ADD of another pod with the
+// address each leave rules and records as if the plugin had not been killed.
 func TestKilled(t *testing.T) {
 	onThese(t, []setup{bridgeIPTables, bridged, routedIPTables}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -90,6 +90,11 @@ func TestKilled(t *testing.T) {
 		with := n.settled()
 		n.wantOwn(pod, "app")
 		n.ours("DEL", pod, kill{})
+		next := *pod // another container on the same interface, so with the same address
+		next.Name, next.UID, next.ContainerID = "next", "next", strings.Repeat("f", 64)
+		n.ours("ADD", &next, kill{})
+		withNext := n.settled()
+		n.ours("DEL", &next, kill{})
 		same := func(when string, want string) {
 			t.Helper()
 			if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(n.settled(), "\n")); diff != "" {
@@ -114,11 +119,21 @@ func TestKilled(t *testing.T) {
 				n.ours("ADD", pod, kill{})
 				same(when+", then a round and ADD", with)
 			},
+			"ADD of another pod": func(when string) {
+				n.ours("ADD", &next, kill{})
+				same(when+", then ADD of another pod", withNext)
+				n.ours("DEL", &next, kill{})
+				same(when+", then ADD and DEL of another pod", without)
+			},
 		}
 		for _, command := range []string{"ADD", "DEL"} {
 			kills, between := 0, 0
-			for _, way := range []string{"ADD", "DEL", "a round"} {
-				for _, call := range boundaries {
+			for way := range ways {
+				calls := boundaries
+				if way == "ADD of another pod" {
+					calls = []string{"renameat", "linkat", "unlinkat"} // they change which record holds the address
+				}
+				for _, call := range calls {
 					// Until one lives to its end twice: threads share the work differently each time.
 					for at, lived := (kill{call, 1}), 0; lived < 2 && at.n < 50; at.n++ {
 						if command == "DEL" {
