@@ -58,7 +58,7 @@ type plot struct {
 func run(stdout, progress io.Writer) (plots []plot) {
 	fmt.Fprintf(stdout, "%d nodes with %d pods each; AssumeRole's quota is %d calls a second; seed %d\n\n", nodes, pods, quota, seed)
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "calls/s: mean\tpeak minute\tpeak/mean\tthrottled\tpods without, at most\tall have some again after\t  scenario")
+	fmt.Fprintln(table, "mean\tpeak\tratio\tthrottled\twithout\trecovered\t  scenario")
 	for _, s := range scenarios {
 		fmt.Fprintln(progress, "simulating:", s.Name)
 		s.Nodes, s.Pods, s.Length, s.Quota, s.Seed = nodes, pods, 5*time.Hour, quota, seed
