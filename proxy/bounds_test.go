@@ -28,7 +28,7 @@ func TestManifestDeniesUserData(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := set.Spec.Template.Spec.Containers[0].Args
-	o, err := parsed(t, nil, args...)
+	o, err := parseOptions(args)
 	if err != nil {
 		t.Fatal(err)
 	}

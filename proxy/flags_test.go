@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -13,8 +15,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// kube2iam is every flag of kube2iam and its default.
-var kube2iam = map[string]string{
+// kube2iamDefaults are all flags of kube2iam with their defaults.
+var kube2iamDefaults = map[string]string{
 	"api-server": "", "api-token": "", "kubeconfig": "", "insecure": "false", "app-port": "8181", "metrics-port": "8181",
 	"base-role-arn": "", "auto-discover-base-arn": "false", "auto-discover-default-role": "false", "default-role": "",
 	"iam-role-key": "iam.amazonaws.com/role", "iam-external-id": "iam.amazonaws.com/external-id", "iam-role-session-ttl": "15m0s",
@@ -25,88 +27,81 @@ var kube2iam = map[string]string{
 	"debug": "false", "verbose": "false",
 }
 
-// changed is where the default is another, on purpose: docs/decisions/0009-one-table-of-keys.md says why.
-var changed = map[string]string{"metrics-port": "8182", "iam-role-session-ttl": "1h0m0s"}
+// ownDefaults are the defaults that differ from kube2iam's: docs/decisions/0009-one-table-of-keys.md.
+var ownDefaults = map[string]string{"metrics-port": "8182", "iam-role-session-ttl": "1h0m0s"}
 
-func TestEveryFlagOfKube2iamIsThereWithItsDefault(t *testing.T) {
+func TestFlagsOfKube2iam(t *testing.T) {
 	got := map[string]string{}
-	flags().VisitAll(func(f *pflag.Flag) {
-		if _, ours := kube2iam[f.Name]; ours {
-			got[f.Name] = f.DefValue
-		}
-	})
-	want := map[string]string{}
-	for name, value := range kube2iam {
-		want[name] = value
+	for _, c := range newFlags(new(options)) {
+		c.VisitAll(func(f *pflag.Flag) {
+			if _, ok := kube2iamDefaults[f.Name]; ok {
+				got[f.Name] = f.DefValue
+			}
+		})
 	}
-	for name, value := range changed {
-		want[name] = value
-	}
+	want := maps.Clone(kube2iamDefaults)
+	maps.Copy(want, ownDefaults)
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
 }
 
-func TestEveryFlagIsAnEnvironmentVariable(t *testing.T) {
-	all := flags()
-	all.VisitAll(func(f *pflag.Flag) {
-		if f.Name == "help" || f.Name == "version" {
-			return
-		}
-		name := "KUBE2IAM_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if vars := all.env[f.Name]; len(vars) == 0 || vars[0] != name || !strings.Contains(f.Usage, "$"+name) {
-			t.Errorf("--%s: %v, want %s", f.Name, vars, name)
-		}
-	})
+func TestHelpShowsEnvironmentVariables(t *testing.T) {
+	var out strings.Builder
+	help(&out)
+	for _, c := range newFlags(new(options)) {
+		c.VisitAll(func(f *pflag.Flag) {
+			name := "KUBE2IAM_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+			if !strings.Contains(out.String(), "[$"+name) {
+				t.Errorf("--%s: the help does not show $%s", f.Name, name)
+			}
+		})
+	}
 }
 
-func parsed(t *testing.T, env map[string]string, args ...string) (*options, error) {
+func parseWithEnv(t *testing.T, env map[string]string, args ...string) (*options, error) {
 	t.Helper()
 	for k, v := range env {
 		t.Setenv(k, v)
 	}
-	f := flags()
-	if err := f.parse(args); err != nil {
-		return nil, err
-	}
-	return parse(f)
+	return parseOptions(args)
 }
 
-func TestValuesComeFromFlagsAndEnvironment(t *testing.T) {
-	o, err := parsed(t, map[string]string{"KUBE2IAM_BASE_ROLE_ARN": "arn:aws:iam::123456789012:role", "NODE_NAME": "from-env", "KUBE2IAM_DEFAULT_ROLE": "env"},
+func TestFlagOverridesEnvironment(t *testing.T) {
+	o, err := parseWithEnv(t, map[string]string{"KUBE2IAM_BASE_ROLE_ARN": "arn:aws:iam::123456789012:role", "NODE_NAME": "from-env", "KUBE2IAM_DEFAULT_ROLE": "env"},
 		"--default-role=flag", "--iptables=false", "--verbose")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.rules.BaseARN != "arn:aws:iam::123456789012:role/" || o.node != "from-env" || o.rules.DefaultRole != "flag" || o.logLevel != "debug" {
+	if o.rules.BaseARN != "arn:aws:iam::123456789012:role/" || o.node != "from-env" || o.rules.DefaultRole != "flag" || o.level != slog.LevelDebug {
 		t.Errorf("%+v", o)
 	}
 }
 
-func TestMetricsAddressIsEveryAddressUnlessGiven(t *testing.T) {
+func TestMetricsAddress(t *testing.T) {
 	for value, want := range map[string]netip.Addr{
 		"": {}, "0.0.0.0": {}, "::": {}, "127.0.0.1": netip.MustParseAddr("127.0.0.1"), "::ffff:10.0.0.1": netip.MustParseAddr("10.0.0.1"), "fd00::1": netip.MustParseAddr("fd00::1"),
 	} {
-		o, err := parsed(t, map[string]string{"KUBE2IAM_METRICS_ADDRESS": value})
+		o, err := parseWithEnv(t, map[string]string{"KUBE2IAM_METRICS_ADDRESS": value})
 		if err != nil || o.metricsAddress != want {
 			t.Errorf("%q: %v, %v", value, o.metricsAddress, err)
 		}
 	}
 }
 
-func TestEnvironmentIsReadAsFlagsAre(t *testing.T) {
-	o, err := parsed(t, map[string]string{"KUBE2IAM_METADATA_DENY": " a,b{1,2}\n", "KUBE2IAM_VERBOSE": "true", "KUBE2IAM_IPTABLES": "", "KUBE2IAM_IAM_ROLE_SESSION_TTL": "2h",
+func TestEnvironment(t *testing.T) {
+	o, err := parseWithEnv(t, map[string]string{"KUBE2IAM_METADATA_DENY": " a,b{1,2}\n", "KUBE2IAM_VERBOSE": "true", "KUBE2IAM_IPTABLES": "", "KUBE2IAM_IAM_ROLE_SESSION_TTL": "2h",
 		"KUBE2IAM_NODE": "first", "NODE_NAME": "second"})
-	if err != nil || len(o.metadataDeny) != 1 || o.metadataDeny[0].String() != "a,b{1,2}" || o.logLevel != "debug" || o.iptables || o.rules.Duration != 2*time.Hour || o.node != "first" {
+	if err != nil || len(o.metadataDeny) != 1 || o.metadataDeny[0].String() != "a,b{1,2}" || o.level != slog.LevelDebug || o.iptables || o.rules.Duration != 2*time.Hour || o.node != "first" {
 		t.Errorf("%+v, %v", o, err)
 	}
-	if _, err := parsed(t, map[string]string{"KUBE2IAM_IAM_ROLE_SESSION_TTL": "long"}); err == nil || !strings.Contains(err.Error(), "KUBE2IAM_IAM_ROLE_SESSION_TTL") {
+	if _, err := parseWithEnv(t, map[string]string{"KUBE2IAM_IAM_ROLE_SESSION_TTL": "long"}); err == nil || !strings.Contains(err.Error(), "KUBE2IAM_IAM_ROLE_SESSION_TTL") {
 		t.Errorf("%v", err)
 	}
 }
 
-func TestSessionsAndPathsAreSetByFlags(t *testing.T) {
-	o, err := parsed(t, map[string]string{"NODE_NAME": "node-1"}, "--session-tags", "--cluster-name", "prod", "--session-scope", "role",
+func TestSessionAndMetadataFlags(t *testing.T) {
+	o, err := parseWithEnv(t, map[string]string{"NODE_NAME": "node-1"}, "--session-tags", "--cluster-name", "prod", "--session-scope", "role",
 		"--assume-role-arn", "arn:aws:iam::123456789012:role/between", "--use-fips-sts-endpoint", "--imds-v2", "required",
 		"--metadata-deny", "^/a{1,2}", "--metadata-deny", "user-data", "--namespace-restrictions")
 	if err != nil {
@@ -117,62 +112,62 @@ func TestSessionsAndPathsAreSetByFlags(t *testing.T) {
 		r.SessionNameKey != "iam.amazonaws.com/session-name" || r.SessionPolicyKey != "iam.amazonaws.com/session-policy" {
 		t.Errorf("%+v", r)
 	}
-	if o.throughRole != "arn:aws:iam::123456789012:role/between" || !o.fipsSTS || !o.requireTokens || len(o.metadataDeny) != 2 || o.metadataDeny[0].String() != "^/a{1,2}" {
+	if o.throughRole != "arn:aws:iam::123456789012:role/between" || !o.fipsSTS || o.imdsV2 != "required" || len(o.metadataDeny) != 2 || o.metadataDeny[0].String() != "^/a{1,2}" {
 		t.Errorf("%+v", o)
 	}
 }
 
-func TestSourceIdentityIsSetByItsFlag(t *testing.T) {
-	o, err := parsed(t, nil, "--source-identity")
+func TestSourceIdentityFlag(t *testing.T) {
+	o, err := parseWithEnv(t, nil, "--source-identity")
 	if err != nil || !o.rules.SourceIdentity {
 		t.Errorf("%+v, %v", o, err)
 	}
 }
 
-func TestMistakesNameTheFlagAndTheValue(t *testing.T) {
+func TestInvalidFlags(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
-		{"--app-port 0", `--app-port: "0"`},
-		{"--app-port http", `--app-port: "http"`},
-		{"--metrics-port 70000", `--metrics-port: "70000"`},
+		{"--app-port 0", `--app-port: 0`},
+		{"--app-port http", `"http" for "--app-port"`},
+		{"--metrics-port 70000", `"70000" for "--metrics-port"`},
 		{"--metrics-port 8181", `--metrics-port: 8181`},
-		{"--metrics-address localhost", `--metrics-address: "localhost"`},
-		{"--metrics-address 127.0.0.1:8182", `--metrics-address: "127.0.0.1:8182"`},
-		{"--metrics-address fe80::1%eth0", `--metrics-address: "fe80::1%eth0"`},
-		{"--metrics-address ff02::1", `--metrics-address: "ff02::1"`},
+		{"--metrics-address localhost", `"localhost" for "--metrics-address"`},
+		{"--metrics-address 127.0.0.1:8182", `"127.0.0.1:8182" for "--metrics-address"`},
+		{"--metrics-address fe80::1%eth0", `--metrics-address: fe80::1%eth0`},
+		{"--metrics-address ff02::1", `--metrics-address: ff02::1`},
 		{"--base-role-arn role", `--base-role-arn: "role/"`},
 		{"--default-role reader", `--default-role: "reader"`},
 		{"--iam-role-session-ttl 1m", `--iam-role-session-ttl: 1m0s`},
 		{"--iam-role-session-ttl 13h", `--iam-role-session-ttl: 13h0m0s`},
 		{"--iam-role-error-ttl -1s", `--iam-role-error-ttl: -1s`},
-		{"--namespace-restrictions --namespace-restriction-format sed", `--namespace-restriction-format: "sed"`},
-		{"--host-ip here", `--host-ip: "here"`},
-		{"--iptables", `--iptables`},
-		{"--log-level loud", `--log-level: "loud"`},
+		{"--namespace-restriction-format sed", `--namespace-restriction-format: "sed"`},
+		{"--host-ip here", `"here" for "--host-ip"`},
+		{"--iptables", `--iptables: it also requires --host-ip`},
+		{"--log-level loud", `--log-level: slog: level string "loud"`},
 		{"--log-format xml", `--log-format: "xml"`},
 		{"--iam-role-key=", `--iam-role-key`},
 		{"--metadata-deny=", `--metadata-deny`},
 		{"--metadata-deny (", `--metadata-deny: error parsing regexp`},
 		{"--imds-v2 never", `--imds-v2: "never"`},
-		{"--pod-requests-per-second -1", `--pod-requests-per-second: "-1"`},
-		{"--pod-requests-per-second NaN", `--pod-requests-per-second: "NaN"`},
-		{"--pod-requests-per-second many", `--pod-requests-per-second: "many"`},
+		{"--pod-requests-per-second -1", `--pod-requests-per-second: -1`},
+		{"--pod-requests-per-second NaN", `--pod-requests-per-second: NaN`},
+		{"--pod-requests-per-second many", `"many" for "--pod-requests-per-second"`},
 		{"--session-scope node", `--session-scope: "node"`},
 		{"--cluster-name prod", `--cluster-name: it is for --session-tags`},
 		{"--session-tags --cluster-arn a*b", `--cluster-arn: "a*b"`},
 		{"--assume-role-arn reader", `--assume-role-arn: "reader"`},
 		{"--iam-session-policy=", `--iam-session-policy`},
 		{"--source-identity --session-scope role", `--source-identity: it names one pod`},
-		{"serve", `"serve"`},
+		{"serve", `unexpected argument "serve"`},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
-			if _, err := parsed(t, nil, strings.Fields(tt.args)...); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := parseOptions(strings.Fields(tt.args)); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v; want %s", err, tt.want)
 			}
 		})
 	}
 }
 
-func TestHelpAndVersionAreNoFailure(t *testing.T) {
+func TestExitCodes(t *testing.T) {
 	for _, arg := range []string{"--help", "-h", "--version", "-v", "ready --help", "live -h"} {
 		var out, errs bytes.Buffer
 		if code := run(append([]string{"kube2iam-proxy"}, strings.Fields(arg)...), &out, &errs); code != 0 || out.Len() == 0 || errs.Len() != 0 {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,39 +29,30 @@ const (
 	probeInterval = 5 * time.Second
 )
 
-// probeCommands are the commands that the kubelet runs in the proxy's container. Each requests the path
-// of its name.
-var probeCommands = map[string]struct{ summary, description string }{
-	"ready": {
-		"succeed if the proxy of this container serves the node's pods",
-		`For the startup and the readiness probe. The proxy serves once it has its listening sockets, which a new proxy takes over from the
-one before, and once the API server has listed the pods of this node.`,
-	},
-	"live": {
-		"succeed if the proxy of this container is healthy",
-		`For the liveness probe. It says what /healthz on the metrics port says: the proxy answers, and the API server has listed the pods of
+// probeHelp is the help of the commands that the kubelet runs in the proxy's container. Each requests
+// the path of its name.
+var probeHelp = map[string]string{
+	"ready": `kube2iam-proxy ready - succeed if the proxy of this container serves the node's pods
+
+For the startup and the readiness probe. The proxy serves once it has its listening sockets, which a
+new proxy takes over from the one before, and once the API server has listed the pods of this node.`,
+	"live": `kube2iam-proxy live - succeed if the proxy of this container is healthy
+
+For the liveness probe. The proxy is healthy if it answers and the API server has listed the pods of
 this node once. It stays so while the API server, STS or the metadata service are down.`,
-	},
 }
 
 // probe runs `kube2iam-proxy ready` and `kube2iam-proxy live`. It asks the proxy over a unix socket that
 // only root reaches: on the node's network, a pod with the same hostPort would receive the request.
 func probe(ctx context.Context, name string, args []string, stdout io.Writer) error {
-	f := pflag.NewFlagSet(name, pflag.ContinueOnError)
-	f.Usage = func() {}
-	stateDir := f.String("state-dir", cmp.Or(os.Getenv("KUBE2IAM_STATE_DIR"), defaultStateDir),
-		"the proxy's --state-dir: `DIR` [$KUBE2IAM_STATE_DIR]")
-	switch err := f.Parse(args); {
+	flags := newCategory(name)
+	stateDir := flags.String("state-dir", defaultStateDir, stateDirUsage)
+	switch err := parseFlags(args, flags); {
 	case errors.Is(err, pflag.ErrHelp):
-		c := probeCommands[name]
-		fmt.Fprintf(stdout, "kube2iam-proxy %s - %s\n\n%s\n\nIt exits with 0 if so, and with 1 and the reason if not. "+
-			"Run it in the proxy's container, or\nwhere the proxy runs without one: it asks the proxy of its own PID namespace.\n\n%s",
-			name, c.summary, c.description, f.FlagUsages())
+		fmt.Fprintf(stdout, "%s\n\nIt exits with 1 and prints the reason otherwise. Run it in the proxy's PID namespace.\n\n%s", probeHelp[name], flags.usages())
 		return nil
 	case err != nil:
-		return &usageError{err}
-	case f.NArg() > 0:
-		return &usageError{fmt.Errorf("%s: unexpected argument %q", name, f.Arg(0))}
+		return &usageError{fmt.Errorf("%s: %w", name, err)}
 	}
 	namespace, err := pidNamespace()
 	if err != nil {

@@ -108,7 +108,7 @@ func newHandler(o *options, c *components, upstream *imds.Upstream, log *slog.Lo
 	return imds.NewHandler(imds.Config{
 		Caller:   func(source netip.Addr, now time.Time) imds.Caller { return c.broker.Caller(source, now) },
 		Sessions: imds.NewSessions(sessionKey(o, log)), Upstream: upstream,
-		Deny: o.metadataDeny, RequireTokens: o.requireTokens, Delayed: c.metrics.RequestDelayed,
+		Deny: o.metadataDeny, RequireTokens: o.imdsV2 == "required", Delayed: c.metrics.RequestDelayed,
 		Refused: c.metrics.Refused, Log: log,
 	})
 }
