@@ -278,7 +278,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 	}
 	left := func() string {
 		return fmt.Sprintf("%d pods, %d decisions, %d namespaces, %d holders, %d told", p.watch.Len(), len(p.broker.Assignments()), p.namespaces.Len(),
-			p.cache.Holders(), p.events.Len())
+			p.cache.Stats().Holders, p.events.Len())
 	}
 	const nothing = "0 pods, 0 decisions, 0 namespaces, 0 holders, 0 told"
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -292,7 +292,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 		}
 	}
 	// What was asked for last is kept for a minute more.
-	if n := p.cache.Len(); n > served+refused {
+	if n := p.cache.Stats().Entries; n > served+refused {
 		t.Errorf("%d assumptions are known, of %d that were asked for", n, served+refused)
 	}
 	ended()
@@ -332,7 +332,7 @@ func TestRefusalOfSTSIsAnEventOfThePod(t *testing.T) {
 	if err := api.DeletePod("ns", "pod"); err != nil {
 		t.Fatal(err)
 	}
-	eventually("forgotten", func() bool { return p.events.Len() == 0 && p.cache.Holders() == 0 })
+	eventually("forgotten", func() bool { return p.events.Len() == 0 && p.cache.Stats().Holders == 0 })
 }
 
 // TestRequestThatWaitsAtTheEndIsAnswered has the process be told to end while a pod waits for STS.
@@ -459,11 +459,11 @@ func TestNodeThatStartsWithRestrictionsDoesNotWaitForItself(t *testing.T) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(15 * time.Second)
-	for !p.isReady() || p.cache.Holders() < pods {
+	for !p.isReady() || p.cache.Stats().Holders < pods {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("%d of %d pods hold credentials", p.cache.Holders(), pods)
+			t.Fatalf("%d of %d pods hold credentials", p.cache.Stats().Holders, pods)
 		}
 	}
 }

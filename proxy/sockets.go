@@ -41,7 +41,8 @@ func newTakeover(o *options, c *components, log *slog.Logger) *handover.Takeover
 		Path:     handoverSocket(o.stateDir),
 		Sockets:  []handover.Socket{podSocket(o.appPort), metricsSocket(o)},
 		Optional: func(inherited []string) []handover.Socket { return formerSockets(o, inherited, log) },
-		Import:   c.cache.Import, Export: c.cache.Export, IsReady: c.isReady, Pending: c.cache.Pending, Log: log,
+		Import:   c.cache.Import, Export: c.cache.Export, IsReady: c.isReady, Log: log,
+		Pending: func() int { return c.cache.Stats().Pending },
 	})
 }
 

@@ -134,7 +134,7 @@ func TestStoreShowsPodsWithoutCredentials(t *testing.T) {
 		for _, e := range p.store() {
 			got[e.Pod] = e
 		}
-		return len(got) == 10 && p.cache.Pending() == 0
+		return len(got) == 10 && p.cache.Stats().Pending == 0
 	})
 	for pod, want := range map[string]struct{ role, reason, sts, without, ambiguous string }{
 		"ns/pod":        {role: "reader"},

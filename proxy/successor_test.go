@@ -150,7 +150,9 @@ func TestSuccessorTakesOverWhenItKnowsItsPods(t *testing.T) {
 	close(open)
 	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))
 	first.serves(t)
-	eventually(t, "its credentials", func() bool { return first.components.cache.Holders() == 1 && first.components.cache.Pending() == 0 })
+	eventually(t, "its credentials", func() bool {
+		return first.components.cache.Stats().Holders == 1 && first.components.cache.Stats().Pending == 0
+	})
 	eventually(t, "its socket", func() bool {
 		p, err := handover.Dial(t.Context(), first.Path)
 		return err == nil && p != nil && p.Close() == nil
@@ -193,7 +195,7 @@ func TestSuccessorWaitsForCredentials(t *testing.T) {
 	second := succeeds(t, dir, app, admin, shown{onePod(), open}, slowSTS{})
 	second.waits(t)
 	second.serves(t)
-	if second.components.cache.Pending() != 0 {
+	if second.components.cache.Stats().Pending != 0 {
 		t.Error("without its pods' credentials")
 	}
 }

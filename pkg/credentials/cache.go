@@ -37,27 +37,18 @@ type Config struct {
 
 // Cache has the newest credentials of each assumption that a pod of this node uses.
 //
-// Each assumption has at most one call to STS at a time, a flight. A flight has its own context, so a
-// client that hangs up does not cancel it for the others. Credentials with a holder are prefetched,
-// renewed in the background, and removed with the last holder.
+// Each assumption has at most one call to STS at a time, a flight, which Run starts. A client that hangs
+// up does not cancel it for the others. Credentials with a holder are prefetched, renewed in the
+// background, and removed with the last holder.
 type Cache struct {
-	sts      Assumer
-	log      *slog.Logger
-	observer Observer
-	failed   func(holder string, a roles.Assumption, err *Error)
-	schedule Schedule
-	limiter  *Limiter
-
-	flightContext context.Context // the parent of the flights' contexts; ends with Run
-	cancelFlights context.CancelFunc
-	flights       sync.WaitGroup
-	wake          chan struct{} // makes Run sweep
+	Config
+	sts   Assumer
+	wake  chan struct{} // makes Run sweep
+	ended chan struct{} // closed when Run ends
 
 	mu      sync.Mutex
-	closed  bool
 	entries map[roles.Assumption]*entry
-	holders map[string]*holder   // by the pod's UID
-	slowed  map[string]time.Time // by pod: until when its failures do not lower the node's rate again
+	holders map[string]*holder // by the pod's UID
 	queue
 }
 
@@ -65,7 +56,7 @@ type Cache struct {
 type entry struct {
 	document     *Document     // nil until the first success
 	minRemaining time.Duration // with less remaining, a request first tries to renew it
-	renewAt      time.Time     // when Run starts the next flight; zero for never
+	renewAt      time.Time     // when Run queues the next flight if the entry has a holder
 	err          *Error        // of the last flight, nil after a success
 	errUntil     time.Time     // until then requests get err and start no flight
 	failures     int           // in a row
@@ -89,9 +80,8 @@ var ErrClosed = errors.New("credentials: the proxy is shutting down")
 
 var errSuperseded = errors.New("credentials: the pod's annotations changed before STS was asked")
 
-// New returns an empty cache.
+// New returns an empty cache. Its Run makes the calls to STS.
 func New(sts Assumer, c Config) *Cache {
-	ctx, cancel := context.WithCancel(context.Background())
 	if c.Observer == nil {
 		c.Observer = discardObserver{}
 	}
@@ -99,10 +89,8 @@ func New(sts Assumer, c Config) *Cache {
 		c.Failed = func(string, roles.Assumption, *Error) {}
 	}
 	return &Cache{
-		sts: sts, log: c.Log, observer: c.Observer, failed: c.Failed, schedule: c.Schedule, limiter: NewLimiter(time.Now()),
-		flightContext: ctx, cancelFlights: cancel, wake: make(chan struct{}, 1),
-		entries: make(map[roles.Assumption]*entry), holders: make(map[string]*holder), slowed: make(map[string]time.Time),
-		queue: queue{requesters: make(map[string]*requester)},
+		Config: c, sts: sts, wake: make(chan struct{}, 1), ended: make(chan struct{}),
+		entries: make(map[roles.Assumption]*entry), holders: make(map[string]*holder), queue: newQueue(time.Now()),
 	}
 }
 
@@ -120,78 +108,58 @@ func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Docum
 	defer c.mu.Unlock()
 	e := c.entry(a)
 	if e == nil {
-		c.observer.Asked(false)
+		c.Observer.Asked(false)
 		return nil, &Error{Kind: Throttled, Code: "TooManyAssumptions", Message: "the pods of this node use more assumptions than this proxy keeps"}
 	}
 	e.idleUntil, e.pod = now.Add(idleLifetime), pod
-	isFresh := e.document != nil && e.document.expiration.Sub(now) >= e.minRemaining
-	if isFresh || e.err != nil && now.Before(e.errUntil) {
-		c.observer.Asked(true)
-		return e.result(now)
+	if e.remaining(now) >= e.minRemaining || now.Before(e.errUntil) {
+		c.Observer.Asked(true)
+		return e.result(nil)
 	}
+	c.Observer.Asked(false)
 	f := c.launch(a, e)
-	if f == nil {
-		return e.resultOr(ErrClosed, now)
-	}
-	c.observer.Asked(false)
-	return c.wait(ctx, pod, f, now)
-}
-
-// wait waits for the flight and returns the result. The mutex is held, and released while it waits.
-func (c *Cache) wait(ctx context.Context, pod string, f *flight, now time.Time) (*Document, error) {
-	var superseded <-chan struct{}
-	if f.waiting++; f.queued {
-		superseded = c.enqueue(pod, f, now).superseded
-		if c.dispatch(now) != never {
-			c.wakeUp() // Run dispatches next
-		}
-	}
+	c.request(pod, f)
 	var timeout <-chan time.Time
-	if f.entry.isValid(now) {
-		t := time.NewTimer(patience)
-		defer t.Stop()
-		timeout = t.C
+	if e.remaining(now) > 0 {
+		timeout = time.After(patience)
 	}
+	f.waiting++
 	c.mu.Unlock()
 	var err error
 	select {
 	case <-f.done:
-	case <-superseded:
-		err = errSuperseded
+		err = f.err
+	case <-c.ended:
+		err = ErrClosed
 	case <-timeout:
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
 	c.mu.Lock()
-	if f.dropped { // by close
-		err = ErrClosed
-	}
 	f.waiting--
 	c.dropUnused(f)
-	if err != nil {
-		return f.entry.resultOr(err, time.Now())
+	return e.result(err)
+}
+
+// remaining returns how long the credentials remain valid, negative if there are none.
+func (e *entry) remaining(now time.Time) time.Duration {
+	if e.document == nil {
+		return -1
 	}
-	return f.entry.result(time.Now())
+	return e.document.expiration.Sub(now)
 }
 
-func (e *entry) isValid(now time.Time) bool {
-	return e.document != nil && e.document.expiration.After(now)
-}
-
-// result returns the credentials while they are valid, else the last error.
-func (e *entry) result(now time.Time) (*Document, error) {
-	if e.err != nil {
-		return e.resultOr(e.err, now)
-	}
-	return e.resultOr(&Error{Kind: Unavailable, Code: "Expired", Message: "the credentials ended and STS has not answered"}, now)
-}
-
-// resultOr returns the credentials while they are valid, else err.
-func (e *entry) resultOr(err error, now time.Time) (*Document, error) {
-	if e.isValid(now) {
+// result returns the credentials while they are valid, else err or the error of the last flight.
+func (e *entry) result(err error) (*Document, error) {
+	switch {
+	case e.remaining(time.Now()) > 0:
 		return e.document, nil
+	case err != nil:
+		return nil, err
+	case e.err != nil:
+		return nil, e.err
 	}
-	return nil, err
+	return nil, &Error{Kind: Unavailable, Code: "Expired", Message: "the credentials ended and STS has not answered"}
 }
 
 // entry returns the assumption's entry, a new one if needed, or nil if the cache is full. The mutex is
@@ -208,25 +176,35 @@ func (c *Cache) entry(a roles.Assumption) *entry {
 	return e
 }
 
-// evict removes the least recently requested entry without holder and flight. It returns false if there
-// is none. The mutex is held.
+// evict removes an entry without holder and flight. It returns false if there is none. The mutex is held.
 func (c *Cache) evict() bool {
-	var oldest roles.Assumption
-	var found *entry
 	for a, e := range c.entries {
-		if e.holders == 0 && e.flight == nil && (found == nil || e.idleUntil.Before(found.idleUntil)) {
-			oldest, found = a, e
+		if e.holders == 0 && e.flight == nil {
+			delete(c.entries, a)
+			return true
 		}
 	}
-	delete(c.entries, oldest)
-	return found != nil
+	return false
 }
 
-// Len returns the number of entries.
-func (c *Cache) Len() int {
+// Stats are the numbers of what a cache has.
+type Stats struct {
+	Entries, Holders int
+	// Pending is the number of held assumptions that have neither credentials nor an error.
+	Pending int
+}
+
+// Stats returns what the cache has now.
+func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.entries)
+	s := Stats{Entries: len(c.entries), Holders: len(c.holders)}
+	for _, e := range c.entries {
+		if e.holders > 0 && e.document == nil && e.err == nil {
+			s.Pending++
+		}
+	}
+	return s
 }
 
 // Failure returns the error of the last call to STS for the assumption, or nil if it succeeded or there

@@ -12,57 +12,35 @@ const flightTimeout = 15 * time.Second
 
 // flight is one call to STS, which first waits in the queue. The cache's mutex guards all but done.
 type flight struct {
-	assumption roles.Assumption
-	entry      *entry
-	done       chan struct{} // closed when the entry has the result, or the flight was dropped
-	queued     bool          // the call has not started
-	dropped    bool          // the flight left the queue without a call
-	waiting    int           // clients
-	backlog    *backlog      // the backlog that it waits in, or nil
-	calledFrom *backlog      // the backlog that started the call, or nil
-	requester  *requester    // the pod that started the call, or nil
+	assumption   roles.Assumption
+	entry        *entry
+	done         chan struct{} // closed when the entry has the result, or the flight was dropped
+	err          error         // set if the flight was dropped
+	queued       bool          // the call has not started
+	inBackground bool          // waits in the background queue
+	waiting      int           // clients
+	caller       *requester    // the pod that the call is made for, nil for a background call
 }
 
-// launch returns the entry's flight, or a new queued one; nil if the cache is closed. The mutex is held.
+// launch returns the entry's flight, or a new one. The mutex is held.
 func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
-	if e.flight == nil && !c.closed {
+	if e.flight == nil {
 		e.flight = &flight{assumption: a, entry: e, done: make(chan struct{}), queued: true}
 	}
 	return e.flight
 }
 
-// start makes the flight's call. The mutex is held.
-func (c *Cache) start(f *flight) {
-	c.dequeue(f)
-	c.flights.Go(func() { c.fly(f) })
-}
-
-// dropUnused drops a queued flight that no client waits for and no pod holds. The mutex is held.
-func (c *Cache) dropUnused(f *flight) {
-	if f.queued && f.waiting == 0 && f.entry.holders == 0 {
-		c.drop(f)
-	}
-}
-
-// drop ends a queued flight without a call. The mutex is held.
-func (c *Cache) drop(f *flight) {
-	c.dequeue(f)
-	f.dropped = true
-	e := f.entry
-	e.flight = nil
-	if e.holders == 0 && (e.idleUntil.IsZero() || e.document == nil && e.err == nil) {
-		delete(c.entries, f.assumption)
-	}
-	close(f.done)
-}
-
-// fly calls STS and stores the result.
-func (c *Cache) fly(f *flight) {
-	ctx, cancel := context.WithTimeout(c.flightContext, flightTimeout)
+// fly calls STS, stores the result, and reports a failure to the holders. If ctx ends, so has Run, and
+// the cache needs no result.
+func (c *Cache) fly(ctx context.Context, f *flight) {
+	call, cancel := context.WithTimeout(ctx, flightTimeout)
 	defer cancel()
 	start := time.Now()
-	creds, err := c.sts.AssumeRole(ctx, f.assumption)
+	creds, err := c.sts.AssumeRole(call, f.assumption)
 	now := time.Now()
+	if ctx.Err() != nil {
+		return
+	}
 	if err == nil && !creds.Expiration.After(now) {
 		err = &Error{Kind: ClockSkew, Code: "ExpiredCredentials", Cause: "by the node's clock, the credentials that STS issued have already ended"}
 	}
@@ -71,60 +49,36 @@ func (c *Cache) fly(f *flight) {
 	if failure != nil {
 		outcome = string(failure.Kind)
 	}
-	c.observer.Assumed(outcome, now.Sub(start))
+	c.Observer.Assumed(outcome, now.Sub(start))
 	holders := c.finish(f, creds, failure, now)
-	close(f.done)
+	c.wakeUp()
 	for _, holder := range holders { // last, because it may take a while
-		c.failed(holder, f.assumption, failure)
+		c.Failed(holder, f.assumption, failure)
 	}
 }
 
-// finish stores the result in the flight's entry and returns the holders to notify of a failure.
+// finish stores the result in the flight's entry, answers the waiting clients, and returns the holders to
+// notify of a failure. While their credentials are valid it returns them only if STS refuses the role;
+// other failed renewals are repeated.
 func (c *Cache) finish(f *flight, creds *Credentials, failure *Error, now time.Time) (holders []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a, e := f.assumption, f.entry
+	defer close(f.done)
+	e := f.entry
 	e.flight = nil
-	if f.calledFrom != nil {
-		f.calledFrom.calls--
-	}
-	if f.requester != nil {
-		f.requester.calling = false
-	}
-	if failure != nil {
-		c.slowDown(e.pod, failure, now)
-		c.storeError(a, e, failure, now)
-		holders = c.holdersToNotify(a, e, failure, now)
-	} else {
-		c.store(a, e, creds, now)
-	}
-	if e.holders == 0 && e.idleUntil.IsZero() {
-		delete(c.entries, a) // the last holder left during the call
-	}
-	c.wakeUp()
-	return holders
-}
-
-// slowDown lowers the node's rate of calls after a failure, at most once in recovery for each pod.
-// Otherwise a pod that changes its annotations all the time would keep the rate low for all pods: each
-// change is a new assumption whose first call may fail. The mutex is held.
-func (c *Cache) slowDown(pod string, failure *Error, now time.Time) {
-	if failure.Kind != Throttled && failure.Kind != Unavailable || now.Before(c.slowed[pod]) {
-		return
-	}
-	c.slowed[pod] = now.Add(recovery)
-	c.limiter.Observe(now, failure)
-}
-
-// holdersToNotify returns the holders of the assumption. While their credentials are valid it returns
-// them only if STS refuses the role; other failed renewals are repeated. The mutex is held.
-func (c *Cache) holdersToNotify(a roles.Assumption, e *entry, failure *Error, now time.Time) (holders []string) {
-	if failure.Kind != Denied && failure.Kind != Malformed && e.isValid(now) {
+	c.callEnded(f)
+	if failure == nil {
+		c.store(f.assumption, e, creds, now)
 		return nil
 	}
-	for id, h := range c.holders {
-		if h.holding && h.assumption == a {
-			holders = append(holders, id)
+	c.storeError(f.assumption, e, failure, now)
+	c.observe(e.pod, failure, now)
+	if failure.Kind != Denied && failure.Kind != Malformed && e.remaining(now) > 0 {
+		return nil
+	}
+	for pod, h := range c.holders {
+		if h.entry == e {
+			holders = append(holders, pod)
 		}
 	}
 	return holders
@@ -133,25 +87,19 @@ func (c *Cache) holdersToNotify(a roles.Assumption, e *entry, failure *Error, no
 func (c *Cache) store(a roles.Assumption, e *entry, creds *Credentials, now time.Time) {
 	e.err, e.errUntil, e.failures = nil, time.Time{}, 0
 	lifetime := creds.Expiration.Sub(now)
-	remaining := time.Duration(-1)
-	if e.document != nil {
-		remaining = e.document.expiration.Sub(now)
-	}
-	e.renewAt = c.schedule.Renewal(creds.Expiration, lifetime, remaining)
+	e.renewAt = c.Schedule.Renewal(creds.Expiration, lifetime, e.remaining(now))
 	// Credentials that expire earlier never replace those that expire later.
-	if e.document == nil || creds.Expiration.After(e.document.expiration) {
+	if lifetime > e.remaining(now) {
 		e.document, e.minRemaining = newDocument(creds), scaled(minRemaining, lifetime)
 	}
-	c.log.Debug("credentials obtained", "role", a.RoleARN, "session", a.SessionName, "expiration", creds.Expiration)
+	c.Log.Debug("credentials obtained", "role", a.RoleARN, "session", a.SessionName, "expiration", creds.Expiration)
 }
 
 func (c *Cache) storeError(a roles.Assumption, e *entry, err *Error, now time.Time) {
 	e.failures++
 	e.err = err
-	e.errUntil = now.Add(c.schedule.ErrorLifetime(err.Kind, e.failures))
-	e.renewAt = now.Add(c.schedule.RetryAfter(err.Kind, e.failures))
-	if c.flightContext.Err() == nil {
-		c.log.Warn("credentials not obtained", "role", a.RoleARN, "session", a.SessionName, "kind", err.Kind,
-			"code", err.Code, "message", err.Message, "failures", e.failures)
-	}
+	e.errUntil = now.Add(c.Schedule.ErrorLifetime(err.Kind, e.failures))
+	e.renewAt = now.Add(c.Schedule.RetryAfter(err.Kind, e.failures))
+	c.Log.Warn("credentials not obtained", "role", a.RoleARN, "session", a.SessionName, "kind", err.Kind,
+		"code", err.Code, "message", err.Message, "failures", e.failures)
 }

@@ -133,7 +133,7 @@ func TestPaceForgetsWhoLetGo(t *testing.T) {
 		for i := range 100 {
 			c.Forget(fmt.Sprint(i))
 		}
-		if c.limiter.held != 0 || c.limiter.need != 0 {
+		if c.limiter.held != 0 || c.limiter.need > 1e-9 {
 			t.Errorf("%d are held, which need %v calls a second", c.limiter.held, c.limiter.need)
 		}
 	})
@@ -144,11 +144,7 @@ func TestPodsThatWentLeaveNoCallSlotOrToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
-		for range 1000 {
-			c.limiter.Reserve(time.Now(), false)
-		}
-		owed := func() float64 { return c.limiter.background.taken - c.limiter.background.made }
-		before := owed()
+		withoutBackgroundTokens(c)
 		for i := range 100 {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
 		}
@@ -157,9 +153,8 @@ func TestPodsThatWentLeaveNoCallSlotOrToken(t *testing.T) {
 			c.Forget(fmt.Sprint(i))
 		}
 		synctest.Wait()
-		// Each pod brought a token of its own.
-		if owed() != before-100 || c.prefetch.calls != 0 || sts.count() != 0 {
-			t.Errorf("%v tokens are owed and were %v, %d slots are taken, %d calls", owed(), before, c.prefetch.calls, sts.count())
+		if c.limiter.firstCalls != 0 || c.backgroundCalls != 0 || len(c.background) != 0 || sts.count() != 100 {
+			t.Errorf("%d tokens, %d running and %d queued calls, %d calls", c.limiter.firstCalls, c.backgroundCalls, len(c.background), sts.count())
 		}
 	})
 }
@@ -167,12 +162,7 @@ func TestPodsThatWentLeaveNoCallSlotOrToken(t *testing.T) {
 func TestWhoWaitsIsServedThoughTheHolderLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
-		for range foregroundBurst + 20 {
-			c.limiter.Reserve(time.Now(), true)
-		}
-		for range 1000 {
-			c.limiter.Reserve(time.Now(), false)
-		}
+		withoutTokens(c, 20)
 		c.Hold("pod", assumption("a"))
 		var wg sync.WaitGroup
 		wg.Go(func() { mustGet(t, c, assumption("a")) })
@@ -249,29 +239,6 @@ func TestRefusedRoleIsTriedRarely(t *testing.T) {
 	})
 }
 
-func TestRenewalHasItsOwnSlots(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		sts := new(fakeSTS)
-		c := running(t, sts, Config{})
-		c.Hold("old", assumption("old"))
-		time.Sleep(time.Second)
-		c.mu.Lock()
-		due := c.entries[assumption("old")].renewAt
-		c.mu.Unlock()
-		time.Sleep(time.Until(due) - time.Minute)
-		sts.set(func(s *fakeSTS) { s.latency = time.Hour })
-		for i := range 500 {
-			c.Hold(fmt.Sprint("new", i), assumption(fmt.Sprint("new", i)))
-		}
-		time.Sleep(3 * time.Minute)
-		sts.mu.Lock()
-		defer sts.mu.Unlock()
-		if sts.calls[assumption("old")] < 2 {
-			t.Error("the renewal stands behind those who came")
-		}
-	})
-}
-
 func TestHangingSTSIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Hour}, Config{})
@@ -300,9 +267,7 @@ func TestWhoComesBackJoinsTheFlight(t *testing.T) {
 func TestWhoIsInAHurryLeavesItsSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
-		for range 1000 {
-			c.limiter.Reserve(time.Now(), false)
-		}
+		withoutBackgroundTokens(c)
 		for i := range maxBackgroundCalls {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
 		}
@@ -311,8 +276,8 @@ func TestWhoIsInAHurryLeavesItsSlot(t *testing.T) {
 			mustGet(t, c, assumption(fmt.Sprint(i)))
 		}
 		synctest.Wait()
-		if c.prefetch.calls != 0 {
-			t.Errorf("%d slots stay taken", c.prefetch.calls)
+		if c.backgroundCalls != 0 || len(c.background) != 0 {
+			t.Errorf("%d calls run and %d are queued", c.backgroundCalls, len(c.background))
 		}
 	})
 }
@@ -320,9 +285,7 @@ func TestWhoIsInAHurryLeavesItsSlot(t *testing.T) {
 func TestEndWaitsForNoToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New(new(fakeSTS), Config{Log: slog.New(slog.DiscardHandler)})
-		for range 1000 {
-			c.limiter.Reserve(time.Now(), false)
-		}
+		withoutBackgroundTokens(c)
 		for i := range 2 * maxBackgroundCalls {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
 		}
@@ -361,9 +324,9 @@ func TestEndWaitsForFlights(t *testing.T) {
 func TestIdleNodeSavesUpNoMoreThanItsPodsAre(t *testing.T) {
 	p := NewLimiter(epoch)
 	for range 10 {
-		p.AddHolder(epoch, time.Hour, false)
+		p.AddHolder(time.Hour, false)
 	}
-	if n := calls(p, epoch.Add(24*time.Hour), time.Millisecond, false); n != extraTokens+10 {
+	if n := calls(p, epoch.Add(24*time.Hour), time.Millisecond, false); n != backgroundBurst {
 		t.Errorf("%d calls at once after a day", n)
 	}
 }
@@ -371,12 +334,12 @@ func TestIdleNodeSavesUpNoMoreThanItsPodsAre(t *testing.T) {
 func TestRateAfterRemoveHolder(t *testing.T) {
 	p := NewLimiter(epoch)
 	for range 1000 {
-		p.AddHolder(epoch, time.Hour, false)
+		p.AddHolder(time.Hour, false)
 	}
 	for range 999 {
-		p.RemoveHolder(epoch, time.Hour)
+		p.RemoveHolder(time.Hour)
 	}
-	if n := calls(p, epoch, time.Hour, false); n > 3600*minRate+extraTokens+1 {
+	if n := calls(p, epoch, time.Hour, false); n > 3600*minRate+backgroundBurst+1 {
 		t.Errorf("%d calls in an hour for one", n)
 	}
 }
@@ -386,12 +349,7 @@ func TestEntryWithFlightIsNotRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{})
-		for range foregroundBurst + 1500 {
-			c.limiter.Reserve(time.Now(), true)
-		}
-		for range 1000 {
-			c.limiter.Reserve(time.Now(), false)
-		}
+		withoutTokens(c, 1500)
 		var wg sync.WaitGroup
 		wg.Go(func() { mustGet(t, c, assumption("a")) })
 		time.Sleep(2*idleLifetime + 5*time.Second)
@@ -445,14 +403,14 @@ func TestPending(t *testing.T) {
 		c := running(t, sts, Config{})
 		c.Hold("one", assumption("denied"))
 		c.Hold("two", assumption("a"))
-		if n := c.Pending(); n != 2 {
+		if n := c.Stats().Pending; n != 2 {
 			t.Errorf("%d are pending", n)
 		}
 		time.Sleep(2 * time.Second)
 		var wg sync.WaitGroup
 		wg.Go(func() { mustGet(t, c, assumption("nobody's")) })
 		synctest.Wait()
-		if n := c.Pending(); n != 0 {
+		if n := c.Stats().Pending; n != 0 {
 			t.Errorf("%d are pending", n)
 		}
 		wg.Wait()

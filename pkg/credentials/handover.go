@@ -31,7 +31,7 @@ func (c *Cache) Export() ([]byte, error) {
 	defer c.mu.Unlock()
 	all := make([]exportedEntry, 0, len(c.entries))
 	for a, e := range c.entries {
-		if e.holders > 0 && e.isValid(now) {
+		if e.holders > 0 && e.remaining(now) > 0 {
 			all = append(all, exportedEntry{a, e.document.body, e.document.lastModified[0], e.document.expiration, e.renewAt})
 		}
 	}
@@ -81,17 +81,4 @@ func (c *Cache) importEntry(x exportedEntry, now time.Time) bool {
 		e.renewAt = latest
 	}
 	return true
-}
-
-// Pending returns the number of held assumptions that have neither credentials nor an error.
-func (c *Cache) Pending() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	pending := 0
-	for _, e := range c.entries {
-		if e.holders > 0 && e.document == nil && e.err == nil {
-			pending++
-		}
-	}
-	return pending
 }

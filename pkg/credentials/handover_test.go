@@ -39,7 +39,7 @@ func TestImportedCredentialsAreServed(t *testing.T) {
 				t.Errorf("%s is renewed at %v and not %v", a.RoleARN, is, was)
 			}
 		}
-		if n := c.Pending(); n != 0 {
+		if n := c.Stats().Pending; n != 0 {
 			t.Errorf("%d are pending", n)
 		}
 		synctest.Wait()

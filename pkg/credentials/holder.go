@@ -3,107 +3,81 @@ package credentials
 import (
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// changeInterval is how often a holder's new assumption is prefetched. Between prefetches, the first
-// request for it calls STS.
-const changeInterval = 30 * time.Second
+// A holder's new assumption is prefetched once in changeInterval, after a burst of changeBurst: a
+// mistake and its correction. Between prefetches, the first request for it calls STS.
+const changeInterval, changeBurst = 30 * time.Second, 2
 
 // holder is a pod and the assumption that it holds.
 type holder struct {
-	holding      bool
-	assumption   roles.Assumption
-	nextPrefetch time.Time // the earliest time
+	assumption roles.Assumption
+	entry      *entry // of the assumption; nil if the pod holds none
+	prefetches *rate.Limiter
 }
 
 // Hold makes the holder, a pod's UID, hold the assumption in place of its former one. Held credentials
 // are prefetched and renewed.
-func (c *Cache) Hold(id string, a roles.Assumption) {
+func (c *Cache) Hold(pod string, a roles.Assumption) {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h := c.holders[id]
+	h := c.holders[pod]
 	isNew := h == nil
 	if isNew {
-		h = new(holder)
-		c.holders[id] = h
+		h = &holder{prefetches: rate.NewLimiter(rate.Every(changeInterval), changeBurst)}
+		c.holders[pod] = h
 	}
-	if h.holding && h.assumption == a {
+	if h.entry != nil && h.assumption == a {
 		return
 	}
 	c.release(h)
 	e := c.entry(a)
 	if e == nil {
-		c.log.Warn("credentials are not kept: the pods of this node hold more assumptions than this proxy keeps", "role", a.RoleARN, "session", a.SessionName, "limit", maxEntries)
+		c.Log.Warn("credentials are not kept: the pods of this node hold more assumptions than this proxy keeps", "role", a.RoleARN, "session", a.SessionName, "limit", maxEntries)
 		return
 	}
-	h.holding, h.assumption, e.pod = true, a, id
+	h.assumption, h.entry, e.pod = a, e, pod
 	if e.holders++; e.holders == 1 {
-		c.limiter.AddHolder(now, a.Duration, isNew)
+		c.limiter.AddHolder(a.Duration, isNew)
 	}
-	if e.document == nil {
-		c.prefetchFor(h, e, now)
+	if e.document == nil && !now.Before(e.errUntil) {
+		if at := now.Add(take(h.prefetches, now)); e.renewAt.IsZero() || at.Before(e.renewAt) {
+			e.renewAt = at
+		}
 	}
 	c.wakeUp()
 }
 
-// prefetchFor launches or schedules a flight for the holder's new assumption. The mutex is held.
-func (c *Cache) prefetchFor(h *holder, e *entry, now time.Time) {
-	switch {
-	case e.err != nil && now.Before(e.errUntil): // the next attempt is scheduled
-	case now.Before(h.nextPrefetch):
-		if e.renewAt.IsZero() || e.renewAt.After(h.nextPrefetch) {
-			e.renewAt = h.nextPrefetch
-		}
-	default:
-		// Two changes in a row are prefetched: a mistake and its correction.
-		if earliest := now.Add(-changeInterval); h.nextPrefetch.Before(earliest) {
-			h.nextPrefetch = earliest
-		}
-		h.nextPrefetch = h.nextPrefetch.Add(changeInterval)
-		c.enqueueBackground(c.launch(h.assumption, e))
-	}
-}
-
-// Release ends the holder's use of its assumption. Credentials without a holder are removed.
-func (c *Cache) Release(id string) {
+// Release ends the pod's use of its assumption. Credentials without a holder are removed.
+func (c *Cache) Release(pod string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if h := c.holders[id]; h != nil {
-		c.release(h)
-	}
+	c.release(c.holders[pod])
 }
 
-// Forget releases the holder and forgets when it last changed its assumption.
-func (c *Cache) Forget(id string) {
+// Forget releases the pod's assumption and forgets how often the pod changed it.
+func (c *Cache) Forget(pod string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if h := c.holders[id]; h != nil {
-		c.release(h)
-		delete(c.holders, id)
-	}
+	c.release(c.holders[pod])
+	delete(c.holders, pod)
 }
 
-// Holders returns the number of holders that are not forgotten.
-func (c *Cache) Holders() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.holders)
-}
-
-// release ends the holder's use of its assumption. The mutex is held.
+// release ends the holder's use of its assumption, if there is one. The mutex is held.
 func (c *Cache) release(h *holder) {
-	if !h.holding {
+	if h == nil || h.entry == nil {
 		return
 	}
-	a := h.assumption
-	h.holding, h.assumption = false, roles.Assumption{}
-	e := c.entries[a]
+	a, e := h.assumption, h.entry
+	h.entry = nil
 	if e.holders--; e.holders > 0 {
 		return
 	}
-	c.limiter.RemoveHolder(time.Now(), a.Duration)
+	c.limiter.RemoveHolder(a.Duration)
 	if e.flight == nil {
 		delete(c.entries, a)
 		return

@@ -97,14 +97,14 @@ func TestForget(t *testing.T) {
 		c.Hold("pod", assumption("a"))
 		synctest.Wait()
 		c.Release("pod")
-		if has(c, assumption("a")) || c.Holders() != 1 {
-			t.Errorf("%d holders after it let go", c.Holders())
+		if has(c, assumption("a")) || c.Stats().Holders != 1 {
+			t.Errorf("%d holders after it let go", c.Stats().Holders)
 		}
 		c.Forget("pod")
 		c.Forget("pod")
 		c.Release("pod")
-		if c.Holders() != 0 {
-			t.Errorf("%d holders", c.Holders())
+		if c.Stats().Holders != 0 {
+			t.Errorf("%d holders", c.Stats().Holders)
 		}
 	})
 }

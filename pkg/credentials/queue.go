@@ -1,187 +1,168 @@
 package credentials
 
 import (
-	"math"
+	"maps"
 	"slices"
 	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 const (
-	// maxBackgroundCalls limits concurrent renewals, and also concurrent prefetches.
+	// maxBackgroundCalls limits concurrent renewals and prefetches.
 	maxBackgroundCalls = 8
 	// podRate, in calls a second, and podBurst limit the calls for the clients of one pod. A pod needs
 	// one call for each role, and a few more while STS fails. A pod whose annotations change all the
 	// time must leave the node's tokens to other pods.
 	podRate, podBurst = 0.2, 20
+	// maxTokenWait is how long the queue waits for a token before it looks again: the rate changes.
+	maxTokenWait = time.Second
 )
 
 // queue orders the calls to STS. The cache's mutex guards it.
 //
 // Pods with waiting clients are served round-robin. A pod has at most one queued flight, for its latest
-// assumption, and one running call. Flights for holders wait in backlogs, first come, first served. A
-// flight may wait in both. Each call takes a token of the Limiter. The queue has no goroutines: Run
-// calls dispatch after each change, and when the next token is available.
+// assumption, and one running call. Renewals and prefetches wait in the background queue, first come,
+// first served: a pod holds one assumption, so it has one flight there. A flight may wait in both.
+// Each call takes a token of the Limiter. The queue has no goroutines: Run takes flights out.
 type queue struct {
-	requesters      map[string]*requester // by pod
-	roundRobin      []*requester          // those with a request, the next one first
-	renew, prefetch backlog               // separate, because renewals must not wait behind many new pods
-	renewedLast     bool                  // the last background call was a renewal
+	limiter         *Limiter
+	failures        *ratelimit.Keyed[string] // those of each pod that lower the node's rate
+	requesters      map[string]*requester    // by pod
+	roundRobin      []*requester             // those with a flight, the next one first
+	background      []*flight
+	backgroundCalls int // running
 }
 
 // requester is a pod whose clients asked for credentials that were not cached.
 type requester struct {
-	calls   bucket
-	request *podRequest // nil if the pod is not in roundRobin
-	calling bool        // a call for the pod is running
+	calls   *rate.Limiter
+	flight  *flight // nil if the pod is not in roundRobin
+	calling bool    // a call for the pod is running
 }
 
-// podRequest is what the clients of one pod wait for.
-type podRequest struct {
-	flight     *flight
-	superseded chan struct{} // closed if the pod asks for another assumption before STS is called
+func newQueue(now time.Time) queue {
+	return queue{
+		limiter: NewLimiter(now), failures: ratelimit.NewKeyed[string](rate.Every(recovery), 1),
+		requesters: make(map[string]*requester),
+	}
 }
 
-// backlog is a queue of flights that no client waits for.
-type backlog struct {
-	flights []*flight
-	calls   int // running
-}
-
-// enqueue replaces the pod's request by the flight. The mutex is held.
-func (c *Cache) enqueue(pod string, f *flight, now time.Time) *podRequest {
+// request queues the flight for the pod's clients, in place of the pod's former one. The mutex is held.
+func (c *Cache) request(pod string, f *flight) {
 	r := c.requesters[pod]
 	if r == nil {
-		r = &requester{calls: bucket{made: podBurst, burst: podBurst, rate: podRate, updated: now}}
+		r = &requester{calls: rate.NewLimiter(podRate, podBurst)}
 		c.requesters[pod] = r
 	}
-	former := r.request
-	if former != nil && former.flight == f {
-		return former
+	former := r.flight
+	if !f.queued || former == f {
+		return
 	}
-	r.request = &podRequest{flight: f, superseded: make(chan struct{})}
+	r.flight = f
 	if former == nil {
 		c.roundRobin = append(c.roundRobin, r)
 	} else {
-		close(former.superseded)
+		c.dropUnused(former)
 	}
-	return r.request
+	c.wakeUp()
 }
 
-// enqueueBackground queues a flight for the holders of its assumption. The mutex is held.
-func (c *Cache) enqueueBackground(f *flight) {
-	if f == nil || !f.queued || f.backlog != nil {
+// requestBackground queues the flight for the holders of its assumption. The mutex is held.
+func (c *Cache) requestBackground(f *flight) {
+	if f.queued && !f.inBackground {
+		f.inBackground = true
+		c.background = append(c.background, f)
+	}
+}
+
+// dropUnused drops a queued flight that no pod holds, unless a pod requests it and a client waits for it.
+// The mutex is held.
+func (c *Cache) dropUnused(f *flight) {
+	isRequested := slices.ContainsFunc(c.roundRobin, func(r *requester) bool { return r.flight == f })
+	if !f.queued || f.entry.holders > 0 || f.waiting > 0 && isRequested {
 		return
 	}
-	f.backlog = &c.prefetch
-	if f.entry.document != nil {
-		f.backlog = &c.renew
+	c.dequeue(f)
+	e := f.entry
+	e.flight = nil
+	if e.document == nil && e.err == nil {
+		delete(c.entries, f.assumption)
 	}
-	f.backlog.flights = append(f.backlog.flights, f)
+	f.err = errSuperseded
+	close(f.done)
 }
 
 // dequeue removes the flight and all requests for it. The mutex is held.
 func (c *Cache) dequeue(f *flight) {
-	f.queued = false
-	if f.backlog != nil {
-		f.backlog.flights = slices.DeleteFunc(f.backlog.flights, func(other *flight) bool { return other == f })
-		f.backlog = nil
-	}
+	f.queued, f.inBackground = false, false
+	c.background = slices.DeleteFunc(c.background, func(other *flight) bool { return other == f })
 	c.roundRobin = slices.DeleteFunc(c.roundRobin, func(r *requester) bool {
-		if r.request.flight != f {
+		if r.flight != f {
 			return false
 		}
-		r.request = nil
+		r.flight = nil
 		return true
 	})
 }
 
-// never is the delay if an event other than a timer calls dispatch again.
-const never = time.Duration(math.MaxInt64)
-
-// dispatch starts all calls that may start now and returns the time until it must be called again. The
-// mutex is held.
-func (c *Cache) dispatch(now time.Time) time.Duration {
-	if c.closed {
-		return never
-	}
-	return min(c.dispatchRequests(now), c.dispatchBackground(now))
-}
-
-// dispatchRequests starts the calls of pods with waiting clients.
-func (c *Cache) dispatchRequests(now time.Time) time.Duration {
+// dispatch takes all flights out of the queue whose calls may start now. It returns them, and how long
+// to wait until it must be called again. The mutex is held.
+func (c *Cache) dispatch(now time.Time) (flights []*flight, wait time.Duration) {
 	for {
-		r, delay := c.nextRequester(now)
-		if r == nil {
-			return delay
+		f, wait := c.next(now)
+		if f == nil {
+			return flights, wait
 		}
-		if delay := c.takeToken(now, true); delay > 0 {
-			return delay
-		}
-		f := r.request.flight
-		f.requester, r.calling = r, true
-		r.calls.taken++
-		c.start(f)
+		c.dequeue(f)
+		flights = append(flights, f)
 	}
 }
 
-// nextRequester returns the first pod in roundRobin whose call may start, or nil and the time until one
-// may.
-func (c *Cache) nextRequester(now time.Time) (*requester, time.Duration) {
-	delay := never
-	for _, r := range c.roundRobin {
-		if r.calling {
-			continue
+// next returns the next flight whose call may start now, or nil and how long to wait. Pods with waiting
+// clients go first.
+func (c *Cache) next(now time.Time) (*flight, time.Duration) {
+	wait := maxTokenWait
+	if i := slices.IndexFunc(c.roundRobin, func(r *requester) bool { return !r.calling && r.calls.TokensAt(now) >= 1 }); i >= 0 {
+		r := c.roundRobin[i]
+		if wait = min(wait, c.limiter.Take(now, true)); wait <= 0 {
+			r.calls.AllowN(now, 1)
+			r.calling, r.flight.caller = true, r
+			return r.flight, 0
 		}
-		r.calls.fill(now)
-		d := r.calls.delay(r.calls.taken + 1)
-		if d <= 0 {
-			return r, 0
-		}
-		delay = min(delay, d)
 	}
-	return nil, delay
+	if len(c.background) > 0 && c.backgroundCalls < maxBackgroundCalls {
+		if wait = min(wait, c.limiter.Take(now, false)); wait <= 0 {
+			c.backgroundCalls++
+			return c.background[0], 0
+		}
+	}
+	return nil, wait
 }
 
-// dispatchBackground starts queued renewals and prefetches alternately.
-func (c *Cache) dispatchBackground(now time.Time) time.Duration {
-	for {
-		b := &c.renew
-		if c.renewedLast && c.prefetch.isReady() || !b.isReady() {
-			b = &c.prefetch
-		}
-		if !b.isReady() {
-			return never
-		}
-		if delay := c.takeToken(now, false); delay > 0 {
-			return delay
-		}
-		f := b.flights[0]
-		f.calledFrom = b
-		b.calls++
-		c.renewedLast = b == &c.renew
-		c.start(f)
+// callEnded frees the place of the flight's call. The mutex is held.
+func (c *Cache) callEnded(f *flight) {
+	if f.caller != nil {
+		f.caller.calling = false
+	} else {
+		c.backgroundCalls--
 	}
 }
 
-func (b *backlog) isReady() bool { return len(b.flights) > 0 && b.calls < maxBackgroundCalls }
-
-// takeToken takes one of the node's tokens, or returns the time until one is available, at most a
-// second because the rate changes.
-func (c *Cache) takeToken(now time.Time, foreground bool) time.Duration {
-	r := c.limiter.Reserve(now, foreground)
-	delay := r.Delay(now)
-	if delay > 0 {
-		r.Cancel()
+// observe lowers the node's rate of calls after a temporary failure, at most once in recovery for each
+// pod. Otherwise a pod that changes its annotations all the time would keep the rate low for all pods:
+// each change is a new assumption whose first call may fail. The mutex is held.
+func (c *Cache) observe(pod string, failure *Error, now time.Time) {
+	if (failure.Kind == Throttled || failure.Kind == Unavailable) && c.failures.Allow(pod, now) {
+		c.limiter.Observe(now, failure)
 	}
-	return min(delay, time.Second)
 }
 
 // removeIdleRequesters removes the pods that wait for nothing and whose bucket is full. The mutex is held.
 func (c *Cache) removeIdleRequesters(now time.Time) {
-	for pod, r := range c.requesters {
-		r.calls.fill(now)
-		if r.request == nil && !r.calling && r.calls.made-r.calls.taken >= podBurst {
-			delete(c.requesters, pod)
-		}
-	}
+	maps.DeleteFunc(c.requesters, func(_ string, r *requester) bool {
+		return r.flight == nil && !r.calling && r.calls.TokensAt(now) >= podBurst
+	})
 }

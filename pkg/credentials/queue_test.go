@@ -82,10 +82,10 @@ func TestFloodingPodDelaysOnlyItself(t *testing.T) {
 						longest = max(longest, took)
 					default:
 					}
-					if n := c.Len(); n > 1000 {
+					if n := c.Stats().Entries; n > 1000 {
 						t.Fatalf("%d entries after %d changes", n, i+1)
 					}
-					goroutines, entries = max(goroutines, runtime.NumGoroutine()-before), max(entries, c.Len())
+					goroutines, entries = max(goroutines, runtime.NumGoroutine()-before), max(entries, c.Stats().Entries)
 				}
 				for range waiting {
 					longest = max(longest, <-newcomer)
@@ -105,13 +105,22 @@ func TestFloodingPodDelaysOnlyItself(t *testing.T) {
 	}
 }
 
-// withoutTokens has a node owe so many calls for clients that wait, and many for all others.
+// withoutTokens takes all tokens, and as many foreground tokens as owed in advance.
 func withoutTokens(c *Cache, owed int) {
+	withoutBackgroundTokens(c)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for range foregroundBurst + owed {
-		c.limiter.Reserve(time.Now(), true)
+		c.limiter.foreground.ReserveN(time.Now(), 1)
 	}
+}
+
+// withoutBackgroundTokens takes the background tokens of more than an hour in advance.
+func withoutBackgroundTokens(c *Cache) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for range 1000 {
-		c.limiter.Reserve(time.Now(), false)
+		c.limiter.background.ReserveN(time.Now(), 1)
 	}
 }
 
@@ -175,8 +184,8 @@ func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
 			t.Error(text)
 		}
 		time.Sleep(10 * time.Second)
-		if n := sts.count(); n != 1 || !has(c, assumption("new")) || c.Len() != 1 {
-			t.Errorf("%d calls, %d entries", n, c.Len())
+		if n := sts.count(); n != 1 || !has(c, assumption("new")) || c.Stats().Entries != 1 {
+			t.Errorf("%d calls, %d entries", n, c.Stats().Entries)
 		}
 	})
 }
@@ -258,6 +267,9 @@ func TestUnusedFlightsLeaveQueue(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				sts := new(fakeSTS)
 				c := running(t, sts, Config{})
+				c.Hold("pod", assumption("former")) // takes the token of a new holder
+				synctest.Wait()
+				c.Release("pod")
 				withoutTokens(c, 10)
 				ctx, hangUp := context.WithCancel(t.Context())
 				defer hangUp()
@@ -265,7 +277,7 @@ func TestUnusedFlightsLeaveQueue(t *testing.T) {
 				synctest.Wait()
 				tt.leave(c, hangUp)
 				synctest.Wait()
-				if n := c.Len(); n != tt.calls {
+				if n := c.Stats().Entries; n != tt.calls {
 					t.Errorf("%d entries", n)
 				}
 				time.Sleep(3 * time.Hour)
@@ -278,7 +290,7 @@ func TestUnusedFlightsLeaveQueue(t *testing.T) {
 				hangUp()
 				c.Forget("pod")
 				time.Sleep(5 * time.Minute)
-				if c.Len() != 0 || len(c.requesters) != 0 || len(c.roundRobin) != 0 || len(c.prefetch.flights) != 0 || len(c.renew.flights) != 0 {
+				if c.Stats().Entries != 0 || len(c.requesters) != 0 || len(c.roundRobin) != 0 || len(c.background) != 0 {
 					t.Errorf("left: %+v", c.queue)
 				}
 			})
@@ -337,53 +349,17 @@ func TestDelayShrinksAsRateRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		withoutTokens(c, 0)
-		for range 20 {
-			c.limiter.Observe(time.Now(), &Error{Kind: Throttled})
-			c.limiter.Observe(time.Now(), &Error{Kind: Unavailable})
-		}
 		began := time.Now()
-		ticket := c.limiter.Reserve(began, true)
-		seems := ticket.Delay(began)
-		ticket.Cancel()
+		c.mu.Lock()
+		for range 20 {
+			c.limiter.Observe(began, &Error{Kind: Throttled})
+			c.limiter.Observe(began, &Error{Kind: Unavailable})
+		}
+		seems := c.limiter.Take(began, true)
+		c.mu.Unlock()
 		mustGetFor(t, c, "pod", assumption("a"))
 		if waited := time.Since(began); seems < 3*time.Minute || waited > 55*time.Second {
 			t.Errorf("waited %v; %v at the speed of the beginning", waited, seems)
-		}
-	})
-}
-
-// TestRenewalsAndPrefetchesAlternate has both wait for tokens.
-func TestRenewalsAndPrefetchesAlternate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		sts := new(inOrder)
-		c := running(t, sts, Config{})
-		withoutTokens(c, 0)
-		document := newDocument(&Credentials{Expiration: time.Now().Add(time.Hour)})
-		c.mu.Lock()
-		for i := range 20 {
-			a := assumption(fmt.Sprint("new-", i))
-			c.entries[a] = &entry{holders: 1}
-			if i < 10 {
-				a = assumption(fmt.Sprint("due-", i))
-				c.entries[a] = &entry{holders: 1, document: document}
-			}
-			c.enqueueBackground(c.launch(a, c.entries[a]))
-		}
-		c.wakeUp()
-		c.mu.Unlock()
-		for sts.count() < 8 {
-			time.Sleep(time.Minute)
-		}
-		sts.mu.Lock()
-		defer sts.mu.Unlock()
-		renewals := 0
-		for _, role := range sts.roles[:8] {
-			if strings.HasPrefix(role, "due") {
-				renewals++
-			}
-		}
-		if renewals != 4 {
-			t.Errorf("%d renewals among the first eight calls: %v", renewals, sts.roles)
 		}
 	})
 }
@@ -421,7 +397,7 @@ func TestCallWithoutUsersLeavesNoEntry(t *testing.T) {
 		}
 		c.Release("pod")
 		time.Sleep(time.Second)
-		if n := c.Len(); n != 0 {
+		if n := c.Stats().Entries; n != 0 {
 			t.Errorf("%d entries", n)
 		}
 	})

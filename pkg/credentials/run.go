@@ -2,16 +2,16 @@ package credentials
 
 import (
 	"context"
-	"maps"
+	"sync"
 	"time"
 )
 
-// Run renews held credentials and removes unused ones until ctx ends. It then cancels the flights and
-// waits for them.
+// Run calls STS for clients, prefetches and renews held credentials, and removes unused ones until ctx
+// ends. It then cancels the calls and waits for them.
 func (c *Cache) Run(ctx context.Context) error {
-	defer c.flights.Wait()
-	defer c.cancelFlights()
-	defer c.close()
+	var flights sync.WaitGroup
+	defer flights.Wait()
+	defer close(c.ended)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -21,7 +21,11 @@ func (c *Cache) Run(ctx context.Context) error {
 		case <-c.wake:
 		case <-timer.C:
 		}
-		timer.Reset(time.Until(c.sweep(time.Now())))
+		calls, next := c.sweep(time.Now())
+		for _, f := range calls {
+			flights.Go(func() { c.fly(ctx, f) })
+		}
+		timer.Reset(next)
 	}
 }
 
@@ -33,41 +37,27 @@ func (c *Cache) wakeUp() {
 	}
 }
 
-// close drops all queued flights and permits no new ones.
-func (c *Cache) close() {
+// sweep queues due renewals and removes unused entries. It returns the flights whose calls start now, and
+// how long to wait until the next sweep.
+func (c *Cache) sweep(now time.Time) (calls []*flight, next time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
-	for _, e := range c.entries {
-		if e.flight != nil && e.flight.queued {
-			c.drop(e.flight)
-		}
-	}
-}
-
-// sweep queues due renewals, removes unused entries, starts the calls that may start, and returns when
-// to sweep again.
-func (c *Cache) sweep(now time.Time) time.Time {
-	next := now.Add(idleLifetime)
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	next = idleLifetime
 	for a, e := range c.entries {
+		isDue := !now.Before(e.renewAt)
 		switch {
-		case e.holders == 0:
-			if e.flight == nil && !now.Before(e.idleUntil) && !now.Before(e.errUntil) {
-				delete(c.entries, a)
-			}
-		case e.renewAt.IsZero():
-		case !e.renewAt.After(now):
-			c.enqueueBackground(c.launch(a, e))
-		case e.renewAt.Before(next):
-			next = e.renewAt
+		case e.holders > 0 && isDue:
+			c.requestBackground(c.launch(a, e))
+		case e.holders > 0:
+			next = min(next, e.renewAt.Sub(now))
+		case e.flight == nil && !now.Before(e.idleUntil) && !now.Before(e.errUntil):
+			delete(c.entries, a)
 		}
 	}
-	maps.DeleteFunc(c.slowed, func(_ string, until time.Time) bool { return !now.Before(until) })
 	c.removeIdleRequesters(now)
-	if delay := c.dispatch(now); delay < next.Sub(now) {
-		return now.Add(delay)
+	calls, wait := c.dispatch(now)
+	if len(c.roundRobin)+len(c.background) > 0 {
+		next = min(next, wait)
 	}
-	return next
+	return calls, next
 }

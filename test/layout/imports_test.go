@@ -22,7 +22,7 @@ var allowed = map[string][]string{
 	"pkg/pods":        {"pkg/attachment", "pkg/ratelimit"},
 	"pkg/events":      {"pkg/pods"},
 	"pkg/kube":        {},
-	"pkg/credentials": {"pkg/roles"},
+	"pkg/credentials": {"pkg/ratelimit", "pkg/roles"},
 	"pkg/imds":        {"pkg/attachment", "pkg/credentials", "pkg/dedup", "pkg/ratelimit"},
 	"pkg/agent":       {"pkg/attach", "pkg/attachment", "pkg/dedup", "pkg/filelock", "pkg/hostlink", "pkg/nft", "pkg/rules"},
 	"pkg/attach":      {"pkg/attachment", "pkg/hostlink", "pkg/ipfamily", "pkg/netconf", "pkg/rules", "pkg/sockdiag"},

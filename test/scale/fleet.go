@@ -52,7 +52,7 @@ type pod struct {
 	errUntil time.Time
 	renewAt  time.Time // when its next renewal is planned
 	failures int
-	// renewal counts the planned renewals: one that was planned before a restart does not happen.
+	// renewal counts the calls and restarts: an event that was planned before the last one does not happen.
 	renewal uint32
 }
 
@@ -60,18 +60,14 @@ type pod struct {
 type event struct {
 	pod     int32
 	renewal uint32
-	kind    kind
-	ticket  credentials.Reservation
+	asks    bool // the pod asks, because it has no credentials; otherwise a renewal or a prefetch is due
 }
 
-type kind uint8
-
-const (
-	renew  kind = iota // a renewal or a prefetch is due
-	asks               // the pod asks, because it has no credentials
-	queued             // the call is at the head of the node's queue
-	urgent             // as queued, for a call that the pod waits for
-)
+// node is the rate limit of a node, and the calls that wait for its tokens.
+type node struct {
+	limiter                *credentials.Limiter
+	foreground, background []event
+}
 
 type fleet struct {
 	Scenario
@@ -81,7 +77,7 @@ type fleet struct {
 	second   int
 	agenda   [][]event // by second
 	pods     []pod
-	paces    []*credentials.Limiter
+	nodes    []node
 	left     float64 // of the quota
 	result   Result
 }
@@ -92,12 +88,14 @@ func Run(s Scenario) Result {
 	chance := rand.New(rand.NewPCG(s.Seed, 0))
 	f := &fleet{
 		Scenario: s, schedule: credentials.Schedule{Rand: chance}, chance: chance, start: time.Unix(1<<30, 0),
-		agenda: make([][]event, seconds), pods: make([]pod, s.Nodes*s.Pods), paces: make([]*credentials.Limiter, s.Nodes),
+		agenda: make([][]event, seconds), pods: make([]pod, s.Nodes*s.Pods), nodes: make([]node, s.Nodes),
 		left:   float64(s.Quota),
 		result: Result{Calls: make([]int, seconds), Throttled: make([]int, seconds)},
 	}
-	for node := range f.paces {
-		f.paces[node] = f.newPace()
+	for i := range f.nodes {
+		f.nodes[i].limiter = f.newLimiter()
+		for f.nodes[i].limiter.Take(f.start, false) == 0 { // the pods have made their first calls
+		}
 	}
 	for i := range f.pods {
 		got := f.start
@@ -112,15 +110,19 @@ func Run(s Scenario) Result {
 			got, due = got.Add(-ago), due.Add(-ago)
 		}
 		f.pods[i].expires = got.Add(session)
-		f.plan(due, event{pod: int32(i), kind: renew})
+		f.plan(int32(i), due)
 	}
 	for f.second = range seconds {
 		f.left = min(f.left+float64(s.Quota), float64(s.Quota))
 		f.restart()
-		for i := 0; i < len(f.agenda[f.second]); i++ { // the body may append to it
-			f.happen(f.agenda[f.second][i])
+		for _, e := range f.agenda[f.second] {
+			f.queue(e)
 		}
 		f.agenda[f.second] = nil
+		first := chance.IntN(s.Nodes) // no node has the quota's first calls each time
+		for i := range f.nodes {
+			f.dispatch(&f.nodes[(first+i)%s.Nodes])
+		}
 		if f.second%60 == 59 {
 			f.result.Refused = append(f.result.Refused, f.refused())
 		}
@@ -130,22 +132,28 @@ func Run(s Scenario) Result {
 
 func (f *fleet) now() time.Time { return f.start.Add(time.Duration(f.second) * time.Second) }
 
-// newPace is that of a node with its pods, that has run for a while.
-func (f *fleet) newPace() *credentials.Limiter {
-	p := credentials.NewLimiter(f.now())
+// newLimiter returns the limiter of a node whose proxy has just started and holds its pods' roles.
+func (f *fleet) newLimiter() *credentials.Limiter {
+	l := credentials.NewLimiter(f.now())
 	for range f.Pods {
-		p.AddHolder(f.now(), session, true)
+		l.AddHolder(session, true)
 	}
-	return p
+	return l
 }
 
-// plan puts an event into the agenda, in the current second at the earliest.
-func (f *fleet) plan(at time.Time, e event) {
-	if e.kind == renew {
-		f.pods[e.pod].renewAt = at
-	}
-	if second := max(f.second, int(at.Sub(f.start)/time.Second)); second < len(f.agenda) {
-		e.renewal = f.pods[e.pod].renewal
+// plan plans a pod's next renewal, and its request for when it has no credentials by then. Whichever
+// comes first makes the other one obsolete.
+func (f *fleet) plan(i int32, renewAt time.Time) {
+	p := &f.pods[i]
+	p.renewAt = renewAt
+	f.add(renewAt, event{pod: i, renewal: p.renewal})
+	asked := later(later(p.expires, p.errUntil), f.now()).Add(time.Duration(f.chance.Int64N(int64(asking))))
+	f.add(asked, event{pod: i, renewal: p.renewal, asks: true})
+}
+
+// add puts an event into the agenda, in the next second at the earliest.
+func (f *fleet) add(at time.Time, e event) {
+	if second := max(f.second+1, int(at.Sub(f.start)/time.Second)); second < len(f.agenda) {
 		f.agenda[second] = append(f.agenda[second], e)
 	}
 }
@@ -160,9 +168,9 @@ func (f *fleet) restart() {
 		part := float64(time.Duration(second)*time.Second-f.RestartAt) / float64(f.RestartTime)
 		return int(min(1, max(0, part)) * float64(f.Nodes))
 	}
-	for node := turn(f.second - 1); node < turn(f.second); node++ {
-		f.paces[node] = f.newPace()
-		for i := node * f.Pods; i < (node+1)*f.Pods; i++ {
+	for n := turn(f.second - 1); n < turn(f.second); n++ {
+		f.nodes[n] = node{limiter: f.newLimiter()}
+		for i := n * f.Pods; i < (n+1)*f.Pods; i++ {
 			old := f.pods[i]
 			f.pods[i] = pod{renewal: old.renewal + 1}
 			due := f.now()
@@ -170,60 +178,56 @@ func (f *fleet) restart() {
 				f.pods[i].expires = old.expires
 				due = old.renewAt
 			}
-			f.plan(due, event{pod: int32(i), kind: renew})
+			f.plan(int32(i), due)
 		}
 	}
 }
 
-func (f *fleet) happen(e event) {
-	p, pace, now := &f.pods[e.pod], f.paces[int(e.pod)/f.Pods], f.now()
-	if e.renewal != p.renewal {
-		return
+// queue queues the call of an event.
+func (f *fleet) queue(e event) {
+	n := &f.nodes[int(e.pod)/f.Pods]
+	if e.asks {
+		n.foreground = append(n.foreground, e)
+	} else {
+		n.background = append(n.background, e)
 	}
-	switch e.kind {
-	case asks:
-		switch {
-		case p.expires.After(now):
-			return
-		case p.errUntil.After(now):
-			f.plan(p.errUntil.Add(asking/2), e)
-			return
+}
+
+// dispatch makes the calls of a node for which there are tokens.
+func (f *fleet) dispatch(n *node) {
+	n.foreground = f.dispatchQueue(n, n.foreground, true)
+	n.background = f.dispatchQueue(n, n.background, false)
+}
+
+func (f *fleet) dispatchQueue(n *node, queue []event, foreground bool) []event {
+	for i, e := range queue {
+		if e.renewal != f.pods[e.pod].renewal {
+			continue
 		}
-		e.kind, e.ticket = urgent, pace.Reserve(now, true)
-	case renew:
-		e.kind, e.ticket = queued, pace.Reserve(now, false)
+		if n.limiter.Take(f.now(), foreground) > 0 {
+			return queue[i:]
+		}
+		f.call(e, n)
 	}
-	if wait := e.ticket.Delay(now); wait >= time.Second {
-		// How fast the queue moves changes: the proxy looks each second, which would take this long.
-		f.plan(now.Add(min(wait, 10*time.Second)), e)
-		return
-	}
-	f.call(e, p, pace, now)
+	return nil
 }
 
 // call is one call of STS and its consequences.
-func (f *fleet) call(e event, p *pod, pace *credentials.Limiter, now time.Time) {
+func (f *fleet) call(e event, n *node) {
+	p, now := &f.pods[e.pod], f.now()
 	p.renewal++
 	f.result.Calls[f.second]++
 	failure := f.answer()
-	pace.Observe(now, failure)
 	if failure == nil {
 		left := p.expires.Sub(now)
 		p.expires, p.failures = now.Add(session), 0
-		f.plan(f.schedule.Renewal(p.expires, session, left), event{pod: e.pod, kind: renew})
+		f.plan(e.pod, f.schedule.Renewal(p.expires, session, left))
 		return
 	}
+	n.limiter.Observe(now, failure)
 	p.failures++
 	p.errUntil = now.Add(f.schedule.ErrorLifetime(failure.Kind, p.failures))
-	retry := now.Add(f.schedule.RetryAfter(failure.Kind, p.failures))
-	if !p.expires.After(retry) {
-		// The pod has no credentials then: its own request or the next try is first.
-		if asked := later(p.expires, p.errUntil).Add(time.Duration(f.chance.Int64N(int64(asking)))); asked.Before(retry) {
-			f.plan(asked, event{pod: e.pod, kind: asks})
-			return
-		}
-	}
-	f.plan(retry, event{pod: e.pod, kind: renew})
+	f.plan(e.pod, now.Add(f.schedule.RetryAfter(failure.Kind, p.failures)))
 }
 
 // answer returns STS's answer to another call in this second.
