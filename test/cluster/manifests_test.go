@@ -118,7 +118,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	for _, wrong := range [][]string{
 		nil, {"--set=plugin.image=x"}, append(given[:2:2], "--set=baseRoleARN=my-role"), append(given[:3:3], "--set=entry.backend=ipvs"), append(given[:3:3], "--set=entry.proxyport=1"),
 		append(given[:3:3], "--set=entry.proxyIP=here"), append(given[:3:3], "--set=proxy.args={--app-port=9}"), append(given[:2:2], "--set=baseRoleARN=arn:aws:iam::123456789012:role/a b"),
-		append(given[:3:3], "--set=proxy.metricsPort=0"), append(given[:3:3], "--set=proxy.metricsAddress=localhost"), append(given[:3:3], "--set=proxy.args={--metrics-address=::1}"), append(given[:3:3], "--set=places.programs=opt"), append(given[:3:3], "--set=proxi.image=x"),
+		append(given[:3:3], "--set=proxy.metricsPort=0"), append(given[:3:3], "--set=proxy.metricsAddress=localhost"), append(given[:3:3], "--set=proxy.args={--metrics-address=::1}"), append(given[:3:3], "--set=cni.binDir=opt"), append(given[:3:3], "--set=proxi.image=x"),
 	} {
 		if out, err := n.helm(append([]string{"template", "kube2iam-cni", chart, "--kube-version=1.37.2"}, wrong...)...); err == nil || !strings.Contains(err.Error(), "values don't meet the specifications") {
 			t.Errorf("%q was taken: %v\n%s", wrong, err, bytes.TrimSpace([]byte(out)))
@@ -143,8 +143,8 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	}
 }
 
-// uninstallChart compares the Jobs of the chart with the one of the repository, and has them be for
-// other places.
+// uninstallChart compares the Jobs of the chart with the Job of the repository, also for other
+// directories.
 func (n *node) uninstallChart(t *testing.T) {
 	t.Helper()
 	show := append([]string{"template", "x", chart, "--namespace=kube-system", "--kube-version=1.37.2", "--show-only=templates/uninstall.yaml"}, given...)
