@@ -89,7 +89,7 @@ func TestDelOfNobody(t *testing.T) {
 func TestDelThatFails(t *testing.T) {
 	iptablesDatapaths(t, func(t *testing.T, n *testNode) {
 		n.Must(n.add(n.Args("c1", n.Pod, pod4)))
-		rules, state := n.IPTablesRules(), n.State()
+		rules, state := n.Rules(), n.State()
 
 		n.FailCommand(4, "-D KUBE2IAM-CNI")
 		wantCode(t, n.del(n.Args("c1", n.Pod, pod4)), types.ErrTryAgainLater, "busy")
@@ -99,7 +99,7 @@ func TestDelThatFails(t *testing.T) {
 			t.Errorf("logged %s", &n.errors)
 		}
 		n.FailCommand(0, "")
-		if diff := cmp.Diff(rules, n.IPTablesRules()); diff != "" {
+		if diff := cmp.Diff(rules, n.Rules()); diff != "" {
 			t.Error(diff)
 		}
 		if diff := cmp.Diff(state, n.State()); diff != "" {

@@ -28,7 +28,7 @@ func TestAutoKeepsRulesOfIPTables(t *testing.T) {
 	wantCheck("with another backend", old)
 	redirections := 0
 	for line := range strings.Lines(b.allRules()) {
-		if strings.Contains(line, "tables-save") && strings.Contains(line, "old@eth0") {
+		if strings.Contains(line, "-save: ") && strings.Contains(line, "old@eth0") {
 			redirections++
 		}
 	}

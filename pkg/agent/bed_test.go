@@ -23,7 +23,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
-	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
+	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
 )
 
 // bed is an agent whose rules and records are real, in a network namespace and a directory of the test,
@@ -173,22 +173,11 @@ func (b *bed) run(command string) string {
 	return string(out)
 }
 
-// allRules are all that stand in the namespace, in an order that does not tell which came first.
+// allRules returns all rules of the namespace, sorted.
 func (b *bed) allRules() string {
 	b.Helper()
-	lines, err := nftlist.Ours(func(args ...string) (string, error) {
-		out, err := exec.Command("nft", args...).CombinedOutput()
-		return string(out), err
-	})
+	lines, err := ruleset.All()
 	b.must(err)
-	for _, save := range []string{"iptables-save", "ip6tables-save"} {
-		for line := range strings.Lines(b.run(save)) {
-			line, _, _ = strings.Cut(strings.TrimSpace(line), " [")
-			if !strings.HasPrefix(line, "#") {
-				lines = append(lines, save+": "+line)
-			}
-		}
-	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }

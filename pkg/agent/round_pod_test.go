@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -14,7 +13,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
-	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
+	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
 )
 
 // macvlan gives the node a pod whose packets the host's rules do not see, with a namespace of its own.
@@ -45,10 +44,7 @@ func (b *bed) macvlan(id, ip string) (netnsPath string, rules func(nft ...string
 		for _, args := range nft {
 			b.run("nft " + args)
 		}
-		lines, err := nftlist.Ours(func(args ...string) (string, error) {
-			out, err := exec.Command("nft", args...).CombinedOutput()
-			return string(out), err
-		})
+		lines, err := ruleset.Own()
 		b.must(err)
 		return strings.Join(lines, "\n")
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,7 +15,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
-	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
+	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
 )
 
 const testMark = 0x1000
@@ -120,22 +119,8 @@ func (b *bed) recorded() []string {
 // allRules returns all rules of the namespace, sorted.
 func (b *bed) allRules() string {
 	b.Helper()
-	run := func(command string, args ...string) (string, error) {
-		out, err := exec.Command(command, args...).CombinedOutput()
-		return string(out), err
-	}
-	lines, err := nftlist.Ours(func(args ...string) (string, error) { return run("nft", args...) })
+	lines, err := ruleset.All()
 	b.must(err)
-	for _, save := range []string{"iptables-save", "ip6tables-save"} {
-		out, err := run(save)
-		b.must(err)
-		for line := range strings.Lines(out) {
-			line, _, _ = strings.Cut(strings.TrimSpace(line), " [")
-			if !strings.HasPrefix(line, "#") {
-				lines = append(lines, save+": "+line)
-			}
-		}
-	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }

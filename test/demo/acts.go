@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
+	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -60,7 +60,7 @@ func pods(ctx context.Context, s *stage) (err error) {
 		return err
 	}
 	s.text("one has %s, two has %s. The plugin's rules on the node:", s.one.IP, s.two.IP)
-	rules, err := s.rules(ctx)
+	rules, err := s.rules()
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func removal(ctx context.Context, s *stage) error {
 			return err
 		}
 	}
-	rules, err := s.rules(ctx)
+	rules, err := s.rules()
 	if err != nil {
 		return err
 	}
@@ -153,16 +153,14 @@ func (s *stage) token(ctx context.Context, pod *testbed.Sandbox) string {
 }
 
 // rules returns the plugin's tables on the node.
-func (s *stage) rules(ctx context.Context) ([]string, error) {
-	lines, err := nftlist.Ours(func(args ...string) (string, error) {
-		return s.bed.Node.Run(ctx, s.bed.ClientEnv(), "nft", args...)
+func (s *stage) rules() (lines []string, err error) {
+	err = s.bed.Node.Do(func() error {
+		lines, err = ruleset.Own()
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
 	return slices.DeleteFunc(lines, func(line string) bool {
 		return !strings.Contains(line, "@eth0") && !strings.Contains(line, `comment "guard`)
-	}), nil
+	}), err
 }
 
 func count(rules []string, part string) int {

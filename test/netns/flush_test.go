@@ -25,11 +25,11 @@ func (n *node) flush() {
 	}
 }
 
-// flushAll takes all rules of the node away, whoever made them.
+// flushAll removes all rules of the node.
 func (n *node) flushAll() {
 	n.t.Helper()
 	n.onNode("nft flush ruleset")
-	for _, table := range []string{"nat", "mangle", "filter"} {
+	for _, table := range strings.Fields(n.onNode("cat /proc/self/net/ip_tables_names")) {
 		n.onNode("iptables-legacy -t " + table + " -F")
 		n.onNode("iptables-legacy -t " + table + " -X")
 	}

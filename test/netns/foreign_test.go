@@ -110,6 +110,7 @@ func (n *node) foreign() string {
 }
 
 var (
+	chainCounters = regexp.MustCompile(`\[\d+:\d+\]`)
 	// Comments of the save commands, and the lines of rules and of the chain that are ours.
 	lineOfOurs = regexp.MustCompile(`(?m)^(#.*|:KUBE2IAM-CNI -.*|-A KUBE2IAM-CNI .*|-A (FORWARD|POSTROUTING|PREROUTING) ` +
 		`-d (169\.254\.169\.254/32|fd00:ec2::254/128) (! -p udp )?(-p tcp )?(-m tcp --dport 80 )?(-m addrtype ! --src-type LOCAL )?` +

@@ -3,6 +3,8 @@ package netns
 import (
 	"net/http"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,26 +74,23 @@ func TestFlushedRules(t *testing.T) {
 
 func sortedLines(s string) []string {
 	lines := strings.Split(s, "\n")
-	for i := range lines {
-		for j := i + 1; j < len(lines); j++ {
-			if lines[j] < lines[i] {
-				lines[i], lines[j] = lines[j], lines[i]
-			}
-		}
-	}
+	slices.Sort(lines)
 	return lines
 }
 
-// withoutChains leaves out which of its tables and built-in chains an iptables command has made.
+// withoutChains returns the rules without the tables and built-in chains of iptables, which its
+// commands make as needed.
 func withoutChains(rules string) string {
 	var kept []string
 	for line := range strings.Lines(rules) {
-		if !strings.HasPrefix(line, ":") && !strings.HasPrefix(line, "*") && !strings.HasPrefix(line, "COMMIT") {
+		if !tableOrChain.MatchString(line) {
 			kept = append(kept, strings.TrimSpace(line))
 		}
 	}
 	return strings.Join(kept, "\n")
 }
+
+var tableOrChain = regexp.MustCompile(`-save: (:|\*|COMMIT)`)
 
 // TestReboot is a node whose state directory and rules are gone, and whose pods' sandboxes are new.
 func TestReboot(t *testing.T) {

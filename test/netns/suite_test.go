@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +21,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
-	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
+	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -251,26 +250,15 @@ func (n *node) wantSession(s *testbed.Sandbox, role string, got answer) {
 	n.t.Errorf("%s got %s, which STS did not issue", s.Name, doc.AccessKeyID)
 }
 
-var chainCounters = regexp.MustCompile(`\[\d+:\d+\]`)
-
-// rules is what stands in the node's tables, of both forms, without counters and comments of the
-// tool.
+// rules returns all rules of the node.
 func (n *node) rules() string {
 	n.t.Helper()
-	var all []string
-	for _, form := range []string{"iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"} {
-		save, err := n.Node.Run(n.t.Context(), n.ClientEnv(), form+"-save")
-		n.must(err)
-		all = append(all, "== "+form)
-		for line := range strings.Lines(save) {
-			if !strings.HasPrefix(line, "#") {
-				all = append(all, chainCounters.ReplaceAllString(strings.TrimSpace(line), ""))
-			}
-		}
-	}
-	ours, err := nftlist.Ours(func(args ...string) (string, error) { return n.Node.Run(n.t.Context(), n.ClientEnv(), "nft", args...) })
-	n.must(err)
-	return strings.Join(append(append(all, "== nftables"), ours...), "\n")
+	var lines []string
+	n.must(n.Node.Do(func() (err error) {
+		lines, err = ruleset.All()
+		return err
+	}))
+	return strings.Join(lines, "\n")
 }
 
 // records are the attachments on record, and the addresses that are held.

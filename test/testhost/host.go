@@ -25,7 +25,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
-	"github.com/kube2iam-cni/kube2iam-cni/test/nftlist"
+	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
 )
 
 // Host has the network namespaces of a host, a pod and a metadata service. The test runs in the
@@ -178,35 +178,18 @@ func (n *Host) Run(command string) string {
 	return string(out)
 }
 
-// Rules returns every rule of the host, as the save commands write them, without comments and
-// counters.
+// Rules returns every rule of the host.
 func (n *Host) Rules() string {
 	n.Helper()
-	return strings.Join(append(n.IPTablesRules(), n.NFTables()...), "\n")
-}
-
-func (n *Host) IPTablesRules() (kept []string) {
-	n.Helper()
-	for _, save := range []string{"iptables-nft-save", "ip6tables-nft-save"} {
-		for line := range strings.Lines(n.Run(save)) {
-			if strings.HasPrefix(line, ":") {
-				line, _, _ = strings.Cut(line, " [")
-			}
-			if !strings.HasPrefix(line, "#") {
-				kept = append(kept, save+": "+strings.TrimSpace(line))
-			}
-		}
-	}
-	return kept
+	lines, err := ruleset.All()
+	n.Must(err)
+	return strings.Join(lines, "\n")
 }
 
 // NFTables returns the rules and elements of kube2iam-cni's tables.
 func (n *Host) NFTables() []string {
 	n.Helper()
-	lines, err := nftlist.Ours(func(args ...string) (string, error) {
-		out, err := exec.Command("nft", args...).CombinedOutput()
-		return string(out), err
-	})
+	lines, err := ruleset.Own()
 	n.Must(err)
 	return lines
 }
