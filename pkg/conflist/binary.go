@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/google/renameio/v2"
 )
@@ -20,29 +18,16 @@ type Binary struct {
 	Source io.ReaderAt
 	Size   int64
 
-	verified os.FileInfo // of the installed file when it last had the same content
+	verified fs.FileInfo // of the installed file when it last had the same content
 }
 
 // install writes the binary to the directory unless an identical file is there, and reports whether it
 // did. A running plugin keeps the file that it was started from.
 func (b *Binary) install(dir string) (bool, error) {
 	path := filepath.Join(dir, b.Name)
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	identical, err := b.isInstalled(path)
+	if identical || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
-	case b.verified != nil && isUnchanged(info, b.verified):
-		return false, nil
-	default:
-		identical, err := b.isIdentical(path, info)
-		if err != nil {
-			return false, err
-		}
-		if identical {
-			b.verified = info
-			return false, nil
-		}
 	}
 	pending, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o755))
 	if err != nil {
@@ -52,36 +37,35 @@ func (b *Binary) install(dir string) (bool, error) {
 	if _, err := io.Copy(pending, b.content()); err != nil {
 		return false, err
 	}
-	if err := errors.Join(pending.CloseAtomicallyReplace(), syncDir(dir)); err != nil {
-		return false, err
-	}
-	b.verified, err = os.Stat(path)
-	return true, err
+	return true, pending.CloseAtomicallyReplace()
 }
 
 func (b *Binary) content() io.Reader { return io.NewSectionReader(b.Source, 0, b.Size) }
 
-// isIdentical reports whether a file has the binary's content and mode.
-func (b *Binary) isIdentical(path string, info os.FileInfo) (bool, error) {
-	if !info.Mode().IsRegular() {
-		return false, fmt.Errorf("%s is not a regular file", path)
-	}
-	if info.Size() != b.Size || info.Mode().Perm() != 0o755 {
-		return false, nil
-	}
+// isInstalled reports whether a file has the binary's content and mode. It reads the file only if it
+// changed since the last call.
+func (b *Binary) isInstalled(path string) (bool, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return false, err
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if b.verified != nil && isUnchanged(info, b.verified) {
+		return true, nil
+	}
+	if info.Size() != b.Size || info.Mode() != 0o755 {
+		return false, nil
+	}
 	got, want := sha256.New(), sha256.New()
-	_, errGot := io.Copy(got, f)
-	_, errWant := io.Copy(want, b.content())
-	return bytes.Equal(got.Sum(nil), want.Sum(nil)), errors.Join(errGot, errWant)
-}
-
-// isUnchanged reports whether two results of stat are of the same file with the same content.
-func isUnchanged(a, b os.FileInfo) bool {
-	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size() && a.Mode() == b.Mode() &&
-		a.Sys().(*syscall.Stat_t).Ctim == b.Sys().(*syscall.Stat_t).Ctim
+	_, gotErr := io.Copy(got, f)
+	_, wantErr := io.Copy(want, b.content())
+	if err := errors.Join(gotErr, wantErr); err != nil || !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
+		return false, err
+	}
+	b.verified = info
+	return true, nil
 }

@@ -6,122 +6,102 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 )
 
-// file is a network configuration.
-type file struct {
-	path    string
-	info    fs.FileInfo
-	text    []byte
-	name    string   // of the network
-	plugins []string // the types of all plugins
-	inlined []string // those that are in the file itself
-	single  bool     // the configuration of one plugin (.conf, .json) instead of a list (.conflist)
+// config is a network configuration as runtimes read it.
+type config struct {
+	path string
+	info fs.FileInfo
+	list *libcni.NetworkConfigList // for a file with a single plugin, the list that libcni makes of it
+	err  error                     // why runtimes skip the file
 }
 
-// readConfig reads a configuration as runtimes do. If the file exists and libcni refuses it, readConfig
-// returns both the file and an error.
-func readConfig(path string) (*file, error) {
-	f := &file{path: path, single: filepath.Ext(path) != ".conflist"}
-	var err error
-	if f.info, err = os.Stat(path); err != nil {
-		return nil, err
-	}
-	if f.text, err = ReadFile(path); err != nil {
-		return f, err
-	}
-	if f.single {
-		config, err := libcni.ConfFromBytes(f.text)
-		if err != nil {
-			return f, err
-		}
-		f.name, f.inlined = config.Network.Name, []string{config.Network.Type}
-		f.plugins = f.inlined
-		return f, nil
-	}
-	list, err := libcni.NetworkConfFromBytes(f.text)
+// extensions are those of the files that runtimes read.
+var extensions = []string{".conflist", ".conf", ".json"}
+
+// readConfigs reads the configurations of a directory in the order of their names, which is that of
+// runtimes. It returns none for a directory that does not exist.
+func readConfigs(dir string) ([]*config, error) {
+	paths, err := libcni.ConfFiles(dir, extensions)
 	if err != nil {
-		return f, err
+		return nil, fmt.Errorf("network configurations: %w", err)
 	}
-	f.name, f.inlined = list.Name, pluginTypes(list.Plugins)
-	f.plugins = f.inlined
-	// libcni also loads plugins from a directory with the network's name (NetworkConfFromFile).
-	if !list.LoadOnlyInlinedPlugins && list.Name == filepath.Base(list.Name) && list.Name != ".." {
-		others, err := libcni.NetworkPluginConfsFromFiles(filepath.Dir(path), list.Name)
-		if err != nil {
-			return f, err
+	var configs []*config
+	for _, path := range paths {
+		c := &config{path: path}
+		err := c.read()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // renamed since ConfFiles
 		}
-		f.plugins = slices.Concat(f.inlined, pluginTypes(others))
+		if err != nil {
+			c.err = fmt.Errorf("network configuration %s: %w", path, err)
+		}
+		configs = append(configs, c)
 	}
-	if len(f.plugins) == 0 {
-		return f, errNoPlugins
-	}
-	return f, nil
+	return configs, nil
 }
 
-func pluginTypes(plugins []*libcni.PluginConfig) []string {
-	var types []string
-	for _, p := range plugins {
-		types = append(types, p.Network.Type)
+// maxFile bounds a file.
+const maxFile = 1 << 20
+
+func (c *config) read() (err error) {
+	if c.info, err = os.Stat(c.path); err != nil {
+		return err
 	}
-	return types
+	if c.info.Size() > maxFile {
+		return fmt.Errorf("more than %d bytes", maxFile)
+	}
+	if !c.isSingle() {
+		c.list, err = libcni.NetworkConfFromFile(c.path)
+		return err
+	}
+	plugin, err := libcni.ConfFromFile(c.path)
+	if err == nil {
+		c.list, err = libcni.ConfListFromConf(plugin)
+	}
+	return err
 }
 
-// has reports whether the plugin is in the chain.
-func (f *file) has(plugin string) bool { return slices.Contains(f.plugins, plugin) }
+// isSingle reports whether the file is the configuration of one plugin (.conf, .json), not a list.
+func (c *config) isSingle() bool { return filepath.Ext(c.path) != ".conflist" }
 
-// isConfig reports whether runtimes read a file with this name.
-func isConfig(name string) bool {
-	return slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(name))
+// settleTime is how long an invalid file counts as being written.
+const settleTime = 2 * time.Second
+
+// isUnsettled reports whether the file was written a moment ago: its writer may not be done. A time in
+// the future is from before a change of the clock.
+func (c *config) isUnsettled(now time.Time) bool {
+	if c.info == nil {
+		return false
+	}
+	age := now.Sub(c.info.ModTime())
+	return age >= 0 && age < settleTime
 }
 
-// maxConfig bounds a file.
-const maxConfig = 1 << 20
-
-// ReadFile returns the content of a file, or an error if it has more than one MiB.
-func ReadFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("more than %d bytes", maxConfig)
-	}
-	return text, err
+// has reports whether one of the plugins is in the chain.
+func (c *config) has(plugins ...string) bool {
+	return slices.ContainsFunc(c.list.Plugins, func(p *libcni.PluginConfig) bool { return slices.Contains(plugins, p.Network.Type) })
 }
 
 // Chained returns the names of the networks in a directory whose chain has the plugin. It looks at all
 // files: a runtime uses the first one, and Multus can use any. It returns an error for the files that
-// it cannot read, together with the networks of the others, and none for a directory that does not
-// exist.
+// it cannot read, together with the networks of the others.
 func Chained(dir, plugin string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("network configurations: %w", err)
-	}
+	configs, err := readConfigs(dir)
 	var networks []string
-	var errs []error
-	for _, e := range entries {
-		if e.IsDir() || !isConfig(e.Name()) {
-			continue
-		}
-		f, err := readConfig(filepath.Join(dir, e.Name()))
-		if err != nil {
-			errs = append(errs, fmt.Errorf("network configuration %s: %w", e.Name(), err))
-		} else if f.has(plugin) && !slices.Contains(networks, f.name) {
-			networks = append(networks, f.name)
+	errs := []error{err}
+	for _, c := range configs {
+		if c.err != nil {
+			errs = append(errs, c.err)
+		} else if c.has(plugin) && !slices.Contains(networks, c.list.Name) {
+			networks = append(networks, c.list.Name)
 		}
 	}
 	return networks, errors.Join(errs...)
@@ -137,27 +117,20 @@ func Has(config []byte, plugin string) bool {
 	return json.Unmarshal(config, &c) == nil && (c.Type == plugin || slices.Contains(c.Plugins, entry{plugin}))
 }
 
-// Entries returns the text of the plugin's entries in all lists of a directory. It ignores files that
-// it cannot read.
+// Entries returns the plugin's entries in all configurations of a directory, as JSON. It ignores files
+// that runtimes ignore.
 func Entries(dir, plugin string) ([][]byte, error) {
-	files, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("network configurations: %w", err)
-	}
+	configs, err := readConfigs(dir)
 	var entries [][]byte
-	for _, f := range files {
-		if f.IsDir() || filepath.Ext(f.Name()) != ".conflist" {
+	for _, c := range configs {
+		if c.err != nil {
 			continue
 		}
-		text, err := ReadFile(filepath.Join(dir, f.Name()))
-		if err != nil {
-			continue
-		}
-		if list, err := parseList(text); err == nil {
-			for _, i := range list.indexes(plugin) {
-				entries = append(entries, list.plugin(i))
+		for _, p := range c.list.Plugins {
+			if p.Network.Type == plugin {
+				entries = append(entries, p.Bytes)
 			}
 		}
 	}
-	return entries, nil
+	return entries, err
 }

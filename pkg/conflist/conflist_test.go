@@ -25,26 +25,24 @@ func TestChained(t *testing.T) {
 		want  []string
 		err   string // a part of it
 	}{
-		"nothing":                          {},
-		"chained":                          {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin)}, want: []string{"a"}},
-		"chained before others":            {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin, "portmap")}, want: []string{"a"}},
-		"not chained":                      {files: map[string]string{"10-a.conflist": chain("a", "bridge", "portmap")}},
-		"one of two":                       {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin), "20-b.conflist": chain("b", "macvlan")}, want: []string{"a"}},
-		"both":                             {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin), "20-b.conflist": chain("b", "ptp", plugin)}, want: []string{"a", "b"}},
-		"one network in two files":         {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin), "20-a.conflist": chain("a", "ptp", plugin)}, want: []string{"a"}},
-		"a single plugin":                  {files: map[string]string{"10-a.conf": `{"cniVersion":"0.4.0","name":"a","type":"bridge"}`}},
-		"a name that only begins so":       {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin+"2")}},
-		"another kind of file":             {files: map[string]string{"10-a.conflist.bak": chain("a", "bridge", plugin)}},
-		"garbage, and one that is chained": {files: map[string]string{"10-x.conflist": "{", "20-a.conflist": chain("a", "bridge", plugin)}, want: []string{"a"}, err: "10-x.conflist"},
-		"a chain whose plugins are in a directory": {files: map[string]string{
+		"no files":                       {},
+		"chained":                        {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin)}, want: []string{"a"}},
+		"chained before others":          {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin, "portmap")}, want: []string{"a"}},
+		"not chained":                    {files: map[string]string{"10-a.conflist": chain("a", "bridge", "portmap")}},
+		"chained in one of two networks": {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin), "20-b.conflist": chain("b", "macvlan")}, want: []string{"a"}},
+		"chained in two networks":        {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin), "20-b.conflist": chain("b", "ptp", plugin)}, want: []string{"a", "b"}},
+		"one network in two files":       {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin), "20-a.conflist": chain("a", "ptp", plugin)}, want: []string{"a"}},
+		"a single plugin":                {files: map[string]string{"10-a.conf": `{"cniVersion":"0.4.0","name":"a","type":"bridge"}`}},
+		"a longer type":                  {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin+"2")}},
+		"another extension":              {files: map[string]string{"10-a.conflist.bak": chain("a", "bridge", plugin)}},
+		"an invalid file":                {files: map[string]string{"10-x.conflist": "{", "20-a.conflist": chain("a", "bridge", plugin)}, want: []string{"a"}, err: "10-x.conflist"},
+		"in a file of the network's directory": {files: map[string]string{
 			"10-a.conflist": `{"cniVersion":"1.1.0","name":"a","loadOnlyInlinedPlugins":false,"plugins":[{"type":"bridge"}]}`,
 			"a/50.conf":     `{"cniVersion":"1.1.0","type":"` + plugin + `"}`}, want: []string{"a"}},
-		"a chain that is whole as it stands": {files: map[string]string{
+		"in a file that loadOnlyInlinedPlugins excludes": {files: map[string]string{
 			"10-a.conflist": `{"cniVersion":"1.1.0","name":"a","loadOnlyInlinedPlugins":true,"plugins":[{"type":"bridge"}]}`,
 			"a/50.conf":     `{"cniVersion":"1.1.0","type":"` + plugin + `"}`}},
-		"a name that is a way out": {files: map[string]string{
-			"10-a.conflist": `{"cniVersion":"1.1.0","name":"../a","plugins":[{"type":"bridge"}]}`, "50.conf": `{"type":"x"}`}},
-		"too large": {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin) + strings.Repeat(" ", maxConfig)}, err: "more than"},
+		"too large": {files: map[string]string{"10-a.conflist": chain("a", "bridge", plugin) + strings.Repeat(" ", maxFile)}, err: "more than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -67,6 +65,6 @@ func TestChained(t *testing.T) {
 		})
 	}
 	if got, err := Chained(filepath.Join(t.TempDir(), "none"), plugin); got != nil || err != nil {
-		t.Errorf("a directory that is not there: %v, %v", got, err)
+		t.Errorf("without a directory: %v, %v", got, err)
 	}
 }

@@ -2,9 +2,7 @@ package conflist
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -23,70 +21,31 @@ func generatedPath(config, plugin string) string {
 	return strings.TrimSuffix(config, ext) + "-" + ext[1:] + "-" + plugin + ".conflist"
 }
 
-// isGenerated reports whether a file name is one of generatedPath.
-func isGenerated(name, plugin string) bool {
-	base, ok := strings.CutSuffix(name, "-"+plugin+".conflist")
+// isGenerated reports whether a path is one of generatedPath.
+func isGenerated(path, plugin string) bool {
+	base, ok := strings.CutSuffix(path, "-"+plugin+".conflist")
 	return ok && (strings.HasSuffix(base, "-conf") || strings.HasSuffix(base, "-json"))
 }
 
-// writeGenerated writes the list for a single plugin's configuration.
-func (i *Installer) writeGenerated(f *file, path string) ([]string, error) {
-	text, err := generate(f.text, i.Entry)
+// writeGenerated writes the list for a single plugin's configuration, unless it has the text, and
+// reports whether it did.
+func writeGenerated(path string, c *config, text []byte) (bool, error) {
+	if existing, err := os.ReadFile(path); err == nil && bytes.Equal(existing, text) {
+		return false, nil
+	}
+	pending, err := prepare(path, c.info, text)
 	if err != nil {
-		return nil, fmt.Errorf("network configuration %s: %w", f.path, err)
+		return false, err
 	}
-	existing, err := readConfig(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		err = create(path, f.info, text)
-	case existing == nil:
-	case bytes.Equal(existing.text, text):
-		return nil, nil
-	default:
-		err = replace(existing, text)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("chain the plugin: %w", err)
-	}
-	return []string{"entry in " + path + ", which stands before " + f.path}, nil
+	defer pending.Cleanup()
+	return true, pending.CloseAtomicallyReplace()
 }
 
-// generate returns a list of a plugin's configuration and the entry. libcni.ConfListFromConf would
-// change large numbers.
-func generate(config, entry []byte) ([]byte, error) {
-	var head struct {
-		Version json.RawMessage `json:"cniVersion"`
-		Name    string          `json:"name"`
-	}
-	if err := json.Unmarshal(config, &head); err != nil {
-		return nil, err
-	}
-	if head.Name == "" {
-		return nil, errNoName
-	}
-	name, err := json.Marshal(head.Name)
-	if err != nil {
-		return nil, err
-	}
-	version := ""
-	if head.Version != nil {
-		version = fmt.Sprintf("  \"cniVersion\": %s,\n", head.Version)
-	}
-	return fmt.Appendf(nil, "{\n%s  \"name\": %s,\n  \"plugins\": [\n    %s,\n    %s\n  ]\n}\n",
-		version, name, bytes.TrimSpace(config), entry), nil
-}
-
-var errNoName = errors.New("the network has no name")
-
-// removeGenerated removes the generated lists except one.
+// removeGenerated removes the generated lists of a directory except one.
 func removeGenerated(dir, plugin, except string) (changes []string, err error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		if !isGenerated(e.Name(), plugin) || path == except {
+	paths, err := filepath.Glob(filepath.Join(dir, "*-"+plugin+".conflist"))
+	for _, path := range paths {
+		if path == except || !isGenerated(path, plugin) {
 			continue
 		}
 		if removeErr := os.Remove(path); removeErr == nil {
@@ -94,9 +53,6 @@ func removeGenerated(dir, plugin, except string) (changes []string, err error) {
 		} else if !errors.Is(removeErr, fs.ErrNotExist) {
 			err = errors.Join(err, removeErr)
 		}
-	}
-	if len(changes) > 0 {
-		err = errors.Join(err, syncDir(dir))
 	}
 	return changes, err
 }

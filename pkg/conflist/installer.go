@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"slices"
 	"time"
 )
 
@@ -20,18 +19,22 @@ type Installer struct {
 	WatchOnly bool   // change nothing, and return ErrNotChained if the entry is missing
 	// Interval is the time between two checks if the kernel reports no change.
 	Interval time.Duration
-	// Installed is called with the result of each check. It may be nil.
+	// Installed is called by Run with the result of each check.
 	Installed func(error)
 	Log       *slog.Logger
 
-	invalid       map[string]observation // by path
-	loggedInvalid string
-	loggedState   string
-	unsettled     time.Time // since when a file is unsettled, or since the last warning; zero if none is
+	loggedInvalid, loggedState string
 }
 
-// ErrNotChained is the error of a network configuration without the plugin's entry.
-var ErrNotChained = errors.New("the plugin is not in the chain of")
+var (
+	// ErrNoNetwork is the error of a directory without a valid network configuration: the primary CNI
+	// has not written its own yet.
+	ErrNoNetwork = errors.New("no network configuration yet")
+	// ErrUnsettled is the error of a file that another program writes at this moment.
+	ErrUnsettled = errors.New("being written")
+	// ErrNotChained is the error of a network configuration without the plugin's entry.
+	ErrNotChained = errors.New("the plugin is not in the chain of")
+)
 
 // Install installs the binary, and then adds the entry to the effective network configuration. It
 // returns a line for each change. The error wraps ErrNoNetwork, ErrUnsettled, ErrNotChained, or an
@@ -41,103 +44,116 @@ func (i *Installer) Install() (changes []string, err error) {
 	if i.WatchOnly {
 		return nil, i.check(now)
 	}
-	removeStale(i.BinDir, now, func(name string) bool { return name == i.Binary.Name })
-	removeStale(i.ConfDir, now, isConfig)
+	path := filepath.Join(i.BinDir, i.Binary.Name)
+	removeStale(path, now)
 	installed, err := i.Binary.install(i.BinDir)
 	if err != nil {
 		return nil, fmt.Errorf("the plugin's program: %w", err)
 	}
 	if installed {
-		changes = append(changes, "program "+filepath.Join(i.BinDir, i.Binary.Name))
+		changes = append(changes, "program "+path)
 	}
-	err = retryChanged(func() error {
-		more, err := i.chain(now)
-		changes = append(changes, more...)
-		return err
-	})
-	return changes, err
+	more, err := i.chain(now)
+	return append(changes, more...), err
 }
 
-// retryChanged calls f again while another program writes the file that f replaces.
-func retryChanged(f func() error) (err error) {
-	for range 5 {
-		if err = f(); !errors.Is(err, errChanged) {
-			break
-		}
-	}
-	return err
-}
-
-// delegating are plugins that call the plugins of another configuration in the directory.
-var delegating = []string{"multus", "multus-shim"}
-
-// check returns ErrNotChained if the effective configuration does not have the plugin in its chain.
-func (i *Installer) check(now time.Time) error {
-	f, err := i.effective(now)
-	if err != nil {
-		return err
-	}
-	if f.has(i.Binary.Name) {
-		return nil
-	}
-	if slices.ContainsFunc(delegating, f.has) {
-		if networks, err := Chained(i.ConfDir, i.Binary.Name); len(networks) > 0 || err != nil {
-			if len(networks) > 0 {
-				return nil
-			}
-			return err
-		}
-	}
-	return fmt.Errorf("%w %s", ErrNotChained, f.path)
-}
-
-// chain adds the entry to the effective configuration, or writes a generated list for it.
-func (i *Installer) chain(now time.Time) ([]string, error) {
-	f, err := i.effective(now)
-	if errors.Is(err, ErrNoNetwork) {
-		// The files that lists were generated for are gone, and with them the network.
-		changes, removeErr := removeGenerated(i.ConfDir, i.Binary.Name, "")
-		return changes, errors.Join(err, removeErr)
-	}
+// effective returns the configuration that container runtimes use: the first valid one. It skips
+// generated lists unless the installer only watches. The error wraps ErrNoNetwork, or ErrUnsettled if
+// an invalid file before it is unsettled.
+func (i *Installer) effective(now time.Time) (*config, error) {
+	configs, err := readConfigs(i.ConfDir)
 	if err != nil {
 		return nil, err
 	}
-	if f.name == "" {
-		return nil, fmt.Errorf("network configuration %s: %w", f.path, errNoName)
+	var effective *config
+	var invalid []error
+	for _, c := range configs {
+		if !i.WatchOnly && isGenerated(c.path, i.Binary.Name) {
+			continue
+		}
+		if c.err == nil {
+			effective = c
+			break
+		}
+		if c.isUnsettled(now) {
+			return nil, fmt.Errorf("%w: %w", ErrUnsettled, c.err)
+		}
+		invalid = append(invalid, c.err)
 	}
-	var changes []string
-	generated := ""
-	if f.single {
-		generated = generatedPath(f.path, i.Binary.Name)
-		changes, err = i.writeGenerated(f, generated)
-	} else {
-		changes, err = i.addEntry(f)
+	if text := fmt.Sprint(errors.Join(invalid...)); text != i.loggedInvalid {
+		i.loggedInvalid = text
+		if len(invalid) > 0 {
+			i.Log.Warn("network configurations that runtimes pass over", "error", text)
+		}
 	}
-	if err != nil {
-		return changes, err
+	if effective == nil {
+		return nil, fmt.Errorf("%w in %s", ErrNoNetwork, i.ConfDir)
 	}
-	removed, err := removeGenerated(i.ConfDir, i.Binary.Name, generated)
-	return append(changes, removed...), err
+	return effective, nil
 }
 
-// addEntry adds the entry to a list.
-func (i *Installer) addEntry(f *file) ([]string, error) {
-	if f.has(i.Binary.Name) && !slices.Contains(f.inlined, i.Binary.Name) {
-		return nil, nil // an operator added it in a file of the network's directory
+// check returns ErrNotChained if the effective configuration does not have the plugin in its chain.
+// Multus calls the plugins of another configuration of the directory.
+func (i *Installer) check(now time.Time) error {
+	c, err := i.effective(now)
+	if err != nil || c.has(i.Binary.Name) {
+		return err
 	}
-	list, err := parseList(f.text)
+	if c.has("multus", "multus-shim") {
+		if networks, err := Chained(i.ConfDir, i.Binary.Name); len(networks) > 0 {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%w %s", ErrNotChained, c.path)
+}
+
+// chain adds the entry to the effective configuration, and removes the generated lists of others.
+func (i *Installer) chain(now time.Time) (changes []string, err error) {
+	c, err := i.effective(now)
+	generated := ""
+	switch {
+	case errors.Is(err, ErrNoNetwork): // the files that lists were generated for are gone
+	case err != nil:
+		return nil, err
+	default:
+		path := c.path
+		if c.isSingle() {
+			path = generatedPath(c.path, i.Binary.Name)
+			generated = path
+		}
+		removeStale(path, now)
+		changed, err := i.addEntry(c, path)
+		if err != nil {
+			return nil, fmt.Errorf("network configuration %s: %w", c.path, err)
+		}
+		if changed {
+			changes = append(changes, "entry in "+path)
+		}
+	}
+	removed, removeErr := removeGenerated(i.ConfDir, i.Binary.Name, generated)
+	return append(changes, removed...), errors.Join(err, removeErr)
+}
+
+// addEntry writes a configuration with the entry to a path, and reports whether it was necessary.
+func (i *Installer) addEntry(c *config, path string) (bool, error) {
+	list, err := parseList(c.list.Bytes)
+	if c.has(i.Binary.Name) && (err != nil || len(list.indexes(i.Binary.Name)) == 0) {
+		return false, nil // an operator added it in a file of the network's directory
+	}
 	if err != nil {
-		return nil, fmt.Errorf("network configuration %s: %w", f.path, err)
+		return false, err
 	}
 	text, err := list.insert(i.Binary.Name, i.Entry)
 	if err != nil {
-		return nil, fmt.Errorf("network configuration %s: %w", f.path, err)
+		return false, err
 	}
-	if bytes.Equal(text, f.text) {
-		return nil, nil
+	if path != c.path {
+		return writeGenerated(path, c, text)
 	}
-	if err := replace(f, text); err != nil {
-		return nil, fmt.Errorf("chain the plugin: %w", err)
+	if bytes.Equal(text, c.list.Bytes) {
+		return false, nil
 	}
-	return []string{"entry in " + f.path}, nil
+	return true, replace(c, text)
 }

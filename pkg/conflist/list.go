@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"reflect"
 	"slices"
 )
 
@@ -27,28 +26,25 @@ func parseList(text []byte) (*pluginList, error) {
 	if !json.Valid(text) {
 		return nil, errors.New("not valid JSON")
 	}
-	// From here on the decoders cannot fail.
+	// From here on the decoder cannot fail.
 	l := &pluginList{text: text}
-	object := json.NewDecoder(bytes.NewReader(text))
-	if open, _ := object.Token(); open != json.Delim('{') {
+	d := json.NewDecoder(bytes.NewReader(text))
+	if open, _ := d.Token(); open != json.Delim('{') {
 		return nil, errors.New("not a JSON object")
 	}
-	for object.More() {
-		key, _ := object.Token()
-		value := nextValue(object)
-		if key != "plugins" {
+	for d.More() {
+		if key, _ := d.Token(); key != "plugins" {
+			nextValue(d)
 			continue
 		}
-		if text[value.from] != '[' {
+		if open, _ := d.Token(); open != json.Delim('[') {
 			return nil, errNoPlugins
 		}
-		l.start, l.plugins = value.from+1, nil
-		array := json.NewDecoder(bytes.NewReader(text[value.from:value.to]))
-		array.Token() // the bracket
-		for array.More() {
-			plugin := nextValue(array)
-			l.plugins = append(l.plugins, span{value.from + plugin.from, value.from + plugin.to})
+		l.start, l.plugins = int(d.InputOffset()), nil
+		for d.More() {
+			l.plugins = append(l.plugins, nextValue(d))
 		}
+		d.Token() // the closing bracket
 	}
 	if l.start == 0 {
 		return nil, errNoPlugins
@@ -77,47 +73,33 @@ func (l *pluginList) indexes(plugin string) []int {
 	return indexes
 }
 
-// insert returns the text with exactly one entry of the plugin. The entry replaces one that comes
-// after another plugin, and is otherwise the last in the list. insert returns the same text if it has
-// an equal entry.
+// insert returns the text with exactly one entry of the plugin. An equal entry after another plugin
+// stays where it is. Any other is removed, and the new one becomes the last of the list.
 func (l *pluginList) insert(plugin string, entry []byte) ([]byte, error) {
 	indexes := l.indexes(plugin)
-	switch {
-	case len(indexes) == len(l.plugins):
+	if len(indexes) == 1 && indexes[0] > 0 && bytes.Equal(compact(l.plugin(indexes[0])), compact(entry)) {
+		return l.text, nil
+	}
+	l, err := l.remove(plugin)
+	if err != nil {
+		return nil, err
+	}
+	last, before := len(l.plugins)-1, l.start
+	if last < 0 {
 		return nil, errors.New("no plugin is in it that makes an interface")
-	case len(indexes) == 1 && indexes[0] > 0:
-		if equalJSON(l.plugin(indexes[0]), entry) {
-			return l.text, nil
-		}
-		return splice(l.text, l.plugins[indexes[0]], entry), nil
-	case len(indexes) > 0:
-		rest, err := l.removeAll(plugin)
-		if err != nil {
-			return nil, err
-		}
-		return rest.insert(plugin, entry)
 	}
 	// The new entry has the same white space before it as the last one.
-	last, before := len(l.plugins)-1, l.start
 	if last > 0 {
 		end := l.plugins[last-1].to
 		before = end + bytes.IndexByte(l.text[end:], ',') + 1
 	}
 	end := l.plugins[last].to
 	space := l.text[before:l.plugins[last].from]
-	return splice(l.text, span{end, end}, slices.Concat([]byte(","), space, entry)), nil
+	return slices.Concat(l.text[:end], []byte(","), space, entry, l.text[end:]), nil
 }
 
-// remove returns the text without the entries of the plugin.
-func (l *pluginList) remove(plugin string) ([]byte, error) {
-	rest, err := l.removeAll(plugin)
-	if err != nil {
-		return nil, err
-	}
-	return rest.text, nil
-}
-
-func (l *pluginList) removeAll(plugin string) (*pluginList, error) {
+// remove returns the list without the entries of the plugin.
+func (l *pluginList) remove(plugin string) (*pluginList, error) {
 	indexes := l.indexes(plugin)
 	if len(indexes) == 0 {
 		return l, nil
@@ -129,26 +111,16 @@ func (l *pluginList) removeAll(plugin string) (*pluginList, error) {
 	} else if len(l.plugins) > 1 {
 		cut.to = l.plugins[1].from
 	}
-	rest, err := parseList(splice(l.text, cut, nil))
+	rest, err := parseList(slices.Concat(l.text[:cut.from], l.text[cut.to:]))
 	if err != nil {
 		return nil, err
 	}
-	return rest.removeAll(plugin)
+	return rest.remove(plugin)
 }
 
-func splice(text []byte, at span, with []byte) []byte {
-	return slices.Concat(text[:at.from], with, text[at.to:])
-}
-
-func equalJSON(a, b []byte) bool {
-	x, errX := decodeJSON(a)
-	y, errY := decodeJSON(b)
-	return errX == nil && errY == nil && reflect.DeepEqual(x, y)
-}
-
-func decodeJSON(text []byte) (v any, err error) {
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	err = d.Decode(&v)
-	return v, err
+// compact returns JSON without white space.
+func compact(text []byte) []byte {
+	var compacted bytes.Buffer
+	json.Compact(&compacted, text)
+	return compacted.Bytes()
 }

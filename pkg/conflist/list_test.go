@@ -1,36 +1,35 @@
 package conflist
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-const own = `{"type": "kube2iam-cni"}`
+const entry = `{"type": "kube2iam-cni"}`
 
-func TestEntryIsChainedAndTheRestStaysAsItIs(t *testing.T) {
+func TestInsertChangesNothingElse(t *testing.T) {
 	for name, c := range map[string]struct{ before, after string }{
-		"on one line":              {`{"name":"a","plugins":[{"type":"bridge"}]}`, `{"name":"a","plugins":[{"type":"bridge"},` + own + `]}`},
-		"after the last":           {`{"plugins":[{"type":"bridge"}, {"type":"portmap"}]}`, `{"plugins":[{"type":"bridge"}, {"type":"portmap"}, ` + own + `]}`},
-		"indented":                 {"{\n  \"plugins\": [\n    {\n      \"type\": \"ptp\"\n    }\n  ]\n}\n", "{\n  \"plugins\": [\n    {\n      \"type\": \"ptp\"\n    },\n    " + own + "\n  ]\n}\n"},
-		"a comma on its own line":  {"{\"plugins\": [\n {\"type\":\"a\"}\n , {\"type\":\"b\"}]}", "{\"plugins\": [\n {\"type\":\"a\"}\n , {\"type\":\"b\"}, " + own + "]}"},
-		"keys that nobody knows":   {`{"x":{"plugins":[1]},"plugins":[{"type":"a","n":1.50,"big":12345678901234567890}],"y":"plugins"}`, `{"x":{"plugins":[1]},"plugins":[{"type":"a","n":1.50,"big":12345678901234567890},` + own + `],"y":"plugins"}`},
-		"a key twice":              {`{"plugins":[],"plugins":[{"type":"a"}]}`, `{"plugins":[],"plugins":[{"type":"a"},` + own + `]}`},
-		"there":                    {`{"plugins":[{"type":"a"},{ "type":"kube2iam-cni" }]}`, `{"plugins":[{"type":"a"},{ "type":"kube2iam-cni" }]}`},
-		"there before another":     {`{"plugins":[{"type":"a"},` + own + `,{"type":"b"}]}`, `{"plugins":[{"type":"a"},` + own + `,{"type":"b"}]}`},
-		"with other values":        {`{"plugins":[{"type":"a"},{"type":"kube2iam-cni","proxyPort":1},{"type":"b"}]}`, `{"plugins":[{"type":"a"},` + own + `,{"type":"b"}]}`},
-		"first":                    {`{"plugins":[` + own + `, {"type":"a"}]}`, `{"plugins":[{"type":"a"},` + own + `]}`},
-		"twice":                    {`{"plugins":[{"type":"a"},` + own + `,` + own + `]}`, `{"plugins":[{"type":"a"},` + own + `]}`},
-		"a string that looks like": {`{"plugins":[{"type":"a","x":"],\"plugins\":["}]}`, `{"plugins":[{"type":"a","x":"],\"plugins\":["},` + own + `]}`},
+		"on one line":               {`{"name":"a","plugins":[{"type":"bridge"}]}`, `{"name":"a","plugins":[{"type":"bridge"},` + entry + `]}`},
+		"after the last":            {`{"plugins":[{"type":"bridge"}, {"type":"portmap"}]}`, `{"plugins":[{"type":"bridge"}, {"type":"portmap"}, ` + entry + `]}`},
+		"indented":                  {"{\n  \"plugins\": [\n    {\n      \"type\": \"ptp\"\n    }\n  ]\n}\n", "{\n  \"plugins\": [\n    {\n      \"type\": \"ptp\"\n    },\n    " + entry + "\n  ]\n}\n"},
+		"a comma on its entry line": {"{\"plugins\": [\n {\"type\":\"a\"}\n , {\"type\":\"b\"}]}", "{\"plugins\": [\n {\"type\":\"a\"}\n , {\"type\":\"b\"}, " + entry + "]}"},
+		"unknown keys":              {`{"x":{"plugins":[1]},"plugins":[{"type":"a","n":1.50,"big":12345678901234567890}],"y":"plugins"}`, `{"x":{"plugins":[1]},"plugins":[{"type":"a","n":1.50,"big":12345678901234567890},` + entry + `],"y":"plugins"}`},
+		"a key twice":               {`{"plugins":[],"plugins":[{"type":"a"}]}`, `{"plugins":[],"plugins":[{"type":"a"},` + entry + `]}`},
+		"chained":                   {`{"plugins":[{"type":"a"},{ "type":"kube2iam-cni" }]}`, `{"plugins":[{"type":"a"},{ "type":"kube2iam-cni" }]}`},
+		"chained in the middle":     {`{"plugins":[{"type":"a"},` + entry + `,{"type":"b"}]}`, `{"plugins":[{"type":"a"},` + entry + `,{"type":"b"}]}`},
+		"with other values":         {`{"plugins":[{"type":"a"},{"type":"kube2iam-cni","proxyPort":1},{"type":"b"}]}`, `{"plugins":[{"type":"a"},{"type":"b"},` + entry + `]}`},
+		"first":                     {`{"plugins":[` + entry + `, {"type":"a"}]}`, `{"plugins":[{"type":"a"},` + entry + `]}`},
+		"twice":                     {`{"plugins":[{"type":"a"},` + entry + `,` + entry + `]}`, `{"plugins":[{"type":"a"},` + entry + `]}`},
+		"a string like a list":      {`{"plugins":[{"type":"a","x":"],\"plugins\":["}]}`, `{"plugins":[{"type":"a","x":"],\"plugins\":["},` + entry + `]}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, err := parseList([]byte(c.before))
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := before.insert(plugin, []byte(own))
+			got, err := before.insert(plugin, []byte(entry))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -39,62 +38,41 @@ func TestEntryIsChainedAndTheRestStaysAsItIs(t *testing.T) {
 			}
 			after, err := parseList(got)
 			if err != nil {
-				t.Fatalf("what it wrote: %v", err)
+				t.Fatalf("the new text: %v", err)
 			}
-			if again, err := after.insert(plugin, []byte(own)); err != nil || string(again) != string(got) {
-				t.Errorf("chained again: %v, %s", err, again)
+			if again, err := after.insert(plugin, []byte(entry)); err != nil || string(again) != string(got) {
+				t.Errorf("inserted again: %v, %s", err, again)
 			}
-			if left, err := after.remove(plugin); err != nil || !strings.Contains(c.before, "kube2iam-cni") && string(left) != c.before {
-				t.Errorf("unchained it is not what it was:\n%s", cmp.Diff(c.before, string(left)))
+			if rest, err := after.remove(plugin); err != nil || !strings.Contains(c.before, "kube2iam-cni") && string(rest.text) != c.before {
+				t.Errorf("remove does not restore the text: %v\n%s", err, cmp.Diff(c.before, string(rest.text)))
 			}
 		})
 	}
 }
 
-func TestTextThatIsNoListIsRefused(t *testing.T) {
+func TestParseListRefuses(t *testing.T) {
 	for name, text := range map[string]string{
-		"nothing": "", "a list": "[]", "a part": `{"plugins":[{"type":"a"}`, "no plugins": `{"name":"a"}`, "plugins that are none": `{"plugins":{}}`,
-		"more behind it": `{"plugins":[]}{}`, "garbage behind it": `{"plugins":[]}x`, "plugins are null": `{"plugins":null}`,
+		"empty": "", "an array": "[]", "cut off": `{"plugins":[{"type":"a"}`, "no plugins": `{"name":"a"}`, "plugins are an object": `{"plugins":{}}`,
+		"a second value": `{"plugins":[]}{}`, "trailing text": `{"plugins":[]}x`, "plugins are null": `{"plugins":null}`,
 	} {
 		if c, err := parseList([]byte(text)); err == nil {
 			t.Errorf("%s: %v", name, c)
 		}
 	}
-	for name, text := range map[string]string{"empty": `{"plugins":[]}`, "ours alone": `{"plugins":[` + own + `]}`} {
+	for name, text := range map[string]string{"empty": `{"plugins":[]}`, "no other plugin": `{"plugins":[` + entry + `]}`} {
 		c, err := parseList([]byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := c.insert(plugin, []byte(own)); err == nil {
+		if got, err := c.insert(plugin, []byte(entry)); err == nil {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
 }
 
-func TestListOfALonePlugin(t *testing.T) {
-	conf := "{\n  \"cniVersion\": \"0.4.0\", \"name\": \"a \\\"b\\\"\", \"type\": \"bridge\", \"x\": 1.0\n}\n"
-	got, err := generate([]byte(conf), []byte(own))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var list struct {
-		CNIVersion, Name string
-		Plugins          []json.RawMessage
-	}
-	if err := json.Unmarshal(got, &list); err != nil {
-		t.Fatalf("%v: %s", err, got)
-	}
-	if list.CNIVersion != "0.4.0" || list.Name != `a "b"` || len(list.Plugins) != 2 || !equalJSON(list.Plugins[0], []byte(conf)) || string(list.Plugins[1]) != own {
-		t.Errorf("%s", got)
-	}
-	if _, err := generate([]byte(`{"type":"bridge"}`), []byte(own)); err == nil {
-		t.Error("a network without a name was taken")
-	}
-}
-
-// FuzzChain has any text that is taken for a list stay one, and the same one once the entry is out again.
-func FuzzChain(f *testing.F) {
-	for _, text := range []string{`{"name":"a","plugins":[{"type":"bridge"}]}`, "{\"plugins\": [\n {\"type\":\"a\"}\n , {\"type\":\"b\"}]}", `{"plugins":[` + own + `,1]}`, `{"plugins":[],"plugins":[""]}`} {
+// FuzzInsert looks for a list that is invalid after insert, or another one after insert and remove.
+func FuzzInsert(f *testing.F) {
+	for _, text := range []string{`{"name":"a","plugins":[{"type":"bridge"}]}`, "{\"plugins\": [\n {\"type\":\"a\"}\n , {\"type\":\"b\"}]}", `{"plugins":[` + entry + `,1]}`, `{"plugins":[],"plugins":[""]}`} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -102,7 +80,7 @@ func FuzzChain(f *testing.F) {
 		if err != nil {
 			return
 		}
-		got, err := c.insert(plugin, []byte(own))
+		got, err := c.insert(plugin, []byte(entry))
 		if err != nil {
 			return
 		}
@@ -111,10 +89,10 @@ func FuzzChain(f *testing.F) {
 			t.Fatalf("%q became %q: %v", text, got, err)
 		}
 		if n := len(after.indexes(plugin)); n != 1 {
-			t.Fatalf("%q became %q, which has it %d times", text, got, n)
+			t.Fatalf("%q became %q, which has the entry %d times", text, got, n)
 		}
-		if left, err := after.remove(plugin); err != nil || len(c.indexes(plugin)) == 0 && string(left) != string(text) {
-			t.Fatalf("%q was %q without it: %v", left, text, err)
+		if rest, err := after.remove(plugin); err != nil || len(c.indexes(plugin)) == 0 && string(rest.text) != string(text) {
+			t.Fatalf("remove made %q of %q: %v", rest.text, text, err)
 		}
 	})
 }

@@ -4,10 +4,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -61,10 +60,10 @@ func watchDirs(ctx context.Context, c *cli.Context, before cnidirs.Dirs, interva
 // checkDirs returns an error if the plugin was installed with other directories: uninstall would leave
 // it chained.
 func checkDirs(confDir, stateDir string) error {
-	entries, err := conflist.Entries(confDir, pluginName)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(confDir); err != nil {
 		return fmt.Errorf("%w: is --cni-conf-dir where this node's runtime reads its network configurations?", err)
 	}
+	entries, err := conflist.Entries(confDir, pluginName)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"pkg/filelock":    {},
 	"pkg/ipfamily":    {},
 	"pkg/conflist":    {},
-	"pkg/cnidirs":     {"pkg/conflist"},
+	"pkg/cnidirs":     {},
 	"pkg/handover":    {"pkg/unixsocket"},
 	"pkg/unixsocket":  {},
 	"pkg/nft":         {},
