@@ -62,7 +62,7 @@ func newComponents(o *options, api kubeAPI, sts credentials.Assumer, records *at
 			Records: records, Watch: c.watch, API: api, Node: o.node, Keep: o.rules.Reads,
 			MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, AskDuplicates: o.resolveDuplicates,
 		}),
-		Rules: &o.rules, Credentials: c.cache, Recorder: c.events, Log: log,
+		Rules: &o.rules, Credentials: c.cache, Recorder: c.events,
 	}
 	if o.rules.Restriction != nil {
 		c.namespaces = pods.NewNamespaces(pods.NamespacesConfig{

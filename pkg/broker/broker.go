@@ -4,17 +4,15 @@ package broker
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
@@ -52,17 +50,13 @@ type Config struct {
 	// Namespaces may be nil if the rules have no restriction.
 	Namespaces Namespaces
 	Recorder   Recorder
-	Log        *slog.Logger
 }
 
 // Broker decides which credentials the pods of this node get.
 type Broker struct {
 	Config
-	warnings *ratelimit.Keyed[types.UID]
 
-	changes sync.Mutex // serialises changes of pods, so that the last one determines what is held
-
-	mu        sync.RWMutex
+	mu        sync.RWMutex // held during a change of a pod, so that the last one determines what is held
 	decisions map[types.UID]decision
 }
 
@@ -74,19 +68,11 @@ type decision struct {
 	err        error
 }
 
-const (
-	// warningBurst and warningInterval limit the log lines about one pod. Its owner can change its
-	// annotations at any rate.
-	warningBurst, warningInterval = 5, 5 * time.Minute
-	// namespaceTimeout is how long a request waits for the API server to send a new namespace.
-	namespaceTimeout = 2 * time.Second
-)
+// namespaceTimeout is how long a request waits for the API server to send a new namespace.
+const namespaceTimeout = 2 * time.Second
 
 // New returns a broker without pods.
-func New(c Config) *Broker {
-	return &Broker{Config: c, decisions: make(map[types.UID]decision),
-		warnings: ratelimit.NewKeyed[types.UID](rate.Every(warningInterval), warningBurst)}
-}
+func New(c Config) *Broker { return &Broker{Config: c, decisions: make(map[types.UID]decision)} }
 
 // assumption returns the pod at the source and its assumption. The error is an *imds.Refusal.
 func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumption, *pods.Pod, error) {
@@ -94,24 +80,24 @@ func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumptio
 	if err != nil {
 		return roles.Assumption{}, nil, refuseAddress(s.IP, err)
 	}
-	d, ok := b.decision(pod.UID)
-	if !ok || d.pod != pod || errors.Is(d.err, pods.ErrNotShown) {
+	b.mu.RLock()
+	d := b.decisions[pod.UID]
+	b.mu.RUnlock()
+	if d.pod != pod || errors.Is(d.err, pods.ErrNotShown) {
 		ctx, cancel := context.WithTimeout(ctx, namespaceTimeout)
 		defer cancel()
 		d = b.decide(ctx, pod)
 	}
 	if d.err != nil {
-		b.recordRequest(pod, d.err)
-		return roles.Assumption{}, nil, refuseRole(pod, d.err)
+		b.mu.RLock()
+		defer b.mu.RUnlock()
+		if _, known := b.decisions[pod.UID]; known {
+			b.record(pod, d.err)
+		}
+		status, _ := classify(d.err)
+		return roles.Assumption{}, nil, &imds.Refusal{Status: status, Pod: pod.String(), Err: d.err}
 	}
 	return d.assumption, pod, nil
-}
-
-func (b *Broker) decision(pod types.UID) (d decision, ok bool) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	d, ok = b.decisions[pod]
-	return d, ok
 }
 
 func (b *Broker) decide(ctx context.Context, pod *pods.Pod) decision {
@@ -129,12 +115,30 @@ func (b *Broker) decide(ctx context.Context, pod *pods.Pod) decision {
 
 // PodChanged implements pods.Watcher. It holds the credentials of a pod until the pod has finished.
 func (b *Broker) PodChanged(pod *pods.Pod) {
-	b.changes.Lock()
-	defer b.changes.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.update(pod)
 }
 
-// update decides again for the pod. The mutex changes is held.
+// PodGone implements pods.Watcher.
+func (b *Broker) PodGone(pod *pods.Pod) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.remove(pod)
+}
+
+// NamespaceChanged decides again for the pods of a namespace whose annotations changed.
+func (b *Broker) NamespaceChanged(namespace string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, d := range b.decisions {
+		if d.pod.Namespace == namespace {
+			b.update(d.pod)
+		}
+	}
+}
+
+// update decides again for the pod. The mutex is held.
 func (b *Broker) update(pod *pods.Pod) {
 	if pod.Finished || pod.HostNetwork && !b.Rules.HasRoleAnnotation(pod.Annotations) {
 		b.remove(pod)
@@ -144,80 +148,34 @@ func (b *Broker) update(pod *pods.Pod) {
 	cancelled, cancel := context.WithCancel(context.Background())
 	cancel()
 	d := b.decide(cancelled, pod)
-	b.mu.Lock()
-	old, known := b.decisions[pod.UID]
 	b.decisions[pod.UID] = d
-	b.mu.Unlock()
 	if d.err == nil {
 		b.Credentials.Hold(string(pod.UID), d.assumption)
 		return
 	}
 	b.Credentials.Release(string(pod.UID))
-	isNew := !known || old.err == nil || old.err.Error() != d.err.Error()
-	isNormal := errors.Is(d.err, roles.ErrNoRole) || errors.Is(d.err, pods.ErrNotShown)
-	if isNew && !isNormal && b.warnings.Allow(pod.UID, time.Now()) {
-		b.Log.Warn("pod gets no role", "pod", pod.String(), "reason", d.err)
-	}
 	b.record(pod, d.err)
+}
+
+func (b *Broker) remove(pod *pods.Pod) {
+	delete(b.decisions, pod.UID)
+	b.Credentials.Forget(string(pod.UID))
 }
 
 // record records an Event if the error is one that the pod's owner can correct. It is called for each
 // occurrence, because Events expire after an hour and a write may fail. The recorder limits the rate.
+// The mutex is held and the pod has a decision: the recorder would never forget a pod that is deleted.
 func (b *Broker) record(pod *pods.Pod, err error) {
-	if reason := eventReason(err); reason != "" {
+	if _, reason := classify(err); reason != "" {
 		b.Recorder.Warn(pod, reason, err.Error())
-	}
-}
-
-// recordRequest records an Event for a request. A request must not wait for changes of pods, so during
-// a change it leaves the Event to the next request. It skips deleted pods, which the recorder would
-// never forget.
-func (b *Broker) recordRequest(pod *pods.Pod, err error) {
-	if !b.changes.TryLock() {
-		return
-	}
-	defer b.changes.Unlock()
-	if _, known := b.decision(pod.UID); known {
-		b.record(pod, err)
-	}
-}
-
-// PodGone implements pods.Watcher.
-func (b *Broker) PodGone(pod *pods.Pod) {
-	b.changes.Lock()
-	defer b.changes.Unlock()
-	b.remove(pod)
-}
-
-func (b *Broker) remove(pod *pods.Pod) {
-	b.mu.Lock()
-	delete(b.decisions, pod.UID)
-	b.mu.Unlock()
-	b.Credentials.Forget(string(pod.UID))
-}
-
-// NamespaceChanged decides again for the pods of a namespace whose annotations changed.
-func (b *Broker) NamespaceChanged(namespace string) {
-	b.changes.Lock()
-	defer b.changes.Unlock()
-	b.mu.RLock()
-	var affected []*pods.Pod
-	for _, d := range b.decisions {
-		if d.pod.Namespace == namespace {
-			affected = append(affected, d.pod)
-		}
-	}
-	b.mu.RUnlock()
-	for _, pod := range affected {
-		b.update(pod)
 	}
 }
 
 // AssumeRoleFailed records an Event for a failed call to STS on the pod that holds the assumption.
 func (b *Broker) AssumeRoleFailed(holder string, a roles.Assumption, err *credentials.Error) {
-	b.changes.Lock() // the recorder would never forget a pod that is deleted now
-	defer b.changes.Unlock()
-	if d, ok := b.decision(types.UID(holder)); ok && d.assumption == a {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if d, ok := b.decisions[types.UID(holder)]; ok && d.assumption == a {
 		reason, message := stsEvent(a, err)
 		b.Recorder.Warn(d.pod, reason, message)
 	}

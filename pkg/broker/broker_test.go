@@ -1,11 +1,9 @@
 package broker
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -44,7 +42,6 @@ type node struct {
 	namespaces map[string]map[string]string
 	notShown   chan struct{} // closed when the API shows the namespaces; nil where it has
 	warnings   []string
-	log        bytes.Buffer
 }
 
 func (n *node) Source(ip netip.Addr) pods.Source {
@@ -96,7 +93,7 @@ func newNode(change func(*roles.Rules)) (*node, *Broker) {
 	if change != nil {
 		change(rules)
 	}
-	return n, New(Config{Pods: n, Rules: rules, Credentials: n, Namespaces: n, Recorder: n, Log: slog.New(slog.NewTextHandler(&n.log, nil))})
+	return n, New(Config{Pods: n, Rules: rules, Credentials: n, Namespaces: n, Recorder: n})
 }
 
 func pod(uid, role string) *pods.Pod {
@@ -245,9 +242,6 @@ func TestCredentialsAreHeldForRunningPodsWithRole(t *testing.T) {
 	if d := cmp.Diff(map[string]string{"a": "reader"}, n.holds); d != "" {
 		t.Error(d)
 	}
-	if log := n.log.String(); !strings.Contains(log, "ns/pod-c") || strings.Contains(log, "ns/pod-b") {
-		t.Errorf("want a line about the malformed annotation and none about the missing one: %s", log)
-	}
 	finished := pod("a", "reader")
 	finished.Finished = true
 	b.PodChanged(finished)
@@ -355,9 +349,6 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	warns("and asked for", "ns/pod-a IAMRoleInvalid", "ns/pod-a IAMRoleInvalid")
-	if lines := strings.Count(n.log.String(), "pod gets no role"); lines != 1 {
-		t.Errorf("%d lines in the log", lines)
-	}
 	n.pod = pod("deleted", "not a role")
 	if _, _, err := b.Caller(ip, time.Now()).Role(t.Context()); err == nil {
 		t.Error("a role")
@@ -413,8 +404,8 @@ func TestEventForHostNetworkPodWithAnnotation(t *testing.T) {
 	if len(n.warnings) == 0 || !strings.HasPrefix(n.warnings[0], "ns/pod-a IAMRoleIgnored: the pod is on the host's network") {
 		t.Errorf("warnings %q", n.warnings)
 	}
-	if lines := strings.Count(n.log.String(), "pod gets no role"); lines != 1 || len(n.holds) > 0 {
-		t.Errorf("%d lines in the log, holds %v", lines, n.holds)
+	if len(n.holds) > 0 {
+		t.Errorf("holds %v", n.holds)
 	}
 	n.warnings = nil
 	plain := pod("b", "")
@@ -422,48 +413,6 @@ func TestEventForHostNetworkPodWithAnnotation(t *testing.T) {
 	b.PodChanged(plain)
 	if len(n.warnings) > 0 {
 		t.Errorf("without the annotation: warnings %q", n.warnings)
-	}
-}
-
-// TestLogLinesOfPodAreLimited changes one pod all the time. Each change has another reason.
-func TestLogLinesOfPodAreLimited(t *testing.T) {
-	for name, change := range map[string]func(b *Broker, i int){
-		"its annotation": func(b *Broker, i int) { b.PodChanged(pod("a", fmt.Sprint("no role ", i))) },
-		"its annotation comes and goes, on the host's network": func(b *Broker, i int) {
-			role := ""
-			if i%2 == 0 {
-				role = "reader"
-			}
-			p := pod("a", role)
-			p.HostNetwork = true
-			b.PodChanged(p)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				n, b := newNode(nil)
-				lines := func() int { return strings.Count(n.log.String(), "pod gets no role") }
-				for i := range 1000 {
-					change(b, i)
-				}
-				if got := lines(); got != warningBurst {
-					t.Errorf("%d lines for 1,000 changes at once, want %d", got, warningBurst)
-				}
-				b.PodChanged(pod("neighbour", "no role"))
-				if got := lines(); got != warningBurst+1 {
-					t.Errorf("%d lines with the neighbour's, want %d", got, warningBurst+1)
-				}
-				for i := range 1000 {
-					time.Sleep(time.Hour / 1000)
-					change(b, i)
-				}
-				if got, want := lines()-warningBurst-1, int(time.Hour/warningInterval); got < want-1 || got > want {
-					t.Errorf("%d lines for 1,000 changes in an hour, want %d", got, want)
-				}
-				b.PodGone(pod("a", ""))
-				b.PodGone(pod("neighbour", ""))
-			})
-		})
 	}
 }
 

@@ -46,25 +46,6 @@ func TestPodWithInvalidRoleIsNotForgotten(t *testing.T) {
 	}
 }
 
-func TestRequestDoesNotWaitForPodChange(t *testing.T) {
-	n, b := newNode(nil)
-	n.pod = pod("a", "not a role")
-	b.PodChanged(n.pod)
-	n.warnings = nil
-	b.changes.Lock()
-	defer b.changes.Unlock()
-	answered := make(chan error, 1)
-	go func() {
-		_, _, err := b.Caller(ip, time.Now()).Role(t.Context())
-		answered <- err
-	}()
-	select {
-	case <-answered:
-	case <-time.After(5 * time.Second):
-		t.Error("the request waits")
-	}
-}
-
 func TestNamespaceChangeAffectsItsPodsOnly(t *testing.T) {
 	n, b := newNode(nil)
 	other := pod("b", "not a role")

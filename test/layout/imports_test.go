@@ -18,7 +18,7 @@ var allowed = map[string][]string{
 	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/rules", "pkg/attachment", "pkg/attach"},
 	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/attach", "pkg/agent", "pkg/conflist", "pkg/cnidirs"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover", "pkg/unixsocket"},
-	"pkg/broker":      {"pkg/imds", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/ratelimit"},
+	"pkg/broker":      {"pkg/imds", "pkg/pods", "pkg/roles", "pkg/credentials"},
 	"pkg/pods":        {"pkg/attachment", "pkg/ratelimit"},
 	"pkg/events":      {"pkg/pods"},
 	"pkg/kube":        {},
