@@ -96,7 +96,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 // newSTS returns the client of STS.
 func newSTS(ctx context.Context, o *options, upstream *imds.Upstream, log *slog.Logger) (*credentials.STS, error) {
 	clampChained(o, log)
-	return credentials.NewSTS(ctx, credentials.STSConfig{
+	return credentials.LoadSTS(ctx, credentials.STSConfig{
 		Regional: o.regionalSTS, FIPS: o.fipsSTS, Endpoint: o.stsEndpoint, IntermediateRole: o.throughRole,
 		SessionName: roles.NodeSessionName(o.node), Partition: partition(o), Region: region(upstream, log),
 		MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,

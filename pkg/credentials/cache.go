@@ -8,6 +8,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
@@ -27,10 +30,9 @@ type Observer interface {
 // Config is the dependencies and settings of a Cache.
 type Config struct {
 	Log *slog.Logger
-	// Observer may be nil.
 	Observer Observer
 	// Failed is called after a failed call to STS, for each holder of the assumption and after the
-	// clients are answered. It may be nil.
+	// clients are answered.
 	Failed   func(holder string, a roles.Assumption, err *Error)
 	Schedule Schedule
 }
@@ -82,22 +84,13 @@ var errSuperseded = errors.New("credentials: the pod's annotations changed befor
 
 // New returns an empty cache. Its Run makes the calls to STS.
 func New(sts Assumer, c Config) *Cache {
-	if c.Observer == nil {
-		c.Observer = discardObserver{}
-	}
-	if c.Failed == nil {
-		c.Failed = func(string, roles.Assumption, *Error) {}
-	}
 	return &Cache{
 		Config: c, sts: sts, wake: make(chan struct{}, 1), ended: make(chan struct{}),
-		entries: make(map[roles.Assumption]*entry), holders: make(map[string]*holder), queue: newQueue(time.Now()),
+		entries: make(map[roles.Assumption]*entry), holders: make(map[string]*holder),
+		queue: queue{limiter: NewLimiter(time.Now()), requesters: make(map[string]*requester),
+			failures: ratelimit.NewKeyed[string](rate.Every(recovery), 1)},
 	}
 }
-
-type discardObserver struct{}
-
-func (discardObserver) Assumed(string, time.Duration) {}
-func (discardObserver) Asked(bool)                    {}
 
 // Get returns credentials for a client of the pod with this UID: cached ones if they remain valid for
 // long enough, else those of a flight. If STS fails, it returns cached ones that are still valid. The
@@ -166,10 +159,7 @@ func (e *entry) result(err error) (*Document, error) {
 // held.
 func (c *Cache) entry(a roles.Assumption) *entry {
 	e := c.entries[a]
-	if e == nil {
-		if len(c.entries) >= maxEntries && !c.evict() {
-			return nil
-		}
+	if e == nil && (len(c.entries) < maxEntries || c.evict()) {
 		e = new(entry)
 		c.entries[a] = e
 	}

@@ -488,7 +488,7 @@ func TestShortSessionsScaleDown(t *testing.T) {
 
 func TestEndedCacheAnswersWithItsError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := New(&fakeSTS{latency: time.Hour}, Config{Log: discard})
+		c := newCache(&fakeSTS{latency: time.Hour}, Config{Log: discard})
 		ctx, cancel := context.WithCancel(t.Context())
 		c.Hold("uid", assumption("a"))
 		time.AfterFunc(time.Second, cancel)
@@ -503,7 +503,7 @@ func TestEndedCacheAnswersWithItsError(t *testing.T) {
 
 func TestEndedCacheStillAnswersWithWhatIsValid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := New(&fakeSTS{}, Config{Log: discard})
+		c := newCache(&fakeSTS{}, Config{Log: discard})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- c.Run(ctx) }()

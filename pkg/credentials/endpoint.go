@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go/aws"
@@ -27,13 +28,13 @@ const partitionTimeout = 10 * time.Second
 func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) {
 	// The environment and the shared configuration can set these, too.
 	regional := cfg.STSRegionalEndpoint == endpoints.RegionalSTSEndpoint || cfg.UseFIPSEndpoint == endpoints.FIPSEndpointStateEnabled
-	region, known := globalRegions[c.Partition]
+	region := globalRegions[c.Partition]
 	switch {
-	case c.Endpoint != "", c.Region == nil:
+	case c.Endpoint != "":
 		return cmp.Or(region, globalRegions["aws"]), nil
-	case regional, c.Partition != "" && !known: // in an unlisted partition only the node's region is usable
+	case regional, c.Partition != "" && region == "": // in an unlisted partition only the node's region is usable
 		return c.Region(ctx)
-	case known:
+	case region != "":
 		return region, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, partitionTimeout)
@@ -59,14 +60,10 @@ var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
 // would see the node's credentials.
 func newTransport(metadataURL string) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	var metadataHost string
-	if u, err := url.Parse(metadataURL); err == nil {
-		metadataHost = u.Hostname()
-	}
 	t.Proxy = func(r *http.Request) (*url.URL, error) {
-		host := r.URL.Hostname()
-		ip, err := netip.ParseAddr(host)
-		if host == metadataHost || err == nil && (ip.IsLinkLocalUnicast() || ip == ipv6Metadata) {
+		ip, _ := netip.ParseAddr(r.URL.Hostname())
+		isMetadata := metadataURL != "" && strings.HasPrefix(r.URL.String(), metadataURL)
+		if isMetadata || ip.IsLinkLocalUnicast() || ip == ipv6Metadata {
 			return nil, nil
 		}
 		return http.ProxyFromEnvironment(r)

@@ -66,13 +66,21 @@ func (c *Cache) finish(f *flight, creds *Credentials, failure *Error, now time.T
 	defer close(f.done)
 	e := f.entry
 	e.flight = nil
-	c.callEnded(f)
+	if f.caller != nil {
+		f.caller.calling = false
+	} else {
+		c.backgroundCalls--
+	}
 	if failure == nil {
 		c.store(f.assumption, e, creds, now)
 		return nil
 	}
 	c.storeError(f.assumption, e, failure, now)
-	c.observe(e.pod, failure, now)
+	// Each pod lowers the node's rate at most once in recovery. Otherwise a pod that changes its annotations
+	// all the time would keep the rate low for all pods: each change is a new assumption that may fail.
+	if (failure.Kind == Throttled || failure.Kind == Unavailable) && c.failures.Allow(e.pod, now) {
+		c.limiter.Observe(now, failure)
+	}
 	if failure.Kind != Denied && failure.Kind != Malformed && e.remaining(now) > 0 {
 		return nil
 	}

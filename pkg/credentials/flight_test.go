@@ -217,7 +217,7 @@ func TestSuccessForgetsFailures(t *testing.T) {
 func TestEndLogsNoFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		c := New(&fakeSTS{latency: time.Hour}, Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		c := newCache(&fakeSTS{latency: time.Hour}, Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
 		c.Hold("pod", assumption("a"))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -284,7 +284,7 @@ func TestWhoIsInAHurryLeavesItsSlot(t *testing.T) {
 
 func TestEndWaitsForNoToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := New(new(fakeSTS), Config{Log: slog.New(slog.DiscardHandler)})
+		c := newCache(new(fakeSTS), Config{Log: slog.New(slog.DiscardHandler)})
 		withoutBackgroundTokens(c)
 		for i := range 2 * maxBackgroundCalls {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
@@ -311,7 +311,7 @@ func (s *slowToEnd) AssumeRole(ctx context.Context, _ roles.Assumption) (*Creden
 func TestEndWaitsForFlights(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(slowToEnd)
-		c := New(sts, Config{Log: slog.New(slog.DiscardHandler)})
+		c := newCache(sts, Config{Log: slog.New(slog.DiscardHandler)})
 		c.Hold("pod", assumption("a"))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
@@ -48,9 +47,6 @@ func (c *Cache) Import(exported []byte) (int, error) {
 	if err := decoder.Decode(&all); err != nil {
 		// The text of the error may contain a part of the input, which is secret.
 		return 0, fmt.Errorf("credentials of another proxy: %T", err)
-	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return 0, fmt.Errorf("credentials of another proxy: more than one JSON value")
 	}
 	now := time.Now()
 	c.mu.Lock()

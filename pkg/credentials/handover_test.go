@@ -96,7 +96,7 @@ func TestInvalidImport(t *testing.T) {
 		if n, err := c.Import(exported); err != nil || n != 0 || mustGet(t, c, a) != newest {
 			t.Errorf("what was there gave way: %d, %v", n, err)
 		}
-		for _, wrong := range []string{"", "{", `{"Assumption":1}`, `[{"Document":"secret"}]`, `[{"secret":1}]`, `[{"Assumption":{"TransitiveTags":"secret"}}]`, `[]"secret"`, strings.Replace(string(exported), "[{", `["secret",{`, 1)} {
+		for _, wrong := range []string{"", "{", `{"Assumption":1}`, `[{"Document":"secret"}]`, `[{"secret":1}]`, `[{"Assumption":{"TransitiveTags":"secret"}}]`, strings.Replace(string(exported), "[{", `["secret",{`, 1)} {
 			n, err := running(t, new(fakeSTS), Config{}).Import([]byte(wrong))
 			if err == nil || n != 0 || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%q: %d, %v", wrong, n, err)

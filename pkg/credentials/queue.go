@@ -1,7 +1,6 @@
 package credentials
 
 import (
-	"maps"
 	"slices"
 	"time"
 
@@ -43,13 +42,6 @@ type requester struct {
 	calling bool    // a call for the pod is running
 }
 
-func newQueue(now time.Time) queue {
-	return queue{
-		limiter: NewLimiter(now), failures: ratelimit.NewKeyed[string](rate.Every(recovery), 1),
-		requesters: make(map[string]*requester),
-	}
-}
-
 // request queues the flight for the pod's clients, in place of the pod's former one. The mutex is held.
 func (c *Cache) request(pod string, f *flight) {
 	r := c.requesters[pod]
@@ -68,14 +60,6 @@ func (c *Cache) request(pod string, f *flight) {
 		c.dropUnused(former)
 	}
 	c.wakeUp()
-}
-
-// requestBackground queues the flight for the holders of its assumption. The mutex is held.
-func (c *Cache) requestBackground(f *flight) {
-	if f.queued && !f.inBackground {
-		f.inBackground = true
-		c.background = append(c.background, f)
-	}
 }
 
 // dropUnused drops a queued flight that no pod holds, unless a pod requests it and a client waits for it.
@@ -108,23 +92,13 @@ func (c *Cache) dequeue(f *flight) {
 	})
 }
 
-// dispatch takes all flights out of the queue whose calls may start now. It returns them, and how long
-// to wait until it must be called again. The mutex is held.
-func (c *Cache) dispatch(now time.Time) (flights []*flight, wait time.Duration) {
-	for {
-		f, wait := c.next(now)
-		if f == nil {
-			return flights, wait
-		}
-		c.dequeue(f)
-		flights = append(flights, f)
-	}
-}
-
-// next returns the next flight whose call may start now, or nil and how long to wait. Pods with waiting
-// clients go first.
+// next returns a queued flight whose call may start now, or nil and how long to wait for one. Pods with
+// waiting clients go first. The mutex is held.
 func (c *Cache) next(now time.Time) (*flight, time.Duration) {
-	wait := maxTokenWait
+	wait := idleLifetime
+	if len(c.roundRobin)+len(c.background) > 0 {
+		wait = maxTokenWait
+	}
 	if i := slices.IndexFunc(c.roundRobin, func(r *requester) bool { return !r.calling && r.calls.TokensAt(now) >= 1 }); i >= 0 {
 		r := c.roundRobin[i]
 		if wait = min(wait, c.limiter.Take(now, true)); wait <= 0 {
@@ -140,29 +114,4 @@ func (c *Cache) next(now time.Time) (*flight, time.Duration) {
 		}
 	}
 	return nil, wait
-}
-
-// callEnded frees the place of the flight's call. The mutex is held.
-func (c *Cache) callEnded(f *flight) {
-	if f.caller != nil {
-		f.caller.calling = false
-	} else {
-		c.backgroundCalls--
-	}
-}
-
-// observe lowers the node's rate of calls after a temporary failure, at most once in recovery for each
-// pod. Otherwise a pod that changes its annotations all the time would keep the rate low for all pods:
-// each change is a new assumption whose first call may fail. The mutex is held.
-func (c *Cache) observe(pod string, failure *Error, now time.Time) {
-	if (failure.Kind == Throttled || failure.Kind == Unavailable) && c.failures.Allow(pod, now) {
-		c.limiter.Observe(now, failure)
-	}
-}
-
-// removeIdleRequesters removes the pods that wait for nothing and whose bucket is full. The mutex is held.
-func (c *Cache) removeIdleRequesters(now time.Time) {
-	maps.DeleteFunc(c.requesters, func(_ string, r *requester) bool {
-		return r.flight == nil && !r.calling && r.calls.TokensAt(now) >= podBurst
-	})
 }

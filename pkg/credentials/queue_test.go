@@ -366,7 +366,7 @@ func TestDelayShrinksAsRateRecovers(t *testing.T) {
 
 func TestCloseAnswersQueuedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := New(new(fakeSTS), Config{Log: discard})
+		c := newCache(new(fakeSTS), Config{Log: discard})
 		withoutTokens(c, 1000)
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)

@@ -2,6 +2,7 @@ package credentials
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 )
@@ -12,20 +13,17 @@ func (c *Cache) Run(ctx context.Context) error {
 	var flights sync.WaitGroup
 	defer flights.Wait()
 	defer close(c.ended)
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-c.wake:
-		case <-timer.C:
-		}
 		calls, next := c.sweep(time.Now())
 		for _, f := range calls {
 			flights.Go(func() { c.fly(ctx, f) })
 		}
-		timer.Reset(next)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.wake:
+		case <-time.After(next):
+		}
 	}
 }
 
@@ -44,20 +42,27 @@ func (c *Cache) sweep(now time.Time) (calls []*flight, next time.Duration) {
 	defer c.mu.Unlock()
 	next = idleLifetime
 	for a, e := range c.entries {
-		isDue := !now.Before(e.renewAt)
 		switch {
-		case e.holders > 0 && isDue:
-			c.requestBackground(c.launch(a, e))
-		case e.holders > 0:
+		case e.holders > 0 && e.renewAt.After(now):
 			next = min(next, e.renewAt.Sub(now))
+		case e.holders > 0:
+			if f := c.launch(a, e); f.queued && !f.inBackground {
+				f.inBackground = true
+				c.background = append(c.background, f)
+			}
 		case e.flight == nil && !now.Before(e.idleUntil) && !now.Before(e.errUntil):
 			delete(c.entries, a)
 		}
 	}
-	c.removeIdleRequesters(now)
-	calls, wait := c.dispatch(now)
-	if len(c.roundRobin)+len(c.background) > 0 {
-		next = min(next, wait)
+	maps.DeleteFunc(c.requesters, func(_ string, r *requester) bool { // what a new one would be equal to
+		return r.flight == nil && !r.calling && r.calls.TokensAt(now) >= podBurst
+	})
+	for {
+		f, wait := c.next(now)
+		if f == nil {
+			return calls, min(next, wait)
+		}
+		c.dequeue(f)
+		calls = append(calls, f)
 	}
-	return calls, next
 }

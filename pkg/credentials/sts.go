@@ -45,9 +45,9 @@ type STSConfig struct {
 // environment, shared files, web identity, container, and the instance's role.
 type STS struct{ client *sts.STS }
 
-// NewSTS returns a client. ctx bounds how long c.Region may take.
-func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
-	cfg := request.WithRetryer(aws.NewConfig(), retryer{sdkclient.DefaultRetryer{NumMaxRetries: 1}}).
+// LoadSTS reads the SDK's configuration and returns a client. ctx bounds how long c.Region may take.
+func LoadSTS(ctx context.Context, c STSConfig) (*STS, error) {
+	cfg := request.WithRetryer(aws.NewConfig().WithEndpoint(c.Endpoint), retryer{sdkclient.DefaultRetryer{NumMaxRetries: 1}}).
 		WithHTTPClient(&http.Client{Transport: newTransport(c.MetadataURL), Timeout: 10 * time.Second}).
 		WithCredentialsChainVerboseErrors(true) // errors include the metadata service's answer
 	if c.Regional {
@@ -55,9 +55,6 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	}
 	if c.FIPS {
 		cfg.UseFIPSEndpoint = endpoints.FIPSEndpointStateEnabled
-	}
-	if c.Endpoint != "" {
-		cfg.WithEndpoint(c.Endpoint)
 	}
 	sess, err := session.NewSessionWithOptions(session.Options{
 		Config:            *cfg,
@@ -74,9 +71,7 @@ func NewSTS(ctx context.Context, c STSConfig) (*STS, error) {
 		}
 		sess.Config.Region = aws.String(region)
 	}
-	if c.UserAgent != "" {
-		sess.Handlers.Build.PushBack(request.MakeAddToUserAgentFreeFormHandler(c.UserAgent))
-	}
+	sess.Handlers.Build.PushBack(request.MakeAddToUserAgentFreeFormHandler(c.UserAgent))
 	client := sts.New(sess)
 	if c.IntermediateRole != "" {
 		client = sts.New(sess, aws.NewConfig().WithCredentials(sdk.NewCredentials(&intermediateRole{stscreds.AssumeRoleProvider{

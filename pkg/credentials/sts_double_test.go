@@ -3,7 +3,6 @@ package credentials
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -76,11 +75,29 @@ func assumption(role string) roles.Assumption {
 	return roles.Assumption{RoleARN: "arn:aws:iam::123456789012:role/" + role, SessionName: "ns.pod", Duration: time.Hour}
 }
 
-// running is a cache whose Run lasts as long as the test.
+type discardObserver struct{}
+
+func (discardObserver) Assumed(string, time.Duration) {}
+func (discardObserver) Asked(bool)                    {}
+
+// newCache returns a cache whose Run the test starts. The fields of c are optional.
+func newCache(sts Assumer, c Config) *Cache {
+	if c.Log == nil {
+		c.Log = discard
+	}
+	if c.Observer == nil {
+		c.Observer = discardObserver{}
+	}
+	if c.Failed == nil {
+		c.Failed = func(string, roles.Assumption, *Error) {}
+	}
+	return New(sts, c)
+}
+
+// running returns a cache whose Run lasts as long as the test.
 func running(t *testing.T, sts Assumer, c Config) *Cache {
 	t.Helper()
-	c.Log = slog.New(slog.DiscardHandler)
-	cache := New(sts, c)
+	cache := newCache(sts, c)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- cache.Run(ctx) }()

@@ -47,7 +47,7 @@ func cloud(t *testing.T) *sts.Server {
 
 func client(t *testing.T, c STSConfig) *STS {
 	t.Helper()
-	s, err := NewSTS(t.Context(), c)
+	s, err := LoadSTS(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,20 +307,20 @@ func TestRegionThatNobodyTells(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		s, err := NewSTS(t.Context(), STSConfig{Region: unknown("")})
+		s, err := LoadSTS(t.Context(), STSConfig{Region: unknown("")})
 		if err != nil || s.Endpoint() != "https://sts.amazonaws.com" || time.Since(start) != partitionTimeout {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
-		if s, err = NewSTS(t.Context(), STSConfig{Region: unknown("cn-northwest-1")}); err != nil || s.Endpoint() != "https://sts.cn-northwest-1.amazonaws.com.cn" {
+		if s, err = LoadSTS(t.Context(), STSConfig{Region: unknown("cn-northwest-1")}); err != nil || s.Endpoint() != "https://sts.cn-northwest-1.amazonaws.com.cn" {
 			t.Errorf("roles of no known partition on a node in China: %v", err)
 		}
-		if s, err = NewSTS(t.Context(), STSConfig{Partition: "aws-iso", Region: unknown("us-iso-east-1")}); err != nil || s.Endpoint() != "https://sts.us-iso-east-1.c2s.ic.gov" {
+		if s, err = LoadSTS(t.Context(), STSConfig{Partition: "aws-iso", Region: unknown("us-iso-east-1")}); err != nil || s.Endpoint() != "https://sts.us-iso-east-1.c2s.ic.gov" {
 			t.Errorf("a partition whose regions are not known here: %v", err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		// Which endpoint a regional one is nobody can guess.
-		if _, err = NewSTS(ctx, STSConfig{Regional: true, Region: unknown("")}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err = LoadSTS(ctx, STSConfig{Regional: true, Region: unknown("")}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("regional: %v", err)
 		}
 	})

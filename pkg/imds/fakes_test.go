@@ -24,6 +24,12 @@ func (oneCredentials) AssumeRole(context.Context, roles.Assumption) (*credential
 		Obtained: time.Now(), Expiration: time.Now().Add(time.Hour)}, nil
 }
 
+// noObserver is a credentials.Observer that observes nothing.
+type noObserver struct{}
+
+func (noObserver) Assumed(string, time.Duration) {}
+func (noObserver) Asked(bool)                    {}
+
 // anyHolder is a Holder that does not know who holds an address.
 func anyHolder(netip.Addr) string { return "" }
 

@@ -88,7 +88,7 @@ func serve(t *testing.T, b *fakeCaller, with ...func(*Config)) *service {
 
 func document(t testing.TB) *credentials.Document {
 	t.Helper()
-	cache := credentials.New(oneCredentials{}, credentials.Config{Log: slog.New(slog.DiscardHandler)})
+	cache := credentials.New(oneCredentials{}, credentials.Config{Log: slog.New(slog.DiscardHandler), Observer: noObserver{}})
 	go cache.Run(t.Context())
 	d, err := cache.Get(t.Context(), "pod", assumption)
 	if err != nil {
