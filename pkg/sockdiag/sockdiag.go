@@ -8,9 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"syscall"
-	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,16 +41,17 @@ const unsentStates = 1<<1 | 1<<4 | 1<<8 | 1<<9 | 1<<11
 // ErrUnsupported if the kernel lacks the interface. A kernel without CONFIG_INET_DIAG_DESTROY
 // reports that only if there is a socket to destroy.
 func Destroy(ports []uint16, peers []netip.Addr) (wait func() (destroyed int, err error)) {
-	d, err := open() // not in the goroutine: the socket belongs to the namespace of the calling thread
+	// Not in the goroutine: the connection belongs to the namespace of the calling thread.
+	conn, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
 	if err != nil {
-		return func() (int, error) { return 0, err }
+		return func() (int, error) { return 0, unsupported(err) }
 	}
 	var destroyed int
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer d.close()
-		destroyed, err = d.destroyPeers(ports, peers)
+		defer conn.Close()
+		destroyed, err = destroyAll(conn, ports, peers)
 	}()
 	return func() (int, error) {
 		<-done
@@ -59,21 +59,38 @@ func Destroy(ports []uint16, peers []netip.Addr) (wait func() (destroyed int, er
 	}
 }
 
-func (d *diag) destroyPeers(ports []uint16, peers []netip.Addr) (destroyed int, err error) {
+// maxPeers bounds the length of a filter.
+const maxPeers = 64
+
+func destroyAll(conn *netlink.Conn, ports []uint16, peers []netip.Addr) (destroyed int, err error) {
 	for _, port := range ports {
 		for some := range slices.Chunk(peers, maxPeers) {
-			n, err := d.destroyAll(port, some)
+			n, err := destroyConnections(conn, port, some)
 			destroyed += n
 			if err != nil {
-				return destroyed, fmt.Errorf("sockets of port %d to %v: %w", port, some, err)
+				return destroyed, fmt.Errorf("sockets of port %d to %v: %w", port, some, unsupported(err))
 			}
 		}
 	}
 	return destroyed, nil
 }
 
-// maxPeers bounds the length of a filter.
-const maxPeers = 64
+// destroyConnections destroys the sockets with this local port and one of the peers.
+func destroyConnections(conn *netlink.Conn, port uint16, peers []netip.Addr) (destroyed int, err error) {
+	sockets, err := dump(conn, port, peers)
+	if err != nil {
+		return 0, err
+	}
+	for _, s := range sockets {
+		switch err := destroy(conn, s); {
+		case err == nil:
+			destroyed++
+		case !errors.Is(err, unix.ENOENT): // ENOENT: it has ended since the dump
+			return destroyed, err
+		}
+	}
+	return destroyed, nil
+}
 
 // socket identifies a socket by its family and its struct inet_diag_sockid, which ends with a
 // unique cookie.
@@ -82,72 +99,40 @@ type socket struct {
 	id     [48]byte
 }
 
-// diag is a netlink socket of NETLINK_SOCK_DIAG.
-type diag struct {
-	fd     int
-	seq    uint32
-	buffer []byte
-}
-
-func open() (*diag, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		return nil, unsupported(err)
-	}
-	d := &diag{fd: fd, buffer: make([]byte, 64<<10)} // a dump's messages have at most 32 KiB
-	patience := unix.NsecToTimeval(int64(5 * time.Second))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		d.close()
-		return nil, err
-	}
-	return d, nil
-}
-
-func (d *diag) close() { unix.Close(d.fd) }
-
-// destroyAll destroys the sockets with this local port and one of the peers.
-func (d *diag) destroyAll(port uint16, peers []netip.Addr) (destroyed int, err error) {
-	sockets, err := d.dump(port, peers)
-	if err != nil {
-		return 0, unsupported(err)
-	}
-	for _, s := range sockets {
-		switch err := d.destroy(s); {
-		case err == nil:
-			destroyed++
-		case !errors.Is(err, unix.ENOENT): // ENOENT: it has ended since the dump
-			return destroyed, unsupported(err)
-		}
-	}
-	return destroyed, nil
-}
-
 // dump returns the sockets with this local port and one of the peers. It uses the older request
 // (struct inet_diag_req), which returns all families (inet_diag_dump_compat in
 // net/ipv4/inet_diag.c). With SOCK_DIAG_BY_FAMILY, IPv4 would need two dumps: the sockets of a
 // dual-stack listener are AF_INET6 with IPv4-mapped addresses.
-func (d *diag) dump(port uint16, peers []netip.Addr) (sockets []socket, err error) {
-	request := make([]byte, 4, 60)
-	request = binary.BigEndian.AppendUint16(request, port) // idiag_sport; the rest of the socket's identity is no filter
-	request = append(request, make([]byte, 46)...)
-	request = binary.NativeEndian.AppendUint32(request, unsentStates)
-	request = binary.NativeEndian.AppendUint32(request, 0)
-	err = d.ask(getSocket, unix.NLM_F_DUMP, append(request, attribute(bytecode, hasPeer(peers))...), func(data []byte) {
-		if s := (socket{}); len(data) >= 4+len(s.id) { // struct inet_diag_msg
-			s.family = data[0]
-			copy(s.id[:], data[4:])
+func dump(conn *netlink.Conn, port uint16, peers []netip.Addr) (sockets []socket, err error) {
+	filter, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: bytecode, Data: hasPeer(peers)}})
+	if err != nil {
+		return nil, err
+	}
+	request := make([]byte, 60)
+	binary.BigEndian.PutUint16(request[4:], port) // idiag_sport; the rest of the socket's identity is no filter
+	binary.NativeEndian.PutUint32(request[52:], unsentStates)
+	messages, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: getSocket, Flags: netlink.Request | netlink.Dump}, Data: append(request, filter...),
+	})
+	for _, m := range messages {
+		if s := (socket{}); len(m.Data) >= 4+len(s.id) { // struct inet_diag_msg
+			s.family = m.Data[0]
+			copy(s.id[:], m.Data[4:])
 			sockets = append(sockets, s)
 		}
-	})
+	}
 	return sockets, err
 }
 
 // destroy destroys a socket by a struct inet_diag_req_v2. It needs CAP_NET_ADMIN. The kernel finds
 // sockets with IPv4-mapped addresses by the family AF_INET6, as in the dump
 // (inet_diag_find_one_icsk).
-func (d *diag) destroy(s socket) error {
+func destroy(conn *netlink.Conn, s socket) error {
 	request := []byte{s.family, unix.IPPROTO_TCP, 0, 0, 0, 0, 0, 0}
-	return d.ask(unix.SOCK_DESTROY, unix.NLM_F_ACK, append(request, s.id[:]...), func([]byte) {})
+	_, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.SOCK_DESTROY, Flags: netlink.Request | netlink.Acknowledge}, Data: append(request, s.id[:]...),
+	})
+	return err
 }
 
 // hasPeer returns a filter that accepts sockets with one of the peers: a condition for each peer,
@@ -178,52 +163,6 @@ func hasPeer(peers []netip.Addr) (filter []byte) {
 // op returns a struct inet_diag_bc_op.
 func op(code uint8, met, unmet int) []byte {
 	return binary.NativeEndian.AppendUint16([]byte{code, uint8(met)}, uint16(unmet))
-}
-
-func attribute(kind uint16, data []byte) []byte {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(data)))
-	return append(binary.NativeEndian.AppendUint16(b, kind), data...)
-}
-
-// ask sends a request and reads the complete answer.
-func (d *diag) ask(kind uint16, flags int, request []byte, each func(data []byte)) error {
-	d.seq++
-	b := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(request)))
-	b = binary.NativeEndian.AppendUint16(b, kind)
-	b = binary.NativeEndian.AppendUint16(b, uint16(unix.NLM_F_REQUEST|flags))
-	b = binary.NativeEndian.AppendUint32(b, d.seq)
-	b = binary.NativeEndian.AppendUint32(b, 0)
-	if err := unix.Sendto(d.fd, append(b, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	for {
-		n, _, err := unix.Recvfrom(d.fd, d.buffer, 0)
-		if err == unix.EINTR { // also with SA_RESTART, because the socket has a timeout (signal(7))
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		messages, err := syscall.ParseNetlinkMessage(d.buffer[:n])
-		if err != nil {
-			return err
-		}
-		for _, m := range messages {
-			switch {
-			case m.Header.Seq != d.seq:
-			case m.Header.Type == unix.NLMSG_ERROR, m.Header.Type == unix.NLMSG_DONE:
-				if len(m.Data) < 4 {
-					return nil
-				}
-				if errno := -int32(binary.NativeEndian.Uint32(m.Data)); errno > 0 {
-					return unix.Errno(errno)
-				}
-				return nil
-			default:
-				each(m.Data)
-			}
-		}
-	}
 }
 
 // unsupported wraps the errors of kernels without sock_diag (EPROTONOSUPPORT), its part for TCP

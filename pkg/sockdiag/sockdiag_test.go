@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
@@ -22,7 +23,8 @@ import (
 
 func TestMain(m *testing.M) { netnstest.Main(m) }
 
-// network is a host and a peer with two addresses of each family. The test runs in the host's namespace.
+// network is a host and a peer with two addresses of each family. The test runs in the host's
+// namespace.
 type network struct {
 	*testing.T
 	peer *netnstest.Netns
@@ -46,7 +48,8 @@ func (n *network) must(err error) {
 	}
 }
 
-// dropInput has the peer receive no packet from now on. Packets that it sends still arrive.
+// dropInput drops every packet that arrives at the peer from now on. Packets that it sends still
+// arrive at the host.
 func (n *network) dropInput() {
 	n.peer.Run("nft add table inet t && nft 'add chain inet t input { type filter hook input priority 0; policy drop; }'")
 }
@@ -81,7 +84,8 @@ func (n *network) dial(from netip.Addr, port uint16) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// sockets are the host's TCP sockets that have a peer, by the kernel's own tables: "port peer state" each, sorted.
+// sockets returns the host's TCP sockets that have a peer, from the kernel's own tables, sorted. The
+// form is "port peer state".
 func (n *network) sockets() (all []string) {
 	n.Helper()
 	for _, file := range []string{"tcp", "tcp6"} {
@@ -105,18 +109,19 @@ func (n *network) sockets() (all []string) {
 	return all
 }
 
-// eventually waits until done.
+// eventually waits until done returns true.
 func (n *network) eventually(what string, done func() bool) {
 	n.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			n.Fatalf("%s: not in time; sockets %q", what, n.sockets())
+			n.Fatalf("%s: timed out; sockets %q", what, n.sockets())
 		}
 	}
 }
 
-// unsent makes one socket of the listener to the peer for each state that can hold unsent data. The returned function, to be
-// called after dropInput, brings them to these states, with unsent data, and returns those that are still open.
+// unsent makes one socket of the listener to the peer for each state that can hold unsent data. The
+// returned function brings them to these states, with unsent data, and returns those that are still
+// open. The caller calls dropInput first.
 func (n *network) unsent(l *net.TCPListener, peer netip.Addr) (complete func() (open []net.Conn)) {
 	n.Helper()
 	port := uint16(l.Addr().(*net.TCPAddr).Port)
@@ -152,7 +157,7 @@ func (n *network) unsent(l *net.TCPListener, peer netip.Addr) (complete func() (
 	}
 }
 
-// unsentSockets are what unsent leaves, as sockets has them.
+// unsentSockets returns what unsent leaves, in the form of sockets, with one in the backlog.
 func unsentSockets(port uint16, peer netip.Addr) (all []string) {
 	for _, state := range []string{"01", "01", "04", "08", "09", "0B"} {
 		all = append(all, fmt.Sprintf("%04X %s %s", port, peer, state))
@@ -160,8 +165,9 @@ func unsentSockets(port uint16, peer netip.Addr) (all []string) {
 	return all
 }
 
-// TestDestroy destroys what has one port and one peer in every state that can hold unsent data, and nothing else: sockets of
-// dual-stack and of IPv4 listeners, with a process and without.
+// TestDestroy destroys the sockets with one port and one peer in every state that can hold unsent
+// data, and no other socket. The sockets belong to dual-stack and to IPv4 listeners. Some are open
+// in a process, some not.
 func TestDestroy(t *testing.T) {
 	for _, tc := range []struct{ network, peer, other string }{
 		{"tcp", "10.1.0.5", "10.1.0.6"}, // IPv4 addresses of IPv6 sockets
@@ -186,7 +192,7 @@ func TestDestroy(t *testing.T) {
 			n.eventually("every state", func() bool { return slices.Equal(all, n.sockets()) })
 
 			peers := slices.Repeat([]netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}, maxPeers)
-			peers = slices.Insert(peers, maxPeers+1, peer) // in the midst of the second filter
+			peers = slices.Insert(peers, maxPeers+1, peer) // in the middle of the second filter
 			destroyed, err := Destroy([]uint16{8180, 8181}, peers)()
 			if destroyed != 6 || err != nil {
 				t.Errorf("destroyed %d sockets, want 6; %v", destroyed, err)
@@ -196,7 +202,7 @@ func TestDestroy(t *testing.T) {
 			}
 			for _, c := range open {
 				if _, err := io.WriteString(c, "more"); err == nil {
-					t.Error("a destroyed socket takes data")
+					t.Error("a write to a destroyed socket succeeds")
 				}
 			}
 			if destroyed, err := Destroy([]uint16{8181}, []netip.Addr{peer})(); destroyed != 0 || err != nil {
@@ -206,7 +212,7 @@ func TestDestroy(t *testing.T) {
 	}
 }
 
-// TestDestroyMany destroys more sockets than one message of the kernel's shows.
+// TestDestroyMany destroys more sockets than fit into one message of the kernel.
 func TestDestroyMany(t *testing.T) {
 	n := newNetwork(t)
 	peer := netip.MustParseAddr("10.1.0.5")
@@ -226,8 +232,8 @@ func TestDestroyMany(t *testing.T) {
 	}
 }
 
-// TestDestroyRefused has a thread without CAP_NET_ADMIN destroy.
-func TestDestroyRefused(t *testing.T) {
+// TestDestroyWithoutCapability destroys as a thread without CAP_NET_ADMIN.
+func TestDestroyWithoutCapability(t *testing.T) {
 	n := newNetwork(t)
 	peer := netip.MustParseAddr("10.1.0.5")
 	l := n.listen("tcp", ":8181")
@@ -240,17 +246,17 @@ func TestDestroyRefused(t *testing.T) {
 	n.must(unix.Capget(&header, &before[0]))
 	none[0].Permitted, none[1].Permitted = before[0].Permitted, before[1].Permitted
 	n.must(unix.Capset(&header, &none[0]))
-	d, err := open()
+	conn, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
 	n.must(err)
-	defer d.close()
-	destroyed, err := d.destroyPeers([]uint16{8181}, []netip.Addr{peer}) // by this thread, which is the one without it
+	defer conn.Close()
+	destroyed, err := destroyAll(conn, []uint16{8181}, []netip.Addr{peer}) // not Destroy, whose goroutine has another thread
 	n.must(unix.Capset(&header, &before[0]))
 	if destroyed != 0 || !errors.Is(err, ErrUnsupported) || !errors.Is(err, unix.EPERM) {
 		t.Errorf("destroyed %d, %v, want an error that wraps ErrUnsupported and EPERM", destroyed, err)
 	}
 }
 
-// TestUnsupported holds which of the kernel's errors mean that it cannot do it at all.
+// TestUnsupported lists the errors of kernels that cannot destroy sockets at all.
 func TestUnsupported(t *testing.T) {
 	for errno, want := range map[unix.Errno]bool{
 		unix.EPROTONOSUPPORT: true, unix.ENOENT: true, unix.EOPNOTSUPP: true, unix.EPERM: true, unix.EACCES: true,
