@@ -135,7 +135,7 @@ func (n *Node) backend(ctx context.Context, link *hostlink.Link, datapath attach
 		return backend, nil
 	}
 	for _, redirect := range redirects {
-		if family := ipfamily.Of(redirect.Source); !link.BridgeNF.Has(family) {
+		if family := ipfamily.Of(redirect.Source); !link.BridgeNF[family] {
 			return "", wrap(KindBridge, fmt.Errorf("%s is a port of the bridge %s, and bridge-nf is off for %s: iptables does not see the port", link.Name, link.Bridge, family))
 		}
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// flood gives an interface of the pod n addresses, of the network 2001:db8::/32 or 10.0.0.0/8.
+// flood adds count addresses of 2001:db8::/32 or 10.0.0.0/8 to an interface of the pod.
 func (n *node) flood(ifName string, family, count int) {
 	n.Helper()
 	link, err := n.inPod.LinkByName(ifName)
@@ -26,7 +26,8 @@ func (n *node) flood(ifName string, family, count int) {
 	}
 }
 
-// TestAddressesAreBounded has a pod give its interface, or another one, more addresses than are read.
+// TestAddressesAreBounded adds many addresses to a pod's interface, or to another one of the pod.
+// The error is ErrAddresses if the interface itself has more than maxAddresses.
 func TestAddressesAreBounded(t *testing.T) {
 	const many = 5000
 	own := []string{"10.1.0.5/24", "fd00:1::5/64"}
@@ -38,14 +39,14 @@ func TestAddressesAreBounded(t *testing.T) {
 		err           error
 		whole         bool
 	}{
-		"its own IPv4":                  {ifName: "eth0", family: 4, extra: many, err: ErrAddresses},
-		"its own IPv6":                  {ifName: "eth0", family: 6, extra: many, err: ErrAddresses},
-		"another interface's IPv4":      {ifName: "net1", family: 4, extra: many, want: want},
-		"another interface's IPv6":      {ifName: "net1", family: 6, extra: many, want: want},
-		"as many as are read":           {ifName: "eth0", family: 4, extra: maxAddresses - len(own), whole: true},
-		"one more than are read":        {ifName: "eth0", family: 4, extra: maxAddresses - len(own) + 1, err: ErrAddresses},
-		"as many as are read, of IPv6":  {ifName: "eth0", family: 6, extra: maxAddresses - len(own), whole: true},
-		"one more than is read of IPv6": {ifName: "eth0", family: 6, extra: maxAddresses - len(own) + 1, err: ErrAddresses},
+		"its own IPv4":             {ifName: "eth0", family: 4, extra: many, err: ErrAddresses},
+		"its own IPv6":             {ifName: "eth0", family: 6, extra: many, err: ErrAddresses},
+		"another interface's IPv4": {ifName: "net1", family: 4, extra: many, want: want},
+		"another interface's IPv6": {ifName: "net1", family: 6, extra: many, want: want},
+		"maxAddresses of IPv4":     {ifName: "eth0", family: 4, extra: maxAddresses - len(own), whole: true},
+		"one more of IPv4":         {ifName: "eth0", family: 4, extra: maxAddresses - len(own) + 1, err: ErrAddresses},
+		"maxAddresses of IPv6":     {ifName: "eth0", family: 6, extra: maxAddresses - len(own), whole: true},
+		"one more of IPv6":         {ifName: "eth0", family: 6, extra: maxAddresses - len(own) + 1, err: ErrAddresses},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
@@ -22,8 +23,8 @@ type Link struct {
 	// Bridge is the bridge that the host side is a port of. Without one, the pod's packets enter
 	// the host's IP layer by the link itself.
 	Bridge string
-	// BridgeNF says whether iptables sees the bridge's packets.
-	BridgeNF BridgeNF
+	// BridgeNF has the families for which iptables sees the bridge's packets.
+	BridgeNF map[ipfamily.Family]bool
 	// IsFiltered says that a filter sees the link's packets before netfilter and can bypass it.
 	IsFiltered bool
 	// IPs are the addresses of the pod's side that other machines can dial, in the kernel's order.
@@ -65,129 +66,131 @@ func (e *UnsupportedError) Error() string { return fmt.Sprintf("interface %s: %s
 // proves nothing: a macvlan has one, too, that of the uplink. So both sides must be veths, or both
 // of a netkit, and refer to each other by index and by the namespace of that index.
 func Find(netnsPath, ifName string) (*Link, error) {
-	pod, err := podnetns.Open(netnsPath)
+	pod, podSide, ips, err := openInterface(netnsPath, ifName)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNetns, err)
+		return nil, err
 	}
 	defer pod.Close()
-	podLinks, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
+	link := &Link{IPs: ips}
+	reason, err := link.findHostSide(pod, podSide)
 	if err != nil {
-		return nil, fmt.Errorf("%w %q: %w", ErrNetns, netnsPath, err)
+		return nil, fmt.Errorf("host side of %s in %s: %w", ifName, netnsPath, err)
 	}
-	defer podLinks.Close()
-	hostLinks, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, err
+	if reason == "" {
+		return link, nil
 	}
-	defer hostLinks.Close()
-
-	podSide, err := podLinks.LinkByName(ifName)
-	if isNotFound(err) {
-		return nil, fmt.Errorf("%w: %s in %s", ErrNoInterface, ifName, netnsPath)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("interface %s in %s: %w", ifName, netnsPath, err)
-	}
-	ips, err := addresses(pod, podSide.Attrs().Index)
-	if err != nil {
-		return nil, fmt.Errorf("addresses of %s in %s: %w", ifName, netnsPath, err)
-	}
-	link, err := findHostSide(hostLinks, pod, podSide)
-	if unsupported, ok := errors.AsType[*UnsupportedError](err); ok {
-		unsupported.IPs = ips
-	}
-	if err != nil {
-		return nil, err
-	}
-	link.IPs = ips
-	return link, nil
-}
-
-func findHostSide(host *netlink.Handle, pod netns.NsHandle, podSide netlink.Link) (*Link, error) {
-	hostSide, err := findPeer(host, pod, podSide)
-	if err != nil {
-		return nil, err
-	}
-	link := &Link{Name: hostSide.Attrs().Name, Index: hostSide.Attrs().Index}
-	if link.IsFiltered, err = isFiltered(host, hostSide); err != nil {
-		return nil, err
-	}
-	if index := hostSide.Attrs().MasterIndex; index != 0 {
-		master, err := host.LinkByIndex(index)
-		if err != nil {
-			return nil, fmt.Errorf("master of %s: %w", link.Name, err)
-		}
-		if err := link.setMaster(master, podSide); err != nil {
-			return nil, err
-		}
-	}
-	return link, nil
-}
-
-func newUnsupportedError(podSide netlink.Link, reason string) *UnsupportedError {
 	kind := podSide.Type()
 	if podSide.Attrs().Flags&net.FlagLoopback != 0 {
 		kind = kindLoopback
 	}
-	return &UnsupportedError{IfName: podSide.Attrs().Name, Reason: reason, Kind: kind}
+	return nil, &UnsupportedError{IfName: ifName, Reason: reason, Kind: kind, IPs: ips, HostLink: link.Name, HostIndex: link.Index}
 }
 
-// findPeer returns the other side of the pod's veth or netkit pair. A netkit device delivers what
-// one side sends to the other side's receive path, where the host's rules see it, unless a BPF
-// program on the pair redirects it. The primary side manages these programs, so it must be the
-// host's (drivers/net/netkit.c).
-func findPeer(host *netlink.Handle, pod netns.NsHandle, podSide netlink.Link) (netlink.Link, error) {
-	name := podSide.Attrs().Name
+// openInterface returns the namespace at netnsPath, which the caller closes, and its interface
+// ifName with the addresses.
+func openInterface(netnsPath, ifName string) (pod netns.NsHandle, podSide netlink.Link, ips []netip.Addr, err error) {
+	pod, err = podnetns.Open(netnsPath)
+	if err != nil {
+		return pod, nil, nil, fmt.Errorf("%w: %w", ErrNetns, err)
+	}
+	defer func() {
+		if err != nil {
+			pod.Close()
+		}
+	}()
+	h, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
+	if err != nil {
+		return pod, nil, nil, fmt.Errorf("%s: %w", netnsPath, err)
+	}
+	defer h.Close()
+	podSide, err = h.LinkByName(ifName)
+	if isNotFound(err) {
+		return pod, nil, nil, fmt.Errorf("%w: %s in %s", ErrNoInterface, ifName, netnsPath)
+	}
+	if err == nil {
+		ips, err = addresses(pod, podSide.Attrs().Index)
+	}
+	if err != nil {
+		return pod, nil, nil, fmt.Errorf("interface %s in %s: %w", ifName, netnsPath, err)
+	}
+	return pod, podSide, ips, nil
+}
+
+// findHostSide completes the link, or returns the reason why the host's rules cannot match the
+// pod's packets.
+func (l *Link) findHostSide(pod netns.NsHandle, podSide netlink.Link) (reason string, err error) {
 	kind := podSide.Type()
 	if kind != "veth" && kind != "netkit" {
-		return nil, newUnsupportedError(podSide, fmt.Sprintf("it is a %s and no veth, so its packets pass by the host's rules", kind))
+		return fmt.Sprintf("a %s is no veth: its packets do not pass the host's rules", kind), nil
 	}
-	errElsewhere := newUnsupportedError(podSide, fmt.Sprintf("its %s does not lead to this namespace of the host", kind))
-	podID, err := host.GetNetNsIdByFd(int(pod))
+	host, err := findPeer(pod, podSide)
+	switch {
+	case err != nil:
+		return "", err
+	case host == nil:
+		return fmt.Sprintf("its %s does not lead to this namespace of the host", kind), nil
+	case !isPrimary(host):
+		return "its netkit's primary side is the pod's, which manages the programs that its packets pass", nil
+	}
+	l.Name, l.Index = host.Attrs().Name, host.Attrs().Index
+	if index := host.Attrs().MasterIndex; index != 0 {
+		master, err := netlink.LinkByIndex(index)
+		if err != nil {
+			return "", fmt.Errorf("master of %s: %w", l.Name, err)
+		}
+		if reason := l.setMaster(master); reason != "" {
+			return reason, nil
+		}
+		if l.BridgeNF, err = bridgeNF(); err != nil {
+			return "", err
+		}
+	}
+	l.IsFiltered, err = isFiltered(host)
+	return "", err
+}
+
+// setMaster describes a host side that has a master, which receives its packets before the IP
+// layer. It returns a reason unless the master is a bridge.
+func (l *Link) setMaster(master netlink.Link) (reason string) {
+	if kind := master.Type(); kind != "bridge" {
+		return fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge: its packets do not pass the host's rules",
+			l.Name, master.Attrs().Name, kind)
+	}
+	l.Bridge = master.Attrs().Name
+	return ""
+}
+
+// findPeer returns the other side of the pod's veth or netkit pair, or nil if it is not in this
+// namespace. A netkit device delivers what one side sends to the other side's receive path, where
+// the host's rules see it, unless a BPF program on the pair redirects it.
+func findPeer(pod netns.NsHandle, podSide netlink.Link) (netlink.Link, error) {
+	podID, err := netlink.GetNetNsIdByFd(int(pod))
 	if err != nil {
-		return nil, fmt.Errorf("the host's ID of the namespace of %s: %w", name, err)
+		return nil, fmt.Errorf("the host's ID of the namespace: %w", err)
 	}
 	if podID < 0 {
 		// The kernel assigns an ID to each namespace that a link of this one leads to.
-		return nil, errElsewhere
+		return nil, nil
 	}
-	hostSide, err := host.LinkByIndex(podSide.Attrs().ParentIndex)
+	hostSide, err := netlink.LinkByIndex(podSide.Attrs().ParentIndex)
 	if isNotFound(err) {
-		return nil, errElsewhere
+		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("peer of %s: %w", name, err)
+		return nil, fmt.Errorf("peer: %w", err)
 	}
 	attrs := hostSide.Attrs()
-	if hostSide.Type() != kind || attrs.ParentIndex != podSide.Attrs().Index || attrs.NetNsID != podID {
-		return nil, errElsewhere
-	}
-	if !isPrimary(hostSide) {
-		return nil, newUnsupportedError(podSide, "its netkit's primary side is the pod's, which manages the programs that its packets pass")
+	if hostSide.Type() != podSide.Type() || attrs.ParentIndex != podSide.Attrs().Index || attrs.NetNsID != podID {
+		return nil, nil
 	}
 	return hostSide, nil
 }
 
-// isPrimary returns true for a veth, whose sides are equal.
+// isPrimary reports whether a host side manages the programs of its pair (drivers/net/netkit.c). It
+// returns true for a veth, whose sides are equal.
 func isPrimary(link netlink.Link) bool {
 	netkit, ok := link.(*netlink.Netkit)
 	return !ok || netkit.IsPrimary()
-}
-
-// setMaster describes a host side that has a master, which receives its packets before the IP
-// layer.
-func (l *Link) setMaster(master, podSide netlink.Link) (err error) {
-	if kind := master.Type(); kind != "bridge" {
-		err := newUnsupportedError(podSide, fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge, so its packets pass by the host's rules",
-			l.Name, master.Attrs().Name, kind))
-		err.HostLink, err.HostIndex = l.Name, l.Index
-		return err
-	}
-	l.Bridge = master.Attrs().Name
-	if l.BridgeNF, err = bridgeNF(master.Attrs().Index); err != nil {
-		return fmt.Errorf("bridge %s: %w", l.Bridge, err)
-	}
-	return nil
 }
 
 func isNotFound(err error) bool {

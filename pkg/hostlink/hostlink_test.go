@@ -94,30 +94,22 @@ func TestFind(t *testing.T) {
 			want: Link{Name: "veth0"},
 		},
 		"bridged": {
-			build: func(n *node) netlink.Link { return n.port("1", "1", nil) },
-			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: BridgeNF{IPv4: true, IPv6: true}},
+			build: func(n *node) netlink.Link { return n.port("1", "1") },
+			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: map[ipfamily.Family]bool{ipfamily.IPv4: true, ipfamily.IPv6: true}},
 		},
 		"bridged, bridge-nf off": {
-			build: func(n *node) netlink.Link { return n.port("0", "0", nil) },
-			want:  Link{Name: "veth0", Bridge: "br0"},
+			build: func(n *node) netlink.Link { return n.port("0", "0") },
+			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: map[ipfamily.Family]bool{ipfamily.IPv4: false, ipfamily.IPv6: false}},
 		},
 		"bridged, bridge-nf for IPv4 only": {
-			build: func(n *node) netlink.Link { return n.port("1", "0", nil) },
-			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: BridgeNF{IPv4: true}},
-		},
-		"bridged, the bridge's own switch for IPv4": {
-			build: func(n *node) netlink.Link { return n.port("0", "0", bridgeNFAttr(ipv4Switch)) },
-			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: BridgeNF{IPv4: true}},
-		},
-		"bridged, the bridge's own switch for IPv6": {
-			build: func(n *node) netlink.Link { return n.port("0", "0", bridgeNFAttr(ipv6Switch)) },
-			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: BridgeNF{IPv6: true}},
+			build: func(n *node) netlink.Link { return n.port("1", "0") },
+			want:  Link{Name: "veth0", Bridge: "br0", BridgeNF: map[ipfamily.Family]bool{ipfamily.IPv4: true, ipfamily.IPv6: false}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
 			tc.want.Index = tc.build(n).Attrs().Index
-			// A user namespace may not list programs: a link counts as filtered if they are unknown.
+			// In a user namespace programs cannot be listed, and a link then counts as filtered.
 			tc.want.IsFiltered = netnstest.InUserNamespace()
 			got, err := Find(n.pod.Path(), "eth0")
 			n.must(err)
@@ -128,16 +120,13 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// port makes the pod's host side a port of br0.
-func (n *node) port(nf4, nf6 string, own func(*node, netlink.Link)) netlink.Link {
+// port makes the pod's host side a port of br0, and sets bridge-nf of both families.
+func (n *node) port(nf4, nf6 string) netlink.Link {
 	n.Helper()
 	host, bridge := n.host.Veth("veth0", n.pod, "eth0"), n.host.Bridge("br0")
 	n.must(netlink.LinkSetMaster(host, bridge))
 	n.host.Sysctl("net/bridge/bridge-nf-call-iptables", nf4)
 	n.host.Sysctl("net/bridge/bridge-nf-call-ip6tables", nf6)
-	if own != nil {
-		own(n, bridge)
-	}
 	return host
 }
 
@@ -148,9 +137,9 @@ func TestFindRefuses(t *testing.T) {
 		build func(*node) (netnsPath string)
 		want  func(error) bool
 	}{
-		"no namespace":                {func(n *node) string { return "/proc/none" }, is(ErrNetns)},
-		"no path":                     {func(n *node) string { return "" }, is(ErrNetns)},
-		"a file that is no namespace": {func(n *node) string { return "/proc/self/status" }, is(ErrNetns)},
+		"a path that does not exist":     {func(n *node) string { return "/proc/none" }, is(ErrNetns)},
+		"an empty path":                  {func(n *node) string { return "" }, is(ErrNetns)},
+		"a file that is not a namespace": {func(n *node) string { return "/proc/self/status" }, is(ErrNetns)},
 		"the host's own namespace": {func(n *node) string {
 			n.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "veth0"}))
 			return n.host.Path()
@@ -179,8 +168,8 @@ func TestFindRefuses(t *testing.T) {
 		"a third namespace's veth, whose index is that of another pod's host side": {func(n *node) string {
 			other, aside := netnstest.New(n.T), netnstest.New(n.T)
 			third := aside.Handle()
-			// On the host and in a third namespace stand two pairs of the same two indices. The far end of the host's is another
-			// pod's, the far end of the third's is ours.
+			// The host and a third namespace each have a pair with the same two indices. One end of the
+			// host's pair is in another pod, one end of the third namespace's pair is in this pod.
 			n.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", Index: 60}, PeerName: "veth0"}))
 			n.must(third.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", Index: 60}, PeerName: "veth0"}))
 			n.move("eth0", other)
@@ -194,7 +183,7 @@ func TestFindRefuses(t *testing.T) {
 			if ours, err = n.inPod.LinkByName("eth0"); err != nil || ours.Attrs().Index != 60 || onHost.Attrs().Index != inThird.Attrs().Index {
 				n.Fatalf("the indices differ: %v, %v, %v, %v", ours, err, onHost, inThird)
 			}
-			// The host knows the pod's namespace by another interface.
+			// The host has an ID for the pod's namespace because of another interface.
 			n.host.Veth("veth1", n.pod, "net1")
 			return n.pod.Path()
 		}, unsupported},
@@ -233,8 +222,8 @@ func (n *node) move(ifName string, into *netnstest.Netns) {
 	n.must(netlink.LinkSetNsFd(link, int(into.NsHandle)))
 }
 
-// TestMasters is a table of its own because few kernels have all of these.
-func TestMasters(t *testing.T) {
+// TestMasterThatIsNoBridge calls setMaster itself: few kernels have all of these devices.
+func TestMasterThatIsNoBridge(t *testing.T) {
 	for _, master := range []netlink.Link{
 		&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "ovs-system"}, LinkType: "openvswitch"},
 		&netlink.Vrf{LinkAttrs: netlink.LinkAttrs{Name: "vrf0"}},
@@ -242,17 +231,36 @@ func TestMasters(t *testing.T) {
 	} {
 		t.Run(master.Type(), func(t *testing.T) {
 			link := &Link{Name: "veth0", Index: 7}
-			err := link.setMaster(master, &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}})
-			want := &UnsupportedError{IfName: "eth0", Kind: "veth", Reason: "its host side veth0 belongs to " + master.Attrs().Name + ", which is a " + master.Type() +
-				" and no bridge, so its packets pass by the host's rules", HostLink: "veth0", HostIndex: 7}
-			var got *UnsupportedError
-			if !errors.As(err, &got) {
-				t.Fatalf("got %v, want %v", err, want)
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Error(diff)
+			want := "its host side veth0 belongs to " + master.Attrs().Name + ", which is a " + master.Type() +
+				" and no bridge: its packets do not pass the host's rules"
+			if got := link.setMaster(master); got != want {
+				t.Errorf("got %q, want %q", got, want)
 			}
 		})
+	}
+}
+
+// TestHostSideWithVRF has a host side with a master that is no bridge. The error has all that a
+// record of the pod's datapath needs.
+func TestHostSideWithVRF(t *testing.T) {
+	n := newNode(t)
+	host := n.host.Veth("veth0", n.pod, "eth0")
+	n.addr(n.inPod, "eth0", "10.1.0.5/32")
+	vrf := &netlink.Vrf{LinkAttrs: netlink.LinkAttrs{Name: "vrf0"}, Table: 10}
+	if err := netlink.LinkAdd(vrf); errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skipf("this kernel has no VRF: %v", err)
+	} else {
+		n.must(err)
+	}
+	n.must(netlink.LinkSetMaster(host, vrf))
+	_, err := Find(n.pod.Path(), "eth0")
+	got, _ := errors.AsType[*UnsupportedError](err)
+	want := &UnsupportedError{
+		IfName: "eth0", Kind: "veth", HostLink: "veth0", HostIndex: host.Attrs().Index, IPs: []netip.Addr{netip.MustParseAddr("10.1.0.5")},
+		Reason: "its host side veth0 belongs to vrf0, which is a vrf and no bridge: its packets do not pass the host's rules",
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -278,7 +286,7 @@ func TestNodeIP(t *testing.T) {
 			},
 			want4: v4,
 		},
-		"a link-local address is none that pods can dial": {
+		"a link-local address only": {
 			build: func(n *node) {
 				n.uplink("192.168.7.2/24", "fe80::2/64")
 				n.defaultVia("fe80::1")
@@ -325,8 +333,8 @@ func (n *node) defaultVia(gateway string) {
 	n.must(netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(gateway)}))
 }
 
-// netkit makes a pair from the thread's namespace into the pod's, whose primary side is the host's or the pod's. It skips the
-// test on a kernel that has no such device (before Linux 6.7).
+// netkit makes a pair between the thread's namespace and the pod's. Its primary side is the host's
+// or the pod's. It skips the test on a kernel without such devices (before Linux 6.7).
 func (n *node) netkit(primaryOnHost bool) netlink.Link {
 	n.Helper()
 	pair := &netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "nk0"}, Mode: netlink.NETKIT_MODE_L2}
@@ -345,7 +353,7 @@ func (n *node) netkit(primaryOnHost bool) netlink.Link {
 	return link
 }
 
-// TestNetkit is a pair of netkit devices, which is treated as a veth is if the host's side is the primary one.
+// TestNetkit finds the host side of a netkit pair, which must be its primary side.
 func TestNetkit(t *testing.T) {
 	n := newNode(t)
 	host := n.netkit(true)
@@ -359,7 +367,7 @@ func TestNetkit(t *testing.T) {
 	if netnstest.InUserNamespace() {
 		return // which may not load programs
 	}
-	// A program on what the pod's side sends.
+	// A program that sees what the pod's side sends.
 	program, err := loadClassifier()
 	n.must(err)
 	defer unix.Close(program)
@@ -376,8 +384,9 @@ func TestNetkit(t *testing.T) {
 	}
 }
 
-// TestNetkitOfThePods is a pair whose primary side is the pod's: the pod attaches programs to it.
-func TestNetkitOfThePods(t *testing.T) {
+// TestNetkitPrimaryInPod refuses a pair whose primary side is the pod's: the pod attaches programs
+// to it.
+func TestNetkitPrimaryInPod(t *testing.T) {
 	n := newNode(t)
 	n.netkit(false)
 	_, err := Find(n.pod.Path(), "eth0")
@@ -386,14 +395,14 @@ func TestNetkitOfThePods(t *testing.T) {
 	}
 }
 
-// TestPrimary holds which side of a pair is accepted as the host's, on kernels without netkit too.
+// TestPrimary needs no kernel with netkit.
 func TestPrimary(t *testing.T) {
 	if !isPrimary(&netlink.Veth{}) || isPrimary(&netlink.Netkit{}) {
-		t.Error("a veth has no primary side, and a netkit's other side is none")
+		t.Error("want true for a veth and false for the other side of a netkit")
 	}
 }
 
-// loadClassifier loads a program that lets every packet go on: r0 = -1, exit.
+// loadClassifier loads a program that passes every packet to the next one: r0 = -1, exit.
 func loadClassifier() (int, error) {
 	instructions := []uint64{0xffffffff_000000b7, 0x95}
 	licence := []byte("GPL\x00")

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
@@ -16,12 +15,7 @@ import (
 // does not reuse an index while others are free, so a name and an index together identify an
 // interface.
 func Links() (map[int]string, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	list, err := dump(h.LinkList)
+	list, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("interfaces of the host: %w", err)
 	}
@@ -36,34 +30,15 @@ func Links() (map[int]string, error) {
 // returns none if there is no such interface or namespace, or if the path leads to the host's
 // namespace. An error means that the addresses are unknown.
 func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
-	pod, err := podnetns.Open(netnsPath)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, podnetns.ErrHost) {
-		return nil, nil // /proc/PID/ns/net can lead to the host's namespace when the PID is reused
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer pod.Close()
-	var statfs unix.Statfs_t
-	if err := unix.Fstatfs(int(pod), &statfs); err != nil {
-		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)
-	}
-	if statfs.Type != unix.NSFS_MAGIC {
-		return nil, nil // the file that a namespace was mounted on
-	}
-	h, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("network namespace %s: %w", netnsPath, err)
-	}
-	defer h.Close()
-	link, err := h.LinkByName(ifName)
-	if isNotFound(err) {
+	pod, _, ips, err := openInterface(netnsPath, ifName)
+	switch {
+	case err == nil:
+		pod.Close()
+	case errors.Is(err, ErrNoInterface), errors.Is(err, fs.ErrNotExist), errors.Is(err, podnetns.ErrNone),
+		errors.Is(err, podnetns.ErrHost): // /proc/PID/ns/net leads to the host's namespace if the PID is reused
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("interface %s of %s: %w", ifName, netnsPath, err)
-	}
-	return addresses(pod, link.Attrs().Index)
+	return ips, err
 }
 
 // HostSide returns the name of the host side of an interface in the namespace at netnsPath, or ""

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLinks follows a veth through its life: an index never comes again, and a name may.
+// TestLinks replaces and renames a veth: the name is reused, the index is not.
 func TestLinks(t *testing.T) {
 	n := newNode(t)
 	names := func() map[int]string {
@@ -41,7 +41,7 @@ func TestLinks(t *testing.T) {
 	delete(want, first.Attrs().Index)
 	want[second.Attrs().Index] = "veth0"
 	if diff := cmp.Diff(want, names()); diff != "" {
-		t.Errorf("with another veth of that name:\n%s", diff)
+		t.Errorf("with a second veth of that name:\n%s", diff)
 	}
 
 	n.must(netlink.LinkSetDown(second))
@@ -73,21 +73,21 @@ func TestAddresses(t *testing.T) {
 		path, ifName, ip string
 		want             bool
 	}{
-		"its first address":                   {pod, "eth0", "10.1.0.5", true},
-		"its second address":                  {pod, "eth0", "10.1.0.6", true},
-		"its IPv6 address":                    {pod, "eth0", "fd00:1::5", true},
-		"another interface's address":         {pod, "eth0", "10.2.0.5", false},
-		"the other interface's":               {pod, "net1", "10.2.0.5", true},
-		"nobody's address":                    {pod, "eth0", "10.1.0.7", false},
-		"an address as a pattern":             {pod, "eth0", "10.1.0.0", false},
-		"a link-local one, which is no pod's": {pod, "eth0", "fe80::5", false},
-		"loopback's, which is no pod's":       {pod, "lo", "127.0.0.1", false},
-		"no such interface":                   {pod, "eth1", "10.1.0.5", false},
-		"the host side, which is elsewhere":   {pod, "veth0", "10.1.0.5", false},
-		"the host's own namespace":            {"/proc/thread-self/ns/net", "veth0", "10.3.0.1", false},
-		"no namespace":                        {filepath.Join(t.TempDir(), "none"), "eth0", "10.1.0.5", false},
-		"no path":                             {"", "eth0", "10.1.0.5", false},
-		"a file that is no namespace":         {file, "eth0", "10.1.0.5", false},
+		"its first address":                  {pod, "eth0", "10.1.0.5", true},
+		"its second address":                 {pod, "eth0", "10.1.0.6", true},
+		"its IPv6 address":                   {pod, "eth0", "fd00:1::5", true},
+		"an address of another interface":    {pod, "eth0", "10.2.0.5", false},
+		"an address of the second interface": {pod, "net1", "10.2.0.5", true},
+		"an address of no interface":         {pod, "eth0", "10.1.0.7", false},
+		"the address of the network":         {pod, "eth0", "10.1.0.0", false},
+		"a link-local address":               {pod, "eth0", "fe80::5", false},
+		"a loopback address":                 {pod, "lo", "127.0.0.1", false},
+		"no such interface":                  {pod, "eth1", "10.1.0.5", false},
+		"the name of the host side":          {pod, "veth0", "10.1.0.5", false},
+		"the host's own namespace":           {"/proc/thread-self/ns/net", "veth0", "10.3.0.1", false},
+		"a path that does not exist":         {filepath.Join(t.TempDir(), "none"), "eth0", "10.1.0.5", false},
+		"an empty path":                      {"", "eth0", "10.1.0.5", false},
+		"a file that is not a namespace":     {file, "eth0", "10.1.0.5", false},
 	} {
 		ips, err := Addresses(tc.path, tc.ifName)
 		if got := slices.Contains(ips, netip.MustParseAddr(tc.ip)); got != tc.want || err != nil {
@@ -99,10 +99,10 @@ func TestAddresses(t *testing.T) {
 	n.must(err)
 	n.must(n.inPod.LinkDel(eth0))
 	if ips, err := Addresses(pod, "eth0"); len(ips) > 0 || err != nil {
-		t.Errorf("an interface that is gone holds %v, %v", ips, err)
+		t.Errorf("a removed interface: got %v, %v", ips, err)
 	}
 
-	// What cannot be found out is not taken for gone.
+	// An interface that cannot be read is an error, not an interface without addresses.
 	var limit unix.Rlimit
 	n.must(unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	n.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))

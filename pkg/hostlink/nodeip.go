@@ -5,7 +5,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 )
@@ -20,12 +19,7 @@ var documentationIPs = map[ipfamily.Family]netip.Addr{
 // NodeIP returns the source address that the kernel chooses for a connection by the default route.
 // An error means that there is no such route, or no address of the family that pods can dial.
 func NodeIP(family ipfamily.Family) (netip.Addr, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	defer h.Close()
-	routes, err := h.RouteGet(documentationIPs[family].AsSlice())
+	routes, err := netlink.RouteGet(documentationIPs[family].AsSlice())
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("default %s route: %w", family, err)
 	}

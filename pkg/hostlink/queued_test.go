@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestDropQueued has the host send to two addresses that nobody answers for, and drops what is queued for one of them: when
-// both are known, the packet to the other one arrives, and was sent later.
+// TestDropQueued sends a packet to each of two addresses that do not answer, and drops the packet
+// that is queued for the first. When both addresses resolve, the second packet arrives, which was
+// queued later, and the first does not.
 func TestDropQueued(t *testing.T) {
 	for name, tc := range map[string]struct {
 		host, dropped, other, family string
@@ -30,11 +31,11 @@ func TestDropQueued(t *testing.T) {
 				link = bridge
 			}
 			n.addr(n.host.Handle(), link.Attrs().Name, tc.host)
-			n.host.Sysctl("net/"+tc.family+"/neigh/"+link.Attrs().Name+"/retrans_time_ms", "60000") // one question is asked in this time
+			n.host.Sysctl("net/"+tc.family+"/neigh/"+link.Attrs().Name+"/retrans_time_ms", "60000") // one probe is sent in this time
 			eth0, err := n.inPod.LinkByName("eth0")
 			n.must(err)
 			n.must(n.inPod.LinkSetUp(eth0))
-			// What is queued before the kernel has noticed that the peer is up is dropped with the carrier's former state.
+			// The kernel drops what is queued before it has noticed that the peer is up.
 			for deadline := time.Now().Add(20 * time.Second); link.Attrs().OperState != netlink.OperUp; time.Sleep(time.Millisecond) {
 				if link, err = netlink.LinkByName(link.Attrs().Name); err != nil || time.Now().After(deadline) {
 					t.Fatalf("the link is not up: %v, %v", link, err)
@@ -75,11 +76,11 @@ func TestDropQueued(t *testing.T) {
 					}
 				}
 				if received == "secret" {
-					t.Fatal("what was queued has been sent")
+					t.Fatal("the queued packet was sent")
 				}
 			}
 
-			// What is set by hand stays.
+			// Entries that are set by hand stay.
 			n.must(DropQueued(dropped))
 			entries, err := netlink.NeighList(link.Attrs().Index, 0)
 			n.must(err)
@@ -90,13 +91,13 @@ func TestDropQueued(t *testing.T) {
 				}
 			}
 			if permanent != 2 {
-				t.Errorf("%d entries that were set by hand are left, want 2: %v", permanent, entries)
+				t.Errorf("%d entries set by hand remain, want 2: %v", permanent, entries)
 			}
 		})
 	}
 }
 
-// TestDropQueuedWithoutARoute has an address that the host cannot send to.
+// TestDropQueuedWithoutARoute drops nothing for addresses without a route.
 func TestDropQueuedWithoutARoute(t *testing.T) {
 	newNode(t)
 	for _, ip := range []string{"203.0.113.1", "2001:db8::1"} {
