@@ -15,7 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/kube2iam-cni/kube2iam-cni/test/asker"
+	"github.com/kube2iam-cni/kube2iam-cni/test/imdsclient"
 )
 
 const (
@@ -25,11 +25,11 @@ const (
 	enough = 20000
 )
 
-// asker asks from a pod's network.
-func (n *node) asker(t *testing.T, pod string, keep bool) *asker.Asker {
+// imdsClient asks from a pod's network.
+func (n *node) imdsClient(t *testing.T, pod string, keep bool) *imdsclient.Client {
 	t.Helper()
 	from := network(n.path(n.podNetwork(t, pod)))
-	return &asker.Asker{Keep: keep, Dial: func() (net.Conn, error) {
+	return &imdsclient.Client{Keep: keep, Dial: func() (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		return from.dial(ctx, "tcp", metadataIP+":80")
@@ -39,7 +39,7 @@ func (n *node) asker(t *testing.T, pod string, keep bool) *asker.Asker {
 // ask makes one request from a pod's network.
 func (n *node) ask(_ context.Context, t *testing.T, pod, path string) (string, error) {
 	t.Helper()
-	a := n.asker(t, pod, false)
+	a := n.imdsClient(t, pod, false)
 	defer a.Close()
 	return a.Get(path)
 }
@@ -61,7 +61,7 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 	var clients sync.WaitGroup
 	var asked, failed atomic.Int64
 	for _, keep := range []bool{true, true, false, false} {
-		a := n.asker(t, "idle", keep)
+		a := n.imdsClient(t, "idle", keep)
 		clients.Go(func() {
 			defer a.Close()
 			for {
@@ -130,7 +130,7 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 func testCrash(t *testing.T, n *node, _ *cloud) {
 	n.createPod(t, "idle")
 	n.awaitPhase(t, "idle", "Running")
-	a := n.asker(t, "idle", false)
+	a := n.imdsClient(t, "idle", false)
 	if _, err := a.Get(rolesPath + "team-b"); err != nil {
 		t.Fatal(err)
 	}

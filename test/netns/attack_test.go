@@ -217,7 +217,7 @@ func (n *node) serveLies(s *testbed.Sandbox) {
 
 // TestClaimsInHeaders is a pod that says in its request whose it is.
 func TestClaimsInHeaders(t *testing.T) {
-	onFew(t, func(t *testing.T, n *node) {
+	onThese(t, []setup{bridgeIPTables, bridged, routedIPTables}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		victim, liar := n.run("victim", "app"), n.run("liar", "other")
 		n.wantOwn(victim, "app")
@@ -242,7 +242,7 @@ func TestClaimsInHeaders(t *testing.T) {
 // TestForgedSourceOnTheHost is a process on the node that dials the proxy from a pod's address:
 // what it asks may arrive, the answer goes to the pod, which knows nothing of it.
 func TestForgedSourceOnTheHost(t *testing.T) {
-	onFew(t, func(t *testing.T, n *node) {
+	onThese(t, []setup{bridgeIPTables, bridged, routedIPTables}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		victim := n.run("victim", "app")
 		n.wantOwn(victim, "app")

@@ -57,7 +57,7 @@ func (n *node) tokensSent(s *testbed.Sandbox) int {
 // TestUnmodifiedClients runs Debian's AWS CLI and boto3 in the pod: they find the pod's
 // credentials, and STS takes them.
 func TestUnmodifiedClients(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onFew(t, func(t *testing.T, n *node) {
 		n.proxy()
 		for _, version := range []string{"v2", "v1"} {
 			pod := n.run("client-"+version, "app")
@@ -136,7 +136,7 @@ func TestCloudInitCrawls(t *testing.T) {
 // TestIMDS26OtherMetadata is what of the instance arrives in a pod, by the proxy, whose requests
 // are the only ones.
 func TestIMDS26OtherMetadata(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onFew(t, func(t *testing.T, n *node) {
 		n.proxy()
 		pod := n.run("curious", "app")
 		token := n.request(pod, http.MethodPut, "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds", "60")

@@ -73,7 +73,7 @@ func TestProxyDown(t *testing.T) {
 
 // TestAPIServerDown is a pod that starts while the Kubernetes API is away.
 func TestAPIServerDown(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onFew(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		before := n.run("before", "app")
 		n.wantOwn(before, "app")
@@ -160,7 +160,7 @@ func TestGuard(t *testing.T) {
 // TestStoppedProxyFinishesWhatItHas is a request that waits for STS while the proxy is told to
 // stop.
 func TestStoppedProxyFinishesWhatItHas(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onFew(t, func(t *testing.T, n *node) {
 		p := n.proxy()
 		n.STS.SetFault(sts.Fault{Latency: 3 * time.Second})
 		pod := n.run("waiting", "app")
@@ -200,7 +200,7 @@ func (n *node) refusals() int {
 // TestStateDirectoryGone is a node whose records vanish under the proxy: what pods report is not
 // taken for them, for it may be the former owner's address.
 func TestStateDirectoryGone(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onFew(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		pod := n.run("pod", "app")
 		n.wantOwn(pod, "app")

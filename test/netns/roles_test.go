@@ -29,7 +29,7 @@ var impatient = []string{"--backoff-max-elapsed-time", "100ms"}
 // TestOthersRoles is who gets what of three pods: the rightful owner, one with another role, one
 // without.
 func TestOthersRoles(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onFew(t, func(t *testing.T, n *node) {
 		n.proxy()
 		a, b, plain := n.run("a", "app"), n.run("b", "other"), n.run("plain", "")
 		n.wantOwn(a, "app")
@@ -65,7 +65,7 @@ func TestOthersRoles(t *testing.T) {
 // TestUnknownRole is an annotation with a role that STS does not have, or does not let the node
 // assume.
 func TestUnknownRole(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onFew(t, func(t *testing.T, n *node) {
 		n.proxy()
 		n.PutRole("external", "secret")
 		for _, role := range []string{"nobody", "external"} {
@@ -138,7 +138,7 @@ func TestReusedAddress(t *testing.T) {
 // TestUnknownPod is an address that belongs to a container that is no pod, or to a pod that the API
 // server does not have.
 func TestUnknownPod(t *testing.T) {
-	onEach(t, func(t *testing.T, n *node) {
+	onFew(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		ctx := t.Context()
 		stranger, err := n.NewSandbox("default", "stranger", "b0e4e8f2-0000-4000-8000-000000000001")

@@ -6,9 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
-	"github.com/kube2iam-cni/kube2iam-cni/test/asker"
+	"github.com/kube2iam-cni/kube2iam-cni/test/imdsclient"
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
@@ -48,7 +47,7 @@ func TestUpgradesLoseNoRequest(t *testing.T) {
 			role := []string{"app", "other"}[i]
 			for _, keep := range []bool{true, false} {
 				clients.Go(func() {
-					c := &asker.Asker{Keep: keep, Dial: func() (net.Conn, error) { return pod.Netns.Dial("tcp", testbed.MetadataAddr) }}
+					c := &imdsclient.Client{Keep: keep, Dial: func() (net.Conn, error) { return pod.Netns.Dial("tcp", testbed.MetadataAddr) }}
 					defer c.Close()
 					for {
 						select {
@@ -67,15 +66,15 @@ func TestUpgradesLoseNoRequest(t *testing.T) {
 			}
 		}
 		n.STS.Down()
+		askMore := func() {
+			more := asked.Load() + 500
+			n.eventually(func() bool { return asked.Load() >= more || failed.Load() > 0 })
+		}
 		for range 5 {
 			next := n.successor(impatient...)
-			for before := asked.Load(); asked.Load() < before+500 && failed.Load() == 0; {
-				time.Sleep(time.Millisecond)
-			}
+			askMore()
 			n.must(now.Stop())
-			for before := asked.Load(); asked.Load() < before+500 && failed.Load() == 0; {
-				time.Sleep(time.Millisecond)
-			}
+			askMore()
 			now = next
 		}
 		close(stop)
