@@ -63,12 +63,12 @@ func TestPodsAreEnteredWithoutTheLock(t *testing.T) {
 		{"adopted", func() {}, "c1@eth0", 1},
 		{"repaired", func() { b.run("nft flush ruleset") }, "c1@eth0", 0},
 		{"repaired in the pod", func() { rules("flush ruleset") }, "c1@eth0", 1},
-		{"collected", func() { b.pods[path].IPs = nil }, "", 0},
+		{"collected", func() { b.Pods[path].IPs = nil }, "", 0},
 	} {
 		looks, adds = 0, 0
 		step.do()
 		b.round()
-		if got := strings.Join(b.recorded(), " "); got != step.records || looks == 0 || adds != step.adds {
+		if got := strings.Join(b.Recorded(), " "); got != step.records || looks == 0 || adds != step.adds {
 			t.Errorf("%s: records %q after %d looks, and %d redirections in pods", step.what, got, looks, adds)
 		}
 	}
@@ -95,17 +95,17 @@ func TestGoneInTheMeantime(t *testing.T) {
 			path, _ := b.macvlan("c1", "10.1.0.5")
 			b.round()
 			r, err := b.node.Records.Get("c1", "eth0")
-			b.must(err)
-			b.must(os.RemoveAll(b.Cache.Dir)) // nobody adopts it again
-			b.pods[path].IPs = nil
+			b.Must(err)
+			b.Must(os.RemoveAll(b.Cache.Dir)) // nobody adopts it again
+			b.Pods[path].IPs = nil
 			addresses := b.Addresses
 			b.Addresses = func(netnsPath, ifName string) ([]netip.Addr, error) {
 				held, err := addresses(netnsPath, ifName)
-				b.must(tc.do(b, r))
+				b.Must(tc.do(b, r))
 				return held, err
 			}
 			b.round()
-			if got := strings.Join(b.recorded(), " "); got != tc.records {
+			if got := strings.Join(b.Recorded(), " "); got != tc.records {
 				t.Errorf("records %q, want %q", got, tc.records)
 			}
 		})
@@ -129,17 +129,17 @@ func TestAdoptTakesNoVethForAnotherInterface(t *testing.T) {
 			b.links[8] = "veth8"
 			b.cached("c1", cacheEntryOf("c1", r.Netns, result("1.1.0", "10.1.0.5")))
 			find := b.node.FindLink
-			b.node.FindLink = func(netnsPath, _ string) (*hostlink.Link, error) { return now(b.pods[netnsPath]) }
+			b.node.FindLink = func(netnsPath, _ string) (*hostlink.Link, error) { return now(b.Pods[netnsPath]) }
 			b.round()
-			if recorded := b.recorded(); len(recorded) > 0 {
+			if recorded := b.Recorded(); len(recorded) > 0 {
 				t.Errorf("it was adopted: %v", recorded)
 			}
-			if said := b.log(); !strings.Contains(said, "A pod was not adopted") || !strings.Contains(said, "cache names") {
+			if said := b.Logged(); !strings.Contains(said, "A pod was not adopted") || !strings.Contains(said, "cache names") {
 				t.Errorf("said %s", said)
 			}
 			b.node.FindLink = find
 			b.round()
-			if got := strings.Join(b.recorded(), " "); got != "c1@eth0" {
+			if got := strings.Join(b.Recorded(), " "); got != "c1@eth0" {
 				t.Errorf("with its own interface: records %q", got)
 			}
 		})
@@ -153,19 +153,19 @@ func TestAdoptOfAVethInsideThePod(t *testing.T) {
 	path, _ := b.macvlan("c1", "10.1.0.5")
 	b.node.PodDatapath = true
 	b.cached("c1", cacheEntryOf("c1", path, result("1.1.0", "10.1.0.5")))
-	b.pods[path].Name, b.links[7] = hostLink, hostLink
+	b.Pods[path].Name, b.links[7] = hostLink, hostLink
 	b.node.FindLink = func(string, string) (*hostlink.Link, error) {
-		return nil, &hostlink.UnsupportedError{IfName: "eth0", Kind: "veth", Reason: "a port of ovs-system", IPs: b.pods[path].IPs, HostLink: hostLink, HostIndex: 7}
+		return nil, &hostlink.UnsupportedError{IfName: "eth0", Kind: "veth", Reason: "a port of ovs-system", IPs: b.Pods[path].IPs, HostLink: hostLink, HostIndex: 7}
 	}
 	b.round()
 	want := attachment.HostLink{Name: hostLink, Index: 7}
 	if r, err := b.node.Records.Get("c1", "eth0"); err != nil || r.Datapath != attachment.DatapathPod || r.HostLink != want {
 		t.Errorf("got %+v, %v", r, err)
 	}
-	b.must(os.RemoveAll(b.Cache.Dir))
+	b.Must(os.RemoveAll(b.Cache.Dir))
 	delete(b.links, 7)
 	b.round()
-	if recorded := b.recorded(); len(recorded) > 0 {
+	if recorded := b.Recorded(); len(recorded) > 0 {
 		t.Errorf("without its host side: %v", recorded)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // meanwhile has something happen once, when the agent has looked for a pod's interface: between its look and its lock.
@@ -45,21 +46,21 @@ func TestAdoptInTheMeantime(t *testing.T) {
 		"it ends": {func(b *bed) { delete(b.links, 7) }, nil, "its interface eth0 is gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			backends(t, func(t *testing.T, backend string) {
+			testhost.Backends(t, func(t *testing.T, backend string) {
 				b := newBed(t, backend)
 				b.pod("c1", 7, "10.1.0.5")
 				b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
 				after := ""
-				b.meanwhile(func() { tc.do(b); after = b.allRules() })
+				b.meanwhile(func() { tc.do(b); after = b.AllRules() })
 				b.round()
-				if diff := cmp.Diff(tc.records, b.recorded()); diff != "" {
+				if diff := cmp.Diff(tc.records, b.Recorded()); diff != "" {
 					t.Error(diff)
 				}
-				if said := b.log(); !strings.Contains(said, tc.said) {
+				if said := b.Logged(); !strings.Contains(said, tc.said) {
 					t.Errorf("said %s", said)
 				}
-				if name != "nothing" && b.allRules() != after {
-					t.Errorf("the rules:\n%s", cmp.Diff(after, b.allRules()))
+				if name != "nothing" && b.AllRules() != after {
+					t.Errorf("the rules:\n%s", cmp.Diff(after, b.AllRules()))
 				}
 			})
 		})
@@ -73,14 +74,14 @@ func TestAdoptOfOtherNetworks(t *testing.T) {
 	b.pod("c1", 7, "10.1.0.5")
 	b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
 	b.round()
-	if said := b.log(); strings.Count(said, "is not chained in it") != 1 || !strings.Contains(said, `network \"net\"`) {
+	if said := b.Logged(); strings.Count(said, "is not chained in it") != 1 || !strings.Contains(said, `network \"net\"`) {
 		t.Errorf("said %s", said)
 	}
 	b.idle("while it is not chained")
 
 	b.chained = []string{"other", "net"}
 	b.round()
-	if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+	if diff := cmp.Diff([]string{"c1@eth0"}, b.Recorded()); diff != "" {
 		t.Errorf("when it is chained: %s", diff)
 	}
 
@@ -89,7 +90,7 @@ func TestAdoptOfOtherNetworks(t *testing.T) {
 	b.pod("c2", 8, "10.1.0.6")
 	b.cached("c2", cacheEntryOf("c2", "/netns/c2", resultBy("veth8", "1.1.0", "10.1.0.6")))
 	b.round()
-	if diff := cmp.Diff([]string{"c1@eth0", "c2@eth0"}, b.recorded()); diff != "" {
+	if diff := cmp.Diff([]string{"c1@eth0", "c2@eth0"}, b.Recorded()); diff != "" {
 		t.Errorf("by the records: %s", diff)
 	}
 
@@ -100,7 +101,7 @@ func TestAdoptOfOtherNetworks(t *testing.T) {
 	b.pod("c1", 7, "10.1.0.5")
 	b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5"), with("config", []byte(`{"plugins":[{"type":"kube2iam-cni"}]}`))))
 	b.round()
-	if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+	if diff := cmp.Diff([]string{"c1@eth0"}, b.Recorded()); diff != "" {
 		t.Errorf("by its entry: %s", diff)
 	}
 }
@@ -118,8 +119,8 @@ func TestLooksIntoNamespaces(t *testing.T) {
 					b.pod(id, 100+i, ip)
 					path := b.Cache.NetnsDirs[0] + "/" + id
 					b.write(path, "")
-					b.pods[path] = b.pods["/netns/"+id]
-					if b.pods[path].Name = hostLink; named {
+					b.Pods[path] = b.Pods["/netns/"+id]
+					if b.Pods[path].Name = hostLink; named {
 						b.cached(id, cacheEntryOf(id, path, result("1.1.0", ip)))
 					} else {
 						b.cached(id, cacheEntryOf(id, "", result("1.1.0", ip), without("netns")))
@@ -128,8 +129,8 @@ func TestLooksIntoNamespaces(t *testing.T) {
 				}
 				b.lookups = 0
 				b.round()
-				if len(b.recorded()) != pods || b.lookups != pods {
-					t.Errorf("looked %d times to adopt %d of %d", b.lookups, len(b.recorded()), pods)
+				if len(b.Recorded()) != pods || b.lookups != pods {
+					t.Errorf("looked %d times to adopt %d of %d", b.lookups, len(b.Recorded()), pods)
 				}
 				b.lookups = 0
 				b.round()

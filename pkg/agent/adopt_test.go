@@ -13,6 +13,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // cached writes libcni's entry of a pod.
@@ -29,17 +30,17 @@ func TestAdopt(t *testing.T) {
 			b.Cache.NetnsDirs = []string{b.TempDir()}
 			path := filepath.Join(b.Cache.NetnsDirs[0], "x")
 			b.write(path, "")
-			b.pods[path] = b.pods["/netns/c1"]
+			b.Pods[path] = b.Pods["/netns/c1"]
 			return cacheEntryOf("c1", "", result("0.4.0", "10.1.0.5", "fd00:1::5"), without("netns"))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			backends(t, func(t *testing.T, backend string) {
+			testhost.Backends(t, func(t *testing.T, backend string) {
 				added := newBed(t, backend)
 				added.round()
 				want, err := added.node.Attach(t.Context(), added.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
-				added.must(err)
-				rules := added.allRules()
+				added.Must(err)
+				rules := added.AllRules()
 
 				b := newBed(t, backend)
 				b.pod("c1", 7, "10.1.0.5", "fd00:1::5")
@@ -47,11 +48,11 @@ func TestAdopt(t *testing.T) {
 				b.idle("without an entry")
 				b.cached("c1", netns(b))
 				b.round()
-				if diff := cmp.Diff(rules, b.allRules()); diff != "" {
+				if diff := cmp.Diff(rules, b.AllRules()); diff != "" {
 					t.Errorf("after the adoption:\n%s", diff)
 				}
 				got, err := b.node.Records.Get("c1", "eth0")
-				b.must(err)
+				b.Must(err)
 				if name == "it is searched" {
 					want.Netns = filepath.Join(b.Cache.NetnsDirs[0], "x")
 				}
@@ -59,7 +60,7 @@ func TestAdopt(t *testing.T) {
 					t.Errorf("the record:\n%s", diff)
 				}
 				b.wantCut("after the adoption")
-				if said := b.log(); strings.Count(said, "adopted a pod") != 1 || !strings.Contains(said, "pod=c1") {
+				if said := b.Logged(); strings.Count(said, "adopted a pod") != 1 || !strings.Contains(said, "pod=c1") {
 					t.Errorf("said %s", said)
 				}
 				b.idle("after the adoption")
@@ -83,10 +84,10 @@ func TestAdoptsWhoseRecordIsLost(t *testing.T) {
 			b.attached(b.pod("c1", 7, "10.1.0.5"))
 			b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
 			b.round()
-			rules := b.allRules()
-			b.must(lose(b))
+			rules := b.AllRules()
+			b.Must(lose(b))
 			b.round()
-			if diff := cmp.Diff(rules, b.allRules()); diff != "" {
+			if diff := cmp.Diff(rules, b.AllRules()); diff != "" {
 				t.Errorf("after the round:\n%s", diff)
 			}
 			holder, err := b.node.Records.Holder(netip.MustParseAddr("10.1.0.5"))
@@ -132,10 +133,10 @@ func TestAdoptRefuses(t *testing.T) {
 			b.pod("c9", 9, "10.1.0.9")
 			b.cached("c9", cacheEntryOf("c9", "/netns/c9", resultBy("veth9", "1.1.0", "10.1.0.9")))
 			b.round()
-			if said := b.log(); strings.Count(said, "A pod was not adopted") != 1 || !strings.Contains(said, "attachment=c1@eth0") || !strings.Contains(said, tc.why) {
+			if said := b.Logged(); strings.Count(said, "A pod was not adopted") != 1 || !strings.Contains(said, "attachment=c1@eth0") || !strings.Contains(said, tc.why) {
 				t.Errorf("said %s", said)
 			}
-			if diff := cmp.Diff(tc.records, b.recorded()); diff != "" {
+			if diff := cmp.Diff(tc.records, b.Recorded()); diff != "" {
 				t.Errorf("records:\n%s", diff)
 			}
 			b.idle("the second time")
@@ -155,7 +156,7 @@ func TestAdoptRefusesUntilItCan(t *testing.T) {
 
 	delete(b.links, 8)
 	b.round()
-	if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+	if diff := cmp.Diff([]string{"c1@eth0"}, b.Recorded()); diff != "" {
 		t.Errorf("when the other is gone:\n%s", diff)
 	}
 	b.wantCut("after the adoption")
@@ -173,19 +174,19 @@ func TestAdoptOfWhatIsNoEntry(t *testing.T) {
 	b.cached("container", cacheEntryOf("container", "/netns/c1", result("1.1.0", "10.1.0.5"), without("cniArgs")))
 	b.cached("wrong", cacheEntryOf("wrong", "/netns/c1", result("9.0.0", "10.1.0.5")))
 	b.round()
-	if said := b.log(); strings.Count(said, "cached attachments that are not adopted") != 1 || !strings.Contains(said, "net-wrong-eth0") {
+	if said := b.Logged(); strings.Count(said, "cached attachments that are not adopted") != 1 || !strings.Contains(said, "net-wrong-eth0") {
 		t.Errorf("said %s", said)
 	}
 	b.idle("with nothing to adopt")
-	if recorded := b.recorded(); len(recorded) > 0 {
+	if recorded := b.Recorded(); len(recorded) > 0 {
 		t.Errorf("adopted %v", recorded)
 	}
 	b.cached("c1", whole)
 	b.cached("twin", cacheEntryOf("twin", "/netns/c1", result("1.1.0", "10.1.0.5")))
 	b.idle("with two that claim one namespace")
-	b.must(os.Remove(filepath.Join(b.Cache.Dir, "results", "net-twin-eth0")))
+	b.Must(os.Remove(filepath.Join(b.Cache.Dir, "results", "net-twin-eth0")))
 	b.round()
-	if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+	if diff := cmp.Diff([]string{"c1@eth0"}, b.Recorded()); diff != "" {
 		t.Errorf("when it is alone:\n%s", diff)
 	}
 }
@@ -195,13 +196,13 @@ func TestAdoptKeepsARecord(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5"))
 	b.round()
-	b.pods["/netns/c1"].IPs = append(b.pods["/netns/c1"].IPs, netip.MustParseAddr("10.1.0.66"))
+	b.Pods["/netns/c1"].IPs = append(b.Pods["/netns/c1"].IPs, netip.MustParseAddr("10.1.0.66"))
 	b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5", "10.1.0.66")))
 	b.idle("with a record")
 	r, err := b.node.Records.Get("c1", "eth0")
-	b.must(err)
+	b.Must(err)
 	data, err := json.Marshal(r.IPs)
-	b.must(err)
+	b.Must(err)
 	if string(data) != `["10.1.0.5"]` || r.Datapath != attachment.DatapathRouted {
 		t.Errorf("got %s, %s", data, r.Datapath)
 	}

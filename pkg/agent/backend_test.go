@@ -27,33 +27,33 @@ func TestAutoKeepsRulesOfIPTables(t *testing.T) {
 	b.idle("with another backend")
 	wantCheck("with another backend", old)
 	redirections := 0
-	for line := range strings.Lines(b.allRules()) {
+	for line := range strings.Lines(b.AllRules()) {
 		if strings.Contains(line, "-save: ") && strings.Contains(line, "old@eth0") {
 			redirections++
 		}
 	}
 	if redirections != 2 {
-		t.Errorf("%d redirections in iptables, want 2:\n%s", redirections, b.allRules())
+		t.Errorf("%d redirections in iptables, want 2:\n%s", redirections, b.AllRules())
 	}
 
 	b.attached(b.pod("new", 8, "10.1.0.6"))
 	record, err := b.node.Records.Get("new", "eth0")
-	b.must(err)
+	b.Must(err)
 	if record.Backend != "nftables" {
 		t.Errorf("a new pod's rules are in %s", record.Backend)
 	}
-	before := b.allRules()
+	before := b.AllRules()
 	b.run("iptables -t nat -F KUBE2IAM-CNI")
 	wantCheck("after a flush", b.pod("new", 8, "10.1.0.6"))
 	b.round()
-	if after := b.allRules(); after != before {
+	if after := b.AllRules(); after != before {
 		t.Errorf("repaired:\n%s\nwant\n%s", after, before)
 	}
-	b.must(b.node.Detach(t.Context(), "old", "eth0"))
-	if rules := b.allRules(); strings.Contains(rules, "old@eth0") || !strings.Contains(rules, "new@eth0") {
+	b.Must(b.node.Detach(t.Context(), "old", "eth0"))
+	if rules := b.AllRules(); strings.Contains(rules, "old@eth0") || !strings.Contains(rules, "new@eth0") {
 		t.Errorf("after its DEL:\n%s", rules)
 	}
-	b.log()
+	b.Logged()
 	b.idle("after its DEL")
 }
 
@@ -63,7 +63,7 @@ func TestRoundWithoutABackendRepairsWhatExists(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
 	b.round()
-	before := b.allRules()
+	before := b.AllRules()
 	settings, system := b.node.Settings, b.node.System
 	settings.Backend, system.IPTablesDirs = "iptables", []string{t.TempDir()}
 	b.Close()
@@ -72,7 +72,7 @@ func TestRoundWithoutABackendRepairsWhatExists(t *testing.T) {
 	if err := b.Round(t.Context()); !errors.Is(err, rules.ErrNoIPTables) {
 		t.Errorf("got %v, want %v", err, rules.ErrNoIPTables)
 	}
-	if after := b.allRules(); after != before {
+	if after := b.AllRules(); after != before {
 		t.Errorf("repaired:\n%s\nwant\n%s", after, before)
 	}
 }

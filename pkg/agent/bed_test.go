@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,26 +17,21 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
-	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // bed is an agent whose rules and records are real, in a network namespace and a directory of the test,
 // and whose interfaces and pods are fake.
 type bed struct {
-	*testing.T
+	*testhost.Fake
 	*Agent
-	links     map[int]string            // the host's interfaces
-	pods      map[string]*hostlink.Link // the eth0 of each pod, by the path of its network namespace
-	cuts      []netip.AddrPort
-	chained   []string        // the networks that the plugin is chained in
-	lookups   int             // of addresses in network namespaces
-	destroyed []string        // the calls of DestroySockets, with the records at that time, and of DropQueued
-	output    strings.Builder // the log
-	commands  string          // a directory of iptables commands that come before the node's
+	links    map[int]string // the host's interfaces
+	cuts     []netip.AddrPort
+	chained  []string // the networks that the plugin is chained in
+	lookups  int      // of addresses in network namespaces
+	commands string   // a directory of iptables commands that come before the node's
 }
 
 const testMark = 0x1000
@@ -50,46 +43,32 @@ func TestMain(m *testing.M) { netnstest.Main(m) }
 // newBed returns the agent of a node without pods.
 func newBed(t *testing.T, backend string) *bed {
 	t.Helper()
-	netnstest.New(t).Enter()
-	b := &bed{T: t, commands: t.TempDir(), links: map[int]string{1: "lo"}, chained: []string{"net"}, pods: make(map[string]*hostlink.Link)}
+	b := &bed{Fake: testhost.NewFake(t), commands: t.TempDir(), links: map[int]string{1: "lo"}, chained: []string{"net"}}
 	settings := attach.Settings{
-		ProxyPort: 8181, MetadataIP: services[0].Addr(), StateDir: filepath.Join(t.TempDir(), "state"),
+		ProxyPort: 8181, MetadataIP: services[0].Addr(), StateDir: b.StateDir,
 		Backend: backend, Guard: true, Mark: testMark,
 	}
 	system := System{
 		System: attach.System{
-			FindLink: func(netnsPath, ifName string) (*hostlink.Link, error) {
-				if pod := b.pods[netnsPath]; pod != nil && ifName == "eth0" {
-					return pod, nil
-				}
-				return nil, hostlink.ErrNetns
-			},
-			NodeIP: func(f ipfamily.Family) (netip.Addr, error) {
-				return map[ipfamily.Family]netip.Addr{ipfamily.IPv4: netip.MustParseAddr("192.168.7.2"), ipfamily.IPv6: netip.MustParseAddr("fd00:7::2")}[f], nil
-			},
-			HasIPv6:      func() bool { return true },
-			IPTablesDirs: append([]string{b.commands}, rules.IPTablesDirs()...),
-			Now:          func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) },
-			DestroySockets: func(ports []uint16, peers []netip.Addr) func() (int, error) {
-				b.destroyed = append(b.destroyed, fmt.Sprint(ports, peers, b.recorded()))
-				return func() (int, error) { return 1, nil }
-			},
-			DropQueued: func(ip netip.Addr) error {
-				b.destroyed = append(b.destroyed, fmt.Sprint("queued for ", ip))
-				return nil
-			},
+			FindLink:       b.FindLink,
+			NodeIP:         testhost.NodeIP,
+			HasIPv6:        func() bool { return true },
+			IPTablesDirs:   append([]string{b.commands}, rules.IPTablesDirs()...),
+			Now:            func() time.Time { return time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) },
+			DestroySockets: b.DestroySockets,
+			DropQueued:     b.DropQueued,
 		},
 		Links:    func() (map[int]string, error) { return b.links, nil },
 		Filtered: func(map[int]string) (map[int]bool, error) { return nil, nil },
 		Addresses: func(netnsPath, ifName string) ([]netip.Addr, error) {
 			b.lookups++
-			if pod := b.pods[netnsPath]; pod != nil && ifName == "eth0" {
+			if pod := b.Pods[netnsPath]; pod != nil && ifName == "eth0" {
 				return pod.IPs, nil
 			}
 			return nil, nil
 		},
 		HostSide: func(netnsPath, _ string) string {
-			if pod := b.pods[netnsPath]; pod != nil {
+			if pod := b.Pods[netnsPath]; pod != nil {
 				return pod.Name
 			}
 			return ""
@@ -101,7 +80,7 @@ func newBed(t *testing.T, backend string) *bed {
 		Dir: filepath.Join(t.TempDir(), "cni"), ParsePod: podOf,
 		Chained: func() ([]string, error) { return b.chained, nil }, HasPlugin: func([]byte) bool { return false },
 	}
-	b.Agent = New(Config{Settings: settings, Cache: cache, Interval: 10 * time.Second}, system, slog.New(slog.NewTextHandler(&b.output, nil)))
+	b.Agent = New(Config{Settings: settings, Cache: cache, Interval: 10 * time.Second}, system, b.Logger)
 	t.Cleanup(b.Close)
 	return b
 }
@@ -123,42 +102,23 @@ func podOf(args string) (attachment.Pod, error) {
 	return pod, nil
 }
 
-func (b *bed) must(err error) {
-	b.Helper()
-	if err != nil {
-		b.Fatal(err)
-	}
-}
-
-// backends runs a test once with each backend.
-func backends(t *testing.T, test func(*testing.T, string)) {
-	for _, backend := range []string{"nftables", "iptables"} {
-		t.Run(backend, func(t *testing.T) { test(t, backend) })
-	}
-}
-
-// pod gives the node a pod whose veth is routed, and returns what its ADD is asked with.
+// pod adds a pod with a routed veth, and returns the request of its ADD.
 func (b *bed) pod(id string, index int, ips ...string) attach.Request {
-	b.Helper()
-	r := attach.Request{ContainerID: id, IfName: "eth0", Netns: "/netns/" + id, Network: "net", Pod: attachment.Pod{Namespace: "team", Name: id}}
-	for _, ip := range ips {
-		r.IPs = append(r.IPs, netip.MustParseAddr(ip))
-	}
-	link := &hostlink.Link{Name: fmt.Sprintf("veth%d", index), Index: index, IPs: r.IPs}
-	b.pods[r.Netns], b.links[index] = link, link.Name
-	return r
+	netns, addrs := b.AddPod(id, index, ips...)
+	b.links[index] = b.Pods[netns].Name
+	return attach.Request{ContainerID: id, IfName: "eth0", Netns: netns, Network: "net", Pod: attachment.Pod{Namespace: "team", Name: id}, IPs: addrs}
 }
 
 func (b *bed) attached(r attach.Request) attach.Request {
 	b.Helper()
 	_, err := b.node.Attach(b.Context(), r)
-	b.must(err)
+	b.Must(err)
 	return r
 }
 
 func (b *bed) round() {
 	b.Helper()
-	b.must(b.Round(b.Context()))
+	b.Must(b.Round(b.Context()))
 	b.Close()
 }
 
@@ -171,15 +131,6 @@ func (b *bed) run(command string) string {
 		b.Fatalf("%s: %v\n%s", command, err, out)
 	}
 	return string(out)
-}
-
-// allRules returns all rules of the namespace, sorted.
-func (b *bed) allRules() string {
-	b.Helper()
-	lines, err := ruleset.All()
-	b.must(err)
-	slices.Sort(lines)
-	return strings.Join(lines, "\n")
 }
 
 // files tells one version of each file of the state directory from the next.
@@ -197,27 +148,8 @@ func (b *bed) files() map[string]string {
 		files[strings.TrimPrefix(path, b.node.StateDir)] = fmt.Sprint(st.Ino, st.Ctim, st.Size)
 		return err
 	})
-	b.must(err)
+	b.Must(err)
 	return files
-}
-
-// recorded are the identities of the records.
-func (b *bed) recorded() []string {
-	b.Helper()
-	records, err := b.node.Records.List()
-	b.must(err)
-	var ids []string
-	for _, r := range records {
-		ids = append(ids, r.ID())
-	}
-	return ids
-}
-
-// log is what was said since the last question.
-func (b *bed) log() string {
-	output := b.output.String()
-	b.output.Reset()
-	return output
 }
 
 // cut are the services whose connections were cut since the last question.
@@ -229,6 +161,6 @@ func (b *bed) cut() []netip.AddrPort {
 
 func (b *bed) write(path, content string) {
 	b.Helper()
-	b.must(os.MkdirAll(filepath.Dir(path), 0o755))
-	b.must(os.WriteFile(path, []byte(content), 0o600))
+	b.Must(os.MkdirAll(filepath.Dir(path), 0o755))
+	b.Must(os.WriteFile(path, []byte(content), 0o600))
 }

@@ -21,9 +21,9 @@ func TestCollectingIsTakenUpAgain(t *testing.T) {
 	busy := filepath.Join(t.TempDir(), "busy")
 	// A command that another process keeps from deleting rules by the xtables lock.
 	path, err := exec.LookPath("iptables")
-	b.must(err)
+	b.Must(err)
 	b.write(filepath.Join(b.commands, "iptables"), "#!/bin/sh\ncase \"$*\" in *-D*) [ ! -e "+busy+" ] || exit 4;; esac\nexec "+path+` "$@"`+"\n")
-	b.must(os.Chmod(filepath.Join(b.commands, "iptables"), 0o755))
+	b.Must(os.Chmod(filepath.Join(b.commands, "iptables"), 0o755))
 	b.attached(b.pod("c1", 7, "10.1.0.5"))
 	b.node.Backend = "nftables"
 	b.attached(b.pod("c2", 8, "10.1.0.6"))
@@ -33,15 +33,15 @@ func TestCollectingIsTakenUpAgain(t *testing.T) {
 	if err := b.Round(t.Context()); !errors.Is(err, rules.ErrBusy) {
 		t.Errorf("got %v, want %v", err, rules.ErrBusy)
 	}
-	b.must(os.Remove(busy))
-	if diff := cmp.Diff([]string{"c2@eth0"}, b.recorded()); diff != "" {
+	b.Must(os.Remove(busy))
+	if diff := cmp.Diff([]string{"c2@eth0"}, b.Recorded()); diff != "" {
 		t.Errorf("after the round that failed:\n%s", diff)
 	}
-	if !strings.Contains(b.allRules(), "c1@eth0") {
+	if !strings.Contains(b.AllRules(), "c1@eth0") {
 		t.Fatal("its rules are gone, and the round failed")
 	}
 	b.round()
-	if rules := b.allRules(); strings.Contains(rules, "c1@eth0") || !strings.Contains(rules, "c2@eth0") {
+	if rules := b.AllRules(); strings.Contains(rules, "c1@eth0") || !strings.Contains(rules, "c2@eth0") {
 		t.Errorf("after the next round:\n%s", rules)
 	}
 }
@@ -54,19 +54,19 @@ func TestUnknownIsNotGone(t *testing.T) {
 	b.round()
 	addresses := b.Addresses
 	b.Addresses = func(string, string) ([]netip.Addr, error) { return nil, errors.New("too many open files") }
-	b.must(os.RemoveAll(b.Cache.Dir))
+	b.Must(os.RemoveAll(b.Cache.Dir))
 	b.round()
-	if got := strings.Join(b.recorded(), " "); got != "c1@eth0" || !strings.Contains(b.log(), "too many open files") {
+	if got := strings.Join(b.Recorded(), " "); got != "c1@eth0" || !strings.Contains(b.Logged(), "too many open files") {
 		t.Errorf("while its addresses are unknown: records %q", got)
 	}
 	b.Addresses = addresses
 	b.round()
-	if got := strings.Join(b.recorded(), " "); got != "c1@eth0" {
+	if got := strings.Join(b.Recorded(), " "); got != "c1@eth0" {
 		t.Errorf("with its address: records %q", got)
 	}
-	b.pods[path].IPs = nil
+	b.Pods[path].IPs = nil
 	b.round()
-	if got := strings.Join(b.recorded(), " "); got != "" {
+	if got := strings.Join(b.Recorded(), " "); got != "" {
 		t.Errorf("without its address: records %q", got)
 	}
 }

@@ -16,7 +16,7 @@ func TestRefusalIsLoggedOnce(t *testing.T) {
 	b.pod("c1", 7, "10.1.0.5")
 	b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
 	b.round()
-	if said := b.log(); strings.Count(said, "A pod was not adopted") != 1 {
+	if said := b.Logged(); strings.Count(said, "A pod was not adopted") != 1 {
 		t.Errorf("said %s", said)
 	}
 	b.idle("the second time")

@@ -19,19 +19,19 @@ func TestRoundWaitsForThePlugin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "nftables")
 		b.round()
-		guard := b.allRules()
+		guard := b.AllRules()
 		b.attached(b.pod("c1", 7, "10.1.0.5"))
 		b.round()
-		whole := b.allRules()
+		whole := b.AllRules()
 		b.run("nft flush ruleset")
 		delete(b.links, 7)
 		unlock, err := b.node.Records.LockShared(t.Context())
-		b.must(err)
+		b.Must(err)
 		files := b.files()
 		if err := b.Round(t.Context()); !errors.Is(err, attachment.ErrLocked) {
 			t.Errorf("got %v, want %v", err, attachment.ErrLocked)
 		}
-		if diff := cmp.Diff(guard, b.allRules()); diff != "" {
+		if diff := cmp.Diff(guard, b.AllRules()); diff != "" {
 			t.Errorf("the rules are not the guard:\n%s", diff)
 		}
 		if diff := cmp.Diff(files, b.files()); diff != "" {
@@ -40,7 +40,7 @@ func TestRoundWaitsForThePlugin(t *testing.T) {
 		b.links[7] = "veth7"
 		unlock()
 		b.round()
-		if diff := cmp.Diff(whole, b.allRules()); diff != "" {
+		if diff := cmp.Diff(whole, b.AllRules()); diff != "" {
 			t.Errorf("after the ADD:\n%s", diff)
 		}
 	})
@@ -67,12 +67,12 @@ func TestRoundExcludesThePlugin(t *testing.T) {
 		}
 		delete(b.links, 8)
 		b.round()
-		if got := strings.Join(b.recorded(), " "); attempts != 1 || got != "c1@eth0" {
+		if got := strings.Join(b.Recorded(), " "); attempts != 1 || got != "c1@eth0" {
 			t.Errorf("%d attempts, records %q", attempts, got)
 		}
 		for name, lock := range map[string]func(context.Context) (func(), error){"an ADD": b.node.Records.LockShared, "another agent": b.node.Records.LockExclusive} {
 			unlock, err := lock(t.Context())
-			b.must(err)
+			b.Must(err)
 			b.idle("while " + name + " changes something")
 			unlock()
 		}

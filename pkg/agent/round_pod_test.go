@@ -14,20 +14,21 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // macvlan gives the node a pod whose packets the host's rules do not see, with a namespace of its own.
 func (b *bed) macvlan(id, ip string) (netnsPath string, rules func(nft ...string) string) {
 	b.Helper()
 	host, err := netns.Get()
-	b.must(err)
+	b.Must(err)
 	pod, err := netns.New()
-	b.must(err)
-	b.must(netns.Set(host))
+	b.Must(err)
+	b.Must(netns.Set(host))
 	b.Cleanup(func() { host.Close(); pod.Close() })
 	netnsPath = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(pod))
 	held := []netip.Addr{netip.MustParseAddr(ip)}
-	b.pods[netnsPath] = &hostlink.Link{IPs: held}
+	b.Pods[netnsPath] = &hostlink.Link{IPs: held}
 	find := b.node.FindLink
 	b.node.FindLink = func(path, ifName string) (*hostlink.Link, error) {
 		if path == netnsPath {
@@ -39,13 +40,13 @@ func (b *bed) macvlan(id, ip string) (netnsPath string, rules func(nft ...string
 	// rules runs nft in the pod, and returns what stands there of ours.
 	return netnsPath, func(nft ...string) string {
 		b.Helper()
-		b.must(netns.Set(pod))
-		defer func() { b.must(netns.Set(host)) }()
+		b.Must(netns.Set(pod))
+		defer func() { b.Must(netns.Set(host)) }()
 		for _, args := range nft {
 			b.run("nft " + args)
 		}
 		lines, err := ruleset.Own()
-		b.must(err)
+		b.Must(err)
 		return strings.Join(lines, "\n")
 	}
 }
@@ -57,21 +58,21 @@ func TestAdoptionIsCompletedInThePod(t *testing.T) {
 	add := b.attachPod
 	b.attachPod = func(context.Context, *attachment.Record) error { return os.ErrDeadlineExceeded }
 	b.round()
-	if said := b.log(); !strings.Contains(said, "A pod was not adopted") || !strings.Contains(said, os.ErrDeadlineExceeded.Error()) {
+	if said := b.Logged(); !strings.Contains(said, "A pod was not adopted") || !strings.Contains(said, os.ErrDeadlineExceeded.Error()) {
 		t.Errorf("said %s", said)
 	}
-	if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+	if diff := cmp.Diff([]string{"c1@eth0"}, b.Recorded()); diff != "" {
 		t.Errorf("records after a failure:\n%s", diff)
 	}
-	if !strings.Contains(b.allRules(), "guard") {
-		t.Errorf("without a guard:\n%s", b.allRules())
+	if !strings.Contains(b.AllRules(), "guard") {
+		t.Errorf("without a guard:\n%s", b.AllRules())
 	}
 	b.attachPod = add
 	b.round()
 	if whole := rules(); !strings.Contains(whole, "c1@eth0") {
 		t.Errorf("after the next round, in the pod there is\n%s", whole)
 	}
-	b.wantDestroyed("at the end")
+	b.WantDestroyed("at the end")
 	b.idle("at the end")
 }
 
@@ -82,15 +83,15 @@ func TestGuardComesBeforeRedirectionsInPods(t *testing.T) {
 	_, rules := b.macvlan("c1", "10.1.0.5")
 	b.round()
 	b.round()
-	guarded, whole := b.allRules(), rules()
+	guarded, whole := b.AllRules(), rules()
 	b.run("nft flush ruleset")
 	rules("flush ruleset")
 	repaired, added := 0, 0
-	b.OnRepaired = func(err error) { b.must(err); repaired++ }
+	b.OnRepaired = func(err error) { b.Must(err); repaired++ }
 	add := b.attachPod
 	b.attachPod = func(ctx context.Context, r *attachment.Record) error {
 		added++
-		if diff := cmp.Diff(guarded, b.allRules()); diff != "" || repaired != 1 {
+		if diff := cmp.Diff(guarded, b.AllRules()); diff != "" || repaired != 1 {
 			t.Errorf("when the pod is entered, the agent has called Repaired %d times; the node's rules (-want +got):\n%s", repaired, diff)
 		}
 		return add(ctx, r)
@@ -103,11 +104,11 @@ func TestGuardComesBeforeRedirectionsInPods(t *testing.T) {
 
 // TestRoundInPods follows a redirection inside a pod: it is adopted, made again and collected as the host's are.
 func TestRoundInPods(t *testing.T) {
-	backends(t, func(t *testing.T, backend string) {
+	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)
 		b.attached(b.pod("c9", 9, "10.1.0.9"))
 		b.round()
-		onHost := b.allRules()
+		onHost := b.AllRules()
 		netnsPath, rules := b.macvlan("c1", "10.1.0.5")
 		b.cut()
 		b.round()
@@ -129,7 +130,7 @@ func TestRoundInPods(t *testing.T) {
 			if diff := cmp.Diff(whole, rules()); diff != "" {
 				t.Errorf("%s: after the round:\n%s", damage, diff)
 			}
-			if said := b.log(); strings.Count(said, "repairing a redirection inside a pod") != 1 {
+			if said := b.Logged(); strings.Count(said, "repairing a redirection inside a pod") != 1 {
 				t.Errorf("%s: said %s", damage, said)
 			}
 			if cuts := b.cut(); len(cuts) > 0 {
@@ -138,15 +139,15 @@ func TestRoundInPods(t *testing.T) {
 			b.idle("after " + damage)
 		}
 
-		b.pods[netnsPath] = nil // its interface has another address, or is gone
+		b.Pods[netnsPath] = nil // its interface has another address, or is gone
 		b.round()
 		if after := rules(); strings.Contains(after, "c1@eth0") {
 			t.Errorf("after the collection:\n%s", after)
 		}
-		if diff := cmp.Diff([]string{"c9@eth0"}, b.recorded()); diff != "" {
+		if diff := cmp.Diff([]string{"c9@eth0"}, b.Recorded()); diff != "" {
 			t.Errorf("after the collection:\n%s", diff)
 		}
-		if diff := cmp.Diff(onHost, b.allRules()); diff != "" {
+		if diff := cmp.Diff(onHost, b.AllRules()); diff != "" {
 			t.Errorf("on the host, at the end:\n%s", diff)
 		}
 		b.idle("after the collection")

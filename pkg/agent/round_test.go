@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 var addresses = cmp.Options{
@@ -17,11 +19,11 @@ var addresses = cmp.Options{
 // idle asserts that a round finds nothing to do: it changes no rule and no file, cuts nothing and says nothing.
 func (b *bed) idle(when string) {
 	b.Helper()
-	b.log()
+	b.Logged()
 	b.cut()
-	rules, files := b.allRules(), b.files()
+	rules, files := b.AllRules(), b.files()
 	b.round()
-	if diff := cmp.Diff(rules, b.allRules()); diff != "" {
+	if diff := cmp.Diff(rules, b.AllRules()); diff != "" {
 		b.Errorf("%s, a round changed the rules:\n%s", when, diff)
 	}
 	if diff := cmp.Diff(files, b.files()); diff != "" {
@@ -30,7 +32,7 @@ func (b *bed) idle(when string) {
 	if cuts := b.cut(); cuts != nil {
 		b.Errorf("%s, a round cut connections to %v", when, cuts)
 	}
-	if said := b.log(); said != "" {
+	if said := b.Logged(); said != "" {
 		b.Errorf("%s, a round said %s", when, said)
 	}
 }
@@ -45,12 +47,12 @@ func (b *bed) wantCut(when string) {
 
 // TestRoundGuards is a node before its first pod.
 func TestRoundGuards(t *testing.T) {
-	backends(t, func(t *testing.T, backend string) {
+	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)
 		b.round()
 		b.wantCut("after the first round")
 		for _, guarded := range []string{"169.254.169.254", "fd00:ec2::254"} {
-			if rules := b.allRules(); !strings.Contains(rules, guarded) {
+			if rules := b.AllRules(); !strings.Contains(rules, guarded) {
 				t.Errorf("%s is not guarded:\n%s", guarded, rules)
 			}
 		}
@@ -58,9 +60,9 @@ func TestRoundGuards(t *testing.T) {
 
 		r := b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
 		b.idle("with a pod")
-		b.must(b.node.Detach(t.Context(), r.ContainerID, r.IfName))
+		b.Must(b.node.Detach(t.Context(), r.ContainerID, r.IfName))
 		b.idle("after its DEL")
-		if rules := b.allRules(); strings.Contains(rules, r.ContainerID+"@") || !strings.Contains(rules, "fd00:ec2::254") {
+		if rules := b.AllRules(); strings.Contains(rules, r.ContainerID+"@") || !strings.Contains(rules, "fd00:ec2::254") {
 			t.Errorf("after its DEL:\n%s", rules)
 		}
 	})
@@ -74,19 +76,19 @@ func TestRoundCollects(t *testing.T) {
 		"its name is another's":  func(b *bed, index int) { b.links[99] = b.links[index]; delete(b.links, index) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			backends(t, func(t *testing.T, backend string) {
+			testhost.Backends(t, func(t *testing.T, backend string) {
 				b := newBed(t, backend)
 				b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
 				b.round()
-				before, files := b.allRules(), b.files()
+				before, files := b.AllRules(), b.files()
 				b.attached(b.pod("c2", 8, "10.1.0.6", "fd00:1::6"))
 				b.idle("with both")
 				vanish(b, 8)
 				b.round()
-				if diff := cmp.Diff(before, b.allRules()); diff != "" {
+				if diff := cmp.Diff(before, b.AllRules()); diff != "" {
 					t.Errorf("after the round:\n%s", diff)
 				}
-				if diff := cmp.Diff([]string{"c1@eth0"}, b.recorded()); diff != "" {
+				if diff := cmp.Diff([]string{"c1@eth0"}, b.Recorded()); diff != "" {
 					t.Errorf("after the round:\n%s", diff)
 				}
 				for _, kept := range []string{"/attachments/c1@eth0.json", "/by-ip/10.1.0.5", "/by-ip/fd00:1::5"} {
@@ -94,7 +96,7 @@ func TestRoundCollects(t *testing.T) {
 						t.Errorf("%s was %s and is %s", kept, files[kept], after)
 					}
 				}
-				if said := b.log(); !strings.Contains(said, "collecting an attachment that is gone") || !strings.Contains(said, "c2@eth0") || strings.Contains(said, "c1@eth0") {
+				if said := b.Logged(); !strings.Contains(said, "collecting an attachment that is gone") || !strings.Contains(said, "c2@eth0") || strings.Contains(said, "c1@eth0") {
 					t.Errorf("said %s", said)
 				}
 				if cuts := b.cut(); len(cuts) > 0 {
@@ -115,12 +117,12 @@ func TestRoundRepairs(t *testing.T) {
 		"the guard":               {nil, []string{"flush chain ip kube2iam-cni guard", "delete chain ip6 kube2iam-cni guard"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			backends(t, func(t *testing.T, backend string) {
+			testhost.Backends(t, func(t *testing.T, backend string) {
 				b := newBed(t, backend)
 				b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
 				b.attached(b.pod("c2", 8, "10.1.0.6", "fd00:1::6"))
 				b.round()
-				before, files := b.allRules(), b.files()
+				before, files := b.AllRules(), b.files()
 				if backend == "nftables" || tc.iptables == nil { // the guard is in nftables with either backend
 					for _, args := range tc.nft {
 						b.run("nft " + args)
@@ -131,20 +133,20 @@ func TestRoundRepairs(t *testing.T) {
 						b.run(strings.Replace(backend, "iptables", "ip6tables", 1) + " " + args)
 					}
 				}
-				if b.allRules() == before {
+				if b.AllRules() == before {
 					t.Fatal("nothing was flushed")
 				}
-				b.log()
+				b.Logged()
 				b.cut()
 				b.round()
-				if diff := cmp.Diff(before, b.allRules()); diff != "" {
+				if diff := cmp.Diff(before, b.AllRules()); diff != "" {
 					t.Errorf("after the round:\n%s", diff)
 				}
 				if diff := cmp.Diff(files, b.files()); diff != "" {
 					t.Errorf("the records are as they should be, and the round wrote:\n%s", diff)
 				}
 				b.wantCut("after the repair")
-				if said := b.log(); strings.Count(said, "repaired the node's rules") == 0 && strings.Count(said, "made the guard") != 1 {
+				if said := b.Logged(); strings.Count(said, "repaired the node's rules") == 0 && strings.Count(said, "made the guard") != 1 {
 					t.Errorf("said %s", said)
 				}
 				b.idle("after the repair")
@@ -162,18 +164,18 @@ func TestRoundTakesRulesWithoutARecord(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			backends(t, func(t *testing.T, backend string) {
+			testhost.Backends(t, func(t *testing.T, backend string) {
 				b := newBed(t, backend)
 				b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
 				b.round()
-				before := b.allRules()
+				before := b.AllRules()
 				b.attached(b.pod("c2", 8, "10.1.0.6", "fd00:1::6"))
-				b.must(lose(b))
+				b.Must(lose(b))
 				b.round()
-				if diff := cmp.Diff(before, b.allRules()); diff != "" {
+				if diff := cmp.Diff(before, b.AllRules()); diff != "" {
 					t.Errorf("after the round:\n%s", diff)
 				}
-				if said := strings.Count(b.log(), "records that cannot be read"); said != strings.Count(name, "unreadable") {
+				if said := strings.Count(b.Logged(), "records that cannot be read"); said != strings.Count(name, "unreadable") {
 					t.Errorf("said so %d times", said)
 				}
 				b.idle("after the round")

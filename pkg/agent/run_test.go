@@ -73,7 +73,7 @@ func TestRunGoesOn(t *testing.T) {
 			if err != nil {
 				failed++
 			} else {
-				ready = append(ready, b.allRules())
+				ready = append(ready, b.AllRules())
 			}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -81,7 +81,7 @@ func TestRunGoesOn(t *testing.T) {
 		if err := b.Agent.Run(ctx); err != nil {
 			t.Errorf("got %v", err)
 		}
-		if rules := b.allRules(); rules == "" {
+		if rules := b.AllRules(); rules == "" {
 			t.Error("the node is not guarded")
 		}
 		if failed == 0 {

@@ -41,7 +41,7 @@ func TestUnguardedFamilyIsLoggedOnce(t *testing.T) {
 		}
 		b.Close()
 	}
-	if output := b.log(); strings.Count(output, "cannot guard an IP family") != 1 {
+	if output := b.Logged(); strings.Count(output, "cannot guard an IP family") != 1 {
 		t.Errorf("the log is\n%s", output)
 	}
 }

@@ -4,28 +4,30 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // TestUnknownIsNotEmpty has the records' directory unreadable for a round: nothing is taken for gone.
 func TestUnknownIsNotEmpty(t *testing.T) {
-	backends(t, func(t *testing.T, backend string) {
+	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)
 		b.round()
 		b.attached(b.pod("c1", 7, "10.1.0.5"))
-		rules := b.allRules()
+		rules := b.AllRules()
 		dir := filepath.Join(b.node.StateDir, "attachments")
-		b.must(os.Rename(dir, dir+".away"))
-		b.must(os.Symlink(dir, dir)) // leads nowhere but to itself
+		b.Must(os.Rename(dir, dir+".away"))
+		b.Must(os.Symlink(dir, dir)) // leads nowhere but to itself
 		if err := b.Round(t.Context()); err == nil {
 			t.Error("a round without records to read did not say so")
 		}
-		if after := b.allRules(); after != rules {
+		if after := b.AllRules(); after != rules {
 			t.Errorf("rules were changed:\n%s", after)
 		}
-		b.must(os.Remove(dir))
-		b.must(os.Rename(dir+".away", dir))
+		b.Must(os.Remove(dir))
+		b.Must(os.Rename(dir+".away", dir))
 		b.round()
-		if after := b.allRules(); after != rules {
+		if after := b.AllRules(); after != rules {
 			t.Errorf("rules afterwards:\n%s", after)
 		}
 	})

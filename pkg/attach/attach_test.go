@@ -11,6 +11,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // ownTables returns the plugin's nftables tables in a namespace.
@@ -36,7 +37,7 @@ func TestAttachInsideThePod(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			backends(t, func(t *testing.T, backend string) {
+			testhost.Backends(t, func(t *testing.T, backend string) {
 				host := newHost(t)
 				pod := netnstest.New(t)
 				build(host, pod)
@@ -149,7 +150,7 @@ func TestAttachOnABridge(t *testing.T) {
 		"bridge-nf of the other family":  {"0", "1", []string{"10.1.0.5"}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			backends(t, func(t *testing.T, backend string) {
+			testhost.Backends(t, func(t *testing.T, backend string) {
 				host := newHost(t)
 				if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
 					t.Skipf("this kernel has no bridge-nf: %v", err)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // newHost makes the network namespace of a host. The test runs in it.
@@ -28,7 +29,7 @@ func must(t *testing.T, err error) {
 // realNode returns a node with the real operating system except for the node's address.
 func realNode(t *testing.T, backend string) *Node {
 	system := Host()
-	system.NodeIP = nodeIP
+	system.NodeIP = testhost.NodeIP
 	node := New(Settings{
 		ProxyPort: 8181, MetadataIP: services[0].Addr(), StateDir: filepath.Join(t.TempDir(), "state"), Backend: backend,
 		Guard: true, Mark: testMark,

@@ -14,15 +14,17 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
 // TestParallel has attachments take two addresses from each other by ADDs and late DELs at once. In the end
 // each address has the rule of its holder on record, or neither a holder nor a rule.
 func TestParallel(t *testing.T) {
-	backends(t, func(t *testing.T, backend string) {
+	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)
 		host, err := netns.Get()
-		b.must(err)
+		b.Must(err)
 		defer host.Close()
 		system := b.System
 		system.DestroySockets = func([]uint16, []netip.Addr) func() (int, error) { return func() (int, error) { return 0, nil } }
@@ -36,7 +38,7 @@ func TestParallel(t *testing.T) {
 		// The node's rules exist before: the nftables library numbers new sets by a global variable, which is
 		// safe in the plugin, one process for each call.
 		b.attached(b.pod("first", 9, "10.1.0.9"))
-		b.must(b.Detach(t.Context(), "first", "eth0"))
+		b.Must(b.Detach(t.Context(), "first", "eth0"))
 		var group sync.WaitGroup
 		for i := range attachments {
 			group.Go(func() {
@@ -63,7 +65,7 @@ func TestParallel(t *testing.T) {
 			})
 		}
 		group.Wait()
-		rules := b.allRules()
+		rules := b.AllRules()
 		for _, ip := range ips {
 			holder, err := b.Records.Holder(netip.MustParseAddr(ip))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -87,24 +89,24 @@ func TestParallel(t *testing.T) {
 // TestDetachWithoutARecordExcludesADDs has rules whose record is lost. Their DEL waits for a running ADD,
 // which could otherwise lose an element that it takes over.
 func TestDetachWithoutARecordExcludesADDs(t *testing.T) {
-	backends(t, func(t *testing.T, backend string) {
+	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)
 		b.attached(b.pod("c1", 7, "10.1.0.5"))
-		rules := b.allRules()
-		b.must(b.Records.Delete("c1", "eth0"))
+		rules := b.AllRules()
+		b.Must(b.Records.Delete("c1", "eth0"))
 		unlock, err := b.Records.LockShared(t.Context()) // as a running ADD
-		b.must(err)
+		b.Must(err)
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		if err := b.Detach(ctx, "c1", "eth0"); err == nil {
 			t.Error("DEL did not wait for the ADD")
 		}
-		if after := b.allRules(); after != rules {
+		if after := b.AllRules(); after != rules {
 			t.Errorf("during an ADD, DEL changed the rules to\n%s\nfrom\n%s", after, rules)
 		}
 		unlock()
-		b.must(b.Detach(t.Context(), "c1", "eth0"))
-		if after := b.allRules(); strings.Contains(after, "c1@eth0") {
+		b.Must(b.Detach(t.Context(), "c1", "eth0"))
+		if after := b.AllRules(); strings.Contains(after, "c1@eth0") {
 			t.Errorf("DEL left\n%s", after)
 		}
 	})

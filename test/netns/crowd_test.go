@@ -53,7 +53,7 @@ func (n *node) servedAtOnce(s *testbed.Sandbox, role string, stop <-chan struct{
 // little and for what the API server has to be asked for, and change what it asks STS for 50 times
 // a second. Its neighbour is served at once through it all, and so is the pod when it has stopped.
 func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
-	onFew(t, func(t *testing.T, n *node) {
+	onThese(t, []setup{bridged}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		greedy, neighbour := n.run("greedy", "app"), n.run("neighbour", "other")
 		n.wantOwn(greedy, "app")
