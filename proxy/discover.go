@@ -5,55 +5,53 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
 	"regexp"
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
+
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// metadata is the node's own, as imds.Upstream has it.
+// metadata is the node's metadata service.
 type metadata interface {
 	Get(ctx context.Context, path string) (string, error)
 }
 
-// persist tries until it succeeds or ctx ends: a node's metadata service may come up after its pods.
-func persist(ctx context.Context, what string, log *slog.Logger, try func() error) error {
-	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
-		err := try()
-		if err == nil {
-			return nil
+// retryMetadata calls ask until it succeeds or ctx ends: pods can start before the metadata service
+// answers on a node that boots.
+func retryMetadata(ctx context.Context, log *slog.Logger, ask func(context.Context) error) error {
+	backoff := wait.Backoff{Duration: time.Second, Factor: 2, Cap: 30 * time.Second, Steps: math.MaxInt}
+	return backoff.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
+		err := ask(ctx)
+		if err != nil {
+			log.Warn("the metadata service does not answer; trying again", "error", err)
 		}
-		log.Warn("asking the metadata service for "+what+" failed; trying again", "in", wait, "error", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
-	}
+		return err == nil, nil
+	})
 }
 
-// region asks the metadata service for the node's region.
-func region(node metadata, log *slog.Logger) func(context.Context) (string, error) {
-	return func(ctx context.Context) (string, error) {
-		var name string
-		err := persist(ctx, "the node's region", log, func() error {
-			text, err := node.Get(ctx, "/latest/meta-data/placement/region")
-			if name = strings.TrimSpace(text); err == nil && !regionName.MatchString(name) {
-				err = fmt.Errorf("placement/region: %q is not the name of a region", shortened(name))
-			}
-			return err
-		})
-		return name, err
-	}
-}
-
-// regionName becomes a part of a host's name.
+// regionName matches the name of a region, which becomes a part of a host name.
 var regionName = regexp.MustCompile(`^[a-z]{2,}(-[a-z]+)+-[0-9]+$`)
 
-func shortened(s string) string { return s[:min(len(s), 128)] }
+// nodeRegion asks the metadata service for the node's region until it answers or ctx ends.
+func nodeRegion(ctx context.Context, node metadata, log *slog.Logger) (region string, err error) {
+	err = retryMetadata(ctx, log, func(ctx context.Context) error {
+		text, err := node.Get(ctx, "/latest/meta-data/placement/region")
+		if err != nil {
+			return err
+		}
+		if region = strings.TrimSpace(text); !regionName.MatchString(region) {
+			return fmt.Errorf("placement/region: %.128q is not the name of a region", region)
+		}
+		return nil
+	})
+	return region, err
+}
 
-// partition is that of the roles that are configured, empty where none is with its ARN.
+// partition returns the AWS partition of the configured roles, or "" if no ARN is configured.
 func partition(o *options) string {
 	for _, arn := range []string{o.rules.BaseARN, o.rules.DefaultRole, o.throughRole} {
 		if parts := strings.SplitN(arn, ":", 3); len(parts) == 3 {
@@ -63,13 +61,13 @@ func partition(o *options) string {
 	return ""
 }
 
-// discover fills in the base ARN and the default role from what the metadata service says of the node's own, trying until
-// it answers or ctx ends.
+// discover sets the base ARN and the default role that the options say to discover. It asks the
+// metadata service until it answers or ctx ends.
 func discover(ctx context.Context, o *options, node metadata, log *slog.Logger) error {
 	if !o.discoverBaseARN && !o.discoverDefaultRole {
 		return nil
 	}
-	if err := persist(ctx, "the node's own role", log, func() error { return discoverOnce(ctx, o, node) }); err != nil {
+	if err := retryMetadata(ctx, log, func(ctx context.Context) error { return discoverOnce(ctx, o, node) }); err != nil {
 		return err
 	}
 	log.Info("discovered", "base role ARN", o.rules.BaseARN, "default role", o.rules.DefaultRole)

@@ -75,14 +75,14 @@ func TestRegionIsAskedForUntilItIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const path = "/latest/meta-data/placement/region"
 		node := &instance{up: time.Now().Add(5 * time.Minute), texts: map[string]string{path: "us-gov-west-1\n"}}
-		ask := region(node, slog.New(slog.DiscardHandler))
-		if name, err := ask(t.Context()); err != nil || name != "us-gov-west-1" || node.asked > 20 {
+		log := slog.New(slog.DiscardHandler)
+		if name, err := nodeRegion(t.Context(), node, log); err != nil || name != "us-gov-west-1" || node.asked > 20 {
 			t.Errorf("%q, %v, asked %d times", name, err, node.asked)
 		}
 		for _, wrong := range []string{"", "<html>", "evil.example/", "us-east-1.evil", "US-EAST-1", "us-east"} {
 			node.texts[path] = wrong
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			if name, err := ask(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			if name, err := nodeRegion(ctx, node, log); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%q is taken for %q, %v", wrong, name, err)
 			}
 			cancel()

@@ -5,46 +5,35 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 )
 
-// requestPace, in requests a second, and requestBurst bound what a node asks of the API server. A proxy that starts with restrictions lists
-// and watches the namespace of each pod, and pods wait for these: all of them fit into the burst, for more pods than any node has. What
-// requests of pods and their Events may add has bounds of its own.
-const requestPace, requestBurst = 50, 600
+// maxQPS and maxBurst bound the requests to the API server. With namespace restrictions, a proxy that
+// starts lists and watches the namespace of each pod, and pods wait for the answers: the burst has room
+// for those of a full node. Requests of pods and Events have limits of their own.
+const maxQPS, maxBurst = 50, 600
 
-// kubernetesClient reads where the API server is: from --api-server, else --kubeconfig, else the pod's service account.
-func kubernetesClient(o *options) (*kube.Client, error) {
-	config, err := kubernetesConfig(o)
+// newKubernetesClient returns a client of the API server that --api-server or --kubeconfig names, or
+// else the pod's service account.
+func newKubernetesClient(o *options) (*kube.Client, error) {
+	var config *rest.Config
+	var err error
+	if o.apiServer == "" && o.kubeconfig == "" {
+		config, err = rest.InClusterConfig()
+	} else {
+		config, err = clientcmd.BuildConfigFromFlags(o.apiServer, o.kubeconfig)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--api-server %q, --kubeconfig %q: %w", o.apiServer, o.kubeconfig, err)
 	}
 	if o.apiToken != "" {
 		config.BearerToken, config.BearerTokenFile = o.apiToken, ""
 	}
 	if o.insecure {
-		config.TLSClientConfig = rest.TLSClientConfig{Insecure: true, CertData: config.CertData, KeyData: config.KeyData, CertFile: config.CertFile, KeyFile: config.KeyFile}
+		config.Insecure, config.CAData, config.CAFile, config.ServerName = true, nil, "", ""
 	}
 	config.UserAgent = "kube2iam-proxy/" + version
-	config.QPS, config.Burst = requestPace, requestBurst
+	config.QPS, config.Burst = maxQPS, maxBurst
 	return kube.New(config)
-}
-
-func kubernetesConfig(o *options) (*rest.Config, error) {
-	if o.apiServer == "" && o.kubeconfig == "" {
-		config, err := rest.InClusterConfig()
-		if err != nil {
-			return nil, fmt.Errorf("neither --api-server nor --kubeconfig is given, and this is no pod: %w", err)
-		}
-		return config, nil
-	}
-	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: o.kubeconfig}
-	overrides := &clientcmd.ConfigOverrides{ClusterInfo: api.Cluster{Server: o.apiServer}}
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("kubernetes configuration: %w", err)
-	}
-	return config, nil
 }

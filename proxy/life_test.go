@@ -449,7 +449,7 @@ func TestNodeThatStartsWithRestrictionsDoesNotWaitForItself(t *testing.T) {
 		api.PutNamespace(ns, map[string]string{"allowed": `["*"]`})
 		api.PutPod(kubeapi.NewPod("node-1", ns, "pod", map[string]string{roleKey: "reader"}))
 	}
-	client, err := kubernetesClient(&options{apiServer: api.URL()})
+	client, err := newKubernetesClient(&options{apiServer: api.URL()})
 	if err != nil {
 		t.Fatal(err)
 	}

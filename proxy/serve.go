@@ -35,7 +35,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	if o.rules.BaseARN == "" {
 		log.Warn("--base-role-arn is not set: a role is assumed only if its annotation holds an ARN")
 	}
-	client, err := kubernetesClient(o)
+	client, err := newKubernetesClient(o)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,6 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	err = c.run(ctx, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return c.logSync(ctx, o.node, log) })
-		g.Go(func() error { return tuneGC(ctx) })
 		g.Go(func() error {
 			sockets, err := takeover.Listen(ctx)
 			if err != nil || sockets == nil {
@@ -98,7 +97,7 @@ func newSTS(ctx context.Context, o *options, upstream *imds.Upstream, log *slog.
 	clampChained(o, log)
 	return credentials.LoadSTS(ctx, credentials.STSConfig{
 		Regional: o.regionalSTS, FIPS: o.fipsSTS, Endpoint: o.stsEndpoint, IntermediateRole: o.throughRole,
-		SessionName: roles.NodeSessionName(o.node), Partition: partition(o), Region: region(upstream, log),
+		SessionName: roles.NodeSessionName(o.node), Partition: partition(o), Region: func(ctx context.Context) (string, error) { return nodeRegion(ctx, upstream, log) },
 		MetadataURL: upstream.URL(), UserAgent: "kube2iam-cni/" + version,
 	})
 }
@@ -120,7 +119,7 @@ func redirected(o *options, c *components, log *slog.Logger) imds.Destinations {
 	if o.iptables {
 		return destinations
 	}
-	return newStateDirCheck(o.stateDir, c.records, c.broker.Assignments, log).wrap(destinations)
+	return checkStateDir(destinations, o, c.records, c.broker.Assignments, log)
 }
 
 // clampChained limits the duration of sessions with --assume-role-arn to what STS allows for a role that

@@ -11,50 +11,35 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// stateDirCheck warns once if --state-dir may not be the plugin's stateDir: a pod of this node connects
-// although no pod of this node has a record. The plugin writes the record before it redirects the pod.
-// During a migration, pods that kube2iam's rule redirects have no record either.
-type stateDirCheck struct {
-	stateDir string
-	records  *attachment.Index
-	pods     func() []broker.Assignment
-	log      *slog.Logger
-	done     atomic.Bool // the warning was logged or is not needed
-}
-
-func newStateDirCheck(stateDir string, records *attachment.Index, pods func() []broker.Assignment, log *slog.Logger) *stateDirCheck {
-	return &stateDirCheck{stateDir: stateDir, records: records, pods: pods, log: log}
-}
-
-// wrap returns destinations that check each connection, refused ones included: a pod that is redirected
-// inside its network namespace is refused if its record is missing.
-func (c *stateDirCheck) wrap(destinations imds.Destinations) imds.Destinations {
+// checkStateDir returns destinations that warn once if --state-dir may not be the plugin's stateDir: a
+// pod of this node connects, and no pod of this node has a record. The plugin writes the record before
+// it redirects the pod. Refused connections count: a pod that is redirected inside its network
+// namespace is refused without a record. During a migration, pods that kube2iam's rule redirects have no
+// record either.
+func checkStateDir(destinations imds.Destinations, o *options, records *attachment.Index, pods func() []broker.Assignment, log *slog.Logger) imds.Destinations {
+	hasRecord := func(ip netip.Addr) bool {
+		record, err := records.Holder(ip)
+		return record != nil || err != nil // an unreadable record shows that the directory is the right one
+	}
+	var done atomic.Bool // the warning was logged or is not needed: a connection must not cost this check
+	check := func(source netip.Addr) {
+		var ips []netip.Addr
+		for _, p := range pods() {
+			ips = append(ips, p.IPs...)
+		}
+		switch isPod := slices.Contains(ips, source); {
+		case hasRecord(source), isPod && slices.ContainsFunc(ips, hasRecord):
+			done.Store(true)
+		case isPod && done.CompareAndSwap(false, true):
+			log.Warn("a pod connects to this proxy, but the state directory has no record of any pod of this node: "+
+				"is --state-dir the plugin's stateDir? Or was no pod attached by the plugin yet? "+
+				"Until then pods are found by the addresses that they report", "state dir", o.stateDir, "pod's address", source)
+		}
+	}
 	return func(source netip.Addr, destination netip.AddrPort) bool {
-		if !c.done.Load() {
-			c.check(source)
+		if !done.Load() {
+			check(source)
 		}
 		return destinations(source, destination)
 	}
-}
-
-func (c *stateDirCheck) check(source netip.Addr) {
-	pods := c.pods()
-	isPod := slices.ContainsFunc(pods, func(p broker.Assignment) bool { return slices.Contains(p.IPs, source) })
-	isAnyRecorded := c.isRecorded(source) || isPod && slices.ContainsFunc(pods, func(p broker.Assignment) bool {
-		return slices.ContainsFunc(p.IPs, c.isRecorded)
-	})
-	if !isPod && !isAnyRecorded {
-		return // not a pod of this node, or not known yet
-	}
-	if c.done.CompareAndSwap(false, true) && !isAnyRecorded {
-		c.log.Warn("a pod connects to this proxy, but the state directory has no record of any pod of this node: "+
-			"is --state-dir the plugin's stateDir? Or was no pod attached by the plugin yet? "+
-			"Until then pods are found by the addresses that they report", "state dir", c.stateDir, "pod's address", source)
-	}
-}
-
-// isRecorded reports whether an address has a record, readable or not.
-func (c *stateDirCheck) isRecorded(ip netip.Addr) bool {
-	record, err := c.records.Holder(ip)
-	return record != nil || err != nil
 }

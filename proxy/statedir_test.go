@@ -74,9 +74,9 @@ func TestAnotherStateDirectoryIsWarnedOf(t *testing.T) {
 				}
 			}
 			var log strings.Builder
-			check := newStateDirCheck(dir, records, func() []broker.Assignment { return pods }, slog.New(slog.NewTextHandler(&log, nil)))
 			asked := 0
-			destinations := check.wrap(func(netip.Addr, netip.AddrPort) bool { asked++; return asked%2 == 0 })
+			accept := func(netip.Addr, netip.AddrPort) bool { asked++; return asked%2 == 0 }
+			destinations := checkStateDir(accept, &options{stateDir: dir}, records, func() []broker.Assignment { return pods }, slog.New(slog.NewTextHandler(&log, nil)))
 			for i, s := range tt.sources {
 				if got := destinations(netip.MustParseAddr(s), netip.AddrPort{}); got != (i%2 == 1) {
 					t.Errorf("connection %d: %v", i, got)
