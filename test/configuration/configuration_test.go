@@ -75,15 +75,62 @@ func newSchema(t *testing.T) string {
 
 func newDocument(t *testing.T) string {
 	t.Helper()
-	var keys strings.Builder
+	var keys, meanings strings.Builder
 	for _, k := range netconf.Keys {
 		value, err := json.Marshal(k.Default)
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(&keys, "| `%s` | `%s` | `--%s` | `%s` | %s |\n", k.Name, value, k.Flag, k.Env(), k.Usage)
+		fmt.Fprintf(&keys, "| `%s` | `%s` | `--%s` | `%s` |\n", k.Name, value, k.Flag, k.Env())
+		meanings.WriteString(item(fmt.Sprintf("`%s`: %s", k.Name, k.Usage)))
 	}
-	return fmt.Sprintf(text, keys.String(), help(t, "./plugin/agent", "OPTIONS:\n", "run", "--help"), help(t, "./proxy", "Kubernetes:\n", "--help"))
+	agent := help(t, "./plugin/agent", "OPTIONS:\n", "run", "--help")
+	proxy := help(t, "./proxy", "Kubernetes:\n", "--help")
+	return fmt.Sprintf(text, keys.String(), meanings.String(), flagList(t, agent), flagList(t, proxy))
+}
+
+var (
+	flagLine = regexp.MustCompile(`^ +(-.*?)  +(.*)$`)
+	flagEnv  = regexp.MustCompile(` \[(\$[A-Z0-9_, $]+)\]`)
+)
+
+// flagList returns the flags of a help text as a Markdown list. Its groups are sections.
+func flagList(t *testing.T, help string) string {
+	t.Helper()
+	var list strings.Builder
+	for line := range strings.Lines(help) {
+		line = strings.TrimSuffix(line, "\n")
+		group, isGroup := strings.CutSuffix(line, ":")
+		flag := flagLine.FindStringSubmatch(line)
+		switch {
+		case line == "":
+			list.WriteString("\n")
+		case isGroup && !strings.HasPrefix(line, " "):
+			fmt.Fprintf(&list, "### %s\n\n", group)
+		case flag != nil:
+			name := "`" + flag[1] + "`"
+			if env := flagEnv.FindStringSubmatch(flag[2]); env != nil {
+				name += ", `" + strings.ReplaceAll(env[1], ", ", "`, `") + "`"
+			}
+			list.WriteString(item(name + ": " + flagEnv.ReplaceAllString(flag[2], "")))
+		default:
+			t.Errorf("neither a group nor a flag: %q", line)
+		}
+	}
+	return strings.TrimSuffix(list.String(), "\n")
+}
+
+// item returns a list item, wrapped at 100 columns.
+func item(text string) string {
+	var lines []string
+	line := "-"
+	for _, word := range strings.Fields(text) {
+		if len(line)+1+len(word) > 100 {
+			lines, line = append(lines, line), " "
+		}
+		line += " " + word
+	}
+	return strings.Join(append(lines, line), "\n") + "\n"
 }
 
 // help returns what follows a line of a program's help.
@@ -116,8 +163,9 @@ The agent writes the entry of type ` + "`kube2iam-cni`" + ` into the node's netw
 the keys that its flags or its environment set. In the chart, the keys are values below ` + "`entry`" + `.
 An unknown key or an invalid value is an error that names the key and the value.
 
-| key | default | agent's flag | agent's environment variable | meaning |
-|---|---|---|---|---|
+| key | default | agent's flag | agent's environment variable |
+|---|---|---|---|
+%s
 %s
 [compatibility.md](compatibility.md) describes what ` + "`backend` and `datapath`" + ` decide.
 
@@ -126,14 +174,14 @@ An unknown key or an invalid value is an error that names the key and the value.
 ` + "`kube2iam-agent run`" + ` has these flags. ` + "`install`, `uninstall` and `ready`" + ` have those of them
 that apply. A flag wins over its environment variable.
 
-` + "```text\n%s\n```" + `
+%s
 
 ## kube2iam-proxy
 
 The proxy has kube2iam's flags, by name, default and meaning, and its own. A flag wins over its
 environment variable.
 
-` + "```text\n%s\n```" + `
+%s
 
 ## Annotations
 
@@ -150,6 +198,6 @@ With ` + "`--namespace-restrictions`" + `, the annotations of a namespace limit 
 
 | annotation of a namespace | meaning |
 |---|---|
-| ` + "`iam.amazonaws.com/allowed-roles`" + ` | a JSON array of patterns that match whole roles; globs, or regular expressions |
+| ` + "`iam.amazonaws.com/allowed-roles`" + ` | a JSON array of globs, or of regular expressions, for whole roles |
 | ` + "`iam.amazonaws.com/permitted`" + ` | kiam's annotation: one regular expression |
 `

@@ -14,7 +14,7 @@ import (
 
 // Netns is a network namespace that lives as long as its test. Its methods fail the test. Its
 // loopback interface is up, and duplicate address detection of IPv6 is off. Addresses that a test
-// dials at once still want ip(8)'s "nodad": without it, the kernel validates them in the background.
+// dials immediately need ip(8)'s "nodad": without it, the kernel validates them in the background.
 type Netns struct {
 	*Namespace
 	t testing.TB
@@ -122,7 +122,8 @@ func (n *Netns) Sysctl(name, value string) {
 	n.must(n.Namespace.Do(func() error { return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644) }))
 }
 
-// Veth makes a pair of interfaces: name, which is up, and peerName in another namespace, which is down.
+// Veth makes a pair of interfaces: name, which is up, and peerName in another namespace, which is
+// down.
 func (n *Netns) Veth(name string, peer *Netns, peerName string) (link netlink.Link) {
 	n.t.Helper()
 	return n.add(&netlink.Veth{
