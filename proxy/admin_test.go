@@ -41,10 +41,7 @@ func TestHealthSaysWhenThePodsAreKnown(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	for _, debug := range []bool{false, true} {
 		o := &options{node: "node-1", debug: debug, rules: roles.Rules{RoleKey: "role", BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}}
-		p, err := newComponents(o, client, nil, attachment.NewIndex(attachment.In(t.TempDir())), log)
-		if err != nil {
-			t.Fatal(err)
-		}
+		p := newComponents(o, client, nil, attachment.NewIndex(attachment.In(t.TempDir())), log)
 		h := adminServer(p, o, log).Handler
 		if status, _ := get(h, "/healthz"); status != http.StatusServiceUnavailable {
 			t.Errorf("before the pods are known: %d", status)

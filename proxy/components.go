@@ -39,16 +39,10 @@ type kubeAPI interface {
 
 // newComponents returns the components, connected to each other. The pod watch reports to the broker,
 // which asks the resolver, which reads the pod watch: the fan-out breaks this cycle.
-func newComponents(o *options, api kubeAPI, sts credentials.Assumer, records *attachment.Index, log *slog.Logger) (*components, error) {
+func newComponents(o *options, api kubeAPI, sts credentials.Assumer, records *attachment.Index, log *slog.Logger) *components {
 	c := &components{records: records}
 	watchers := new(fanOut)
-	var err error
-	c.watch, err = pods.NewWatch(pods.WatchConfig{
-		API: api, Node: o.node, Keep: o.rules.Reads, Resync: o.resync, Watcher: watchers, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
+	c.watch = pods.NewWatch(pods.WatchConfig{API: api, Node: o.node, Keep: o.rules.Reads, Resync: o.resync, Watcher: watchers})
 	c.events = events.New(api, o.node, log)
 	c.metrics = metrics.New(version, commit, date, c.watch.Len, c.isReady)
 	c.cache = credentials.New(sts, credentials.Config{
@@ -59,8 +53,7 @@ func newComponents(o *options, api kubeAPI, sts credentials.Assumer, records *at
 	})
 	config := broker.Config{
 		Pods: pods.NewResolver(pods.ResolverConfig{
-			Records: records, Watch: c.watch, API: api, Node: o.node, Keep: o.rules.Reads,
-			MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, AskDuplicates: o.resolveDuplicates,
+			Records: records, Watch: c.watch, MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, AskDuplicates: o.resolveDuplicates,
 		}),
 		Rules: &o.rules, Credentials: c.cache, Recorder: c.events,
 	}
@@ -74,7 +67,7 @@ func newComponents(o *options, api kubeAPI, sts credentials.Assumer, records *at
 	}
 	c.broker = broker.New(config)
 	*watchers = append(*watchers, c.broker, c.events)
-	return c, nil
+	return c
 }
 
 // fanOut passes changes of pods to several watchers, in order.

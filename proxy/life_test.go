@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
@@ -66,10 +67,7 @@ func livesIn(t *testing.T, client kubeAPI) (p *components, stateDir string, end 
 func livesWith(t *testing.T, client kubeAPI, o *options) (p *components, stateDir string, end func()) {
 	t.Helper()
 	stateDir = t.TempDir()
-	p, err := newComponents(o, client, new(countingSTS), attachment.NewIndex(attachment.In(stateDir)), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	p = newComponents(o, client, new(countingSTS), attachment.NewIndex(attachment.In(stateDir)), slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -113,6 +111,9 @@ func (f faked) PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) (*
 
 // TestKnownPodsAreServedWhileTheAPIServerIsAway has it away for an hour, in which credentials are renewed.
 func TestKnownPodsAreServedWhileTheAPIServerIsAway(t *testing.T) {
+	// client-go sleeps between two errors by the time of the last one, which can be real or another bubble's.
+	defer func(h []utilruntime.ErrorHandler) { utilruntime.ErrorHandlers = h }(utilruntime.ErrorHandlers)
+	utilruntime.ErrorHandlers = nil
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset(&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pod", UID: "uid", Annotations: map[string]string{roleKey: "reader"}},
@@ -339,14 +340,11 @@ func TestRefusalOfSTSIsAnEventOfThePod(t *testing.T) {
 func TestRequestThatWaitsAtTheEndIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, Duration: time.Hour}}
-		p, err := newComponents(o, faked{fake.NewClientset()}, slowSTS{}, attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+		p := newComponents(o, faked{fake.NewClientset()}, slowSTS{}, attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		var answer error
-		err = p.run(ctx, func(ctx context.Context) error {
+		err := p.run(ctx, func(ctx context.Context) error {
 			a := roles.Assumption{RoleARN: "arn:aws:iam::123456789012:role/a", SessionName: "ns.pod", Duration: time.Hour}
 			_, answer = p.cache.Get(context.Background(), "pod", a)
 			return nil

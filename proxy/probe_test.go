@@ -238,10 +238,7 @@ func TestProbeCommandsExitByTheAnswer(t *testing.T) {
 // unsynced is a watch that has not listed any pod.
 func unsynced(t *testing.T) *pods.Watch {
 	t.Helper()
-	p, err := newComponents(&options{node: "node-1"}, onePod(), new(countingSTS), attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := newComponents(&options{node: "node-1"}, onePod(), new(countingSTS), attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
 	return p.watch
 }
 

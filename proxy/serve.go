@@ -49,10 +49,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 		}
 	}
 	records := attachment.NewIndex(attachment.In(o.stateDir))
-	c, err := newComponents(o, client, sts, records, log)
-	if err != nil {
-		return err
-	}
+	c := newComponents(o, client, sts, records, log)
 	takeover := newTakeover(o, c, log)
 	defer takeover.Close()
 	takeover.Begin(ctx)

@@ -35,10 +35,7 @@ func succeeds(t *testing.T, dir string, app, admin uint16, client kubeAPI, sts c
 	log := slog.New(slog.DiscardHandler)
 	o := &options{node: "node-1", stateDir: dir, appPort: app, metricsPort: admin, rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour,
 		Restriction: &roles.Restriction{Key: "allowed", Format: roles.Glob}}}
-	p, err := newComponents(o, client, sts, attachment.NewIndex(attachment.In(dir)), log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := newComponents(o, client, sts, attachment.NewIndex(attachment.In(dir)), log)
 	s := &successor{Takeover: newTakeover(o, p, log), components: p, got: make(chan map[string]*handover.Listener, 1), done: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.Begin(ctx)

@@ -7,12 +7,15 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/utils/clock"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/dedup"
 )
 
 var (
@@ -23,32 +26,22 @@ var (
 )
 
 // Namespaces watches the annotations of the namespaces that have pods on this node, and no others, so
-// that a node's load on the API server does not grow with the cluster. As a Watcher it receives the pods.
+// a node's load on the API server does not grow with the cluster. As a Watcher it receives the pods.
 type Namespaces struct {
-	api     API
-	keys    []string
-	changed func(namespace string)
-	log     *slog.Logger
-
-	life context.Context // that of every watch
-	end  context.CancelFunc
-	runs sync.WaitGroup
+	c NamespacesConfig
 
 	mu      sync.Mutex
-	closed  bool
-	watched map[string]*watchedNamespace
+	start   func(*namespace) // starts a watch; does nothing before and after Run
+	watched map[string]*namespace
 }
 
-// watchedNamespace is a namespace in the state that the API reported last.
-type watchedNamespace struct {
-	of     *Namespaces
-	name   string
-	pods   map[types.UID]bool // guarded by of.mu
-	cancel context.CancelFunc
-	synced chan struct{} // closed once the API has reported whether it exists
+// namespace is a namespace in the state that the API reported last. Namespaces.mu guards it.
+type namespace struct {
+	name  string
+	pods  map[types.UID]bool
+	stop  func()        // ends the watch
+	shown chan struct{} // closed once the API has reported whether the namespace exists
 
-	mu          sync.Mutex
-	shown       bool // whether synced is closed
 	exists      bool
 	annotations map[string]string
 }
@@ -58,29 +51,36 @@ type NamespacesConfig struct {
 	API API
 	// Keys are the annotations to store.
 	Keys []string
-	// Changed is called with the name of each namespace whose annotations changed. It must not block, and
-	// may be nil.
+	// Changed is called with the name of each namespace whose annotations changed. It must not block.
 	Changed func(namespace string)
 	Log     *slog.Logger
 }
 
 // NewNamespaces returns Namespaces that watch no namespace yet.
 func NewNamespaces(c NamespacesConfig) *Namespaces {
-	life, end := context.WithCancel(context.Background())
-	if c.Changed == nil {
-		c.Changed = func(string) {}
-	}
-	return &Namespaces{api: c.API, keys: c.Keys, changed: c.Changed, log: c.Log, life: life, end: end, watched: make(map[string]*watchedNamespace)}
+	// A node has many namespaces, and an API server that is down is down for all of them.
+	c.Log = slog.New(dedup.New(c.Log.Handler(), retryReset))
+	return &Namespaces{c: c, start: func(*namespace) {}, watched: make(map[string]*namespace)}
 }
 
-// Run waits for the end of ctx, and then ends the watches.
+// Run watches until ctx ends.
 func (n *Namespaces) Run(ctx context.Context) error {
+	var watches sync.WaitGroup
+	n.mu.Lock()
+	n.start = func(w *namespace) {
+		ctx, stop := context.WithCancel(ctx)
+		w.stop = stop
+		watches.Go(func() { n.watch(ctx, w) })
+	}
+	for _, w := range n.watched { // those of pods that came before Run
+		n.start(w)
+	}
+	n.mu.Unlock()
 	<-ctx.Done()
 	n.mu.Lock()
-	n.closed = true
+	n.start = func(*namespace) {}
 	n.mu.Unlock()
-	n.end()
-	n.runs.Wait()
+	watches.Wait()
 	return nil
 }
 
@@ -94,13 +94,9 @@ func (n *Namespaces) PodChanged(p *Pod) {
 	defer n.mu.Unlock()
 	w := n.watched[p.Namespace]
 	if w == nil {
-		if n.closed {
-			return
-		}
-		ctx, cancel := context.WithCancel(n.life)
-		w = &watchedNamespace{of: n, name: p.Namespace, pods: make(map[types.UID]bool), cancel: cancel, synced: make(chan struct{})}
+		w = &namespace{name: p.Namespace, pods: make(map[types.UID]bool), stop: func() {}, shown: make(chan struct{})}
 		n.watched[p.Namespace] = w
-		n.runs.Go(func() { w.watch(ctx) })
+		n.start(w)
 	}
 	w.pods[p.UID] = true
 }
@@ -114,7 +110,7 @@ func (n *Namespaces) PodGone(p *Pod) {
 		return
 	}
 	if delete(w.pods, p.UID); len(w.pods) == 0 {
-		w.cancel()
+		w.stop()
 		delete(n.watched, p.Namespace)
 	}
 }
@@ -131,60 +127,57 @@ func (n *Namespaces) Shown() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, w := range n.watched {
-		select {
-		case <-w.synced:
-		default:
+		if !w.isShown() {
 			return false
 		}
 	}
 	return true
 }
 
+func (w *namespace) isShown() bool {
+	select {
+	case <-w.shown:
+		return true
+	default:
+		return false
+	}
+}
+
 // Annotations returns the stored annotations of a namespace that has pods on this node. Until ctx ends,
 // it waits for a namespace that the API has not shown yet. The caller must not change the map. The error
 // wraps ErrNoNamespace or ErrNotShown.
-func (n *Namespaces) Annotations(ctx context.Context, namespace string) (map[string]string, error) {
+func (n *Namespaces) Annotations(ctx context.Context, name string) (map[string]string, error) {
 	n.mu.Lock()
-	w := n.watched[namespace]
+	w := n.watched[name]
 	n.mu.Unlock()
 	if w == nil {
-		return nil, fmt.Errorf("%w: %s has no pod here that the API has shown", ErrNotShown, namespace)
+		return nil, fmt.Errorf("%w: %s has no pod here that the API has shown", ErrNotShown, name)
 	}
 	select {
-	case <-w.synced:
-	default:
-		select {
-		case <-w.synced:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %s", ErrNotShown, namespace)
-		}
+	case <-w.shown:
+	case <-ctx.Done():
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.exists {
-		return nil, fmt.Errorf("%w: %s", ErrNoNamespace, namespace)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case !w.isShown():
+		return nil, fmt.Errorf("%w: %s", ErrNotShown, name)
+	case !w.exists:
+		return nil, fmt.Errorf("%w: %s", ErrNoNamespace, name)
 	}
 	return w.annotations, nil
 }
 
 // watch follows the namespace until ctx ends. While the API server is down, the stored state remains.
-func (w *watchedNamespace) watch(ctx context.Context) {
-	again := wait.Backoff{Duration: firstRetry, Cap: lastRetry, Steps: math.MaxInt, Factor: 2, Jitter: 1}.DelayWithReset(clock.RealClock{}, retryReset)
-	warned := false
-	again.Until(ctx, true, true, func(ctx context.Context) (done bool, _ error) {
-		err := w.of.api.FollowNamespace(ctx, w.name, func(annotations map[string]string, exists bool) {
-			warned = false
-			w.set(annotations, exists)
+func (n *Namespaces) watch(ctx context.Context, w *namespace) {
+	backoff := wait.Backoff{Duration: firstRetry, Cap: lastRetry, Steps: math.MaxInt, Factor: 2, Jitter: 1}
+	backoff.DelayWithReset(clock.RealClock{}, retryReset).Until(ctx, true, true, func(ctx context.Context) (done bool, _ error) {
+		err := n.c.API.FollowNamespace(ctx, w.name, func(annotations map[string]string, exists bool) {
+			n.set(w, annotations, exists)
 		})
-		if err == nil || ctx.Err() != nil {
-			return false, nil
+		if err != nil && ctx.Err() == nil {
+			n.c.Log.Warn("watching a namespace failed; trying again", "namespace", w.name, "error", err)
 		}
-		level := slog.LevelWarn
-		if warned { // a node has many namespaces, and an API server that is away is away for all of them
-			level = slog.LevelDebug
-		}
-		warned = true
-		w.of.log.Log(ctx, level, "watching the API server failed; trying again", "resource", "namespaces", "namespace", w.name, "error", err)
 		return false, nil
 	})
 }
@@ -197,25 +190,18 @@ const (
 )
 
 // set stores the state of the namespace, and reports a change.
-func (w *watchedNamespace) set(annotations map[string]string, exists bool) {
-	var selected map[string]string
-	for _, key := range w.of.keys {
-		if v, ok := annotations[key]; ok {
-			if selected == nil {
-				selected = make(map[string]string)
-			}
-			selected[key] = v
-		}
+func (n *Namespaces) set(w *namespace, annotations map[string]string, exists bool) {
+	selected := maps.Clone(annotations)
+	maps.DeleteFunc(selected, func(key, _ string) bool { return !slices.Contains(n.c.Keys, key) })
+	n.mu.Lock()
+	wasShown := w.isShown()
+	isChanged := !wasShown || w.exists != exists || !maps.Equal(w.annotations, selected)
+	w.exists, w.annotations = exists, selected
+	if !wasShown {
+		close(w.shown)
 	}
-	w.mu.Lock()
-	first := !w.shown
-	same := !first && w.exists == exists && maps.Equal(w.annotations, selected)
-	w.shown, w.exists, w.annotations = true, exists, selected
-	w.mu.Unlock()
-	if first {
-		close(w.synced)
-	}
-	if !same {
-		w.of.changed(w.name)
+	n.mu.Unlock()
+	if isChanged {
+		n.c.Changed(w.name)
 	}
 }

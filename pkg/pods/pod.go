@@ -62,18 +62,23 @@ func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 	if pod.HostNetwork {
 		return pod
 	}
-	add := func(s string) {
-		ip, err := netip.ParseAddr(s)
-		if err != nil {
-			return
-		}
-		if ip = ip.Unmap().WithZone(""); !slices.Contains(pod.IPs, ip) {
+	for _, reported := range append(p.Status.PodIPs, corev1.PodIP{IP: p.Status.PodIP}) { // podIP is one of podIPs, if set
+		ip, err := netip.ParseAddr(reported.IP)
+		if ip = ip.Unmap().WithZone(""); err == nil && !slices.Contains(pod.IPs, ip) {
 			pod.IPs = append(pod.IPs, ip)
 		}
 	}
-	for _, ip := range p.Status.PodIPs {
-		add(ip.IP)
-	}
-	add(p.Status.PodIP) // API servers before 1.16 set this one only
 	return pod
+}
+
+// reportedIPs returns the pod's addresses as text. A finished pod has none: another pod may hold them.
+func (p *Pod) reportedIPs() []string {
+	if p.Finished {
+		return nil
+	}
+	ips := make([]string, len(p.IPs))
+	for i, ip := range p.IPs {
+		ips[i] = ip.String()
+	}
+	return ips
 }

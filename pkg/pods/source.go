@@ -15,16 +15,14 @@ type Source struct {
 	err      error
 }
 
-// Same reports whether the address has the same holder in both.
+// Same reports whether the address has the same holder in both. It is false if the holder is unknown
+// because a record cannot be read.
 func (s Source) Same(other Source) bool {
-	if s.IP != other.IP || s.err != nil || other.err != nil {
+	if s.err != nil || other.err != nil {
 		return false
 	}
-	if s.record == nil || other.record == nil {
-		// If no pod reported the address before, its pod has become known since.
-		return s.record == other.record && (s.reported == "" || s.reported == other.reported)
-	}
-	return s.record.ID() == other.record.ID() && s.record.Pod == other.record.Pod
+	// A pod that reports the address may have become known since.
+	return s.Identity() == other.Identity() || s.Identity() == "" && other.record == nil
 }
 
 // Source looks the address up in the records. It makes one system call and no request.
@@ -39,8 +37,9 @@ func (r *Resolver) Source(ip netip.Addr) Source {
 	return s
 }
 
-// Holder returns the UID of the pod that the records say holds the address, or else of the pod that reports it, or else
-// an empty string. The value does not change when a record is written for the pod later.
+// Holder returns the UID of the pod that the records say holds the address, or else of the pod that
+// reports it, or else an empty string. The value does not change when a record is written for the pod
+// later.
 func (s Source) Holder() string {
 	if s.record == nil {
 		return s.reported

@@ -19,7 +19,7 @@ var allowed = map[string][]string{
 	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/attach", "pkg/agent", "pkg/conflist", "pkg/cnidirs"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover", "pkg/unixsocket"},
 	"pkg/broker":      {"pkg/imds", "pkg/pods", "pkg/roles", "pkg/credentials"},
-	"pkg/pods":        {"pkg/attachment", "pkg/ratelimit"},
+	"pkg/pods":        {"pkg/attachment", "pkg/dedup", "pkg/ratelimit"},
 	"pkg/events":      {"pkg/pods"},
 	"pkg/kube":        {},
 	"pkg/credentials": {"pkg/ratelimit", "pkg/roles"},
