@@ -140,7 +140,8 @@ func (b *Broker) NamespaceChanged(namespace string) {
 
 // update decides again for the pod. The mutex is held.
 func (b *Broker) update(pod *pods.Pod) {
-	if pod.Finished || pod.HostNetwork && !b.Rules.HasRoleAnnotation(pod.Annotations) {
+	_, hasRole := pod.Annotations[b.Rules.RoleKey]
+	if pod.Finished || pod.HostNetwork && !hasRole {
 		b.remove(pod)
 		return
 	}

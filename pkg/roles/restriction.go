@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -29,17 +30,11 @@ type Restriction struct {
 	Format Format
 
 	mu       sync.Mutex
-	compiled map[annotation]compiled // at most maxCompiled
+	compiled map[annotation][]pattern // at most maxCompiled
 }
 
 // annotation is an annotation's key and value.
 type annotation struct{ key, text string }
-
-// compiled is the patterns of an annotation, or why it is malformed.
-type compiled struct {
-	patterns []pattern
-	err      error
-}
 
 // maxCompiled bounds the annotations that are kept compiled. The pods of a node rarely belong to more
 // namespaces.
@@ -49,7 +44,12 @@ const maxCompiled = 32
 func (r *Restriction) Keys() []string { return []string{r.Key, PermittedKey} }
 
 // check returns nil if the namespace's annotations allow the role, else an error that wraps ErrForbidden.
+// A pattern of ARNs is matched against the ARN, any other against the part of the ARN after baseARN.
 func (r *Restriction) check(annotations map[string]string, arn, baseARN string) error {
+	name, hasBase := strings.CutPrefix(arn, baseARN)
+	matches := func(p pattern) bool {
+		return p.isARN && p.re.MatchString(arn) || !p.isARN && hasBase && p.re.MatchString(name)
+	}
 	found := false
 	for _, key := range r.Keys() {
 		text, ok := annotations[key]
@@ -57,7 +57,11 @@ func (r *Restriction) check(annotations map[string]string, arn, baseARN string) 
 			continue
 		}
 		found = true
-		if err := r.compile(annotation{key, text}).match(arn, baseARN); err != nil {
+		patterns, err := r.compile(annotation{key, text})
+		if err == nil && !slices.ContainsFunc(patterns, matches) {
+			err = errors.New("no pattern matches")
+		}
+		if err != nil {
 			return fmt.Errorf("%w: its annotation %s: %w", ErrForbidden, key, err)
 		}
 	}
@@ -68,42 +72,26 @@ func (r *Restriction) check(annotations map[string]string, arn, baseARN string) 
 }
 
 // compile returns the patterns of an annotation. It caches them: compiling ten patterns takes about 200 µs.
-func (r *Restriction) compile(a annotation) compiled {
+func (r *Restriction) compile(a annotation) ([]pattern, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, ok := r.compiled[a]
-	if !ok {
-		if r.compiled == nil || len(r.compiled) >= maxCompiled {
-			r.compiled = make(map[annotation]compiled)
-		}
-		c.patterns, c.err = r.parse(a)
-		r.compiled[a] = c
+	if patterns, ok := r.compiled[a]; ok {
+		return patterns, nil
 	}
-	return c
-}
-
-func (r *Restriction) parse(a annotation) ([]pattern, error) {
-	if a.key == PermittedKey {
-		return compilePatterns([]string{a.text}, Regexp)
-	}
-	var texts []string
-	if err := json.Unmarshal([]byte(a.text), &texts); err != nil {
-		return nil, fmt.Errorf("it is not a JSON array of strings: %.128q", a.text)
-	}
-	return compilePatterns(texts, r.Format)
-}
-
-// match returns nil if a pattern matches the role. A pattern of ARNs is matched against the ARN, any
-// other against the part of the ARN after baseARN.
-func (c compiled) match(arn, baseARN string) error {
-	name, hasBase := strings.CutPrefix(arn, baseARN)
-	for _, p := range c.patterns {
-		if p.isARN && p.re.MatchString(arn) || !p.isARN && hasBase && p.re.MatchString(name) {
-			return nil
+	texts, format := []string{a.text}, Regexp
+	if a.key != PermittedKey {
+		format = r.Format
+		if err := json.Unmarshal([]byte(a.text), &texts); err != nil {
+			return nil, fmt.Errorf("it is not a JSON array of strings: %.128q", a.text)
 		}
 	}
-	if c.err != nil {
-		return c.err
+	patterns, err := compilePatterns(texts, format)
+	if err != nil {
+		return nil, err
 	}
-	return errors.New("no pattern matches")
+	if r.compiled == nil || len(r.compiled) >= maxCompiled {
+		r.compiled = make(map[annotation][]pattern)
+	}
+	r.compiled[a] = patterns
+	return patterns, nil
 }

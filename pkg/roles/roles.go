@@ -91,12 +91,6 @@ func (r *Rules) Assumption(s Subject) (Assumption, error) {
 	return a, nil
 }
 
-// HasRoleAnnotation reports whether a pod's annotations name a role.
-func (r *Rules) HasRoleAnnotation(annotations map[string]string) bool {
-	_, ok := annotations[r.RoleKey]
-	return ok
-}
-
 // Reads reports whether the pod annotation with this key is read.
 func (r *Rules) Reads(key string) bool {
 	return key == r.RoleKey || key == r.ExternalIDKey || key == r.SessionNameKey || key == r.SessionPolicyKey
