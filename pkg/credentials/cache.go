@@ -29,7 +29,7 @@ type Observer interface {
 
 // Config is the dependencies and settings of a Cache.
 type Config struct {
-	Log *slog.Logger
+	Log      *slog.Logger
 	Observer Observer
 	// Failed is called after a failed call to STS, for each holder of the assumption and after the
 	// clients are answered.

@@ -13,7 +13,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// has tells whether the cache holds credentials for the assumption.
+// has reports whether the cache has credentials for the assumption.
 func has(c *Cache, a roles.Assumption) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -21,7 +21,7 @@ func has(c *Cache, a roles.Assumption) bool {
 	return e != nil && e.document != nil
 }
 
-// mustGet asks for the assumption by a pod that asks for no other.
+// mustGet requests the assumption for a pod that requests no other.
 func mustGet(t *testing.T, c *Cache, a roles.Assumption) *Document {
 	t.Helper()
 	return mustGetFor(t, c, "pod of "+a.RoleARN, a)
@@ -92,11 +92,11 @@ func TestIMDS24CallContinuesWithoutClients(t *testing.T) {
 		if _, err := c.Get(ctx, "pod", assumption("a")); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("%v", err)
 		}
-		time.Sleep(1500 * time.Millisecond) // an SDK that comes back
+		time.Sleep(1500 * time.Millisecond) // an SDK retries
 		start := time.Now()
 		mustGet(t, c, assumption("a"))
 		if waited := time.Since(start); waited != 0 || sts.count() != 1 {
-			t.Errorf("the second try waited %v and STS was asked %d times", waited, sts.count())
+			t.Errorf("the second request waited %v after %d calls", waited, sts.count())
 		}
 	})
 }
@@ -175,8 +175,8 @@ func TestIMDS23HeldCredentialsAreRenewedInTime(t *testing.T) {
 	})
 }
 
-// TestOutageOf29MinutesCausesNoRefusal has the outage begin at any time, and with it at the worst: when all have just begun to be renewed, or
-// are just about to be.
+// TestOutageOf29MinutesCausesNoRefusal starts the outage at various times, also when all renewals are
+// due or have just begun.
 func TestOutageOf29MinutesCausesNoRefusal(t *testing.T) {
 	for _, after := range []time.Duration{time.Second, 2 * time.Minute, 10 * time.Minute, 25 * time.Minute, 29*time.Minute + 59*time.Second, 30*time.Minute + time.Second, 200 * time.Minute} {
 		t.Run(after.String(), func(t *testing.T) {
@@ -204,7 +204,7 @@ func TestOutageOf29MinutesCausesNoRefusal(t *testing.T) {
 					time.Sleep(10 * time.Second)
 				}
 				if after >= 25*time.Minute && (least > 15*time.Minute || sts.count() < before+200) {
-					t.Errorf("%v were left at least, and STS was asked %d times: was it an outage?", least, sts.count()-before)
+					t.Errorf("credentials had at least %v left, %d calls during the outage: the outage had no effect", least, sts.count()-before)
 				}
 				sts.set(func(s *fakeSTS) { s.err, s.latency = nil, 0 })
 				time.Sleep(3 * time.Minute)
@@ -218,7 +218,7 @@ func TestOutageOf29MinutesCausesNoRefusal(t *testing.T) {
 	}
 }
 
-// TestLatestExpirationIsServed has STS give less to a renewal than is left.
+// TestLatestExpirationIsServed checks that a renewal does not replace credentials that expire later.
 func TestLatestExpirationIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -232,16 +232,16 @@ func TestLatestExpirationIsServed(t *testing.T) {
 			time.Sleep(time.Minute)
 		}
 		if left := time.Until(first.Expiration()); left > 15*time.Minute && mustGet(t, c, a) != first {
-			t.Errorf("what ends sooner took the place of what has %v left", left)
+			t.Errorf("credentials with %v left were replaced by ones that expire earlier", left)
 		}
 		time.Sleep(time.Until(first.Expiration()) - 10*time.Minute)
 		if mustGet(t, c, a) == first {
-			t.Error("what ends sooner stays")
+			t.Error("credentials were not replaced by ones that expire later")
 		}
 	})
 }
 
-// TestValidCredentialsAreServedDuringSlowRenewal has credentials run short that nobody renewed, and STS be slow.
+// TestValidCredentialsAreServedDuringSlowRenewal lets requests start a renewal while STS is slow.
 func TestValidCredentialsAreServedDuringSlowRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -255,10 +255,10 @@ func TestValidCredentialsAreServedDuringSlowRenewal(t *testing.T) {
 		for range 100 {
 			start := time.Now()
 			if mustGet(t, c, a) != first {
-				t.Fatal("others")
+				t.Fatal("other credentials were served")
 			}
 			if waited := time.Since(start); waited > 200*time.Millisecond {
-				t.Fatalf("a pod that could be served waited %v", waited)
+				t.Fatalf("a request waited %v although valid credentials were cached", waited)
 			}
 			time.Sleep(time.Second)
 		}
@@ -280,7 +280,7 @@ func TestCallTimesOut(t *testing.T) {
 	})
 }
 
-// TestCacheIsBounded asks for more than it keeps.
+// TestCacheIsBounded fills the cache with requested, then with held entries.
 func TestCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -307,13 +307,13 @@ func TestCacheIsBounded(t *testing.T) {
 		n := len(c.entries)
 		c.mu.Unlock()
 		if _, err := c.Get(t.Context(), "pod", assumption("two more")); err == nil || classify(err).Kind != Throttled {
-			t.Errorf("%v where all is held", err)
+			t.Errorf("%v, want Throttled: all entries are held", err)
 		}
 		c.Hold("another pod", assumption("three more"))
 		if n != maxEntries || c.Stats().Entries != n {
 			t.Errorf("%d entries, then %d", n, c.Stats().Entries)
 		}
-		c.Hold("pod", assumption("four more")) // in place of what it held
+		c.Hold("pod", assumption("four more")) // replaces the one that it held
 		synctest.Wait()
 		if c.Stats().Entries != n || !has(c, assumption("four more")) {
 			t.Errorf("%d entries after a pod's change", c.Stats().Entries)
@@ -339,7 +339,7 @@ func TestExpiredCredentialsAreNeverServed(t *testing.T) {
 	})
 }
 
-// TestErrorsAreCachedBriefly is how long each kind of error answers in place of a call, at least and at most.
+// TestErrorsAreCachedBriefly checks the shortest and the longest time that each kind of error is cached.
 func TestErrorsAreCachedBriefly(t *testing.T) {
 	for kind, bound := range map[Kind][2]time.Duration{
 		Malformed: {5 * time.Minute, 5 * time.Minute}, Denied: {30 * time.Second, 30 * time.Second},
@@ -361,7 +361,7 @@ func TestErrorsAreCachedBriefly(t *testing.T) {
 				time.Sleep(bound[0] - time.Millisecond)
 				ask()
 				if n := sts.count(); n != 1 {
-					t.Errorf("%d calls while the error is remembered, want 1", n)
+					t.Errorf("%d calls while the error is cached, want 1", n)
 				}
 				sts.set(func(s *fakeSTS) { s.err = nil })
 				time.Sleep(bound[1] - bound[0] + 2*time.Millisecond)
@@ -419,7 +419,7 @@ func TestCredentialsAreRemovedWithLastHolder(t *testing.T) {
 		synctest.Wait()
 		c.Release("one")
 		if !has(c, a) {
-			t.Error("gone with the first holder")
+			t.Error("removed with the first holder")
 		}
 		c.Release("two")
 		c.Release("two")
@@ -428,7 +428,7 @@ func TestCredentialsAreRemovedWithLastHolder(t *testing.T) {
 		}
 		time.Sleep(24 * time.Hour)
 		if n := sts.count(); n != 1 {
-			t.Errorf("%d calls: renewed for nobody", n)
+			t.Errorf("%d calls: renewed without a holder", n)
 		}
 	})
 }
@@ -441,7 +441,7 @@ func TestFormerRoleIsRemoved(t *testing.T) {
 		c.Hold("uid", assumption("new"))
 		synctest.Wait()
 		if has(c, assumption("old")) || !has(c, assumption("new")) {
-			t.Error("the old role is kept, or the new one not fetched")
+			t.Error("the old role is kept, or the new one is not prefetched")
 		}
 	})
 }
@@ -463,14 +463,14 @@ func TestPodChurnLeavesNoState(t *testing.T) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if len(c.entries) != 0 || len(c.holders) != 0 {
-			t.Errorf("%d entries and %d holds are left", len(c.entries), len(c.holders))
+			t.Errorf("%d entries and %d holders are left", len(c.entries), len(c.holders))
 		}
 	})
 }
 
 func TestShortSessionsScaleDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sts := &fakeSTS{lifetime: 15 * time.Minute} // whatever was asked for
+		sts := &fakeSTS{lifetime: 15 * time.Minute} // instead of the requested duration
 		c := running(t, sts, Config{})
 		a := assumption("a")
 		c.Hold("uid", a)
@@ -486,13 +486,13 @@ func TestShortSessionsScaleDown(t *testing.T) {
 	})
 }
 
-func TestEndedCacheAnswersWithItsError(t *testing.T) {
+func TestEndedCacheReturnsErrClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(&fakeSTS{latency: time.Hour}, Config{Log: discard})
 		ctx, cancel := context.WithCancel(t.Context())
 		c.Hold("uid", assumption("a"))
 		time.AfterFunc(time.Second, cancel)
-		if err := c.Run(ctx); err != nil { // returns though a flight would last an hour
+		if err := c.Run(ctx); err != nil { // does not wait for the flight, which would take an hour
 			t.Error(err)
 		}
 		if _, err := c.Get(context.Background(), "pod", assumption("b")); !errors.Is(err, ErrClosed) {
@@ -501,7 +501,7 @@ func TestEndedCacheAnswersWithItsError(t *testing.T) {
 	})
 }
 
-func TestEndedCacheStillAnswersWithWhatIsValid(t *testing.T) {
+func TestEndedCacheServesValidCredentials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(&fakeSTS{}, Config{Log: discard})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -517,8 +517,8 @@ func TestEndedCacheStillAnswersWithWhatIsValid(t *testing.T) {
 	})
 }
 
-// TestCredentialsThatHaveEndedMeanAClock has STS give credentials that have ended by the node's clock.
-func TestCredentialsThatHaveEndedMeanAClock(t *testing.T) {
+// TestExpiredNewCredentialsMeanClockSkew lets STS issue credentials that have expired by the node's clock.
+func TestExpiredNewCredentialsMeanClockSkew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failed := make(chan *Error, 1)
 		c := running(t, &fakeSTS{lifetime: -time.Minute}, Config{Failed: func(_ string, _ roles.Assumption, err *Error) { failed <- err }})
@@ -528,7 +528,113 @@ func TestCredentialsThatHaveEndedMeanAClock(t *testing.T) {
 			t.Errorf("%v, %v", d, err)
 		}
 		if e := <-failed; e.Kind != ClockSkew {
-			t.Errorf("its holder is told %v", e)
+			t.Errorf("reported to its holder: %v", e)
 		}
+	})
+}
+
+// observed is an Observer that counts.
+type observed struct {
+	mu           sync.Mutex
+	assumed      map[string]int
+	hits, misses int
+	longest      time.Duration
+}
+
+func (o *observed) Assumed(outcome string, took time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.assumed == nil {
+		o.assumed = map[string]int{}
+	}
+	o.assumed[outcome]++
+	o.longest = max(o.longest, took)
+}
+
+func (o *observed) Asked(hit bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if hit {
+		o.hits++
+	} else {
+		o.misses++
+	}
+}
+
+func TestObserverCountsCallsAndHits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := new(observed)
+		sts := &fakeSTS{latency: time.Second}
+		c := running(t, sts, Config{Observer: o})
+		mustGet(t, c, assumption("a"))
+		mustGet(t, c, assumption("a"))
+		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Denied} })
+		for range 2 { // the second gets the cached error
+			if _, err := c.Get(t.Context(), "pod", assumption("b")); err == nil {
+				t.Error("credentials")
+			}
+		}
+		if o.assumed["ok"] != 1 || o.assumed["denied"] != 1 || o.longest != time.Second || o.hits != 2 || o.misses != 2 {
+			t.Errorf("%+v", o)
+		}
+	})
+}
+
+func TestEvictionSparesEntriesWithFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: time.Second}
+		c := running(t, sts, Config{})
+		var wg sync.WaitGroup
+		wg.Go(func() { mustGet(t, c, assumption("flies")) })
+		synctest.Wait()
+		c.mu.Lock()
+		for i := range maxEntries - 1 {
+			c.entries[assumption(fmt.Sprint(i))] = &entry{idleUntil: time.Now().Add(time.Hour)}
+		}
+		c.mu.Unlock()
+		wg.Go(func() { mustGet(t, c, assumption("new")) })
+		synctest.Wait()
+		wg.Go(func() { mustGet(t, c, assumption("flies")) })
+		wg.Wait()
+		if n := sts.calls[assumption("flies")]; n != 1 {
+			t.Errorf("%d concurrent calls for one assumption", n)
+		}
+	})
+}
+
+func TestRequestedCredentialsAreRemovedWithLastHolder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		c.Hold("pod", assumption("a"))
+		mustGet(t, c, assumption("a"))
+		c.Forget("pod")
+		if has(c, assumption("a")) {
+			t.Error("credentials are kept")
+		}
+	})
+}
+
+func TestPending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{latency: time.Second, refuse: func(a roles.Assumption) error {
+			if a == assumption("denied") {
+				return &Error{Kind: Denied}
+			}
+			return nil
+		}}
+		c := running(t, sts, Config{})
+		c.Hold("one", assumption("denied"))
+		c.Hold("two", assumption("a"))
+		if n := c.Stats().Pending; n != 2 {
+			t.Errorf("%d are pending", n)
+		}
+		time.Sleep(2 * time.Second)
+		var wg sync.WaitGroup
+		wg.Go(func() { mustGet(t, c, assumption("unheld")) })
+		synctest.Wait()
+		if n := c.Stats().Pending; n != 0 {
+			t.Errorf("%d are pending", n)
+		}
+		wg.Wait()
 	})
 }

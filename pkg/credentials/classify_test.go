@@ -15,8 +15,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/sts"
 )
 
-// TestCauseOfARefusal holds the forms of https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html.
-func TestCauseOfARefusal(t *testing.T) {
+// TestDenialCause uses the messages of
+// https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html.
+func TestDenialCause(t *testing.T) {
 	const who = "User: arn:aws:sts::123456789012:assumed-role/node/i-1 is not authorized to perform: "
 	const role = " on resource: arn:aws:iam::123456789012:role/reader"
 	for message, want := range map[string]string{
@@ -40,6 +41,7 @@ func TestCauseOfARefusal(t *testing.T) {
 	}
 }
 
+// assume returns the error of a call for the role reader.
 func assume(t *testing.T, c STSConfig) *Error {
 	t.Helper()
 	_, err := client(t, c).AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour})
@@ -50,7 +52,7 @@ func assume(t *testing.T, c STSConfig) *Error {
 	return e
 }
 
-func TestMissingRoleIsToldFromAMissingPermission(t *testing.T) {
+func TestMissingRoleAndMissingPermissionDiffer(t *testing.T) {
 	s := cloud(t)
 	if e := assume(t, STSConfig{Endpoint: s.URL()}); !strings.Contains(e.Cause, "does not exist") {
 		t.Errorf("no such role: %+v", e)
@@ -62,7 +64,7 @@ func TestMissingRoleIsToldFromAMissingPermission(t *testing.T) {
 	}
 }
 
-func TestClockThatIsOffIsTold(t *testing.T) {
+func TestClockDifferenceIsReported(t *testing.T) {
 	for off, want := range map[time.Duration]string{23 * time.Minute: "23 minutes behind", -90 * time.Minute: "90 minutes ahead of"} {
 		cloud(t) // sets the environment
 		s, err := sts.Start(sts.Options{Now: func() time.Time { return time.Now().Add(off) }})
@@ -90,9 +92,9 @@ func TestClockThatIsOffIsTold(t *testing.T) {
 	}
 }
 
-// TestExpiredRequestMeansAClock has STS call a request expired: a signature is valid for 15 minutes.
+// TestExpiredRequestMeansClockSkew lets STS call a request expired: a signature is valid for 15 minutes.
 // https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
-func TestExpiredRequestMeansAClock(t *testing.T) {
+func TestExpiredRequestMeansClockSkew(t *testing.T) {
 	for message, want := range map[string]string{
 		"Request has expired.": "the node's clock and the clock of STS are more than 15 minutes apart",
 		"Signature expired: 20260101T000000Z is now earlier than 20260101T000800Z (20260101T002300Z - 15 min.)": "the node's clock is 23 minutes behind the clock of STS",
@@ -106,8 +108,8 @@ func TestExpiredRequestMeansAClock(t *testing.T) {
 	}
 }
 
-// TestRefusalOfTheRoleInBetweenIsTold has STS refuse the role of --assume-role-arn, and not the pod's.
-func TestRefusalOfTheRoleInBetweenIsTold(t *testing.T) {
+// TestRefusedIntermediateRoleIsReported lets STS refuse the role of --assume-role-arn, not the pod's.
+func TestRefusedIntermediateRoleIsReported(t *testing.T) {
 	s := cloud(t)
 	s.PutRole(sts.Role{ARN: account + "between", Trusts: []string{account + "somebody"}})
 	const refused = "STS refuses this node the role that --assume-role-arn names"
@@ -122,7 +124,7 @@ func TestRefusalOfTheRoleInBetweenIsTold(t *testing.T) {
 	}
 }
 
-func TestNodeWithoutCredentialsIsToldWhatTheMetadataServiceAnswered(t *testing.T) {
+func TestErrorHasMetadataServiceAnswer(t *testing.T) {
 	s := cloud(t)
 	t.Setenv("AWS_ACCESS_KEY_ID", "")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "")

@@ -17,7 +17,7 @@ func TestImportedCredentialsAreServed(t *testing.T) {
 		for i := range 10 {
 			old.Hold(fmt.Sprint("pod-", i), assumption(fmt.Sprint("role-", i)))
 		}
-		mustGet(t, old, assumption("nobody's"))
+		mustGet(t, old, assumption("unheld"))
 		synctest.Wait()
 		time.Sleep(20 * time.Minute)
 		exported, err := old.Export()
@@ -44,7 +44,7 @@ func TestImportedCredentialsAreServed(t *testing.T) {
 		}
 		synctest.Wait()
 		if n := second.count(); n != 0 {
-			t.Errorf("STS was asked %d times", n)
+			t.Errorf("%d calls", n)
 		}
 		for range 30 {
 			time.Sleep(time.Minute)
@@ -72,11 +72,11 @@ func TestImportedCredentialsWithoutHolderAreRemoved(t *testing.T) {
 		}
 		time.Sleep(importLifetime - time.Minute)
 		if !has(c, assumption("a")) {
-			t.Error("it is gone, although the pods may be long in coming")
+			t.Error("removed before the pods may be known")
 		}
 		time.Sleep(3 * time.Minute)
 		if has(c, assumption("a")) {
-			t.Error("it is there a quarter of an hour later")
+			t.Error("kept without a holder")
 		}
 	})
 }
@@ -94,7 +94,7 @@ func TestInvalidImport(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
 		newest := mustGet(t, c, a)
 		if n, err := c.Import(exported); err != nil || n != 0 || mustGet(t, c, a) != newest {
-			t.Errorf("what was there gave way: %d, %v", n, err)
+			t.Errorf("newer credentials were replaced: %d, %v", n, err)
 		}
 		for _, wrong := range []string{"", "{", `{"Assumption":1}`, `[{"Document":"secret"}]`, `[{"secret":1}]`, `[{"Assumption":{"TransitiveTags":"secret"}}]`, strings.Replace(string(exported), "[{", `["secret",{`, 1)} {
 			n, err := running(t, new(fakeSTS), Config{}).Import([]byte(wrong))
@@ -118,14 +118,14 @@ func TestInvalidImport(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 		if n, err := running(t, new(fakeSTS), Config{}).Import(exported); err != nil || n != 0 {
-			t.Errorf("what has ended: %d, %v", n, err)
+			t.Errorf("expired credentials: %d, %v", n, err)
 		}
 	})
 }
 
-// TestImportedCredentialsAreRenewedInTime has the other proxy's word for when be missing, far off, or gone by.
+// TestImportedCredentialsAreRenewedInTime imports a renewal time that is missing, too late or past.
 func TestImportedCredentialsAreRenewedInTime(t *testing.T) {
-	for name, renewAt := range map[string]time.Duration{"never": 0, "too late": 59 * time.Minute, "gone by": -time.Hour} {
+	for name, renewAt := range map[string]time.Duration{"never": 0, "too late": 59 * time.Minute, "past": -time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a, now := assumption("a"), time.Now()
@@ -145,14 +145,14 @@ func TestImportedCredentialsAreRenewedInTime(t *testing.T) {
 				c.Hold("pod", a)
 				time.Sleep(time.Hour - minRemaining + time.Second)
 				if n := sts.count(); n == 0 {
-					t.Error("STS was not asked until it ran short")
+					t.Error("not renewed with minRemaining left")
 				}
 			})
 		})
 	}
 }
 
-// TestRepeatedImport has the pods become known a quarter of an hour after the first import, while STS is away.
+// TestRepeatedImport imports again after the first import has been removed, while STS fails.
 func TestRepeatedImport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := running(t, new(fakeSTS), Config{})
@@ -175,7 +175,52 @@ func TestRepeatedImport(t *testing.T) {
 			t.Errorf("imported %d, %v", n, err)
 		}
 		if d := mustGet(t, c, a); string(d.Body()) != string(was.Body()) {
-			t.Error("it is another document")
+			t.Error("another document")
+		}
+	})
+}
+
+func TestExportOmitsUnheldCredentials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		mustGet(t, c, assumption("a"))
+		if exported, err := c.Export(); err != nil || string(exported) != "[]" {
+			t.Errorf("%d bytes, %v", len(exported), err)
+		}
+	})
+}
+
+func TestDueImportIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(fakeSTS)
+		c := running(t, sts, Config{})
+		a := assumption("a")
+		c.Hold("pod", a)
+		time.Sleep(10 * time.Second)
+		exported, err := json.Marshal([]exportedEntry{{Assumption: a, Document: []byte("{}"), Expiration: time.Now().Add(time.Hour), RenewAt: time.Now().Add(time.Second)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Import(exported); err != nil || n != 1 {
+			t.Fatalf("imported %d, %v", n, err)
+		}
+		time.Sleep(2 * time.Second)
+		if n := sts.count(); n != 2 {
+			t.Errorf("%d calls", n)
+		}
+	})
+}
+
+func TestExportOmitsExpiredCredentials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(fakeSTS)
+		c := running(t, sts, Config{})
+		c.Hold("pod", assumption("a"))
+		synctest.Wait()
+		sts.set(func(s *fakeSTS) { s.err = &Error{Kind: Unavailable} })
+		time.Sleep(time.Hour + time.Second)
+		if exported, err := c.Export(); err != nil || string(exported) != "[]" {
+			t.Errorf("%d bytes, %v", len(exported), err)
 		}
 	})
 }

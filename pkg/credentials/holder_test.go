@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestFastChangesCauseFewCalls holds one assumption after the other, faster than STS answers.
+// TestFastChangesCauseFewCalls changes the held assumption faster than STS answers.
 func TestFastChangesCauseFewCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: time.Second}
@@ -18,10 +18,10 @@ func TestFastChangesCauseFewCalls(t *testing.T) {
 		c.Hold("neighbour", assumption("other"))
 		time.Sleep(3 * time.Second)
 		if !has(c, assumption("other")) {
-			t.Error("the neighbour waits behind calls for nobody")
+			t.Error("the neighbour waits behind unused calls")
 		}
 		if n := sts.count(); n > 2*maxBackgroundCalls+2 {
-			t.Errorf("STS was asked %d times for two pods", n)
+			t.Errorf("%d calls for two pods", n)
 		}
 		c.mu.Lock()
 		entries := len(c.entries)
@@ -32,7 +32,7 @@ func TestFastChangesCauseFewCalls(t *testing.T) {
 	})
 }
 
-// TestSlowChangesCauseFewCalls changes more slowly than STS answers, so each of its wishes could be a call.
+// TestSlowChangesCauseFewCalls changes more slowly than STS answers, so each change could cause a call.
 func TestSlowChangesCauseFewCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -47,17 +47,17 @@ func TestSlowChangesCauseFewCalls(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		if n := sts.count(); n > 2*times/int(changeInterval.Seconds())+2 {
-			t.Errorf("STS was asked %d times in an hour for one pod", n)
+			t.Errorf("%d calls in an hour for one pod", n)
 		}
 		c.Hold("pod", assumption("last"))
 		time.Sleep(changeInterval + time.Second)
 		if !has(c, assumption("last")) {
-			t.Error("what it holds in the end is not fetched ahead")
+			t.Error("the last assumption is not prefetched")
 		}
 	})
 }
 
-// TestRequestAfterChangeIsServedAtOnce has a pod ask for what is not fetched ahead for it yet.
+// TestRequestAfterChangeIsServedAtOnce requests assumptions that are not prefetched yet.
 func TestRequestAfterChangeIsServedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -68,12 +68,12 @@ func TestRequestAfterChangeIsServedAtOnce(t *testing.T) {
 			mustGetFor(t, c, "pod", a)
 		}
 		if waited := time.Since(start); waited > 0 {
-			t.Errorf("it waited %v", waited)
+			t.Errorf("a request waited %v", waited)
 		}
 	})
 }
 
-// TestChangesAddNoTokens has STS throttle, which slows a node down: a pod's changes do not pass that.
+// TestChangesAddNoTokens checks that the changes of pods do not escape the lowered rate of a throttled node.
 func TestChangesAddNoTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Throttled, Code: "Throttling"}}
@@ -85,12 +85,12 @@ func TestChangesAddNoTokens(t *testing.T) {
 			time.Sleep(time.Minute)
 		}
 		if n := sts.count(); n > 400 {
-			t.Errorf("STS was asked %d times in an hour of throttling", n)
+			t.Errorf("%d calls in an hour of throttling", n)
 		}
 	})
 }
 
-// TestForget is what a pod that is gone leaves behind, and one that holds nothing for now.
+// TestForget releases the assumption of a pod, then forgets the pod.
 func TestForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -98,7 +98,7 @@ func TestForget(t *testing.T) {
 		synctest.Wait()
 		c.Release("pod")
 		if has(c, assumption("a")) || c.Stats().Holders != 1 {
-			t.Errorf("%d holders after it let go", c.Stats().Holders)
+			t.Errorf("%d holders after Release", c.Stats().Holders)
 		}
 		c.Forget("pod")
 		c.Forget("pod")
@@ -109,7 +109,7 @@ func TestForget(t *testing.T) {
 	})
 }
 
-// TestHoldUsesCachedError has a pod come that holds what STS has just refused.
+// TestHoldUsesCachedError holds an assumption that STS has just refused.
 func TestHoldUsesCachedError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Denied, Code: "AccessDenied"}}
@@ -121,12 +121,61 @@ func TestHoldUsesCachedError(t *testing.T) {
 		c.Hold("pod", a)
 		time.Sleep(29 * time.Second)
 		if n := sts.count(); n != 1 {
-			t.Errorf("STS was asked %d times", n)
+			t.Errorf("%d calls", n)
 		}
 		sts.set(func(s *fakeSTS) { s.err = nil })
 		time.Sleep(4 * time.Minute)
 		if !has(c, a) {
-			t.Error("it is never tried again")
+			t.Error("never retried")
+		}
+	})
+}
+
+func TestThirdChangeIsPrefetchedAfterInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		c.Hold("pod", assumption("1"))
+		c.Hold("pod", assumption("2"))
+		synctest.Wait()
+		c.Hold("pod", assumption("3"))
+		time.Sleep(changeInterval + time.Second)
+		if !has(c, assumption("3")) {
+			t.Error("not prefetched in time")
+		}
+	})
+}
+
+func TestChangeToRefusedRoleDoesNotWaitForRetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{err: &Error{Kind: Denied}}
+		c := running(t, sts, Config{})
+		if _, err := c.Get(t.Context(), "pod", assumption("a")); err == nil {
+			t.Fatal("credentials")
+		}
+		time.Sleep(31 * time.Second) // the error is no longer cached; the retry is due after 90 seconds or more
+		sts.set(func(s *fakeSTS) { s.err = nil })
+		for _, role := range []string{"1", "2", "a"} {
+			c.Hold("pod", assumption(role))
+		}
+		time.Sleep(changeInterval + time.Second)
+		if !has(c, assumption("a")) {
+			t.Error("not prefetched in time")
+		}
+	})
+}
+
+func TestForgottenHoldersNeedNoCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		for i := range 100 {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+		}
+		synctest.Wait()
+		for i := range 100 {
+			c.Forget(fmt.Sprint(i))
+		}
+		if c.limiter.held != 0 || c.limiter.need > 1e-9 {
+			t.Errorf("%d are held, which need %v calls a second", c.limiter.held, c.limiter.need)
 		}
 	})
 }

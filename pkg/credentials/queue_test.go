@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,25 +14,76 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// TestFloodingPodDelaysOnlyItself has a client change its own pod's annotation 50 times a second for minutes. It asks each time and
-// hangs up. Every few seconds a new pod of the node asks for the first time.
+// TestForgottenPodsLeaveNothing lets pods come and go while no background token is available.
+func TestForgottenPodsLeaveNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := new(fakeSTS)
+		c := running(t, sts, Config{})
+		withoutBackgroundTokens(c)
+		for i := range 100 {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+		}
+		synctest.Wait()
+		for i := range 100 {
+			c.Forget(fmt.Sprint(i))
+		}
+		synctest.Wait()
+		if c.limiter.firstCalls != 0 || c.backgroundCalls != 0 || len(c.background) != 0 || sts.count() != 100 {
+			t.Errorf("%d tokens, %d running and %d queued calls, %d calls", c.limiter.firstCalls, c.backgroundCalls, len(c.background), sts.count())
+		}
+	})
+}
+
+func TestWaitingClientIsServedAfterHolderLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		withoutTokens(c, 20)
+		c.Hold("pod", assumption("a"))
+		var wg sync.WaitGroup
+		wg.Go(func() { mustGet(t, c, assumption("a")) })
+		synctest.Wait()
+		c.Forget("pod")
+		wg.Wait()
+	})
+}
+
+func TestRequestTakesFlightOutOfBackgroundQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		withoutBackgroundTokens(c)
+		for i := range maxBackgroundCalls {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+		}
+		synctest.Wait()
+		for i := range maxBackgroundCalls {
+			mustGet(t, c, assumption(fmt.Sprint(i)))
+		}
+		synctest.Wait()
+		if c.backgroundCalls != 0 || len(c.background) != 0 {
+			t.Errorf("%d calls run and %d are queued", c.backgroundCalls, len(c.background))
+		}
+	})
+}
+
+// TestFloodingPodDelaysOnlyItself lets a client change its own pod's annotation many times a second,
+// request each new assumption and hang up. Every ten seconds a new pod makes its first request.
 func TestFloodingPodDelaysOnlyItself(t *testing.T) {
 	const call = 200 * time.Millisecond
 	for name, tt := range map[string]struct {
 		refuse  error         // STS's answer to the flooding pod
-		patient time.Duration // how long its client waits for an answer
-		notHeld bool          // the proxy does not know of the changes yet
+		patient time.Duration // how long its client waits
+		notHeld bool          // the watch does not show the changes yet
 		minutes int           // how long it floods, 10 times a second
 	}{
-		"hangs up at once":                   {patient: 5 * time.Millisecond},
-		"hangs up before STS answers":        {patient: 150 * time.Millisecond},
-		"waits":                              {patient: time.Hour},
-		"is ahead of the watch":              {patient: 5 * time.Millisecond, notHeld: true},
-		"waits, ahead of the watch":          {patient: time.Hour, notHeld: true},
-		"is throttled":                       {patient: 5 * time.Millisecond, refuse: &Error{Kind: Throttled, Code: "Throttling"}, minutes: 15},
-		"is throttled, and waits":            {patient: time.Hour, notHeld: true, refuse: &Error{Kind: Throttled, Code: "Throttling"}, minutes: 15},
-		"asks for what makes STS fail":       {patient: time.Hour, refuse: &Error{Kind: Unavailable, Code: "InternalFailure"}},
-		"asks for what STS refuses, ignored": {patient: time.Hour, notHeld: true, refuse: &Error{Kind: Denied, Code: "AccessDenied"}},
+		"hangs up at once":                           {patient: 5 * time.Millisecond},
+		"hangs up before STS answers":                {patient: 150 * time.Millisecond},
+		"waits":                                      {patient: time.Hour},
+		"is ahead of the watch":                      {patient: 5 * time.Millisecond, notHeld: true},
+		"waits, ahead of the watch":                  {patient: time.Hour, notHeld: true},
+		"is throttled":                               {patient: 5 * time.Millisecond, refuse: &Error{Kind: Throttled, Code: "Throttling"}, minutes: 15},
+		"is throttled, and waits":                    {patient: time.Hour, notHeld: true, refuse: &Error{Kind: Throttled, Code: "Throttling"}, minutes: 15},
+		"requests roles for which STS fails":         {patient: time.Hour, refuse: &Error{Kind: Unavailable, Code: "InternalFailure"}},
+		"requests refused roles, ahead of the watch": {patient: time.Hour, notHeld: true, refuse: &Error{Kind: Denied, Code: "AccessDenied"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -98,7 +150,7 @@ func TestFloodingPodDelaysOnlyItself(t *testing.T) {
 					t.Errorf("up to %d goroutines and %d entries", goroutines, entries)
 				}
 				if n := sts.count() - newcomers; n > 50+seconds/2 {
-					t.Errorf("%d calls for the pod that floods", n)
+					t.Errorf("%d calls for the flooding pod", n)
 				}
 			})
 		})
@@ -124,7 +176,7 @@ func withoutBackgroundTokens(c *Cache) {
 	}
 }
 
-// inOrder is an STS that notes which assumptions it is asked for.
+// inOrder is an STS that records the roles that it is called for.
 type inOrder struct {
 	fakeSTS
 	roles []string
@@ -150,18 +202,18 @@ func TestPodsAreServedRoundRobin(t *testing.T) {
 		get("c", "c1")
 		get("b", "b2")
 		get("b", "b3")
-		time.Sleep(110 * time.Millisecond) // one call
+		time.Sleep(110 * time.Millisecond) // the time of one token
 		get("a", "a3")
 		time.Sleep(time.Second)
 		sts.mu.Lock()
 		defer sts.mu.Unlock()
 		if got := fmt.Sprint(sts.roles); got != "[a2 b3 c1 a3]" {
-			t.Errorf("STS was asked for %s", got)
+			t.Errorf("called for %s", got)
 		}
 	})
 }
 
-// TestSupersededRequestIsAnsweredAtOnce has a pod ask for another role while it waits for its turn.
+// TestSupersededRequestIsAnsweredAtOnce requests another role while the first request is queued.
 func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -179,7 +231,7 @@ func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
 		if err != errSuperseded || time.Since(began) > 0 {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
-		// It blames neither STS nor the role: the session's name or the external ID may have changed, too.
+		// The error blames neither STS nor the role: the session name or the external ID may have changed.
 		if text := fmt.Sprint(err); !strings.Contains(text, "the pod's annotations changed before STS was asked") || strings.HasPrefix(text, "sts:") {
 			t.Error(text)
 		}
@@ -190,7 +242,7 @@ func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
 	})
 }
 
-// TestSharedAssumptionIsServedToAllWaitingPods has a pod that floods want the same as its neighbour, which is next.
+// TestSharedAssumptionIsServedToAllWaitingPods has a flooding pod request the same as its neighbour.
 func TestSharedAssumptionIsServedToAllWaitingPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -209,7 +261,7 @@ func TestSharedAssumptionIsServedToAllWaitingPods(t *testing.T) {
 		if err := <-flood; err != nil || time.Since(began) > 0 {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
-		// What it asks for alone waits for a token of its own.
+		// A call for the flooding pod alone waits for the pod's own token.
 		mustGetFor(t, c, "flood", assumption("more"))
 		if waited := time.Since(began); waited < 4*time.Second || waited > 6*time.Second || sts.count() != podBurst+2 {
 			t.Errorf("%v, %d calls", waited, sts.count())
@@ -217,7 +269,7 @@ func TestSharedAssumptionIsServedToAllWaitingPods(t *testing.T) {
 	})
 }
 
-// TestSupersededRequestKeepsSharedFlight has two pods wait for the same, and one of them change its mind.
+// TestSupersededRequestKeepsSharedFlight lets two pods wait for one flight, and one request another role.
 func TestSupersededRequestKeepsSharedFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -237,24 +289,24 @@ func TestSupersededRequestKeepsSharedFlight(t *testing.T) {
 	})
 }
 
-// TestUnusedFlightsLeaveQueue is when an assumption that waits for its turn leaves the queue.
+// TestUnusedFlightsLeaveQueue checks when a queued flight leaves the queue without a call.
 func TestUnusedFlightsLeaveQueue(t *testing.T) {
 	a := assumption("a")
 	for name, tt := range map[string]struct {
 		leave func(c *Cache, hangUp context.CancelFunc)
 		calls int
 	}{
-		"its client hung up":                    {func(c *Cache, hangUp context.CancelFunc) { hangUp() }, 0},
-		"its client hung up, a pod holds it":    {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); hangUp() }, 1},
-		"its pod let go, then its client":       {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); c.Release("pod"); hangUp() }, 0},
-		"its pod is gone, and its client waits": {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); c.Forget("pod") }, 1},
-		"its client hung up, then its pod let go": {func(c *Cache, hangUp context.CancelFunc) {
+		"its client hangs up":                           {func(c *Cache, hangUp context.CancelFunc) { hangUp() }, 0},
+		"its client hangs up, a pod holds it":           {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); hangUp() }, 1},
+		"its pod releases it, then its client hangs up": {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); c.Release("pod"); hangUp() }, 0},
+		"its pod is gone, its client waits":             {func(c *Cache, hangUp context.CancelFunc) { c.Hold("pod", a); c.Forget("pod") }, 1},
+		"its client hangs up, then its pod releases it": {func(c *Cache, hangUp context.CancelFunc) {
 			c.Hold("pod", a)
 			hangUp()
 			synctest.Wait()
 			c.Release("pod")
 		}, 0},
-		"its pod asks for another, and holds it": {func(c *Cache, hangUp context.CancelFunc) {
+		"its pod requests another and holds it": {func(c *Cache, hangUp context.CancelFunc) {
 			c.Hold("pod", a)
 			hangUp()
 			synctest.Wait()
@@ -285,7 +337,7 @@ func TestUnusedFlightsLeaveQueue(t *testing.T) {
 				n := sts.calls[a]
 				sts.mu.Unlock()
 				if min(n, 1) != tt.calls {
-					t.Errorf("STS was asked %d times", n)
+					t.Errorf("%d calls", n)
 				}
 				hangUp()
 				c.Forget("pod")
@@ -298,7 +350,6 @@ func TestUnusedFlightsLeaveQueue(t *testing.T) {
 	}
 }
 
-// TestQueuedFlightsUseNoGoroutines has many pods come to a node that has no token for them.
 func TestQueuedFlightsUseNoGoroutines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -314,7 +365,7 @@ func TestQueuedFlightsUseNoGoroutines(t *testing.T) {
 	})
 }
 
-// TestPodHasOneCallAtATime has STS hang, and a pod ask for one role after the other.
+// TestPodHasOneCallAtATime requests one role after the other while STS hangs.
 func TestPodHasOneCallAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{latency: time.Hour}
@@ -324,8 +375,8 @@ func TestPodHasOneCallAtATime(t *testing.T) {
 			go c.Get(ctx, "pod", assumption(fmt.Sprint(i)))
 			synctest.Wait()
 			hangUp()
-			time.Sleep(100 * time.Millisecond) // the call is 10 s old in the end, and the pod's bucket is full again
-			c.wakeUp()                         // as a neighbour's call does
+			time.Sleep(100 * time.Millisecond) // 10 s in total, less than the timeout of the call
+			c.wakeUp()                         // as the end of a neighbour's call does
 			synctest.Wait()
 		}
 		sts.set(func(s *fakeSTS) {
@@ -343,8 +394,8 @@ func TestPodHasOneCallAtATime(t *testing.T) {
 	})
 }
 
-// TestDelayShrinksAsRateRecovers has a pod wait for a token of a node that STS throttled and failed for. Tokens come faster all the time, so
-// the first one is there earlier than it seemed when the pod asked.
+// TestDelayShrinksAsRateRecovers waits for a token after throttling and failures. Tokens come faster all
+// the time, so the first one comes earlier than the rate at the request predicts.
 func TestDelayShrinksAsRateRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -359,7 +410,7 @@ func TestDelayShrinksAsRateRecovers(t *testing.T) {
 		c.mu.Unlock()
 		mustGetFor(t, c, "pod", assumption("a"))
 		if waited := time.Since(began); seems < 3*time.Minute || waited > 55*time.Second {
-			t.Errorf("waited %v; %v at the speed of the beginning", waited, seems)
+			t.Errorf("waited %v; predicted %v", waited, seems)
 		}
 	})
 }
@@ -385,7 +436,7 @@ func TestCloseAnswersQueuedRequests(t *testing.T) {
 	})
 }
 
-// TestCallWithoutUsersLeavesNoEntry has a pod let go of what its client asked for, during the call.
+// TestCallWithoutUsersLeavesNoEntry releases an assumption during its call, after the client hung up.
 func TestCallWithoutUsersLeavesNoEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Second}, Config{})
@@ -399,6 +450,53 @@ func TestCallWithoutUsersLeavesNoEntry(t *testing.T) {
 		time.Sleep(time.Second)
 		if n := c.Stats().Entries; n != 0 {
 			t.Errorf("%d entries", n)
+		}
+	})
+}
+
+func TestRequestsDoNotWaitBehindPrefetches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := running(t, new(fakeSTS), Config{})
+		withoutBackgroundTokens(c)
+		c.Hold("neighbour", assumption("neighbour's")) // takes its own token
+		synctest.Wait()
+		c.Hold("neighbour", assumption("a")) // an existing holder has none
+		time.Sleep(10 * time.Second)
+		if has(c, assumption("a")) {
+			t.Fatal("a background token was left")
+		}
+		start := time.Now()
+		mustGet(t, c, assumption("a"))
+		mustGet(t, c, assumption("b"))
+		if waited := time.Since(start); waited > 0 {
+			t.Errorf("a request waited %v", waited)
+		}
+	})
+}
+
+// TestRequestsGoFirstAfterThrottling ends the throttling of a node that has just started.
+func TestRequestsGoFirstAfterThrottling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sts := &fakeSTS{err: &Error{Kind: Throttled, Code: "Throttling"}, latency: 100 * time.Millisecond}
+		c := running(t, sts, Config{})
+		for i := range 110 {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
+		}
+		time.Sleep(5 * time.Minute)
+		if n := sts.count(); n > 250 {
+			t.Errorf("%d calls in five minutes of throttling", n)
+		}
+		sts.set(func(s *fakeSTS) { s.err = nil })
+		start, before := time.Now(), sts.count()
+		mustGet(t, c, assumption("waits"))
+		if waited, others := time.Since(start), sts.count()-before-1; waited > time.Minute || others > 8 {
+			t.Errorf("a request waited %v behind %d other calls", waited, others)
+		}
+		time.Sleep(20 * time.Minute)
+		for i := range 110 {
+			if !has(c, assumption(fmt.Sprint(i))) {
+				t.Fatal("not all are prefetched after twenty minutes")
+			}
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -27,7 +28,7 @@ const (
 	nodeName = account + "node"
 )
 
-// cloud is a stand-in STS that knows the node by the credentials in its environment.
+// cloud returns a fake STS that accepts the credentials that it puts into the environment.
 func cloud(t *testing.T) *sts.Server {
 	t.Helper()
 	for _, name := range []string{"AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN", "AWS_STS_REGIONAL_ENDPOINTS", "AWS_USE_FIPS_ENDPOINT", "AWS_CONTAINER_CREDENTIALS_FULL_URI"} {
@@ -54,7 +55,7 @@ func client(t *testing.T, c STSConfig) *STS {
 	return s
 }
 
-func TestAssumeRoleSendsWhatItIsTold(t *testing.T) {
+func TestAssumeRoleSendsAllParameters(t *testing.T) {
 	s := cloud(t)
 	s.PutRole(sts.Role{ARN: account + "team/reader", Trusts: []string{nodeName}, ExternalID: "id"})
 	a := roles.Assumption{
@@ -81,8 +82,8 @@ func TestAssumeRoleSendsWhatItIsTold(t *testing.T) {
 	}
 }
 
-// TestChainOfRoles has the node assume a role first, that alone may assume the pods'.
-func TestChainOfRoles(t *testing.T) {
+// TestIntermediateRole lets the node assume a role first, which alone may assume the pods' roles.
+func TestIntermediateRole(t *testing.T) {
 	s := cloud(t)
 	between, pods := account+"between", account+"reader"
 	s.PutRole(sts.Role{ARN: pods, Trusts: []string{between}})
@@ -91,7 +92,7 @@ func TestChainOfRoles(t *testing.T) {
 
 	_, err := c.AssumeRole(t.Context(), a)
 	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != NodeCredentials || !strings.Contains(e.Message, between) {
-		t.Errorf("without the first role: %v, want the node's fault that names it", err)
+		t.Errorf("without the intermediate role: %v, want NodeCredentials that names it", err)
 	}
 	s.SetFault(sts.Throttled)
 	_, err = c.AssumeRole(t.Context(), a)
@@ -108,17 +109,17 @@ func TestChainOfRoles(t *testing.T) {
 	}
 	calls := s.Calls()
 	if len(calls) != 4 || calls[0].RoleARN != between || calls[0].SessionName != "kube2iam.node-1" || calls[0].Duration != time.Hour {
-		t.Fatalf("STS saw %+v, want the first role once", calls)
+		t.Fatalf("%+v, want one call for the intermediate role", calls)
 	}
 	for _, call := range calls[1:] {
 		if call.AccessKeyID != calls[0].Issued || call.RoleARN != pods {
-			t.Errorf("STS saw %+v, want it signed by the first role", call)
+			t.Errorf("%+v, want it signed by the intermediate role", call)
 		}
 	}
 	// STS ends the session early.
 	s.Expire(calls[0].Issued)
 	if _, err := c.AssumeRole(t.Context(), a); err != nil {
-		t.Errorf("after the first role's session ended early: %v", err)
+		t.Errorf("after STS ended the intermediate session: %v", err)
 	}
 	a.Duration = 2 * time.Hour
 	if _, err = c.AssumeRole(t.Context(), a); err == nil || !strings.Contains(err.Error(), "1 hour session limit") {
@@ -126,7 +127,7 @@ func TestChainOfRoles(t *testing.T) {
 	}
 }
 
-func TestErrorsAreToldApart(t *testing.T) {
+func TestErrorsAreClassified(t *testing.T) {
 	for name, tt := range map[string]struct {
 		arrange func(*testing.T, *sts.Server)
 		kind    Kind
@@ -141,11 +142,11 @@ func TestErrorsAreToldApart(t *testing.T) {
 			t.Setenv("AWS_SECRET_ACCESS_KEY", "")
 			t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/")
 		}, NodeCredentials, "NoCredentialProviders", 0},
-		"unavailable":       {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.Unavailable) }, Unavailable, "ServiceUnavailable", 2},
-		"region disabled":   {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.RegionDisabled) }, Denied, "RegionDisabledException", 1},
-		"down":              {func(_ *testing.T, s *sts.Server) { s.Down() }, Unavailable, "RequestError", 0},
-		"node's key wrong":  {func(t *testing.T, _ *sts.Server) { t.Setenv("AWS_SECRET_ACCESS_KEY", "other") }, NodeCredentials, "SignatureDoesNotMatch", 1},
-		"node's key unkown": {func(t *testing.T, _ *sts.Server) { t.Setenv("AWS_ACCESS_KEY_ID", "AKIAOTHER") }, NodeCredentials, "InvalidClientTokenId", 1},
+		"unavailable":        {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.Unavailable) }, Unavailable, "ServiceUnavailable", 2},
+		"region disabled":    {func(_ *testing.T, s *sts.Server) { s.SetFault(sts.RegionDisabled) }, Denied, "RegionDisabledException", 1},
+		"down":               {func(_ *testing.T, s *sts.Server) { s.Down() }, Unavailable, "RequestError", 0},
+		"node's key wrong":   {func(t *testing.T, _ *sts.Server) { t.Setenv("AWS_SECRET_ACCESS_KEY", "other") }, NodeCredentials, "SignatureDoesNotMatch", 1},
+		"node's key unknown": {func(t *testing.T, _ *sts.Server) { t.Setenv("AWS_ACCESS_KEY_ID", "AKIAOTHER") }, NodeCredentials, "InvalidClientTokenId", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := cloud(t)
@@ -166,8 +167,9 @@ func TestErrorsAreToldApart(t *testing.T) {
 	}
 }
 
-// TestNodesOwnFaultsAreNoPods is the errors of the SDK's own providers, which it reports by themselves once a provider has worked.
-func TestNodesOwnFaultsAreNoPods(t *testing.T) {
+// TestProviderErrorsMeanNodeCredentials uses the errors that the SDK's providers return by themselves
+// after they have once worked.
+func TestProviderErrorsMeanNodeCredentials(t *testing.T) {
 	for _, code := range []string{"EC2RoleRequestError", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr", "ExpiredToken"} {
 		if e := classify(awserr.New(code, "no", nil)); e.Kind != NodeCredentials {
 			t.Errorf("%s is %s", code, e.Kind)
@@ -175,7 +177,7 @@ func TestNodesOwnFaultsAreNoPods(t *testing.T) {
 	}
 }
 
-func TestExternalIDThatTheRoleAsksForIsNeeded(t *testing.T) {
+func TestExternalIDMustBeTheRoles(t *testing.T) {
 	s := cloud(t)
 	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}, ExternalID: "right"})
 	c := client(t, STSConfig{Endpoint: s.URL()})
@@ -187,7 +189,7 @@ func TestExternalIDThatTheRoleAsksForIsNeeded(t *testing.T) {
 	}
 }
 
-// metadata is an instance's metadata service that gives out numbered credentials of the node's role.
+// metadata returns a metadata service that issues numbered credentials of the node's role.
 func metadata(t *testing.T, given *atomic.Int64) *httptest.Server {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -208,13 +210,13 @@ func metadata(t *testing.T, given *atomic.Int64) *httptest.Server {
 	return s
 }
 
-func TestExpiredNodeCredentialsAreRenewedAndTheCallMadeOnceMore(t *testing.T) {
+func TestExpiredNodeCredentialsAreRenewed(t *testing.T) {
 	s := cloud(t)
 	t.Setenv("AWS_ACCESS_KEY_ID", "")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
 	var given atomic.Int64
 	m := metadata(t, &given)
-	// The metadata service says that they last; STS has ended the first ones already.
+	// The metadata service calls the first credentials valid; for STS they have expired.
 	s.PutPrincipal(sts.Principal{AccessKeyID: "ASIANODE1", SecretAccessKey: "s", SessionToken: "t", ARN: nodeName, UserID: "x", Expires: time.Unix(1, 0)})
 	s.PutPrincipal(sts.Principal{AccessKeyID: "ASIANODE2", SecretAccessKey: "s", SessionToken: "t", ARN: nodeName, UserID: "x"})
 	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}})
@@ -227,8 +229,8 @@ func TestExpiredNodeCredentialsAreRenewedAndTheCallMadeOnceMore(t *testing.T) {
 	}
 }
 
-func TestMetadataIsNeverAskedByWayOfAWebProxy(t *testing.T) {
-	// http.ProxyFromEnvironment reads the environment once in a process, so it is asked in one of its own.
+func TestMetadataRequestsBypassWebProxy(t *testing.T) {
+	// http.ProxyFromEnvironment reads the environment once in a process, so this test starts another process.
 	if os.Getenv("HTTP_PROXY") == "" {
 		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
 		cmd.Env = append(os.Environ(), "HTTP_PROXY=http://proxy.example:3128", "HTTPS_PROXY=http://proxy.example:3128")
@@ -249,7 +251,7 @@ func TestMetadataIsNeverAskedByWayOfAWebProxy(t *testing.T) {
 		}
 		by, err := newTransport("http://metadata.example").Proxy(r)
 		if err != nil || (by != nil) != want {
-			t.Errorf("%s by way of %v, %v", target, by, err)
+			t.Errorf("%s: web proxy %v, %v", target, by, err)
 		}
 	}
 }
@@ -260,25 +262,25 @@ func TestEndpoints(t *testing.T) {
 		env    map[string]string
 		want   string
 	}{
-		"global":                   {STSConfig{}, nil, "https://sts.amazonaws.com"},
-		"global, region known":     {STSConfig{}, map[string]string{"AWS_REGION": "us-west-2"}, "https://sts.amazonaws.com"},
-		"regional by environment":  {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "ap-south-2"}, "https://sts.ap-south-2.amazonaws.com"},
-		"regional by metadata":     {STSConfig{Regional: true}, nil, "https://sts.eu-west-3.amazonaws.com"},
-		"China":                    {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "cn-north-1"}, "https://sts.cn-north-1.amazonaws.com.cn"},
-		"China, global":            {STSConfig{}, map[string]string{"AWS_REGION": "cn-north-1"}, "https://sts.cn-north-1.amazonaws.com.cn"},
-		"GovCloud":                 {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "us-gov-west-1"}, "https://sts.us-gov-west-1.amazonaws.com"},
-		"GovCloud, FIPS":           {STSConfig{FIPS: true}, map[string]string{"AWS_REGION": "us-gov-west-1"}, "https://sts.us-gov-west-1.amazonaws.com"},
-		"FIPS":                     {STSConfig{FIPS: true}, map[string]string{"AWS_REGION": "us-east-2"}, "https://sts-fips.us-east-2.amazonaws.com"},
-		"FIPS and regional":        {STSConfig{FIPS: true, Regional: true}, map[string]string{"AWS_REGION": "us-west-2"}, "https://sts-fips.us-west-2.amazonaws.com"},
-		"FIPS by metadata":         {STSConfig{FIPS: true}, nil, "https://sts-fips.eu-west-3.amazonaws.com"},
-		"regional by AWS's own":    {STSConfig{}, map[string]string{"AWS_REGION": "eu-west-1", "AWS_STS_REGIONAL_ENDPOINTS": "regional"}, "https://sts.eu-west-1.amazonaws.com"},
-		"the same, by metadata":    {STSConfig{}, map[string]string{"AWS_STS_REGIONAL_ENDPOINTS": "regional"}, "https://sts.eu-west-3.amazonaws.com"},
-		"FIPS by AWS's own":        {STSConfig{}, map[string]string{"AWS_USE_FIPS_ENDPOINT": "true"}, "https://sts-fips.eu-west-3.amazonaws.com"},
-		"China by its roles":       {STSConfig{Partition: "aws-cn"}, nil, "https://sts.cn-north-1.amazonaws.com.cn"},
-		"GovCloud by its roles":    {STSConfig{Partition: "aws-us-gov"}, nil, "https://sts.us-gov-west-1.amazonaws.com"},
-		"FIPS, roles known":        {STSConfig{FIPS: true, Partition: "aws"}, nil, "https://sts-fips.eu-west-3.amazonaws.com"},
-		"its own":                  {STSConfig{Endpoint: "https://vpce.example"}, nil, "https://vpce.example"},
-		"its own, though regional": {STSConfig{Endpoint: "https://vpce.example", Regional: true}, nil, "https://vpce.example"},
+		"global":                     {STSConfig{}, nil, "https://sts.amazonaws.com"},
+		"global, with a region":      {STSConfig{}, map[string]string{"AWS_REGION": "us-west-2"}, "https://sts.amazonaws.com"},
+		"regional by environment":    {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "ap-south-2"}, "https://sts.ap-south-2.amazonaws.com"},
+		"regional by metadata":       {STSConfig{Regional: true}, nil, "https://sts.eu-west-3.amazonaws.com"},
+		"China":                      {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "cn-north-1"}, "https://sts.cn-north-1.amazonaws.com.cn"},
+		"China, global":              {STSConfig{}, map[string]string{"AWS_REGION": "cn-north-1"}, "https://sts.cn-north-1.amazonaws.com.cn"},
+		"GovCloud":                   {STSConfig{Regional: true}, map[string]string{"AWS_REGION": "us-gov-west-1"}, "https://sts.us-gov-west-1.amazonaws.com"},
+		"GovCloud, FIPS":             {STSConfig{FIPS: true}, map[string]string{"AWS_REGION": "us-gov-west-1"}, "https://sts.us-gov-west-1.amazonaws.com"},
+		"FIPS":                       {STSConfig{FIPS: true}, map[string]string{"AWS_REGION": "us-east-2"}, "https://sts-fips.us-east-2.amazonaws.com"},
+		"FIPS and regional":          {STSConfig{FIPS: true, Regional: true}, map[string]string{"AWS_REGION": "us-west-2"}, "https://sts-fips.us-west-2.amazonaws.com"},
+		"FIPS by metadata":           {STSConfig{FIPS: true}, nil, "https://sts-fips.eu-west-3.amazonaws.com"},
+		"regional by AWS's variable": {STSConfig{}, map[string]string{"AWS_REGION": "eu-west-1", "AWS_STS_REGIONAL_ENDPOINTS": "regional"}, "https://sts.eu-west-1.amazonaws.com"},
+		"regional by AWS's variable and metadata": {STSConfig{}, map[string]string{"AWS_STS_REGIONAL_ENDPOINTS": "regional"}, "https://sts.eu-west-3.amazonaws.com"},
+		"FIPS by AWS's variable":                  {STSConfig{}, map[string]string{"AWS_USE_FIPS_ENDPOINT": "true"}, "https://sts-fips.eu-west-3.amazonaws.com"},
+		"China by the roles":                      {STSConfig{Partition: "aws-cn"}, nil, "https://sts.cn-north-1.amazonaws.com.cn"},
+		"GovCloud by the roles":                   {STSConfig{Partition: "aws-us-gov"}, nil, "https://sts.us-gov-west-1.amazonaws.com"},
+		"FIPS, roles known":                       {STSConfig{FIPS: true, Partition: "aws"}, nil, "https://sts-fips.eu-west-3.amazonaws.com"},
+		"configured":                              {STSConfig{Endpoint: "https://vpce.example"}, nil, "https://vpce.example"},
+		"configured and regional":                 {STSConfig{Endpoint: "https://vpce.example", Regional: true}, nil, "https://vpce.example"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cloud(t)
@@ -293,8 +295,8 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-// TestRegionThatNobodyTells is what becomes of a node whose metadata service does not answer.
-func TestRegionThatNobodyTells(t *testing.T) {
+// TestUnknownRegion uses a metadata service that does not answer.
+func TestUnknownRegion(t *testing.T) {
 	cloud(t)
 	unknown := func(in string) func(context.Context) (string, error) {
 		return func(ctx context.Context) (string, error) {
@@ -312,21 +314,21 @@ func TestRegionThatNobodyTells(t *testing.T) {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		if s, err = LoadSTS(t.Context(), STSConfig{Region: unknown("cn-northwest-1")}); err != nil || s.Endpoint() != "https://sts.cn-northwest-1.amazonaws.com.cn" {
-			t.Errorf("roles of no known partition on a node in China: %v", err)
+			t.Errorf("unknown partition of the roles, node in China: %v", err)
 		}
 		if s, err = LoadSTS(t.Context(), STSConfig{Partition: "aws-iso", Region: unknown("us-iso-east-1")}); err != nil || s.Endpoint() != "https://sts.us-iso-east-1.c2s.ic.gov" {
-			t.Errorf("a partition whose regions are not known here: %v", err)
+			t.Errorf("unlisted partition: %v", err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
-		// Which endpoint a regional one is nobody can guess.
+		// A regional endpoint cannot be guessed.
 		if _, err = LoadSTS(ctx, STSConfig{Regional: true, Region: unknown("")}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("regional: %v", err)
 		}
 	})
 }
 
-func TestSharedFilesAreReadLikeAnySDKReadsThem(t *testing.T) {
+func TestSharedCredentialsFileIsRead(t *testing.T) {
 	s := cloud(t)
 	home := t.TempDir()
 	t.Setenv("HOME", home)
@@ -341,5 +343,45 @@ func TestSharedFilesAreReadLikeAnySDKReadsThem(t *testing.T) {
 	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}})
 	if _, err := client(t, STSConfig{Endpoint: s.URL()}).AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestIntermediateRoleIsRenewed(t *testing.T) {
+	s := cloud(t)
+	between := account + "between"
+	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{between}})
+	s.PutRole(sts.Role{ARN: between, Trusts: []string{nodeName}})
+	a := roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour}
+	c := client(t, STSConfig{Endpoint: s.URL(), IntermediateRole: between, SessionName: "kube2iam.node-1"})
+	if _, err := c.AssumeRole(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := c.client.Config.Credentials.ExpiresAt(); err != nil || time.Until(at) > MaxChained-intermediateMargin {
+		t.Errorf("in %v, %v", time.Until(at), err)
+	}
+	c.client.Config.Credentials.Expire()
+	s.SetFault(sts.Unavailable)
+	_, err := c.AssumeRole(t.Context(), a)
+	if e, ok := errors.AsType[*Error](err); !ok || e.Kind != Unavailable {
+		t.Errorf("%v, want Unavailable", err)
+	}
+}
+
+func TestIncompleteResponse(t *testing.T) {
+	cloud(t)
+	all := []string{"<AccessKeyId>ASIA1</AccessKeyId>", "<SecretAccessKey>s</SecretAccessKey>", "<SessionToken>t</SessionToken>", "<Expiration>2099-01-01T00:00:00Z</Expiration>"}
+	for i := range len(all) + 1 {
+		some := strings.Join(slices.Delete(slices.Clone(all), min(i, len(all)-1), min(i+1, len(all))), "")
+		if i == len(all) {
+			some = strings.Join(all, "")
+		}
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, "<AssumeRoleResponse><AssumeRoleResult><Credentials>"+some+"</Credentials></AssumeRoleResult></AssumeRoleResponse>")
+		}))
+		_, err := client(t, STSConfig{Endpoint: s.URL}).AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour})
+		s.Close()
+		if e, ok := errors.AsType[*Error](err); (i < len(all)) != (ok && e.Code == "IncompleteResponse") || i == len(all) && err != nil {
+			t.Errorf("%s: %v", some, err)
+		}
 	}
 }

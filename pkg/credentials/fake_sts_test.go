@@ -10,7 +10,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// fakeSTS counts calls and behaves as it is told. Its credentials are numbered, so a test sees which call they came from.
+// fakeSTS counts calls. Its credentials are numbered, so a test sees which call issued them.
 type fakeSTS struct {
 	mu       sync.Mutex
 	calls    map[roles.Assumption]int
@@ -18,7 +18,7 @@ type fakeSTS struct {
 	flying   int
 	peak     int
 	latency  time.Duration
-	lifetime time.Duration // zero for the duration that was asked for
+	lifetime time.Duration // zero for the requested duration
 	err      error
 	refuse   func(roles.Assumption) error
 }
@@ -78,7 +78,8 @@ func assumption(role string) roles.Assumption {
 type discardObserver struct{}
 
 func (discardObserver) Assumed(string, time.Duration) {}
-func (discardObserver) Asked(bool)                    {}
+
+func (discardObserver) Asked(bool) {}
 
 // newCache returns a cache whose Run the test starts. The fields of c are optional.
 func newCache(sts Assumer, c Config) *Cache {
