@@ -23,7 +23,7 @@ type Installer struct {
 	Installed func(error)
 	Log       *slog.Logger
 
-	loggedInvalid, loggedState string
+	loggedState string
 }
 
 var (
@@ -58,38 +58,27 @@ func (i *Installer) Install() (changes []string, err error) {
 }
 
 // effective returns the configuration that container runtimes use: the first valid one. It skips
-// generated lists unless the installer only watches. The error wraps ErrNoNetwork, or ErrUnsettled if
-// an invalid file before it is unsettled.
+// generated lists unless the installer only watches. The error wraps ErrUnsettled if an invalid file
+// before it is unsettled. If there is none, the error wraps ErrNoNetwork and those of invalid files.
 func (i *Installer) effective(now time.Time) (*config, error) {
 	configs, err := readConfigs(i.ConfDir)
 	if err != nil {
 		return nil, err
 	}
-	var effective *config
-	var invalid []error
+	err = fmt.Errorf("%w in %s", ErrNoNetwork, i.ConfDir)
 	for _, c := range configs {
 		if !i.WatchOnly && isGenerated(c.path, i.Binary.Name) {
 			continue
 		}
 		if c.err == nil {
-			effective = c
-			break
+			return c, nil
 		}
 		if c.isUnsettled(now) {
 			return nil, fmt.Errorf("%w: %w", ErrUnsettled, c.err)
 		}
-		invalid = append(invalid, c.err)
+		err = fmt.Errorf("%w; %w", err, c.err)
 	}
-	if text := fmt.Sprint(errors.Join(invalid...)); text != i.loggedInvalid {
-		i.loggedInvalid = text
-		if len(invalid) > 0 {
-			i.Log.Warn("network configurations that runtimes pass over", "error", text)
-		}
-	}
-	if effective == nil {
-		return nil, fmt.Errorf("%w in %s", ErrNoNetwork, i.ConfDir)
-	}
-	return effective, nil
+	return nil, err
 }
 
 // check returns ErrNotChained if the effective configuration does not have the plugin in its chain.

@@ -39,6 +39,7 @@ func TestInstallChainsTheEffectiveConfiguration(t *testing.T) {
 		},
 		"a list with the entry":      {files{"10-a.conflist": chained}, files{"10-a.conflist": chained}, 1, nil, ""},
 		"no configuration":           {files{"10-a.conflist.bak": bridge, "README": ""}, files{"10-a.conflist.bak": bridge, "README": ""}, 1, ErrNoNetwork, ""},
+		"no valid configuration":     {files{"10-a.conflist": "{"}, files{"10-a.conflist": "{"}, 1, ErrNoNetwork, "10-a.conflist"},
 		"a single plugin":            {files{"10-a.conf": single}, files{generated: singleAsList, "10-a.conf": single}, 2, nil, ""},
 		"a single plugin and a list": {files{"10-a.conf": single, "10-a.conflist": bridge}, files{generated: singleAsList, "10-a.conf": single, "10-a.conflist": bridge}, 2, nil, ""},
 		"a generated list":           {files{"10-a.conf": single, generated: singleAsList}, files{generated: singleAsList, "10-a.conf": single}, 1, nil, ""},

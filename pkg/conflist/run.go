@@ -74,7 +74,7 @@ func (i *Installer) installAndLog() time.Duration {
 		case errors.Is(err, ErrUnsettled):
 			i.Log.Info("waiting until a network configuration is written", "error", err)
 		case errors.Is(err, ErrNoNetwork):
-			i.Log.Info("waiting for the primary CNI to write its network configuration", "directory", i.ConfDir)
+			i.Log.Info("waiting for the primary CNI to write its network configuration", "error", err)
 		case errors.Is(err, ErrNotChained):
 			i.Log.Warn("the entry is missing: new pods get no credentials; chain it, or run the agent with --install", "error", err)
 		default:
@@ -85,8 +85,5 @@ func (i *Installer) installAndLog() time.Duration {
 		return unsettledInterval // the last result stays valid
 	}
 	i.Installed(err)
-	if errors.Is(err, ErrNoNetwork) {
-		return min(i.Interval, time.Second)
-	}
 	return i.Interval
 }

@@ -60,11 +60,6 @@ func TestParse(t *testing.T) {
 				c.Datapath = attachment.DatapathPod
 			}),
 		},
-		"the defaults, explicitly": {
-			stdin: `{"cniVersion":"1.1.0","name":"net","proxyIP":"auto","proxyPort":8181,"metadataIP":"169.254.169.254",
-				"stateDir":"/run/kube2iam-cni","backend":"auto","guard":true,"mark":"0x1000","datapath":"auto"}`,
-			want: defaults(nil),
-		},
 		"nftables": {
 			stdin: `{"cniVersion":"1.1.0","name":"net","backend":"nftables"}`,
 			want:  defaults(func(c *Config) { c.Backend = attachment.BackendNFTables }),
@@ -101,6 +96,25 @@ func TestParse(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestKeyDefaultsAreThoseOfParse compares a configuration with the documented defaults and an empty one.
+func TestKeyDefaultsAreThoseOfParse(t *testing.T) {
+	explicit := map[string]any{"cniVersion": "1.1.0", "name": "net"}
+	for _, k := range Keys {
+		explicit[k.Name] = k.Default
+	}
+	text, err := json.Marshal(explicit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(defaults(nil), got, addresses); diff != "" {
+		t.Error(diff)
 	}
 }
 

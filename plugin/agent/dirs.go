@@ -3,11 +3,10 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -40,14 +39,12 @@ func findDirsOrDefault(c *cli.Context, log *slog.Logger) cnidirs.Dirs {
 
 // watchDirs returns an error when the container runtime has other directories than before, as after an
 // upgrade. It returns nil when ctx ends.
-func watchDirs(ctx context.Context, c *cli.Context, before cnidirs.Dirs, interval time.Duration) error {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
+func watchDirs(ctx context.Context, c *cli.Context, before cnidirs.Dirs) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(c.Duration("interval")):
 		}
 		// Runtime is empty while the runtime restarts, because its socket does not exist.
 		now, err := findDirs(c)
@@ -69,28 +66,18 @@ func checkDirs(confDir, stateDir string) error {
 	}
 	if len(entries) == 0 {
 		for _, dir := range cnidirs.ConfDirs {
-			if filepath.Clean(dir) == filepath.Clean(confDir) {
-				continue
-			}
 			if networks, _ := conflist.Chained(dir, pluginName); len(networks) > 0 {
 				return fmt.Errorf("the plugin is not chained in %s, but in %s: give --cni-conf-dir and --cni-bin-dir", confDir, dir)
 			}
 		}
+		return nil
 	}
-	other := ""
-	for _, text := range entries {
-		var entry struct{ StateDir string }
-		if json.Unmarshal(text, &entry) != nil {
-			continue // ADD fails with this entry
-		}
-		dir := filepath.Clean(cmp.Or(entry.StateDir, netconf.DefaultStateDir))
-		if dir == filepath.Clean(stateDir) {
-			return nil
-		}
-		other = dir
+	var stateDirs []string
+	for _, entry := range entries {
+		stateDirs = append(stateDirs, netconf.StateDir(entry))
 	}
-	if other != "" {
-		return fmt.Errorf("the entry's stateDir is %s: give --state-dir the same, or rules and records stay", other)
+	if !slices.Contains(stateDirs, stateDir) {
+		return fmt.Errorf("the entry's stateDir is %s: give --state-dir the same, or rules and records stay", stateDirs[0])
 	}
 	return nil
 }

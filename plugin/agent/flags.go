@@ -32,75 +32,49 @@ func entryFlags() []cli.Flag {
 }
 
 // nodeFlags are the directories of the node.
-func nodeFlags() []cli.Flag {
-	const runtimes = "what the container runtime's configuration says, or "
-	return []cli.Flag{
-		&cli.StringFlag{Name: "cni-conf-dir", DefaultText: runtimes + cnidirs.Default.ConfDir,
-			Usage: "directory of the network configurations"},
-		&cli.StringFlag{Name: "cni-bin-dir", DefaultText: runtimes + cnidirs.Default.BinDir,
-			Usage: "directory of the CNI plugins' binaries"},
-		&cli.StringFlag{Name: "cni-cache-dir", Value: "/var/lib/cni", Usage: "directory of the container runtime's cache of attachments"},
-		&cli.StringFlag{Name: "host-root", Usage: "the host's root directory, if it is not /; all other paths except --plugin are below it"},
-	}
+var nodeFlags = []cli.Flag{
+	&cli.StringFlag{Name: "cni-conf-dir", DefaultText: "what the container runtime's configuration says, or " + cnidirs.Default.ConfDir,
+		Usage: "directory of the network configurations"},
+	&cli.StringFlag{Name: "cni-bin-dir", DefaultText: "what the container runtime's configuration says, or " + cnidirs.Default.BinDir,
+		Usage: "directory of the CNI plugins' binaries"},
+	&cli.StringFlag{Name: "cni-cache-dir", Value: "/var/lib/cni", Usage: "directory of the container runtime's cache of attachments"},
+	&cli.StringFlag{Name: "host-root", Usage: "the host's root directory, if it is not /; all other paths except --plugin are below it"},
 }
 
-// installFlags are those of the commands that install the plugin.
-func installFlags() []cli.Flag {
-	return []cli.Flag{
+var (
+	uninstallFlags = slices.Concat(entryFlags(), nodeFlags)
+	installFlags   = slices.Concat(uninstallFlags, []cli.Flag{
 		&cli.StringFlag{Name: "plugin", DefaultText: pluginName + " in the directory of this program", Usage: "the plugin's binary to install"},
-	}
-}
-
-// agentFlags are those of run. ready compares them with the flags of the running agent.
-func agentFlags() []cli.Flag {
-	return slices.Concat(entryFlags(), nodeFlags(), installFlags(), []cli.Flag{
+	})
+	// agentFlags are those of run. ready compares them with the flags of the running agent.
+	agentFlags = slices.Concat(installFlags, []cli.Flag{
 		&cli.BoolFlag{Name: "install", Usage: "install the plugin and its entry, and keep them installed"},
 		&cli.StringSliceFlag{Name: "netns-dir", Value: cli.NewStringSlice("/run/netns", "/run/docker/netns"), Usage: "directory of the container runtime's network namespaces; repeatable"},
 		&cli.DurationFlag{Name: "interval", Value: 10 * time.Second, Usage: "time between two rounds if the kernel reports no change"},
 	})
-}
+	onceFlag = &cli.BoolFlag{Name: "once", Usage: "make one round and exit; fails while another agent runs"}
+)
 
-// noArguments returns an error if a command has arguments.
-func noArguments(c *cli.Context) error {
-	if c.Args().Present() {
-		return fmt.Errorf("%s: unexpected argument %q", c.Command.Name, c.Args().First())
-	}
-	return nil
-}
-
-// entryText returns the entry as the agent writes it, with the keys that a flag or the environment
-// sets.
-func entryText(c *cli.Context) ([]byte, error) {
-	text := fmt.Appendf(nil, `{"type": %q`, pluginName)
+// parseEntry returns the entry with the keys that a flag or the environment sets, and its values as
+// the plugin parses them.
+func parseEntry(c *cli.Context) (entry []byte, conf *netconf.Config, err error) {
+	keys := map[string]any{"type": pluginName}
 	for _, k := range netconf.Keys {
-		if !c.IsSet(k.Flag) {
-			continue
+		if c.IsSet(k.Flag) {
+			keys[k.Name] = c.Value(k.Flag)
 		}
-		value, err := json.Marshal(c.Value(k.Flag))
-		if err != nil {
-			return nil, err
-		}
-		text = fmt.Appendf(text, `, %q: %s`, k.Name, value)
 	}
-	return append(text, '}'), nil
-}
-
-// parseEntry parses the entry as the plugin does.
-func parseEntry(c *cli.Context) (*netconf.Config, error) {
-	text, err := entryText(c)
-	if err != nil {
-		return nil, err
+	if entry, err = json.Marshal(keys); err != nil {
+		return nil, nil, err
 	}
-	conf, err := netconf.Parse(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.Command.Name, err)
-	}
-	return conf, nil
+	conf, err = netconf.Parse(entry)
+	return entry, conf, err
 }
 
 // changeRoot makes the host's root directory that of this process: the node's iptables finds its
 // libraries, and each path is the one that the plugin uses.
-func changeRoot(root string) error {
+func changeRoot(c *cli.Context) error {
+	root := c.String("host-root")
 	if root == "" {
 		return nil
 	}

@@ -3,11 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -15,87 +13,73 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 )
 
-func installCommand(stdout, stderr io.Writer) *cli.Command {
-	return &cli.Command{
-		Name:  "install",
-		Usage: "install the plugin and its entry on this node, once",
-		Description: `It copies the plugin into the runtime's plugin directory, and then appends the entry to the plugins of the
-network configuration that the runtime uses: the first valid one of the directory. From then on the runtime
-calls the plugin for each new pod.
-
-"run --install" does the same, and repeats it when the primary CNI writes its configuration again.`,
-		Flags: slices.Concat(entryFlags(), nodeFlags(), installFlags()),
-		Action: func(c *cli.Context) error {
-			if err := noArguments(c); err != nil {
-				return err
-			}
-			return install(c, stdout, slog.New(slog.NewTextHandler(stderr, nil)))
-		},
-	}
+var installCommand = &cli.Command{
+	Name:  "install",
+	Usage: "install the plugin and its entry on this node, once",
+	Description: `It copies the plugin into the runtime's plugin directory, and then appends the entry to the plugins of the
+network configuration that the runtime uses. "run --install" repeats it when the primary CNI writes that again.`,
+	Flags:  installFlags,
+	Action: install,
 }
 
 // unsettledTimeout is how long install waits for a file that is being written.
 const unsettledTimeout = 10 * time.Second
 
-func install(c *cli.Context, stdout io.Writer, log *slog.Logger) error {
-	if _, err := parseEntry(c); err != nil {
-		return err
-	}
-	installer, closePlugin, err := newInstaller(c, log)
+func install(c *cli.Context) error {
+	entry, _, err := parseEntry(c)
 	if err != nil {
 		return err
 	}
-	defer closePlugin()
-	if err := changeRoot(c.String("host-root")); err != nil {
+	log := newLog(c)
+	installer, err := newInstaller(c, entry, log)
+	if err != nil {
+		return err
+	}
+	if err := changeRoot(c); err != nil {
 		return err
 	}
 	dirs := findDirsOrDefault(c, log)
 	installer.ConfDir, installer.BinDir = dirs.ConfDir, dirs.BinDir
 	changes, err := installer.Install()
-	for end := time.Now().Add(unsettledTimeout); errors.Is(err, conflist.ErrUnsettled) && time.Now().Before(end); {
+	for end := time.Now().Add(unsettledTimeout); errors.Is(err, conflist.ErrUnsettled) && time.Now().Before(end) && c.Err() == nil; {
 		time.Sleep(100 * time.Millisecond)
 		var more []string
 		more, err = installer.Install()
 		changes = append(changes, more...)
 	}
 	for _, change := range changes {
-		fmt.Fprintln(stdout, change)
+		fmt.Fprintln(c.App.Writer, change)
 	}
 	if errors.Is(err, conflist.ErrNoNetwork) {
-		return fmt.Errorf("install: %w: the primary CNI has to be installed first", err)
+		return fmt.Errorf("%w: the primary CNI has to be installed first", err)
 	}
 	if err == nil && len(changes) == 0 {
-		fmt.Fprintln(stdout, "nothing to do")
+		fmt.Fprintln(c.App.Writer, "nothing to do")
 	}
 	return err
 }
 
 // newInstaller returns an installer without its directories. It opens the plugin's binary, because its
-// path is not below the host's root directory.
-func newInstaller(c *cli.Context, log *slog.Logger) (installer *conflist.Installer, closePlugin func() error, err error) {
-	entry, err := entryText(c)
-	if err != nil {
-		return nil, nil, err
-	}
+// path is not below the host's root directory. The file stays open for as long as this process runs.
+func newInstaller(c *cli.Context, entry []byte, log *slog.Logger) (*conflist.Installer, error) {
 	path := c.String("plugin")
 	if path == "" {
 		self, err := os.Executable()
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		path = filepath.Join(filepath.Dir(self), pluginName)
 	}
 	plugin, err := os.Open(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the plugin to install: %w", err)
+		return nil, fmt.Errorf("the plugin to install: %w", err)
 	}
 	info, err := plugin.Stat()
 	if err != nil {
-		plugin.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	return &conflist.Installer{
 		Entry: entry, Interval: c.Duration("interval"), Log: log,
 		Binary: conflist.Binary{Name: pluginName, Source: plugin, Size: info.Size()},
-	}, plugin.Close, nil
+	}, nil
 }

@@ -3,14 +3,14 @@
 package main
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
-	"strings"
+	"os/signal"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
-
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
 // The build sets these by -ldflags "-X main.version=…".
@@ -26,7 +26,9 @@ const pluginName = "kube2iam-cni"
 func main() { os.Exit(run(os.Args)) }
 
 func run(args []string) int {
-	if err := program().Run(args); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	if err := program().RunContext(ctx, args); err != nil {
 		fmt.Fprintf(os.Stderr, "kube2iam-agent: %v\n", err)
 		return 1
 	}
@@ -37,14 +39,17 @@ func program() *cli.App {
 	cli.VersionPrinter = func(c *cli.Context) {
 		fmt.Fprintf(c.App.Writer, "kube2iam-agent %s (commit %s, built %s)\n", version, commit, date)
 	}
+	commands := []*cli.Command{runCommand, installCommand, uninstallCommand, readyCommand}
+	for _, command := range commands {
+		command.Before = noArguments
+	}
 	return &cli.App{
 		Name:            "kube2iam-agent",
 		Usage:           "installs the CNI plugin kube2iam-cni on a node and maintains it",
 		UsageText:       "kube2iam-agent run|install|uninstall|ready [options]",
-		Description:     description(),
 		Version:         version,
 		HideHelpCommand: true,
-		Commands:        []*cli.Command{runCommand(os.Stderr), installCommand(os.Stdout, os.Stderr), uninstallCommand(os.Stdout, os.Stderr), readyCommand(os.Stdout)},
+		Commands:        commands,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("unknown command %q; see kube2iam-agent --help", c.Args().First())
@@ -54,36 +59,12 @@ func program() *cli.App {
 	}
 }
 
-// description returns the text of --help, with the keys of the entry.
-func description() string {
-	var keys strings.Builder
-	for _, k := range netconf.Keys {
-		value, _ := json.Marshal(k.Default) // a string, an int or a bool
-		fmt.Fprintf(&keys, "  %-33s %s\n", fmt.Sprintf("%q: %s", k.Name, value), k.Usage)
+// noArguments returns an error if a command has arguments.
+func noArguments(c *cli.Context) error {
+	if c.Args().Present() {
+		return fmt.Errorf("%s: unexpected argument %q", c.Command.Name, c.Args().First())
 	}
-	return `"kube2iam-agent install" puts the plugin into the runtime's plugin directory (/opt/cni/bin), and only then
-appends an entry to the plugins of the node's network configuration list (/etc/cni/net.d), after the
-plugin that makes the pod's interface:
-
-{
-  "cniVersion": "1.0.0",
-  "name": "pods",
-  "plugins": [
-    {
-      "type": "bridge",
-      "bridge": "cni0",
-      "isGateway": true,
-      "ipMasq": true,
-      "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.244.0.0/24" }]],
-                "routes": [{ "dst": "0.0.0.0/0" }] }
-    },
-    {
-      "type": "kube2iam-cni"
-    }
-  ]
+	return nil
 }
 
-Keys of the entry, with their defaults; any other key is refused:
-
-` + keys.String()
-}
+func newLog(c *cli.Context) *slog.Logger { return slog.New(slog.NewTextHandler(c.App.ErrWriter, nil)) }

@@ -2,20 +2,14 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"log"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
@@ -98,47 +92,5 @@ func TestProgram(t *testing.T) {
 				t.Errorf("got %+v, want exit status %d and %q", got, tc.code, tc.text)
 			}
 		})
-	}
-}
-
-// TestHelpIsTrue takes the help at its word: its list is JSON whose entry the plugin takes, and the defaults are those.
-func TestHelpIsTrue(t *testing.T) {
-	description := description()
-	start, end := strings.Index(description, "{"), strings.Index(description, "\n}\n")
-	var list struct {
-		CNIVersion, Name string
-		Plugins          []map[string]any
-	}
-	if err := json.Unmarshal([]byte(description[start:end+2]), &list); err != nil {
-		t.Fatal(err)
-	}
-	parse := func(entry map[string]any) *netconf.Config {
-		t.Helper()
-		entry["cniVersion"], entry["name"] = list.CNIVersion, list.Name
-		data, err := json.Marshal(entry)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conf, err := netconf.Parse(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return conf
-	}
-	entry := list.Plugins[len(list.Plugins)-1]
-	if entry["type"] != "kube2iam-cni" {
-		t.Errorf("the last entry is %v", entry)
-	}
-	defaults := parse(entry)
-	keys := regexp.MustCompile(`(?m)^  ("\w+": \S+)`).FindAllString(description[end:], -1)
-	if len(keys) != 8 {
-		t.Errorf("the help explains %q", keys)
-	}
-	var said map[string]any
-	if err := json.Unmarshal([]byte("{"+strings.Join(keys, ",")+"}"), &said); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(defaults, parse(said), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-		t.Error(diff)
 	}
 }

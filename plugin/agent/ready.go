@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -12,40 +11,29 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
 )
 
-func readyCommand(stdout io.Writer) *cli.Command {
-	return &cli.Command{
-		Name:  "ready",
-		Usage: "report whether the agent of this node is ready, which one it is, and what it has checked",
-		Description: `It asks the agent that has the node's lock, whatever its state directory is. It exits with 0 if that agent is
-ready, and with 1 otherwise.
-
-Without flags it asks for the agent of this node, whichever it is. With flags of an agent it fails if the agent
-was started with others. With --host-root it fails if the agent runs in another container.`,
-		Flags: agentFlags(),
-		Action: func(c *cli.Context) error {
-			if err := noArguments(c); err != nil {
-				return err
-			}
-			if err := changeRoot(c.String("host-root")); err != nil {
-				return err
-			}
-			holder, err := agent.ReadInfo()
-			if errors.Is(err, agent.ErrNotRunning) {
-				return fmt.Errorf("not ready: %w", err)
-			}
-			if err != nil {
-				return err
-			}
-			if err := checkAgent(c, holder); err != nil {
-				return fmt.Errorf("not ready: %w", err)
-			}
-			if !holder.IsReady {
-				return fmt.Errorf("not ready: %s: %s", holder, holder.Status)
-			}
-			fmt.Fprintf(stdout, "ready: %s: %s\n", holder, holder.Status)
-			return nil
-		},
-	}
+var readyCommand = &cli.Command{
+	Name:  "ready",
+	Usage: "report whether the agent of this node is ready, which one it is, and what it has checked",
+	Description: `It exits with 0 if the agent that has the node's lock is ready, and with 1 otherwise. With flags of an agent it
+fails if that agent was started with others. With --host-root it fails if it runs in another container.`,
+	Flags: agentFlags,
+	Action: func(c *cli.Context) error {
+		if err := changeRoot(c); err != nil {
+			return err
+		}
+		holder, err := agent.ReadInfo()
+		if err == nil {
+			err = checkAgent(c, holder)
+		}
+		if err == nil && !holder.IsReady {
+			err = errors.New(holder.String() + ": " + holder.Status)
+		}
+		if err != nil {
+			return fmt.Errorf("not ready: %w", err)
+		}
+		fmt.Fprintf(c.App.Writer, "ready: %s: %s\n", holder, holder.Status)
+		return nil
+	},
 }
 
 // checkAgent returns an error if the agent with the lock is not the one that the flags ask for.
@@ -80,7 +68,7 @@ func checkAgent(c *cli.Context, holder agent.Info) error {
 // flagValues returns the values of the agent's flags by name.
 func flagValues(c *cli.Context) map[string]string {
 	values := make(map[string]string)
-	for _, flag := range agentFlags() {
+	for _, flag := range agentFlags {
 		name := flag.Names()[0]
 		if list, ok := c.Value(name).(cli.StringSlice); ok {
 			values[name] = strings.Join(list.Value(), ",")

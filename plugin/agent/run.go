@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/signal"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -21,35 +19,20 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-func runCommand(stderr io.Writer) *cli.Command {
-	return &cli.Command{
-		Name:  "run",
-		Usage: "run the agent: install, guard, adopt, repair and collect",
-		Description: `The agent runs on every node, as root with NET_ADMIN and the host's network (in a container also with SYS_ADMIN
-and SYS_CHROOT, the host's root mounted, and --host-root).
+var runCommand = &cli.Command{
+	Name:  "run",
+	Usage: "run the agent: install, guard, adopt, repair and collect",
+	Description: `It repairs the guard and the rules, adopts pods that are older than the plugin, and collects attachments whose pod
+is gone. With --install it also keeps the plugin and its entry installed. It removes nothing when it stops.
 
-It adds the guard, adopts pods that are older than the plugin, repairs missing rules, and collects attachments
-whose pod is gone without a DEL. With --install it first installs the plugin and its entry in the network
-configuration, and does so again when the primary CNI writes its configuration. Without --install it warns while
-the entry is missing, and is not ready. It removes nothing when it stops.
-
-One agent works on a node. Another one, whatever its flags, waits until the first has ended.
-
-Without --install, give it the values that the plugin's entry has; the defaults are the same.`,
-		Flags: append(agentFlags(), &cli.BoolFlag{Name: "once", Usage: "make one round and exit; fails while another agent runs"}),
-		Action: func(c *cli.Context) error {
-			if err := noArguments(c); err != nil {
-				return err
-			}
-			ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, os.Interrupt)
-			defer stop()
-			return runAgent(ctx, c, slog.New(slog.NewTextHandler(stderr, nil)))
-		},
-	}
+Without --install, give it the values that the plugin's entry has; the defaults are the same. A second agent on a
+node, whatever its flags, waits until the first has ended.`,
+	Flags:  append(slices.Clone(agentFlags), onceFlag),
+	Action: runAgent,
 }
 
-func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
-	conf, err := parseEntry(c)
+func runAgent(c *cli.Context) error {
+	entry, conf, err := parseEntry(c)
 	if err != nil {
 		return err
 	}
@@ -57,15 +40,14 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 	if interval < time.Second {
 		return fmt.Errorf("--interval %s: less than 1s", interval)
 	}
+	ctx, log := c.Context, newLog(c)
 	installer := &conflist.Installer{WatchOnly: true, Binary: conflist.Binary{Name: pluginName}, Interval: interval, Log: log}
 	if c.Bool("install") {
-		var closePlugin func() error
-		if installer, closePlugin, err = newInstaller(c, log); err != nil {
+		if installer, err = newInstaller(c, entry, log); err != nil {
 			return err
 		}
-		defer closePlugin()
 	}
-	if err := changeRoot(c.String("host-root")); err != nil {
+	if err := changeRoot(c); err != nil {
 		return err
 	}
 	lock, err := lockAgent(ctx, c, log, conf.StateDir)
@@ -85,14 +67,15 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 		defer a.Close()
 		return a.Round(ctx)
 	}
+	tasks, ctx := errgroup.WithContext(ctx)
+	status := newAgentStatus(lock, conf.Guard, installer, func(err error) { tasks.Go(func() error { return err }) })
 	guarded := make(chan struct{})
 	announce := sync.OnceFunc(func() {
 		close(guarded)
 		notifySystemd(log, daemon.SdNotifyReady+"\nSTATUS=")
 	})
-	status := newAgentStatus(lock, conf.Guard, installer)
 	config.OnRepaired = func(err error) {
-		status.setRules(err)
+		status.set(&status.rules, err)
 		if err == nil {
 			announce()
 		}
@@ -105,14 +88,12 @@ func runAgent(ctx context.Context, c *cli.Context, log *slog.Logger) error {
 			a.Trigger() // pods of the network can be adopted now
 		}
 		failed = err != nil
-		status.setEntry(err)
+		status.set(&status.entry, err)
 	}
 	log.Info("started", "version", version, "state dir", conf.StateDir, "backend", c.String("backend"), "guard", conf.Guard, "install", !installer.WatchOnly,
 		"runtime", dirs.Runtime, "conf dir", dirs.ConfDir, "bin dir", dirs.BinDir)
-	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return a.Run(ctx) })
-	tasks.Go(func() error { return watchDirs(ctx, c, dirs, interval) })
-	tasks.Go(func() error { return status.watchLock(ctx) })
+	tasks.Go(func() error { return watchDirs(ctx, c, dirs) })
 	tasks.Go(func() error {
 		// On a node that cannot be guarded, each ADD fails, so the entry would only keep pods from starting.
 		select {

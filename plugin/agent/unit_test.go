@@ -167,7 +167,7 @@ func TestUnitInstalls(t *testing.T) {
 			defer notified.Close()
 			command := u.command()
 			agent := &agentProcess{t: t, ended: make(chan struct{})}
-			agent.cmd = exec.Command(command[0], command[1:]...)
+			agent.cmd = exec.Command(command[0], append(command[1:], "--interval=1s")...)
 			agent.cmd.Stdout, agent.cmd.Stderr = agent, agent
 			agent.cmd.Env = append(agentEnv(t), "PATH="+os.Getenv("PATH"), "NOTIFY_SOCKET=/run/notify")
 			n.launch(agent)
@@ -207,6 +207,14 @@ func TestUnitInstalls(t *testing.T) {
 			})
 			n.Run("nft flush ruleset")
 			n.eventually("guarded again", func() bool { return strings.Contains(n.Rules(), "guard") })
+			if distribution == "k3s" { // whose upgrades can change the directories
+				n.Must(os.WriteFile(tt.config, []byte(strings.ReplaceAll(tt.text, "/data/", "/other/")), 0o644))
+				<-agent.ended
+				if code := agent.cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(agent.said(), "/var/lib/rancher/k3s/other/cni: exiting") {
+					t.Errorf("after a change of the directories: status %d, log %s", code, agent.said())
+				}
+				return
+			}
 			if code := agent.end(syscall.SIGTERM); code != 0 {
 				t.Errorf("it ends with %d", code)
 			}
