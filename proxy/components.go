@@ -87,17 +87,19 @@ func (f *fanOut) PodGone(p *pods.Pod) {
 	}
 }
 
-// run runs the components, and serve on top of them, until serve returns. The components outlive ctx:
-// a request that waits for STS when ctx ends is still answered. A component that fails ends serve.
-func (c *components) run(ctx context.Context, serve func(context.Context) error) error {
+// run runs the components and the background functions, and serve on top of them, until serve returns.
+// They outlive ctx: a request that waits for STS when ctx ends is still answered, and a proxy that waits
+// for its clients to close their connections is healthy. One that fails ends serve.
+func (c *components) run(ctx context.Context, serve func(context.Context) error, background ...func(context.Context) error) error {
 	lifetime, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	g, lifetime := errgroup.WithContext(lifetime)
-	g.Go(func() error { return c.cache.Run(lifetime) })
-	g.Go(func() error { return c.watch.Run(lifetime) })
-	g.Go(func() error { return c.events.Run(lifetime) })
+	background = append(background, c.cache.Run, c.watch.Run, c.events.Run)
 	if c.namespaces != nil {
-		g.Go(func() error { return c.namespaces.Run(lifetime) })
+		background = append(background, c.namespaces.Run)
+	}
+	for _, run := range background {
+		g.Go(func() error { return run(lifetime) })
 	}
 	serving, stop := context.WithCancel(ctx)
 	defer stop()

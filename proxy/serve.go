@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -56,13 +55,9 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	log.Info("started", "version", version, "node", o.node, "port", o.appPort, "metrics port", o.metricsPort,
 		"metrics address", o.metricsAddress, "sts", sts.Endpoint())
 
-	// Probes are answered until the components have ended: a proxy that waits for its clients to close
-	// their connections is healthy.
-	probing, stopProbes := context.WithCancel(context.WithoutCancel(ctx))
-	var answering sync.WaitGroup
-	answering.Go(func() {
-		serveProbes(probing, probeSocket(o.stateDir, namespace), probeHandler(c, takeover.IsServing), probeInterval, log)
-	})
+	probes := func(ctx context.Context) error {
+		return serveProbes(ctx, probeSocket(o.stateDir, namespace), probeHandler(c, takeover.IsServing), probeInterval, log)
+	}
 	err = c.run(ctx, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return c.logSync(ctx, o.node, log) })
@@ -82,9 +77,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 			return takeover.Serve(ctx, sockets)
 		})
 		return g.Wait()
-	})
-	stopProbes()
-	answering.Wait()
+	}, probes)
 	log.Info("stopped", "error", err)
 	return err
 }

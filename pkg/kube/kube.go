@@ -1,5 +1,5 @@
-// Package kube makes the few calls of the Kubernetes API that the proxy needs. client-go's clientset links the types of every API
-// group, which were half of the proxy's binary and of the memory that its pages took.
+// Package kube makes the few requests to the Kubernetes API that the proxy needs. client-go's clientset
+// links the types of every API group: half of the proxy's binary and of its resident pages.
 package kube
 
 import (
@@ -12,30 +12,23 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 )
 
-// Client asks one API server for objects of its core group. Its errors are those of k8s.io/apimachinery/pkg/api/errors.
+// Client is a client of the core API group. Its errors are those of k8s.io/apimachinery/pkg/api/errors.
 type Client struct{ core *rest.RESTClient }
 
 var (
-	scheme         = newScheme()
+	scheme         = runtime.NewScheme()
 	codecs         = serializer.NewCodecFactory(scheme)
 	parameterCodec = runtime.NewParameterCodec(scheme)
 )
 
-func newScheme() *runtime.Scheme {
-	s := runtime.NewScheme()
-	// It fails for types that are registered twice only.
-	if err := corev1.AddToScheme(s); err != nil {
-		panic(err)
-	}
-	metav1.AddToGroupVersion(s, corev1.SchemeGroupVersion)
-	return s
-}
+func init() { utilruntime.Must(corev1.AddToScheme(scheme)) }
 
-// New is a client by this configuration, which it does not change.
+// New returns a client with a copy of the configuration.
 func New(config *rest.Config) (*Client, error) {
 	c := rest.CopyConfig(config)
 	c.APIPath, c.GroupVersion = "/api", &corev1.SchemeGroupVersion
@@ -47,19 +40,19 @@ func New(config *rest.Config) (*Client, error) {
 	return &Client{core}, nil
 }
 
-// CloseIdleConnections closes those that nobody uses now.
+// CloseIdleConnections closes the connections without a request in progress.
 func (c *Client) CloseIdleConnections() { c.core.Client.CloseIdleConnections() }
 
 // ListPods lists the pods of all namespaces.
 func (c *Client) ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error) {
 	pods := new(corev1.PodList)
-	return pods, c.pods(o).Do(ctx).Into(pods)
+	return pods, c.list("pods", o).Do(ctx).Into(pods)
 }
 
 // WatchPods watches the pods of all namespaces.
 func (c *Client) WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 	o.Watch = true
-	return c.pods(o).Watch(ctx)
+	return c.list("pods", o).Watch(ctx)
 }
 
 // GetPod gets one pod.
@@ -80,9 +73,9 @@ func (c *Client) PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) 
 	return patched, c.core.Patch(types.StrategicMergePatchType).Namespace(e.Namespace).Resource("events").Name(e.Name).Body(patch).Do(ctx).Into(patched)
 }
 
-// pods is a request for the pods of all namespaces.
-func (c *Client) pods(o metav1.ListOptions) *rest.Request {
-	r := c.core.Get().Resource("pods").VersionedParams(&o, parameterCodec)
+// list returns the request for a list or a watch of a resource in all namespaces.
+func (c *Client) list(resource string, o metav1.ListOptions) *rest.Request {
+	r := c.core.Get().Resource(resource).VersionedParams(&o, parameterCodec)
 	if o.TimeoutSeconds != nil {
 		r.Timeout(time.Duration(*o.TimeoutSeconds) * time.Second)
 	}

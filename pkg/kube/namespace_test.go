@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -12,30 +11,33 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// told is one call of FollowNamespace's tell.
-type told struct {
+// report is a call of FollowNamespace's callback.
+type report struct {
 	Annotations map[string]string
 	Exists      bool
 }
 
-// follow follows the namespace "team" of an API server whose list and watch have these bodies, until the watch ends.
-func follow(t *testing.T, list, watch string) (all []told, err error) {
+// follow follows the namespace "team" until the watch ends. The API server answers the list and the
+// watch with these bodies; an empty one stands for status 503.
+func follow(t *testing.T, list, watch string) (reports []report, err error) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if got := r.URL.Query().Get("fieldSelector"); got != "metadata.name=team" {
-			t.Errorf("asked for %q", got)
+		query := r.URL.Query()
+		if got := query.Get("fieldSelector"); got != "metadata.name=team" {
+			t.Errorf("field selector %q", got)
 		}
 		body := list
-		if r.URL.Query().Get("watch") != "" {
-			if r.URL.Query().Get("resourceVersion") != "7" || r.URL.Query().Get("timeoutSeconds") == "" {
-				t.Errorf("watch of %q", r.URL.RawQuery)
+		if query.Get("watch") != "" {
+			if query.Get("resourceVersion") != "7" || query.Get("timeoutSeconds") == "" {
+				t.Errorf("watch with %q", r.URL.RawQuery)
 			}
 			body = watch
 		}
 		if body == "" {
-			http.Error(w, "away", http.StatusServiceUnavailable)
+			http.Error(w, "unavailable", http.StatusServiceUnavailable)
 			return
 		}
+		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprint(w, body)
 	}))
 	defer server.Close()
@@ -44,49 +46,52 @@ func follow(t *testing.T, list, watch string) (all []told, err error) {
 		t.Fatal(err)
 	}
 	defer client.CloseIdleConnections()
-	err = client.FollowNamespace(context.Background(), "team", func(annotations map[string]string, exists bool) {
-		all = append(all, told{annotations, exists})
+	err = client.FollowNamespace(t.Context(), "team", func(annotations map[string]string, exists bool) {
+		reports = append(reports, report{annotations, exists})
 	})
-	return all, err
+	return reports, err
 }
 
-func TestNamespaceIsFollowedThroughItsLife(t *testing.T) {
-	got, err := follow(t, `{"kind":"NamespaceList","metadata":{"resourceVersion":"7"},"items":[]}`,
-		`{"type":"ADDED","object":{"kind":"Namespace","metadata":{"name":"team","annotations":{"a":"1"}}}}
-{"type":"BOOKMARK","object":{"kind":"Namespace","metadata":{"resourceVersion":"8"}}}
-{"type":"MODIFIED","object":{"kind":"Namespace","metadata":{"name":"team","annotations":{"a":"2"}}}}
-{"type":"DELETED","object":{"kind":"Namespace","metadata":{"name":"team","annotations":{"a":"2"}}}}
-`)
+// namespaceEvent is a watch event of the namespace.
+func namespaceEvent(kind, value string) string {
+	return fmt.Sprintf(`{"type":%q,"object":{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"team","annotations":{"a":%q}}}}`+"\n", kind, value)
+}
+
+func TestFollowNamespace(t *testing.T) {
+	got, err := follow(t, `{"apiVersion":"v1","kind":"NamespaceList","metadata":{"resourceVersion":"7"},"items":[]}`,
+		namespaceEvent("ADDED", "1")+namespaceEvent("BOOKMARK", "1")+namespaceEvent("MODIFIED", "2")+namespaceEvent("DELETED", "2"))
 	if err != nil {
-		t.Errorf("a watch that ended in order: %v", err)
+		t.Error(err)
 	}
-	want := []told{{nil, false}, {map[string]string{"a": "1"}, true}, {map[string]string{"a": "2"}, true}, {nil, false}}
+	want := []report{{nil, false}, {map[string]string{"a": "1"}, true}, {map[string]string{"a": "2"}, true}, {nil, false}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
-func TestFollowingANamespaceFailsWithTheAPIsError(t *testing.T) {
-	const list = `{"metadata":{"resourceVersion":"7"},"items":[{"metadata":{"name":"team","annotations":{"a":"1"}}}]}`
-	now := []told{{map[string]string{"a": "1"}, true}}
-	for name, c := range map[string]struct {
+func TestFollowNamespaceErrors(t *testing.T) {
+	const list = `{"apiVersion":"v1","kind":"NamespaceList","metadata":{"resourceVersion":"7"},"items":[{"metadata":{"name":"team","annotations":{"a":"1"}}}]}`
+	listed := []report{{map[string]string{"a": "1"}, true}}
+	for name, tt := range map[string]struct {
 		list, watch string
-		want        []told
-		is          func(error) bool
+		want        []report
+		isError     func(error) bool
 	}{
-		"the list is refused":      {"", "", nil, apierrors.IsServiceUnavailable},
-		"the list is no JSON":      {"<html>", "", nil, nil},
-		"the watch is refused":     {list, "", now, apierrors.IsServiceUnavailable},
-		"the watch is too old":     {list, `{"type":"ERROR","object":{"kind":"Status","status":"Failure","reason":"Expired","code":410}}`, now, apierrors.IsResourceExpired},
-		"the watch breaks off":     {list, `{"type":"MODIFIED","object":{"metadata":{"anno`, now, nil},
-		"an event is no namespace": {list, `{"type":"MODIFIED","object":[]}`, now, nil},
+		"list is refused":              {"", "", nil, apierrors.IsServiceUnavailable},
+		"list is not JSON":             {"<html>", "", nil, func(err error) bool { return err != nil }},
+		"watch is refused":             {list, "", listed, apierrors.IsServiceUnavailable},
+		"resource version has expired": {list, `{"type":"ERROR","object":{"apiVersion":"v1","kind":"Status","status":"Failure","reason":"Expired","code":410}}`, listed, apierrors.IsResourceExpired},
+		"event is not a namespace":     {list, `{"type":"MODIFIED","object":[]}`, listed, func(err error) bool { return err != nil }},
+		"event of another type":        {list, `{"type":"MODIFIED","object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"team"}}}`, listed, func(err error) bool { return err != nil }},
+		// client-go logs this one and ends the watch. The caller follows the namespace again.
+		"connection ends within an event": {list, `{"type":"MODIFIED","object":{"metadata":{"anno`, listed, func(err error) bool { return err == nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := follow(t, c.list, c.watch)
-			if err == nil || c.is != nil && !c.is(err) {
+			got, err := follow(t, tt.list, tt.watch)
+			if !tt.isError(err) {
 				t.Errorf("error %v", err)
 			}
-			if diff := cmp.Diff(c.want, got); diff != "" {
+			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
