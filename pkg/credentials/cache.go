@@ -39,9 +39,9 @@ type Config struct {
 
 // Cache has the newest credentials of each assumption that a pod of this node uses.
 //
-// Each assumption has at most one call to STS at a time, a flight, which Run starts. A client that hangs
-// up does not cancel it for the others. Credentials with a holder are prefetched, renewed in the
-// background, and removed with the last holder.
+// Each assumption has at most one call to STS at a time, a flight, which Run starts. A client that
+// hangs up does not cancel it for the others. Credentials with a holder are prefetched, renewed in
+// the background, and removed with the last holder.
 type Cache struct {
 	Config
 	sts   Assumer
@@ -92,9 +92,10 @@ func New(sts Assumer, c Config) *Cache {
 	}
 }
 
-// Get returns credentials for a client of the pod with this UID: cached ones if they remain valid for
-// long enough, else those of a flight. If STS fails, it returns cached ones that are still valid. The
-// error is an *Error, ErrClosed, that of ctx, or that the pod has since requested another assumption.
+// Get returns credentials for a client of the pod with this UID: cached ones if they remain valid
+// for long enough, else those of a flight. If STS fails, it returns cached ones that are still
+// valid. The error is an *Error, ErrClosed, that of ctx, or that the pod has since requested
+// another assumption.
 func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Document, error) {
 	now := time.Now()
 	c.mu.Lock()
@@ -155,8 +156,8 @@ func (e *entry) result(err error) (*Document, error) {
 	return nil, &Error{Kind: Unavailable, Code: "Expired", Message: "the credentials ended and STS has not answered"}
 }
 
-// entry returns the assumption's entry, a new one if needed, or nil if the cache is full. The mutex is
-// held.
+// entry returns the assumption's entry, a new one if needed, or nil if the cache is full. The mutex
+// is held.
 func (c *Cache) entry(a roles.Assumption) *entry {
 	e := c.entries[a]
 	if e == nil && (len(c.entries) < maxEntries || c.evict()) {
@@ -166,7 +167,8 @@ func (c *Cache) entry(a roles.Assumption) *entry {
 	return e
 }
 
-// evict removes an entry without holder and flight. It returns false if there is none. The mutex is held.
+// evict removes an entry without holder and flight. It returns false if there is none. The mutex is
+// held.
 func (c *Cache) evict() bool {
 	for a, e := range c.entries {
 		if e.holders == 0 && e.flight == nil {
@@ -197,8 +199,8 @@ func (c *Cache) Stats() Stats {
 	return s
 }
 
-// Failure returns the error of the last call to STS for the assumption, or nil if it succeeded or there
-// was none.
+// Failure returns the error of the last call to STS for the assumption, or nil if it succeeded or
+// there was none.
 func (c *Cache) Failure(a roles.Assumption) *Error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

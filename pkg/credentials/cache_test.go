@@ -175,8 +175,8 @@ func TestIMDS23HeldCredentialsAreRenewedInTime(t *testing.T) {
 	})
 }
 
-// TestOutageOf29MinutesCausesNoRefusal starts the outage at various times, also when all renewals are
-// due or have just begun.
+// TestOutageOf29MinutesCausesNoRefusal starts the outage at various times, also when all renewals
+// are due or have just begun.
 func TestOutageOf29MinutesCausesNoRefusal(t *testing.T) {
 	for _, after := range []time.Duration{time.Second, 2 * time.Minute, 10 * time.Minute, 25 * time.Minute, 29*time.Minute + 59*time.Second, 30*time.Minute + time.Second, 200 * time.Minute} {
 		t.Run(after.String(), func(t *testing.T) {
@@ -218,7 +218,8 @@ func TestOutageOf29MinutesCausesNoRefusal(t *testing.T) {
 	}
 }
 
-// TestLatestExpirationIsServed checks that a renewal does not replace credentials that expire later.
+// TestLatestExpirationIsServed checks that a renewal does not replace credentials that expire
+// later.
 func TestLatestExpirationIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -339,7 +340,8 @@ func TestExpiredCredentialsAreNeverServed(t *testing.T) {
 	})
 }
 
-// TestErrorsAreCachedBriefly checks the shortest and the longest time that each kind of error is cached.
+// TestErrorsAreCachedBriefly checks the shortest and the longest time that each kind of error is
+// cached.
 func TestErrorsAreCachedBriefly(t *testing.T) {
 	for kind, bound := range map[Kind][2]time.Duration{
 		Malformed: {5 * time.Minute, 5 * time.Minute}, Denied: {30 * time.Second, 30 * time.Second},
@@ -517,7 +519,8 @@ func TestEndedCacheServesValidCredentials(t *testing.T) {
 	})
 }
 
-// TestExpiredNewCredentialsMeanClockSkew lets STS issue credentials that have expired by the node's clock.
+// TestExpiredNewCredentialsMeanClockSkew lets STS issue credentials that have expired by the node's
+// clock.
 func TestExpiredNewCredentialsMeanClockSkew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failed := make(chan *Error, 1)

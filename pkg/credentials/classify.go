@@ -12,8 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go/aws/request"
 )
 
-// classify returns err as an *Error, or nil for nil. It classifies an error of the SDK by its code and,
-// if the code is ambiguous, by its message.
+// classify returns err as an *Error, or nil for nil. It classifies an error of the SDK by its code
+// and, if the code is ambiguous, by its message.
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors
 // https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
 func classify(err error) *Error {
@@ -72,8 +72,8 @@ func isThrottled(err error) bool {
 	return ok && rf.StatusCode() == http.StatusTooManyRequests
 }
 
-// message returns the text of an SDK error and its cause, on one line of at most maxMessage bytes. Of the
-// errors of a provider chain it includes only the last one, which is the metadata service's.
+// message returns the text of an SDK error and its cause, on one line of at most maxMessage bytes.
+// Of the errors of a provider chain it includes only the last one, which is the metadata service's.
 func message(err awserr.Error) string {
 	text := err.Message()
 	if batch, ok := err.(awserr.BatchedErrors); ok && len(batch.OrigErrs()) > 1 {
@@ -92,8 +92,8 @@ func message(err awserr.Error) string {
 // maxMessage bounds a message, which may contain an error page of the metadata service.
 const maxMessage = 1024
 
-// signatureTime matches the times of the node and of STS in the message about a signature that is more
-// than 15 minutes off. https://github.com/aws/aws-cli/issues/6676 shows both forms.
+// signatureTime matches the times of the node and of STS in the message about a signature that is
+// more than 15 minutes off. https://github.com/aws/aws-cli/issues/6676 shows both forms.
 var signatureTime = regexp.MustCompile(`Signature (?:expired|not yet current): (\d{8}T\d{6}Z) is .*\((\d{8}T\d{6}Z) [-+]`)
 
 // clockCause explains a wrong clock, or returns "" for an error with another cause.
@@ -121,8 +121,8 @@ func clockCause(code, message string) string {
 var denial = regexp.MustCompile(`not authorized to perform: (sts:[A-Za-z]{1,64})` +
 	`(?:.* (because no [a-z -]{1,64} allows the sts:[A-Za-z]{1,64} action|with an explicit deny in [a-z -]{1,64}))?`)
 
-// denialCause explains why STS refuses a role, or returns "" if the message does not say why. It omits
-// the principal, which is the node's role.
+// denialCause explains why STS refuses a role, or returns "" if the message does not say why. It
+// omits the principal, which is the node's role.
 func denialCause(code, message string) string {
 	switch code {
 	case "NoSuchEntity":
@@ -142,7 +142,8 @@ func denialCause(code, message string) string {
 		reason == "" && action != "sts:AssumeRole":
 		return "the role's trust policy does not allow this node " + action
 	case reason == "":
-		// STS gives no reason if the node's policies allow the call: it does not reveal which roles exist.
+		// STS gives no reason if the node's policies allow the call: it does not reveal which roles
+		// exist.
 		return "the role does not exist, or its trust policy does not allow this node " + action
 	}
 	return "STS refuses this node " + action + " " + reason

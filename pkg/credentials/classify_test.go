@@ -92,7 +92,8 @@ func TestClockDifferenceIsReported(t *testing.T) {
 	}
 }
 
-// TestExpiredRequestMeansClockSkew lets STS call a request expired: a signature is valid for 15 minutes.
+// TestExpiredRequestMeansClockSkew lets STS call a request expired: a signature is valid for 15
+// minutes.
 // https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
 func TestExpiredRequestMeansClockSkew(t *testing.T) {
 	for message, want := range map[string]string{
@@ -108,7 +109,8 @@ func TestExpiredRequestMeansClockSkew(t *testing.T) {
 	}
 }
 
-// TestRefusedIntermediateRoleIsReported lets STS refuse the role of --assume-role-arn, not the pod's.
+// TestRefusedIntermediateRoleIsReported lets STS refuse the role of --assume-role-arn, not the
+// pod's.
 func TestRefusedIntermediateRoleIsReported(t *testing.T) {
 	s := cloud(t)
 	s.PutRole(sts.Role{ARN: account + "between", Trusts: []string{account + "somebody"}})

@@ -44,8 +44,8 @@ func (d *Document) Body() []byte { return d.body }
 // ContentLength returns the header of that name. The caller must not change it.
 func (d *Document) ContentLength() []string { return d.contentLength }
 
-// LastModified returns the header of that name: when the credentials were obtained. The caller must not
-// change it.
+// LastModified returns the header of that name: when the credentials were obtained. The caller must
+// not change it.
 func (d *Document) LastModified() []string { return d.lastModified }
 
 // Expiration returns when the credentials expire.
@@ -59,7 +59,8 @@ func (d *Document) Format(f fmt.State, _ rune) {
 // timeFormat is the only format that every SDK parses: UTC, whole seconds, "Z".
 const timeFormat = "2006-01-02T15:04:05Z"
 
-// newDocument encodes one field a line in the order of the real service, because scripts select lines.
+// newDocument encodes one field a line in the order of the real service, because scripts select
+// lines.
 // https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html
 func newDocument(c *Credentials) *Document {
 	body := fmt.Appendf(nil, `{

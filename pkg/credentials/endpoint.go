@@ -16,8 +16,8 @@ import (
 	"github.com/aws/aws-sdk-go/aws/request"
 )
 
-// globalRegions are the signing regions of the partitions' global endpoints, or the first region of a
-// partition without a global endpoint.
+// globalRegions are the signing regions of the partitions' global endpoints, or the first region of
+// a partition without a global endpoint.
 // https://docs.aws.amazon.com/general/latest/gr/sts.html
 var globalRegions = map[string]string{"aws": "us-east-1", "aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
 
@@ -45,7 +45,8 @@ func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) 
 	return globalRegions["aws"], nil
 }
 
-// retryer retries temporary errors once. It does not retry throttling, which the Limiter must observe.
+// retryer retries temporary errors once. It does not retry throttling, which the Limiter must
+// observe.
 type retryer struct{ sdkclient.DefaultRetryer }
 
 // ShouldRetry implements request.Retryer.
@@ -55,9 +56,9 @@ func (r retryer) ShouldRetry(req *request.Request) bool {
 
 var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
 
-// newTransport returns a transport for many concurrent calls to one host. The SDK also uses it for the
-// metadata service, which it reaches without a web proxy whatever the environment says: a web proxy
-// would see the node's credentials.
+// newTransport returns a transport for many concurrent calls to one host. The SDK also uses it for
+// the metadata service, which it reaches without a web proxy whatever the environment says: a web
+// proxy would see the node's credentials.
 func newTransport(metadataURL string) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.Proxy = func(r *http.Request) (*url.URL, error) {

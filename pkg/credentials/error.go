@@ -23,8 +23,8 @@ const (
 // Error is why STS issued no credentials. It contains no secret.
 type Error struct {
 	Kind Kind
-	// Code is the error code of STS or of the SDK, such as "AccessDenied", and Message its text. Either
-	// may be empty. Message may name the node's role, so it is for the log and not for pods.
+	// Code is the error code of STS or of the SDK, such as "AccessDenied", and Message its text.
+	// Either may be empty. Message may name the node's role, so it is for the log and not for pods.
 	Code, Message string
 	// Cause explains the error to the pod's owner; empty if the cause is unknown.
 	Cause string

@@ -30,8 +30,8 @@ func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
 	return e.flight
 }
 
-// fly calls STS, stores the result, and reports a failure to the holders. If ctx ends, so has Run, and
-// the cache needs no result.
+// fly calls STS, stores the result, and reports a failure to the holders. If ctx ends, so has Run,
+// and the cache needs no result.
 func (c *Cache) fly(ctx context.Context, f *flight) {
 	call, cancel := context.WithTimeout(ctx, flightTimeout)
 	defer cancel()
@@ -57,9 +57,9 @@ func (c *Cache) fly(ctx context.Context, f *flight) {
 	}
 }
 
-// finish stores the result in the flight's entry, answers the waiting clients, and returns the holders to
-// notify of a failure. While their credentials are valid it returns them only if STS refuses the role;
-// other failed renewals are repeated.
+// finish stores the result in the flight's entry, answers the waiting clients, and returns the
+// holders to notify of a failure. While their credentials are valid it returns them only if STS
+// refuses the role; other failed renewals are repeated.
 func (c *Cache) finish(f *flight, creds *Credentials, failure *Error, now time.Time) (holders []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,8 +76,9 @@ func (c *Cache) finish(f *flight, creds *Credentials, failure *Error, now time.T
 		return nil
 	}
 	c.storeError(f.assumption, e, failure, now)
-	// Each pod lowers the node's rate at most once in recovery. Otherwise a pod that changes its annotations
-	// all the time would keep the rate low for all pods: each change is a new assumption that may fail.
+	// Each pod lowers the node's rate at most once in recovery. Otherwise a pod that changes its
+	// annotations all the time would keep the rate low for all pods: each change is a new
+	// assumption that may fail.
 	if (failure.Kind == Throttled || failure.Kind == Unavailable) && c.failures.Allow(e.pod, now) {
 		c.limiter.Observe(now, failure)
 	}

@@ -141,7 +141,8 @@ func TestEntryWithFlightIsNotRemoved(t *testing.T) {
 	})
 }
 
-// TestThrottledRenewalIsNotReported checks that only a pod without valid credentials is told about throttling.
+// TestThrottledRenewalIsNotReported checks that only a pod without valid credentials is told about
+// throttling.
 func TestThrottledRenewalIsNotReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex

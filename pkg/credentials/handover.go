@@ -9,8 +9,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// importLifetime is how long imported credentials are kept without a holder. The API server may take
-// minutes to list the pods.
+// importLifetime is how long imported credentials are kept without a holder. The API server may
+// take minutes to list the pods.
 const importLifetime = 10 * time.Minute
 
 // exportedEntry is an assumption with its credentials. It contains secrets.
@@ -22,8 +22,8 @@ type exportedEntry struct {
 	RenewAt      time.Time
 }
 
-// Export returns the held credentials for the proxy that replaces this one, which then need not call
-// STS. The result contains secrets and must go to that proxy only.
+// Export returns the held credentials for the proxy that replaces this one, which then need not
+// call STS. The result contains secrets and must go to that proxy only.
 func (c *Cache) Export() ([]byte, error) {
 	now := time.Now()
 	c.mu.Lock()
@@ -37,9 +37,9 @@ func (c *Cache) Export() ([]byte, error) {
 	return json.Marshal(all)
 }
 
-// Import adds the credentials of another proxy's Export and returns their number. Newer credentials are
-// not replaced. An unknown field is an error: without a field of AssumeRole that only the other proxy
-// knows, two assumptions could become one key.
+// Import adds the credentials of another proxy's Export and returns their number. Newer credentials
+// are not replaced. An unknown field is an error: without a field of AssumeRole that only the other
+// proxy knows, two assumptions could become one key.
 func (c *Cache) Import(exported []byte) (int, error) {
 	var all []exportedEntry
 	decoder := json.NewDecoder(bytes.NewReader(exported))
@@ -73,8 +73,5 @@ func (c *Cache) importEntry(x exportedEntry, now time.Time) bool {
 	}
 	e.document, e.minRemaining = documentOf(x.Document, x.LastModified, x.Expiration), scaled(minRemaining, lifetime)
 	e.idleUntil, e.renewAt = now.Add(importLifetime), x.RenewAt
-	if latest := x.Expiration.Add(-e.minRemaining); e.renewAt.IsZero() || e.renewAt.After(latest) {
-		e.renewAt = latest
-	}
 	return true
 }

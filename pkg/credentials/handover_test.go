@@ -123,35 +123,6 @@ func TestInvalidImport(t *testing.T) {
 	})
 }
 
-// TestImportedCredentialsAreRenewedInTime imports a renewal time that is missing, too late or past.
-func TestImportedCredentialsAreRenewedInTime(t *testing.T) {
-	for name, renewAt := range map[string]time.Duration{"never": 0, "too late": 59 * time.Minute, "past": -time.Hour} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				a, now := assumption("a"), time.Now()
-				h := exportedEntry{Assumption: a, Document: []byte("{}"), Expiration: now.Add(time.Hour)}
-				if renewAt != 0 {
-					h.RenewAt = now.Add(renewAt)
-				}
-				exported, err := json.Marshal([]exportedEntry{h})
-				if err != nil {
-					t.Fatal(err)
-				}
-				sts := new(fakeSTS)
-				c := running(t, sts, Config{})
-				if n, err := c.Import(exported); err != nil || n != 1 {
-					t.Fatalf("imported %d, %v", n, err)
-				}
-				c.Hold("pod", a)
-				time.Sleep(time.Hour - minRemaining + time.Second)
-				if n := sts.count(); n == 0 {
-					t.Error("not renewed with minRemaining left")
-				}
-			})
-		})
-	}
-}
-
 // TestRepeatedImport imports again after the first import has been removed, while STS fails.
 func TestRepeatedImport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -19,8 +19,8 @@ type holder struct {
 	prefetches *rate.Limiter
 }
 
-// Hold makes the holder, a pod's UID, hold the assumption in place of its former one. Held credentials
-// are prefetched and renewed.
+// Hold makes the holder, a pod's UID, hold the assumption in place of its former one. Held
+// credentials are prefetched and renewed.
 func (c *Cache) Hold(pod string, a roles.Assumption) {
 	now := time.Now()
 	c.mu.Lock()
@@ -82,7 +82,8 @@ func (c *Cache) release(h *holder) {
 		delete(c.entries, a)
 		return
 	}
-	// A running call ends and its result is discarded. A queued call is made only if clients wait for it.
+	// A running call ends and its result is discarded. A queued call is made only if clients wait
+	// for it.
 	e.idleUntil = time.Time{}
 	c.dropUnused(e.flight)
 }

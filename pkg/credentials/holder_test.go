@@ -32,7 +32,8 @@ func TestFastChangesCauseFewCalls(t *testing.T) {
 	})
 }
 
-// TestSlowChangesCauseFewCalls changes more slowly than STS answers, so each change could cause a call.
+// TestSlowChangesCauseFewCalls changes more slowly than STS answers, so each change could cause a
+// call.
 func TestSlowChangesCauseFewCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -73,7 +74,8 @@ func TestRequestAfterChangeIsServedAtOnce(t *testing.T) {
 	})
 }
 
-// TestChangesAddNoTokens checks that the changes of pods do not escape the lowered rate of a throttled node.
+// TestChangesAddNoTokens checks that the changes of pods do not escape the lowered rate of a
+// throttled node.
 func TestChangesAddNoTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Throttled, Code: "Throttling"}}

@@ -10,9 +10,10 @@ import (
 // Limiter limits how often a node calls STS. All nodes of an account share its quota (600 calls of
 // AssumeRole a second and region), and a recovering fleet must not overload STS again.
 //
-// There are two token buckets. Renewals and prefetches use the background bucket. Its rate is rateFactor
-// times what the node's pods need in a steady state, and each new holder adds a token for its first
-// call. Calls that clients wait for use the foreground bucket, so they never wait behind background calls.
+// There are two token buckets. Renewals and prefetches use the background bucket. Its rate is
+// rateFactor times what the node's pods need in a steady state, and each new holder adds a token
+// for its first call. Calls that clients wait for use the foreground bucket, so they never wait
+// behind background calls.
 //
 // Throttling by STS lowers both rates, any other temporary failure only the foreground rate: if STS
 // fails half of the renewals, twice as many are needed. Both rates recover with time.
@@ -47,9 +48,9 @@ func NewLimiter(now time.Time) *Limiter {
 		background: rate.NewLimiter(minRate, backgroundBurst), foreground: rate.NewLimiter(foregroundRate, foregroundBurst)}
 }
 
-// AddHolder adds an assumption with sessions of this length. If the holder is new, it adds a token for
-// the first call. An existing holder that changes its assumption gets no token, or its changes would
-// escape the limit.
+// AddHolder adds an assumption with sessions of this length. If the holder is new, it adds a token
+// for the first call. An existing holder that changes its assumption gets no token, or its changes
+// would escape the limit.
 func (l *Limiter) AddHolder(session time.Duration, isNew bool) {
 	l.held++
 	l.need += 1 / renewalInterval(session).Seconds()

@@ -7,7 +7,8 @@ import (
 
 var epoch = time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
 
-// calls returns how many tokens are available in a time, if each is taken as soon as it is available.
+// calls returns how many tokens are available in a time, if each is taken as soon as it is
+// available.
 func calls(p *Limiter, from time.Time, during time.Duration, waiting bool) (n int) {
 	for now := from; now.Sub(from) < during; {
 		wait := p.Take(now, waiting)
@@ -102,7 +103,8 @@ func TestRateDropsAndRecovers(t *testing.T) {
 	}
 }
 
-// TestFailuresDoNotLowerBackgroundRate checks that twice as many calls are possible if STS fails half of them.
+// TestFailuresDoNotLowerBackgroundRate checks that twice as many calls are possible if STS fails
+// half of them.
 func TestFailuresDoNotLowerBackgroundRate(t *testing.T) {
 	p := NewLimiter(epoch)
 	for range 110 {

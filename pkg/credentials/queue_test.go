@@ -65,8 +65,9 @@ func TestRequestTakesFlightOutOfBackgroundQueue(t *testing.T) {
 	})
 }
 
-// TestFloodingPodDelaysOnlyItself lets a client change its own pod's annotation many times a second,
-// request each new assumption and hang up. Every ten seconds a new pod makes its first request.
+// TestFloodingPodDelaysOnlyItself lets a client change its own pod's annotation many times a
+// second, request each new assumption and hang up. Every ten seconds a new pod makes its first
+// request.
 func TestFloodingPodDelaysOnlyItself(t *testing.T) {
 	const call = 200 * time.Millisecond
 	for name, tt := range map[string]struct {
@@ -231,7 +232,8 @@ func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
 		if err != errSuperseded || time.Since(began) > 0 {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
-		// The error blames neither STS nor the role: the session name or the external ID may have changed.
+		// The error blames neither STS nor the role: the session name or the external ID may have
+		// changed.
 		if text := fmt.Sprint(err); !strings.Contains(text, "the pod's annotations changed before STS was asked") || strings.HasPrefix(text, "sts:") {
 			t.Error(text)
 		}
@@ -242,7 +244,8 @@ func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
 	})
 }
 
-// TestSharedAssumptionIsServedToAllWaitingPods has a flooding pod request the same as its neighbour.
+// TestSharedAssumptionIsServedToAllWaitingPods has a flooding pod request the same as its
+// neighbour.
 func TestSharedAssumptionIsServedToAllWaitingPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -269,7 +272,8 @@ func TestSharedAssumptionIsServedToAllWaitingPods(t *testing.T) {
 	})
 }
 
-// TestSupersededRequestKeepsSharedFlight lets two pods wait for one flight, and one request another role.
+// TestSupersededRequestKeepsSharedFlight lets two pods wait for one flight, and one request another
+// role.
 func TestSupersededRequestKeepsSharedFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -394,8 +398,8 @@ func TestPodHasOneCallAtATime(t *testing.T) {
 	})
 }
 
-// TestDelayShrinksAsRateRecovers waits for a token after throttling and failures. Tokens come faster all
-// the time, so the first one comes earlier than the rate at the request predicts.
+// TestDelayShrinksAsRateRecovers waits for a token after throttling and failures. Tokens come
+// faster all the time, so the first one comes earlier than the rate at the request predicts.
 func TestDelayShrinksAsRateRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -436,7 +440,8 @@ func TestCloseAnswersQueuedRequests(t *testing.T) {
 	})
 }
 
-// TestCallWithoutUsersLeavesNoEntry releases an assumption during its call, after the client hung up.
+// TestCallWithoutUsersLeavesNoEntry releases an assumption during its call, after the client hung
+// up.
 func TestCallWithoutUsersLeavesNoEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Second}, Config{})

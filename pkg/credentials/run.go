@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Run calls STS for clients, prefetches and renews held credentials, and removes unused ones until ctx
-// ends. It then cancels the calls and waits for them.
+// Run calls STS for clients, prefetches and renews held credentials, and removes unused ones until
+// ctx ends. It then cancels the calls and waits for them.
 func (c *Cache) Run(ctx context.Context) error {
 	var flights sync.WaitGroup
 	defer flights.Wait()
@@ -35,8 +35,8 @@ func (c *Cache) wakeUp() {
 	}
 }
 
-// sweep queues due renewals and removes unused entries. It returns the flights whose calls start now, and
-// how long to wait until the next sweep.
+// sweep queues due renewals and removes unused entries. It returns the flights whose calls start
+// now, and how long to wait until the next sweep.
 func (c *Cache) sweep(now time.Time) (calls []*flight, next time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,13 +6,14 @@ import (
 )
 
 const (
-	// minRemaining is the shortest remaining lifetime that is served without an attempt to renew. Below
-	// it, botocore (900 s, and up to 600 s of jitter) and the Java SDK renew on every call.
+	// minRemaining is the shortest remaining lifetime that is served without an attempt to renew.
+	// Below it, botocore (900 s, and up to 600 s of jitter) and the Java SDK renew on every call.
 	minRemaining = 1500 * time.Second
-	// Credentials are renewed renewBefore to renewBefore+renewJitter before their expiration. The jitter
-	// spreads the renewals of a fleet that started together.
+	// Credentials are renewed renewBefore to renewBefore+renewJitter before their expiration. The
+	// jitter spreads the renewals of a fleet that started together.
 	renewBefore, renewJitter = 1800 * time.Second, 300 * time.Second
-	// fullSession is the session length for these values; they are scaled down for shorter sessions.
+	// fullSession is the session length for these values; they are scaled down for shorter
+	// sessions.
 	fullSession = time.Hour
 )
 
@@ -31,15 +32,15 @@ func (s Schedule) random(n time.Duration) time.Duration {
 	return rand.N(n)
 }
 
-// jitter returns a random time between d/2 and d, so that calls that failed together are not repeated
-// together.
+// jitter returns a random time between d/2 and d, so that calls that failed together are not
+// repeated together.
 func (s Schedule) jitter(d time.Duration) time.Duration { return d/2 + s.random(d/2+1) }
 
 // Renewal returns when to renew credentials with this expiration and lifetime. remaining is the
 // remaining lifetime of the credentials that they replace, negative for none.
 //
-// The first renewal comes at a random earlier time. Otherwise a fleet that called STS at the same time,
-// after a common start or an outage, would do so for many hours.
+// The first renewal comes at a random earlier time. Otherwise a fleet that called STS at the same
+// time, after a common start or an outage, would do so for many hours.
 func (s Schedule) Renewal(expiration time.Time, lifetime, remaining time.Duration) time.Time {
 	due := expiration.Add(-scaled(renewBefore+s.random(renewJitter), lifetime))
 	// The earliest time is after a minute, because many pods do not live longer.
@@ -57,9 +58,9 @@ func scaled(d, lifetime time.Duration) time.Duration {
 	return time.Duration(float64(d) * float64(lifetime) / float64(fullSession))
 }
 
-// ErrorLifetime returns how long an error is cached. A denial is cached briefly, because a change of a
-// policy takes effect within seconds and its author waits. Only another annotation, and thus another
-// assumption, corrects a malformed request.
+// ErrorLifetime returns how long an error is cached. A denial is cached briefly, because a change
+// of a policy takes effect within seconds and its author waits. Only another annotation, and thus
+// another assumption, corrects a malformed request.
 func (s Schedule) ErrorLifetime(k Kind, failures int) time.Duration {
 	if s.ErrorTTL > 0 {
 		return s.ErrorTTL

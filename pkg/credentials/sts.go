@@ -34,18 +34,19 @@ type STSConfig struct {
 	Region func(context.Context) (string, error)
 	// MetadataURL is the metadata service of the node; empty for the SDK's default.
 	MetadataURL string
-	// IntermediateRole is the ARN of a role that the node assumes first and that then assumes the pods'
-	// roles; empty for none. SessionName is the node's session name of that role.
+	// IntermediateRole is the ARN of a role that the node assumes first and that then assumes the
+	// pods' roles; empty for none. SessionName is the node's session name of that role.
 	IntermediateRole, SessionName string
 	// UserAgent is appended to the SDK's.
 	UserAgent string
 }
 
-// STS calls AWS's Security Token Service. The node's credentials are those of the SDK's default chain:
-// environment, shared files, web identity, container, and the instance's role.
+// STS calls AWS's Security Token Service. The node's credentials are those of the SDK's default
+// chain: environment, shared files, web identity, container, and the instance's role.
 type STS struct{ client *sts.STS }
 
-// LoadSTS reads the SDK's configuration and returns a client. ctx bounds how long c.Region may take.
+// LoadSTS reads the SDK's configuration and returns a client. ctx bounds how long c.Region may
+// take.
 func LoadSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	cfg := request.WithRetryer(aws.NewConfig().WithEndpoint(c.Endpoint), retryer{sdkclient.DefaultRetryer{NumMaxRetries: 1}}).
 		WithHTTPClient(&http.Client{Transport: newTransport(c.MetadataURL), Timeout: 10 * time.Second}).
@@ -86,7 +87,8 @@ const (
 	// MaxChained is the longest session that the credentials of another role can assume.
 	// https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html ("Role chaining")
 	MaxChained = time.Hour
-	// intermediateMargin is how long before expiration the intermediate role's credentials are renewed.
+	// intermediateMargin is how long before expiration the intermediate role's credentials are
+	// renewed.
 	intermediateMargin = 10 * time.Minute
 	// intermediateCode is the error code if the intermediate role cannot be assumed.
 	intermediateCode = "AssumeRoleChainError"
@@ -107,8 +109,8 @@ func (r *intermediateRole) RetrieveWithContext(ctx sdk.Context) (sdk.Value, erro
 // Endpoint returns the URL of STS.
 func (s *STS) Endpoint() string { return s.client.Endpoint }
 
-// AssumeRole makes one call. The SDK repeats it once after a temporary error, and with new credentials
-// of the node if STS considers them expired. The error is an *Error.
+// AssumeRole makes one call. The SDK repeats it once after a temporary error, and with new
+// credentials of the node if STS considers them expired. The error is an *Error.
 func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
 	in := &sts.AssumeRoleInput{
 		RoleArn:         aws.String(a.RoleARN),

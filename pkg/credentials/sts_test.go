@@ -167,8 +167,8 @@ func TestErrorsAreClassified(t *testing.T) {
 	}
 }
 
-// TestProviderErrorsMeanNodeCredentials uses the errors that the SDK's providers return by themselves
-// after they have once worked.
+// TestProviderErrorsMeanNodeCredentials uses the errors that the SDK's providers return by
+// themselves after they have once worked.
 func TestProviderErrorsMeanNodeCredentials(t *testing.T) {
 	for _, code := range []string{"EC2RoleRequestError", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr", "ExpiredToken"} {
 		if e := classify(awserr.New(code, "no", nil)); e.Kind != NodeCredentials {
@@ -230,7 +230,8 @@ func TestExpiredNodeCredentialsAreRenewed(t *testing.T) {
 }
 
 func TestMetadataRequestsBypassWebProxy(t *testing.T) {
-	// http.ProxyFromEnvironment reads the environment once in a process, so this test starts another process.
+	// http.ProxyFromEnvironment reads the environment once in a process, so this test starts
+	// another process.
 	if os.Getenv("HTTP_PROXY") == "" {
 		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
 		cmd.Env = append(os.Environ(), "HTTP_PROXY=http://proxy.example:3128", "HTTPS_PROXY=http://proxy.example:3128")

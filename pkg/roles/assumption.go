@@ -14,7 +14,8 @@ type Assumption struct {
 	SessionName string
 	// ExternalID may be required by the role's trust policy; empty for none.
 	ExternalID string
-	// SourceIdentity is recorded by CloudTrail for all actions of the session, 2 to 64 bytes; empty for none.
+	// SourceIdentity is recorded by CloudTrail for all actions of the session, 2 to 64 bytes; empty
+	// for none.
 	SourceIdentity string
 	// SessionPolicy is compact JSON that narrows the session's permissions; empty for none.
 	SessionPolicy string

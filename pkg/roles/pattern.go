@@ -7,9 +7,10 @@ import (
 	"strings"
 )
 
-// These limits bound the CPU and the memory that a namespace's annotation can take. maxProgram is in
-// instructions of all its patterns: the short pattern (.{1000}){100} is 100,000 of them. Matching takes
-// time proportional to the instructions and to the length of the ARN, at most about 80 ms.
+// These limits bound the CPU and the memory that a namespace's annotation can take. maxProgram is
+// in instructions of all its patterns: the short pattern (.{1000}){100} is 100,000 of them.
+// Matching takes time proportional to the instructions and to the length of the ARN, at most about
+// 80 ms.
 const (
 	maxPatterns = 128
 	maxPattern  = 2048 // bytes
@@ -58,8 +59,8 @@ func compile(text string, format Format, budget *int) (*regexp.Regexp, error) {
 	return regexp.Compile(`\A(?:` + text + `)\z`)
 }
 
-// instructions estimates the size of the compiled expression, up to maxProgram+1. It does not compile
-// the expression, because that allocates up to 128 MB.
+// instructions estimates the size of the compiled expression, up to maxProgram+1. It does not
+// compile the expression, because that allocates up to 128 MB.
 func instructions(re *syntax.Regexp) int {
 	n := 1 + len(re.Rune)/2 // a character class is one instruction with a table of ranges
 	if re.Op == syntax.OpLiteral {

@@ -77,8 +77,8 @@ func TestProgramSizeLimitHoldsForEachSyntax(t *testing.T) {
 	}
 }
 
-// TestAnnotationsHaveTheirOwnSyntax checks that one text is a list in one annotation and an expression
-// in kiam's.
+// TestAnnotationsHaveTheirOwnSyntax checks that one text is a list in one annotation and an
+// expression in kiam's.
 func TestAnnotationsHaveTheirOwnSyntax(t *testing.T) {
 	r := &Restriction{Key: "allowed", Format: Glob}
 	annotations := map[string]string{"allowed": `["team-a"]`, PermittedKey: `["team-a"]`}

@@ -32,8 +32,8 @@ type Subject struct {
 	NamespaceAnnotations func() (map[string]string, error)
 }
 
-// Rules are the settings that turn annotations into roles. The zero value accepts only full ARNs and
-// restricts nothing.
+// Rules are the settings that turn annotations into roles. The zero value accepts only full ARNs
+// and restricts nothing.
 type Rules struct {
 	// The keys of the pod annotations.
 	RoleKey, ExternalIDKey, SessionNameKey, SessionPolicyKey string
@@ -67,8 +67,8 @@ func (r *Rules) Assumption(s Subject) (Assumption, error) {
 		}
 		role, key = r.DefaultRole, "default role"
 	}
-	// An empty annotation is invalid and does not select the default role: probably a template was not
-	// filled in.
+	// An empty annotation is invalid and does not select the default role: probably a template was
+	// not filled in.
 	arn, err := r.completeARN(role)
 	if err != nil {
 		return Assumption{}, &InvalidError{Key: key, Err: err}
@@ -110,7 +110,8 @@ func (r *Rules) isDefault(arn string) bool {
 	return err == nil && arn == defaultARN
 }
 
-// completeARN returns the ARN of a role that is given by its ARN, or by path and name under BaseARN.
+// completeARN returns the ARN of a role that is given by its ARN, or by path and name under
+// BaseARN.
 func (r *Rules) completeARN(role string) (string, error) {
 	arn := role
 	if !strings.HasPrefix(role, "arn:") {

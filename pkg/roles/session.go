@@ -61,8 +61,8 @@ func (r *Rules) session(s Subject, arn string) (Assumption, error) {
 const maxSessionName = 64 // bytes
 
 var (
-	// sessionName is AssumeRole's syntax of session names and source identities, invalidInName matches
-	// the characters that it excludes.
+	// sessionName is AssumeRole's syntax of session names and source identities, invalidInName
+	// matches the characters that it excludes.
 	// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
 	sessionName   = regexp.MustCompile(`^[\w+=,.@-]{2,64}$`)
 	invalidInName = regexp.MustCompile(`[^\w+=,.@-]`)
@@ -70,13 +70,14 @@ var (
 	hashedName = regexp.MustCompile(`=[0-9a-f]{16}$`)
 )
 
-// NodeSessionName returns the name of the node's own sessions. A Kubernetes namespace has no underscore
-// in its name, so no pod has this session name.
+// NodeSessionName returns the name of the node's own sessions. A Kubernetes namespace has no
+// underscore in its name, so no pod has this session name.
 func NodeSessionName(node string) string { return SessionName("_kube2iam", node) }
 
-// SessionName returns the default session name of a pod, "<namespace>.<pod>". A namespace has no dot in
-// its name, so two pods never have the same session name. If the name is too long or has characters
-// that AssumeRole does not accept, it is truncated, cleaned, and ends in a hash of the whole name.
+// SessionName returns the default session name of a pod, "<namespace>.<pod>". A namespace has no
+// dot in its name, so two pods never have the same session name. If the name is too long or has
+// characters that AssumeRole does not accept, it is truncated, cleaned, and ends in a hash of the
+// whole name.
 func SessionName(namespace, pod string) string {
 	whole := namespace + "." + pod
 	clean := invalidInName.ReplaceAllString(whole, "-")
@@ -88,10 +89,10 @@ func SessionName(namespace, pod string) string {
 	return clean[:min(len(clean), maxSessionName-len(suffix))] + suffix
 }
 
-// validateSessionName checks a session name from a pod's annotation. A dotted name must start with the
-// pod's namespace, and an undotted one must not end in a hash: otherwise it could imitate the default
-// name of another pod. (The default name of a pod in a namespace with a long name may be truncated
-// before its dot.)
+// validateSessionName checks a session name from a pod's annotation. A dotted name must start with
+// the pod's namespace, and an undotted one must not end in a hash: otherwise it could imitate the
+// default name of another pod. (The default name of a pod in a namespace with a long name may be
+// truncated before its dot.)
 func validateSessionName(name, namespace string) error {
 	if !sessionName.MatchString(name) {
 		return fmt.Errorf("%.128q is not a session name: 2 to 64 of letters, digits and _+=,.@-", name)
@@ -110,7 +111,8 @@ const maxExternalID = 1224
 
 var externalID = regexp.MustCompile(`^[\w+=,.@:/-]{2,}$`)
 
-// validateExternalID checks an external ID. The error does not contain the ID, which may be a secret.
+// validateExternalID checks an external ID. The error does not contain the ID, which may be a
+// secret.
 func validateExternalID(id string) error {
 	if len(id) > maxExternalID || !externalID.MatchString(id) {
 		return fmt.Errorf("it is not an external ID: 2 to %d of letters, digits and _+=,.@:/-", maxExternalID)
@@ -121,7 +123,8 @@ func validateExternalID(id string) error {
 // maxSessionPolicy is AssumeRole's limit, in characters of the compact policy.
 const maxSessionPolicy = 2048
 
-// parseSessionPolicy validates a policy and removes insignificant white space, which STS would count.
+// parseSessionPolicy validates a policy and removes insignificant white space, which STS would
+// count.
 func parseSessionPolicy(text string) (string, error) {
 	var outline struct{ Statement json.RawMessage }
 	if err := json.Unmarshal([]byte(text), &outline); err != nil {

@@ -52,7 +52,8 @@ type pod struct {
 	errUntil time.Time
 	renewAt  time.Time // when its next renewal is planned
 	failures int
-	// renewal counts the calls and restarts: an event that was planned before the last one does not happen.
+	// renewal counts the calls and restarts: an event that was planned before the last one does not
+	// happen.
 	renewal uint32
 }
 
@@ -141,8 +142,8 @@ func (f *fleet) newLimiter() *credentials.Limiter {
 	return l
 }
 
-// plan plans a pod's next renewal, and its request for when it has no credentials by then. Whichever
-// comes first makes the other one obsolete.
+// plan plans a pod's next renewal, and its request for when it has no credentials by then.
+// Whichever comes first makes the other one obsolete.
 func (f *fleet) plan(i int32, renewAt time.Time) {
 	p := &f.pods[i]
 	p.renewAt = renewAt
