@@ -17,8 +17,8 @@ const (
 	crowd   = 20 // at a time
 )
 
-// testChurn has pods come and go in batches: each is served at its first request, and nothing of
-// any is left.
+// testChurn starts and deletes pods in batches. Each is served at its first request, and leaves
+// nothing behind.
 func testChurn(t *testing.T, n *node, _ *cloud) {
 	n.awaitNoRecords(t)
 	before, sockets, open := n.rules(t), n.sockets(t), n.descriptors(t)
@@ -42,8 +42,7 @@ func testChurn(t *testing.T, n *node, _ *cloud) {
 		if now := n.sockets(t); now > sockets {
 			return fmt.Errorf("the proxy has %d sockets, and had %d", now, sockets)
 		}
-		// A few come and go: a look at a network namespace, a connection to STS that is kept for
-		// the next call.
+		// A few descriptors vary: of a network namespace, of an idle connection to STS.
 		for program, had := range open {
 			if now := n.descriptors(t)[program]; now > had+10 {
 				return fmt.Errorf("%s has %d descriptors, and had %d", program, now, had)
@@ -53,7 +52,7 @@ func testChurn(t *testing.T, n *node, _ *cloud) {
 	})
 }
 
-// descriptors is how many files, sockets among them, agent and proxy have open.
+// descriptors returns the number of open files, with sockets, of agent and proxy.
 func (n *node) descriptors(t *testing.T) map[string]int {
 	t.Helper()
 	open := make(map[string]int)
@@ -66,7 +65,7 @@ func (n *node) descriptors(t *testing.T) map[string]int {
 	return open
 }
 
-// sockets is how many the proxy has with pods: connections to its port.
+// sockets returns the number of connections to the proxy's port.
 func (n *node) sockets(t *testing.T) int {
 	t.Helper()
 	count := 0

@@ -31,22 +31,21 @@ const (
 	mockServes = "127.0.0.1:1338"                // Amazon's mock, behind the recording address
 )
 
-// object is what the bucket holds.
+// object is the one object in the bucket.
 const object = "hello.txt"
 
-// keyPair is a user's long-term key.
+// keyPair is the long-term key of a user.
 type keyPair struct{ id, secret string }
 
 var (
-	// owner owns the buckets and makes the users; nothing that is tested has its key.
+	// owner owns the buckets and creates the users. No tested program has its key.
 	owner = keyPair{id: "bucket-owner", secret: "bucket-owner-secret"}
-	// nodeUser is who the proxy is to STS: the node's own identity, which EC2 would give it by its
-	// instance profile.
+	// nodeUser is the node's identity for STS. On EC2, the instance profile provides it.
 	nodeUser = keyPair{id: "AKIANODEUSER", secret: "node-user-secret"}
 )
 
-// temporaryOnly lets who was vended temporary credentials list the bucket, and nobody with a
-// long-term key: a pod that came by the node's own key would be refused.
+// temporaryOnly allows listing the bucket with temporary credentials only. A pod with the node's
+// own key is refused.
 const temporaryOnly = `{
   "Version": "2012-10-17",
   "Statement": [{
@@ -57,10 +56,10 @@ const temporaryOnly = `{
   }]
 }`
 
-// cloud is what lies beyond the node.
+// cloud is the services outside the node.
 type cloud struct {
-	metadata *imdstap.Tap // Amazon's mock, and what it was asked
-	client   *http.Client // dials from beyond the node
+	metadata *imdstap.Tap // in front of Amazon's mock
+	client   *http.Client // dials from outside the node
 }
 
 // startCloud starts STS, S3 and the metadata service, and puts an object into the bucket.
@@ -73,8 +72,7 @@ func startCloud(t *testing.T, n *node) *cloud {
 	return c
 }
 
-// start starts what lies beyond the node, and again after the node's reboot, whose processes these
-// are.
+// start starts the services outside the node. They are the node's processes, so a reboot ends them.
 func (c *cloud) start(t *testing.T, n *node) {
 	t.Helper()
 	c.client = n.outside().client()
@@ -103,8 +101,8 @@ func (c *cloud) start(t *testing.T, n *node) {
 	})
 }
 
-// makeNodeUser makes the node's user and its policy. MinIO takes them as an archive of what its own
-// export writes.
+// makeNodeUser creates the node's user and its policy. MinIO imports them as an archive in the
+// format of its export.
 func (c *cloud) makeNodeUser(t *testing.T) {
 	t.Helper()
 	var archive bytes.Buffer
@@ -125,7 +123,7 @@ func (c *cloud) makeNodeUser(t *testing.T) {
 	if err := files.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// It is ready for requests, by its own word, before it is ready for this one.
+	// MinIO reports that it is ready before it accepts this request.
 	await(t, 30*time.Second, "the node's user imported into MinIO", func(ctx context.Context) error {
 		body := bytes.NewReader(archive.Bytes())
 		request, err := http.NewRequestWithContext(ctx, http.MethodPut, cloudURL+"/minio/admin/v3/import-iam", body)
@@ -161,7 +159,7 @@ func (c *cloud) fillBucket(t *testing.T) {
 	}
 }
 
-// s3 is a client of S3 with a long-term key.
+// s3 returns a client of S3 with a long-term key.
 func (c *cloud) s3(t *testing.T, key keyPair) *s3.S3 {
 	t.Helper()
 	sess, err := session.NewSession(&aws.Config{

@@ -22,8 +22,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// The subtests share one node and run in this order: first what it does by itself, then what the
-// plugin and the proxy change.
+// TestCluster runs its parts on one node, in this order.
 func TestCluster(t *testing.T) {
 	n := startNode(t)
 	c := startCloud(t, n)
@@ -64,11 +63,11 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// unprotected is a pod that begins before the plugin is there.
+// unprotected is a pod that is older than the plugin.
 const unprotected = "before-plugin"
 
-// startUnprotected starts a pod that gets the node's credentials. So the metadata service can be
-// reached from pods, and what keeps the others from it is the plugin's doing.
+// startUnprotected starts a pod that gets the node's credentials. It is the control: without the
+// plugin, pods reach the metadata service.
 func startUnprotected(t *testing.T, n *node, c *cloud) {
 	t.Helper()
 	n.must(t, "kubectl", "apply", "--filename="+testdata(t, unprotected+".yaml"))
@@ -81,8 +80,8 @@ func startUnprotected(t *testing.T, n *node, c *cloud) {
 	}
 }
 
-// A new pod is on record; and one that began without the plugin gives its address back, which it
-// cannot where our DEL fails.
+// testChained expects a record of a new pod. A pod that is older than the plugin must release its
+// address, which requires a successful DEL.
 func testChained(t *testing.T, n *node, _ *cloud) {
 	n.createPod(t, "idle")
 	n.awaitPhase(t, "idle", "Running")
@@ -113,8 +112,8 @@ func testChained(t *testing.T, n *node, _ *cloud) {
 	})
 }
 
-// Whoever lists the bucket below does so with temporary credentials: S3 refuses the key that they
-// were asked for with.
+// testNodeKey expects S3 to refuse the node's own key. So the later parts list the bucket with
+// temporary credentials.
 func testNodeKey(t *testing.T, _ *node, c *cloud) {
 	_, err := c.s3(t, nodeUser).ListObjectsV2WithContext(t.Context(), &s3.ListObjectsV2Input{Bucket: aws.String(bucket)})
 	var refused awserr.RequestFailure
@@ -123,7 +122,7 @@ func testNodeKey(t *testing.T, _ *node, c *cloud) {
 	}
 }
 
-// listing is what a program of the image s3lister prints.
+// listing is the output of the image s3lister.
 type listing struct {
 	SDK, Provider, AccessKeyID string
 	Objects                    []string
@@ -146,7 +145,7 @@ func testListBucket(t *testing.T, n *node, _ *cloud) {
 	}
 }
 
-// Each SDK says in its own words that no link of its chain had credentials.
+// testNoRole expects each SDK to report that no provider of its chain had credentials.
 func testNoRole(t *testing.T, n *node, _ *cloud) {
 	n.createPod(t, "list-bucket-no-role")
 	if phase := n.awaitPhase(t, "list-bucket-no-role", "Succeeded", "Failed"); phase != "Failed" {
@@ -160,7 +159,7 @@ func testNoRole(t *testing.T, n *node, _ *cloud) {
 	}
 }
 
-// The image holds Debian's command and nothing of ours.
+// testAWSCommand runs Debian's command, in an image without any program of this project.
 func testAWSCommand(t *testing.T, n *node, _ *cloud) {
 	n.createPod(t, "aws-s3-ls")
 	phase := n.awaitPhase(t, "aws-s3-ls", "Succeeded", "Failed")

@@ -31,7 +31,7 @@ type block struct {
 
 func (b *block) String() string { return fmt.Sprintf("%s:%d", b.file, b.line) }
 
-// run elsewhere are commands that continuous integration runs by themselves, or that need no node.
+// runElsewhere are commands that other jobs of continuous integration run.
 var runElsewhere = []string{"make demo\n", "make test\n"}
 
 // documents are the blocks of README.md and docs/, and where their commands run: in the node, in a
@@ -40,7 +40,7 @@ type documents struct {
 	*node
 	blocks              []*block
 	checkout, directory string
-	origin              string // a bare repository that stands for the project's on GitHub
+	origin              string // a bare repository in place of the one on GitHub
 }
 
 // readDocuments extracts the blocks. Each is without its indentation.
@@ -98,7 +98,7 @@ func (d *documents) find(t *testing.T, file, contains string) *block {
 	return found[0]
 }
 
-// command runs a block as it stands, by bash, and stops at the first command that fails.
+// command returns the command that runs a block by bash, up to the first command that fails.
 func (d *documents) command(t *testing.T, directory string, b *block) *exec.Cmd {
 	t.Helper()
 	if b.language != "sh" {
@@ -196,7 +196,7 @@ func testDocuments(t *testing.T, n *node, c *cloud) {
 			t.Errorf("%s looks like commands and is not marked as sh:\n%s", b, b.text)
 		}
 	}
-	c.metadata.Reset() // what pods asked while nothing was installed, they were let
+	c.metadata.Reset() // pods were not guarded while nothing was installed
 }
 
 // noUserData checks that the running proxy gives the pod of my-app.yaml its role and no user data.
@@ -218,7 +218,7 @@ func (d *documents) noUserData(t *testing.T) {
 	}
 }
 
-// commandLine matches what a document's commands begin with.
+// commandLine matches the beginning of a command in a document.
 var commandLine = regexp.MustCompile(`(?m)^(\$ )?(kubectl|helm|make|docker|scripts/|bin/|iptables|systemctl|sed) `)
 
 // prepare makes what an operator has before the first command: the repository on GitHub, a checkout
@@ -246,7 +246,7 @@ ln -s "$2" "${2%.git}"`, "copy", d.checkout, d.origin)
 	d.must(t, "mkdir", "-p", "/etc/systemd/system")
 }
 
-// policies reads the IAM policies, which are for AWS.
+// policies parses the IAM policies, which nothing here can apply.
 func (d *documents) policies(t *testing.T) {
 	for _, b := range d.blocks {
 		if b.language != "json" {
@@ -263,7 +263,7 @@ func (d *documents) policies(t *testing.T) {
 	}
 }
 
-// removed checks that an uninstallation, which said this, left the node as it was.
+// removed checks that an uninstallation left the node as it was. said is its output.
 func (d *documents) removed(t *testing.T, bare, said string) {
 	t.Helper()
 	if diff := cmp.Diff(bare, d.ruleset(t)); diff != "" {

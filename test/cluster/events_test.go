@@ -9,16 +9,16 @@ import (
 	"testing"
 )
 
-// testEvents has two pods whose roles cannot be had: the proxy, with its ServiceAccount's rights,
-// says so on them.
+// testEvents starts a pod with a malformed role and a pod in a namespace that allows no role. The
+// proxy writes Events on them, with the permissions of its service account.
 func testEvents(t *testing.T, n *node, _ *cloud) {
 	t.Cleanup(func() {
-		ctx := context.WithoutCancel(t.Context()) // which is cancelled by now
+		ctx := context.WithoutCancel(t.Context()) // t.Context() is already cancelled
 		if _, err := n.output(ctx, nil, "kubectl", "delete", "--filename="+testdata(t, "wrong.yaml")); err != nil {
 			t.Error(err)
 		}
 	})
-	// The ServiceAccount of a new namespace is made by whoever comes first, the controller or this.
+	// Either the controller or this test creates the service account of the new namespace.
 	await(t, podLimit, "the pods created", func(ctx context.Context) error {
 		_, err := n.output(ctx, nil, "kubectl", "apply", "--filename="+testdata(t, "wrong.yaml"))
 		return err

@@ -20,17 +20,17 @@ import (
 )
 
 const (
-	hundred = 100 // below the 110 that a kubelet takes by default
+	hundred = 100 // less than the kubelet's default of 110
 	batch   = 10
 )
 
-// numbered is one pod of many, for the manifest's template.
+// numbered is the values of one pod for the manifest's template.
 type numbered struct {
 	Name, Role string
 	Batch      int
 }
 
-// All the pods live until the last has asked: a hundred are redirected at once, and then torn down.
+// testHundredPods runs a hundred redirected pods at the same time, and then deletes them.
 func testHundredPods(t *testing.T, n *node, _ *cloud) {
 	n.awaitNoRecords(t)
 	before := n.rules(t)
@@ -59,21 +59,20 @@ func testHundredPods(t *testing.T, n *node, _ *cloud) {
 	t.Logf("%d pods in %s; their first requests took %d ms in the median and %d ms at most",
 		hundred, time.Since(began).Round(time.Second), took[len(took)/2], took[len(took)-1])
 
-	// The kubelet tries again where a pod's network could not be set up: that the pod runs does not
-	// say that ADD never failed.
+	// The kubelet repeats a failed ADD, so a running pod does not prove that none failed.
 	failed := n.must(t, "kubectl", "get", "events",
 		"--field-selector=reason=FailedCreatePodSandBox", "--output=jsonpath={.items[*].message}")
 	if failed != "" {
 		t.Errorf("pods whose network could not be set up at once: %s", failed)
 	}
-	// What is to be gone afterwards is there now: the comparison below can fail.
+	// The control of the comparison below: now there are records and rules.
 	if got, err := n.held(); err != nil || got != (held{hundred, hundred}) {
 		t.Errorf("on record with %d pods: %+v, %v", hundred, got, err)
 	}
 	if got := redirections(n.rules(t)); got != hundred {
 		t.Errorf("%d redirections to the proxy with %d pods", got, hundred)
 	}
-	// What the manifests ask for is what this takes, and some more.
+	// The memory requests of the manifests exceed the use.
 	for program, requests := range map[string]string{"kube2iam-agent": "kube2iam-cni-agent", "kube2iam-proxy": "kube2iam-proxy"} {
 		asked, err := resource.ParseQuantity(n.must(t, "kubectl", "get", "daemonset", requests, "--namespace=kube-system",
 			"--output=jsonpath={.spec.template.spec.containers[0].resources.requests.memory}"))
@@ -99,7 +98,7 @@ func testHundredPods(t *testing.T, n *node, _ *cloud) {
 	t.Logf("deleted in %s, with no rule and no record left", time.Since(began).Round(time.Second))
 }
 
-// memory is what a program occupies on the node, in bytes.
+// memory returns the memory of a program on the node, in bytes.
 func (n *node) memory(t *testing.T, program string) (rss int64) {
 	t.Helper()
 	status := n.must(t, "sh", "-c", "cat /proc/$(pgrep -o -x "+program+")/status")
@@ -134,7 +133,7 @@ func (n *node) createBatch(t *testing.T, number, batch int) []numbered {
 	return pods
 }
 
-// held is how many attachments, and how many addresses, the plugin has on record.
+// held is the number of attachments and of addresses on record.
 type held struct{ Attachments, Addresses int }
 
 func (n *node) held() (held, error) {
@@ -149,8 +148,8 @@ func (n *node) held() (held, error) {
 	return held{counts[0], counts[1]}, nil
 }
 
-// awaitNoRecords waits until every attachment is torn down: the runtime calls the plugin after the
-// pod is gone from the API.
+// awaitNoRecords waits until there are no records. The runtime calls DEL after the API server has
+// deleted the pod.
 func (n *node) awaitNoRecords(t *testing.T) {
 	t.Helper()
 	await(t, podLimit, "no record left", func(context.Context) error {
@@ -162,11 +161,11 @@ func (n *node) awaitNoRecords(t *testing.T) {
 	})
 }
 
-// packets is a chain's counter, as iptables-save prints it: it differs from one moment to the next.
+// packets matches the counter of a chain in the output of iptables-save.
 var packets = regexp.MustCompile(` \[\d+:\d+\]$`)
 
-// rules are iptables' chains and rules of the node and the lines of the plugin's nftables table,
-// sorted.
+// rules returns the node's chains and rules of iptables and the lines of the plugin's nftables
+// tables, sorted.
 func (n *node) rules(t *testing.T) []string {
 	t.Helper()
 	var rules []string
@@ -176,8 +175,7 @@ func (n *node) rules(t *testing.T) []string {
 			rules = append(rules, packets.ReplaceAllString(line, ""))
 		}
 	}
-	// What the backend `auto` makes here: a line for each rule, and for each element of a set or a
-	// map.
+	// The backend `auto` is nftables here: one line for each rule and each element.
 	table := n.must(t, "nft", "--stateless", "list", "table", "ip", "kube2iam-cni")
 	table = strings.NewReplacer("elements = {", "\n", ",", "\n", "}", "\n").Replace(table)
 	for line := range strings.Lines(table) {

@@ -36,10 +36,10 @@ const (
 	podsConfig = confDir + "/10-pods.conflist"
 )
 
-// daemonSets are ours, in the order in which the manifests have them.
+// daemonSets are the names of the DaemonSets, in the order of the manifests.
 var daemonSets = []string{"kube2iam-cni-agent", "kube2iam-proxy"}
 
-// install applies what operators apply, on a node that runs pods.
+// install applies the manifests on a node that runs pods.
 func install(t *testing.T, n *node) {
 	t.Helper()
 	n.must(t, "kubectl", "annotate", "namespace", "default", `iam.amazonaws.com/allowed-roles=["*"]`)
@@ -49,7 +49,7 @@ func install(t *testing.T, n *node) {
 	t.Logf("installed in %s", time.Since(began).Round(100*time.Millisecond))
 }
 
-// rolledOut waits until both DaemonSets run as they were last applied.
+// rolledOut waits until both DaemonSets are rolled out.
 func (n *node) rolledOut(t *testing.T) {
 	t.Helper()
 	for _, name := range daemonSets {
@@ -57,7 +57,7 @@ func (n *node) rolledOut(t *testing.T) {
 	}
 }
 
-// testAdopted has the pod that got the node's credentials before ask again.
+// testAdopted expects that the pod which got the node's credentials now gets its own.
 func testAdopted(t *testing.T, n *node, _ *cloud) {
 	await(t, podLimit, "the pod that came before has its own role", func(ctx context.Context) error {
 		role, err := n.ask(ctx, t, unprotected, rolesPath)
@@ -68,8 +68,8 @@ func testAdopted(t *testing.T, n *node, _ *cloud) {
 	})
 }
 
-// ruleset is all of the node's rules, of every kind and each with its table and chain, without
-// counters, and without what the primary CNI and kube-proxy have for a pod or a service.
+// ruleset returns all rules of the node, each with its table and chain, without counters, and
+// without the rules of kube-proxy and of the primary CNI for one pod.
 func (n *node) ruleset(t *testing.T) string {
 	t.Helper()
 	var all []string
@@ -92,14 +92,14 @@ func (n *node) ruleset(t *testing.T) string {
 
 var counters = regexp.MustCompile(`counter packets \d+ bytes \d+ ?`)
 
-// configuration is a network configuration as the runtime reads it at this moment.
+// configuration returns the text of a network configuration of the node.
 func (n *node) configuration(path string) (string, error) {
 	text, err := os.ReadFile(n.path(path))
 	return string(text), err
 }
 
-// chained waits until a file is a whole network configuration that our plugin is chained in, behind
-// another.
+// chained waits until a file is a valid network configuration with these plugins and kube2iam-cni
+// last.
 func (n *node) chained(t *testing.T, path string, others ...string) {
 	t.Helper()
 	await(t, 30*time.Second, "the plugin chained in "+path, func(context.Context) error {
@@ -122,7 +122,7 @@ func (n *node) chained(t *testing.T, path string, others ...string) {
 	})
 }
 
-// write puts a network configuration in place as a primary CNI does.
+// write writes a network configuration as a primary CNI does, by a rename.
 func (n *node) write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := errors.Join(os.WriteFile(n.path(path)+".tmp", []byte(text), 0o644), os.Rename(n.path(path)+".tmp", n.path(path))); err != nil {
@@ -130,7 +130,7 @@ func (n *node) write(t *testing.T, path, text string) {
 	}
 }
 
-// runtimeReads looks for a network as containerd does: by libcni, file for file.
+// runtimeReads looks for a network as containerd does: by libcni, file by file.
 func (n *node) runtimeReads() error {
 	files, err := libcni.ConfFiles(n.path(confDir), []string{".conf", ".conflist", ".json"})
 	if err != nil {
@@ -150,8 +150,9 @@ func (n *node) runtimeReads() error {
 	return fmt.Errorf("of %q: %w", files, err)
 }
 
-// testPrimary is a primary CNI that writes its configuration anew, removes it, makes a list of a
-// lone plugin's, and brings another; all the while somebody reads what a runtime would take.
+// testPrimary plays a primary CNI that rewrites and removes its configuration, replaces a lone
+// plugin's file by a list, and adds another file. A reader checks that a runtime always finds a
+// valid configuration.
 func testPrimary(t *testing.T, n *node, _ *cloud) {
 	text, err := n.configuration(podsConfig)
 	if err != nil {
@@ -162,9 +163,9 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A runtime reads the whole directory, and takes the first that makes sense.
+	// A runtime reads the directory and uses the first valid file.
 	stop := make(chan struct{})
-	var none atomic.Bool // whether there may be none
+	var none atomic.Bool // whether no valid configuration is expected
 	var watcher sync.WaitGroup
 	watched := 0
 	watcher.Go(func() {
@@ -185,7 +186,7 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 		n.write(t, podsConfig, string(original))
 		n.chained(t, podsConfig, "bridge", "portmap")
 	}
-	// Another network that comes first, and a broken one before it.
+	// Another network that sorts first, and an invalid file before it.
 	n.write(t, confDir+"/04-broken.conflist", `{"name": "broken", "plugins": [`)
 	n.write(t, confDir+"/05-first.conflist", strings.Replace(string(original), `"name": "pods"`, `"name": "first"`, 1))
 	n.chained(t, confDir+"/05-first.conflist", "bridge", "portmap")
@@ -196,7 +197,7 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 	}
 	n.chained(t, podsConfig, "bridge", "portmap")
 
-	// It goes, and comes back as a lone plugin's, and that as a list again.
+	// The file is removed, returns as a lone plugin's, and then as a list again.
 	none.Store(true)
 	if err := os.Remove(n.path(podsConfig)); err != nil {
 		t.Fatal(err)
@@ -226,7 +227,7 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 		t.Errorf("chained again it is another:\n%s", cmp.Diff(text, got))
 	}
 
-	// A directory that may not be written to: said, and healed once it may.
+	// A read-only directory is reported. When it is writable again, the plugin is chained.
 	const writable = "/run/net.d"
 	n.must(t, "mkdir", writable)
 	n.must(t, "mount", "--bind", confDir, writable)
@@ -251,14 +252,13 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 	}
 }
 
-// readOnly makes a mount read-only to the processes of a program, in the mount namespace of whose
-// container it is.
+// readOnly makes a mount read-only in the mount namespace of a program's container.
 func (n *node) readOnly(t *testing.T, program, mount string) {
 	t.Helper()
 	for _, pid := range strings.Fields(n.must(t, "pgrep", "-x", program)) {
 		failed := make(chan error)
 		go func() {
-			runtime.LockOSThread() // and ends with the goroutine: it is somewhere else from now on
+			runtime.LockOSThread() // the thread changes its namespace and ends with the goroutine
 			failed <- func() error {
 				namespace, err := os.Open(n.path("/proc/" + pid + "/ns/mnt"))
 				if err != nil {
@@ -280,18 +280,18 @@ func (n *node) readOnly(t *testing.T, program, mount string) {
 	}
 }
 
-// uninstallJob is the manifest's, for this node and with the suite's image.
+// uninstallJob returns the manifest of the Job for this node, with the suite's image.
 func uninstallJob(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../../conf/uninstall/job.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, text, _ = bytes.Cut(text, []byte("apiVersion")) // the comment has the words, too
+	_, text, _ = bytes.Cut(text, []byte("apiVersion")) // skips the comment
 	return strings.NewReplacer("NODE", nodeName, "image: kube2iam-cni:unset", "image: localhost/kube2iam-cni:suite\n          imagePullPolicy: Never").Replace("apiVersion" + string(text))
 }
 
-// uninstall runs the Job, and tells what it said.
+// uninstall runs the Job and returns its output.
 func (n *node) uninstall(t *testing.T) string {
 	t.Helper()
 	job, err := n.output(t.Context(), strings.NewReader(uninstallJob(t)), "kubectl", "create", "--filename=-", "--output=name")
@@ -312,8 +312,7 @@ func (n *node) uninstall(t *testing.T) string {
 	return said
 }
 
-// testUninstall takes everything away by the manifests' opposite: the DaemonSets first, then the
-// Job.
+// testUninstall deletes the DaemonSets and then runs the Job.
 func testUninstall(t *testing.T, n *node, c *cloud) {
 	n.createPod(t, "idle")
 	n.awaitPhase(t, "idle", "Running")
@@ -349,7 +348,7 @@ func testUninstall(t *testing.T, n *node, c *cloud) {
 		t.Errorf("the state directory: %v", err)
 	}
 
-	// The pods that were there terminate, and their addresses are given back; another comes and goes.
+	// Older pods end and release their addresses, and a new pod starts and ends.
 	n.must(t, "kubectl", "delete", "pod", "idle", unprotected, "--ignore-not-found")
 	c.metadata.Reset()
 	n.createPod(t, "idle")
@@ -370,5 +369,5 @@ func testUninstall(t *testing.T, n *node, c *cloud) {
 	if left, err := os.ReadDir(n.path("/var/lib/cni/networks/pods")); err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), "10.") }) {
 		t.Errorf("addresses that were not given back: %v, %v", left, err)
 	}
-	c.metadata.Reset() // what the pod asked, it was let
+	c.metadata.Reset() // the pod was not guarded
 }

@@ -22,15 +22,15 @@ import (
 
 const chart = "../../conf/helm/kube2iam-cni"
 
-// given are the values that have to be given, as conf/kustomize has them.
+// given are the required values, as in conf/kustomize.
 var given = []string{
 	"--set=plugin.image=kube2iam-cni:unset", "--set=proxy.image=kube2iam-proxy:unset", "--set=baseRoleARN=arn:aws:iam::123456789012:role/",
 }
 
-// helm runs the command; its error has what it said.
+// helm runs the command and returns its output, also in the error.
 func (n *node) helm(args ...string) (string, error) {
 	c := exec.Command(filepath.Join(n.state, "bin", "helm"), args...)
-	c.Env = append(os.Environ(), "HOME="+n.state) // it keeps nothing of the machine's
+	c.Env = append(os.Environ(), "HOME="+n.state) // not the machine's settings
 	out, err := c.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("helm %s: %w: %s", args[0], err, out)
@@ -38,7 +38,7 @@ func (n *node) helm(args ...string) (string, error) {
 	return string(out), err
 }
 
-// objects are those of a manifest, by kind and name.
+// objects returns the objects of a manifest by kind and name.
 func objects(t *testing.T, manifest string) map[string]any {
 	t.Helper()
 	all := make(map[string]any)
@@ -55,8 +55,7 @@ func objects(t *testing.T, manifest string) map[string]any {
 	}
 }
 
-// testManifests compares what helm makes with what kustomize makes, and has the API server check
-// both by its schemas.
+// testManifests compares the output of helm with that of kustomize. The API server validates both.
 func testManifests(t *testing.T, n *node, _ *cloud) {
 	if out, err := n.helm(append([]string{"lint", "--strict", chart}, given...)...); err != nil {
 		t.Errorf("%v\n%s", err, out)
@@ -114,7 +113,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 	if out, err := n.helm(append([]string{"template", "x", chart, "--kube-version=1.37.2", "--set=podMonitor.enabled=true", "--show-only=templates/podmonitor.yaml"}, given...)...); err != nil || !strings.Contains(out, `"[${1}]:8182"`) {
 		t.Errorf("%v: %s", err, out)
 	}
-	// What cannot be is refused before anything is applied.
+	// The schema refuses invalid values before anything is applied.
 	for _, wrong := range [][]string{
 		nil, {"--set=plugin.image=x"}, append(given[:2:2], "--set=baseRoleARN=my-role"), append(given[:3:3], "--set=entry.backend=ipvs"), append(given[:3:3], "--set=entry.proxyport=1"),
 		append(given[:3:3], "--set=entry.proxyIP=here"), append(given[:3:3], "--set=proxy.args={--app-port=9}"), append(given[:2:2], "--set=baseRoleARN=arn:aws:iam::123456789012:role/a b"),
@@ -173,7 +172,7 @@ func (n *node) uninstallChart(t *testing.T) {
 	}
 }
 
-// hardened holds the containers to what the security model says that they may do.
+// hardened compares the containers with the privileges in docs/security.md.
 func hardened(t *testing.T, all map[string]any) {
 	t.Helper()
 	capabilities := map[string]string{"DaemonSet kube2iam-proxy": "[]", "DaemonSet kube2iam-cni-agent": "[NET_ADMIN NET_RAW SYS_ADMIN SYS_CHROOT DAC_OVERRIDE CHOWN]"}
@@ -196,7 +195,7 @@ func hardened(t *testing.T, all map[string]any) {
 			fmt.Sprint(security.Capabilities.Drop) != "[ALL]" || fmt.Sprint(security.Capabilities.Add) != added || len(c.Resources.Requests) != 2 {
 			t.Errorf("%s: %+v", name, security)
 		}
-		// A pod with a hostPort would receive what the kubelet sends to a port of the node.
+		// A pod with a hostPort would receive probes of a port.
 		for _, probe := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
 			if probe != nil && probe.Exec == nil {
 				t.Errorf("%s: a probe that is no command: %+v", name, probe)

@@ -16,14 +16,14 @@ import (
 // network is a network namespace, by its path.
 type network string
 
-// network is where the node's own processes dial and listen.
+// network returns the network namespace of the node's own processes.
 func (n *node) network() network { return network(filepath.Join("/proc", n.pid, "ns", "net")) }
 
-// outside is the network beyond the node.
+// outside returns the network namespace outside the node.
 func (n *node) outside() network { return network(n.path("/run/netns/outside")) }
 
-// dial is net.Dialer.DialContext from there. The address must be an IP's: a name would be looked up
-// by another thread, elsewhere.
+// dial dials from the namespace. The address must have an IP: another thread, in another namespace,
+// would resolve a name.
 func (w network) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	err = ns.WithNetNSPath(string(w), func(ns.NetNS) error {
 		conn, err = new(net.Dialer).DialContext(ctx, network, address)
@@ -32,7 +32,7 @@ func (w network) dial(ctx context.Context, network, address string) (conn net.Co
 	return conn, err
 }
 
-// listen is net.Listen there.
+// listen listens in the namespace.
 func (w network) listen(network, address string) (l net.Listener, err error) {
 	err = ns.WithNetNSPath(string(w), func(ns.NetNS) error {
 		l, err = net.Listen(network, address)
@@ -41,12 +41,12 @@ func (w network) listen(network, address string) (l net.Listener, err error) {
 	return l, err
 }
 
-// client asks over HTTP from there.
+// client returns an HTTP client that dials from the namespace.
 func (w network) client() *http.Client {
 	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: w.dial}}
 }
 
-// ok asks for a URL once; any answer but 200 is an error.
+// ok requests a URL once. An answer other than 200 is an error.
 func ok(ctx context.Context, client *http.Client, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What node/settings.sh says of the node.
+// These are as in node/settings.sh.
 const (
 	nodeName   = "ip-10-0-12-34.eu-central-1.compute.internal"
 	nodeIP     = "192.168.250.10"
@@ -28,13 +28,13 @@ const (
 	metadataIP = "169.254.169.254"
 )
 
-// node is the real node; the scripts under node/ are what it is made of.
+// node is the Kubernetes node that the scripts in node/ make.
 type node struct {
 	scripts string     // their directory
-	state   string     // what the run writes: binaries, keys, logs
-	pid     string     // the node's first process, as the machine numbers it
-	bare    string     // all rules, before anything of ours was there
-	suite   *testing.T // what lasts for as long as the node is cleaned up by it
+	state   string     // the directory of binaries, keys and logs
+	pid     string     // of the node's first process, on the machine
+	bare    string     // all rules before the installation
+	suite   *testing.T // its cleanup ends what lives as long as the node
 	boots   int
 }
 
@@ -86,12 +86,11 @@ func (n *node) started(t *testing.T) {
 	n.boots++
 }
 
-// reboot has every process of the node die at once, and what is in its memory go: its network, its
-// rules, /run. What is on its disk stays. Before the kubelet starts again, and with it the first
-// pod, meanwhile is called.
+// reboot kills all processes of the node together. Network, rules and /run are lost, the disk
+// stays. It calls meanwhile before the kubelet starts again.
 func (n *node) reboot(t *testing.T, meanwhile func()) {
 	t.Helper()
-	n.boots++ // what ends now is meant to
+	n.boots++ // the daemons end on purpose
 	pid, err := strconv.Atoi(n.pid)
 	if err != nil {
 		t.Fatal(err)
@@ -129,16 +128,16 @@ func (n *node) reboot(t *testing.T, meanwhile func()) {
 	}
 }
 
-// path is a path of the node as the machine sees it.
+// path returns the machine's path of a file of the node.
 func (n *node) path(name string) string { return filepath.Join("/proc", n.pid, "root", name) }
 
-// command runs in the node's namespaces, with kubectl's user the administrator.
+// command returns a command in the node's namespaces. kubectl's user is the administrator.
 func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, filepath.Join(n.scripts, "in"), args...)
 }
 
-// output is the standard output of a command in the node; its error has what the command said. What
-// kubectl waits for may never be, so no command runs for longer than the limit for pods.
+// output returns the standard output of a command in the node. The error has its standard error. A
+// command is killed after podLimit: kubectl may wait forever.
 func (n *node) output(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, podLimit)
 	defer cancel()
@@ -153,7 +152,7 @@ func (n *node) output(ctx context.Context, stdin io.Reader, args ...string) (str
 	return stdout.String(), nil
 }
 
-// must is the output of a command that has to succeed.
+// must returns the output of a command that must succeed.
 func (n *node) must(t *testing.T, args ...string) string {
 	t.Helper()
 	out, err := n.output(t.Context(), nil, args...)
@@ -163,8 +162,8 @@ func (n *node) must(t *testing.T, args ...string) string {
 	return out
 }
 
-// daemon starts a command in the node that runs until the node is stopped, and logs beside the
-// node's own daemons.
+// daemon starts a command that runs until the node is stopped. Its log is with those of the node's
+// daemons.
 func (n *node) daemon(t *testing.T, name string, args ...string) {
 	t.Helper()
 	log, err := os.Create(n.log(name))
@@ -177,8 +176,7 @@ func (n *node) daemon(t *testing.T, name string, args ...string) {
 	if err := c.Start(); err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
-	// Stopping the node kills the process; waiting for it here reaps the one that entered the node
-	// for it.
+	// Stopping the node kills the process. Wait reaps the nsenter process.
 	exited := make(chan error, 1)
 	go func() { exited <- c.Wait() }()
 	boot := n.boots
@@ -195,7 +193,7 @@ func (n *node) daemon(t *testing.T, name string, args ...string) {
 
 func (n *node) log(name string) string { return filepath.Join(n.state, "log", name+".log") }
 
-// tellLogs prints the end of every daemon's log: after a failure the node and its logs are gone.
+// tellLogs prints the end of every daemon's log, because the node is removed after a failure.
 func (n *node) tellLogs(t *testing.T) {
 	for _, args := range [][]string{
 		{"get", "pods", "--all-namespaces", "--output=wide"}, {"describe", "pods", "--namespace=kube-system"},
@@ -219,8 +217,7 @@ func (n *node) tellLogs(t *testing.T) {
 	}
 }
 
-// await waits until a condition of the running system holds, which nothing announces, and fails
-// with the last reason why not.
+// await polls until holds returns nil, and fails the test with its last error at the limit.
 func await(t *testing.T, limit time.Duration, what string, holds func(context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
@@ -233,7 +230,7 @@ func await(t *testing.T, limit time.Duration, what string, holds func(context.Co
 		if err == nil {
 			return
 		}
-		if ctx.Err() == nil { // else it only says that the time was up
+		if ctx.Err() == nil { // otherwise err is that of the limit
 			reason = err
 		}
 		select {

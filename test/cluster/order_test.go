@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// testOrder installs one DaemonSet and then the other, in both orders: in between a pod that starts
-// is answered by nobody.
+// testOrder installs one DaemonSet and then the other, in both orders. A pod that starts in between
+// gets no answer.
 func testOrder(t *testing.T, n *node, _ *cloud) {
 	all := objects(t, n.must(t, "kubectl", "kustomize", testdata(t, "overlay")))
 	apply := func(name string) {

@@ -13,11 +13,10 @@ import (
 	"time"
 )
 
-// podLimit is what a pod may take to start, to finish or to go, on a machine that is busy with
-// other things too.
+// podLimit is the time in which a pod starts, finishes or is deleted on a busy machine.
 const podLimit = 2 * time.Minute
 
-// testdata is the path of a manifest, which kubectl is to find wherever it runs.
+// testdata returns the absolute path of a manifest.
 func testdata(t *testing.T, name string) string {
 	t.Helper()
 	path, err := filepath.Abs(filepath.Join("testdata", name))
@@ -27,20 +26,19 @@ func testdata(t *testing.T, name string) string {
 	return path
 }
 
-// createPod creates the pod of a manifest, testdata/<name>.yaml, and deletes it when the test is
-// over.
+// createPod creates the pod of testdata/<name>.yaml, and deletes it at the end of the test.
 func (n *node) createPod(t *testing.T, name string) {
 	t.Helper()
 	n.must(t, "kubectl", "apply", "--filename="+testdata(t, name+".yaml"))
 	t.Cleanup(func() {
-		ctx := context.WithoutCancel(t.Context()) // which is cancelled by now
+		ctx := context.WithoutCancel(t.Context()) // t.Context() is already cancelled
 		if _, err := n.output(ctx, nil, "kubectl", "delete", "pod", name, "--ignore-not-found"); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// awaitPhase waits for a pod to be in one of the phases, and returns which.
+// awaitPhase waits until a pod is in one of the phases, and returns the phase.
 func (n *node) awaitPhase(t *testing.T, pod string, phases ...string) (phase string) {
 	t.Helper()
 	await(t, podLimit, "pod "+pod+" "+strings.Join(phases, " or "), func(ctx context.Context) error {
@@ -57,7 +55,7 @@ func (n *node) awaitPhase(t *testing.T, pod string, phases ...string) (phase str
 	return phase
 }
 
-// podNetwork is the path of a running pod's network namespace in the node.
+// podNetwork returns the node's path of a running pod's network namespace.
 func (n *node) podNetwork(t *testing.T, pod string) string {
 	t.Helper()
 	ids := strings.Fields(n.must(t, "ctr", "--namespace=k8s.io", "containers", "list", "--quiet",
@@ -72,7 +70,7 @@ func (n *node) podNetwork(t *testing.T, pod string) string {
 	return ""
 }
 
-// outcome is what a program of the image firstrequest tells of its first request.
+// outcome is the output of the image firstrequest: the result of its first request.
 type outcome struct {
 	Role         string
 	AccessKeyID  string
@@ -80,8 +78,7 @@ type outcome struct {
 	Milliseconds int
 }
 
-// outcomes waits for the first requests of so many pods of a label, and is what came of each, by
-// pod.
+// outcomes waits for the first requests of n pods with a label, and returns the results by pod.
 func (n *node) outcomes(t *testing.T, label string, pods int) map[string]outcome {
 	t.Helper()
 	var found map[string]outcome

@@ -16,17 +16,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// enoughProbes is more than the failures after which the kubelet restarts the proxy, or takes it
-// for not ready.
+// enoughProbes is more failures than the kubelet accepts before it restarts the proxy.
 const enoughProbes = 4
 
-// testMetricsPortTaken has a pod receive what is sent to the proxy's metrics port, and answer 500,
-// while the kubelet probes the proxy.
+// testMetricsPortTaken lets a pod take the proxy's metrics port and answer 500. The kubelet's
+// probes must still succeed.
 func testMetricsPortTaken(t *testing.T, n *node, _ *cloud) {
 	before := n.proxyState(t)
 	n.createPod(t, "takes-metrics-port")
 	n.awaitPhase(t, "takes-metrics-port", "Running")
-	// What the kubelet would send to the node's port, the pod receives.
+	// The control: the pod receives requests to the node's port.
 	taken := func(ctx context.Context) error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+nodeIP+":8182/healthz", nil)
 		if err != nil {
@@ -73,8 +72,8 @@ func testMetricsPortTaken(t *testing.T, n *node, _ *cloud) {
 	}
 }
 
-// proxyState is which pod of the proxy there is, how often its container was restarted, and since
-// when it is ready.
+// proxyState returns the UID of the proxy's pod, the restarts of its container, and the time since
+// which it is ready.
 func (n *node) proxyState(t *testing.T) string {
 	t.Helper()
 	return n.must(t, "kubectl", "get", "pods", "--namespace=kube-system", "--selector=app.kubernetes.io/name=kube2iam-proxy",
@@ -83,7 +82,7 @@ func (n *node) proxyState(t *testing.T) string {
 
 var probeMetric = regexp.MustCompile(`(?m)^prober_probe_total\{container="proxy",.*probe_type="(\w+)",result="(\w+)"\} (\S+)$`)
 
-// probes counts the probes of the proxy, by kind and result, as the kubelet does.
+// probes returns the kubelet's counters of the proxy's probes, by kind and result.
 func (n *node) probes(t *testing.T) map[string]int {
 	t.Helper()
 	metrics := n.must(t, "kubectl", "get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/metrics/probes")

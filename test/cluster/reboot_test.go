@@ -12,9 +12,8 @@ import (
 	"testing"
 )
 
-// testReboot has the node lose all that is in its memory: records, rules and guard. What is left is
-// on its disk and in the API server. Its first pod asks for credentials at once, before agent and
-// proxy are there: it is to be answered by nobody, least of all by the real service.
+// testReboot reboots the node, which loses records, rules and guard. Its first pod asks for
+// credentials before agent and proxy run, and must get no answer, also not from the real service.
 func testReboot(t *testing.T, n *node, c *cloud) {
 	n.createPod(t, "returns")
 	n.awaitPhase(t, "returns", "Running")

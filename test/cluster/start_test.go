@@ -15,10 +15,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// startPairs is how many pods start with the plugin in their network and how many without.
+// startPairs is the number of pods that start with the plugin, and of pods that start without.
 const startPairs = 40
 
-// testStart starts pods with the plugin and without it in turn. The overhead is the median of the
+// testStart starts pods alternately with and without the plugin. The overhead is the median of the
 // paired differences, and its spread is their interquartile range.
 func testStart(t *testing.T, n *node, _ *cloud) {
 	n.must(t, "kubectl", "apply", "--filename="+testdata(t, "unchained.yaml"))

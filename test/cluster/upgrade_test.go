@@ -44,14 +44,13 @@ func (n *node) ask(_ context.Context, t *testing.T, pod, path string) (string, e
 	return a.Get(path)
 }
 
-// metricsChanges are changes of where the proxy serves metrics, by the upgrade that brings them: to
-// another port, and to one address of it.
+// metricsChanges are the flags that change the metrics address, by the number of the upgrade.
 var metricsChanges = map[int]string{
 	upgrades / 2:   "--metrics-port=8282",
 	upgrades/2 + 2: "--metrics-address=127.0.0.1",
 }
 
-// testUpgrades rolls both DaemonSets again and again, under load.
+// testUpgrades rolls out both DaemonSets several times, under load.
 func testUpgrades(t *testing.T, n *node, c *cloud) {
 	n.createPod(t, "idle")
 	n.awaitPhase(t, "idle", "Running")
@@ -68,7 +67,7 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(2 * time.Millisecond): // the rest of the machine has to do something, too
+				case <-time.After(2 * time.Millisecond): // leaves time for other processes
 				}
 				asked.Add(1)
 				if body, err := a.Get(rolesPath + "team-b"); err != nil || !strings.Contains(body, `"Success"`) {
@@ -79,7 +78,7 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 			}
 		})
 	}
-	// The rules stay as they are all the while, and not only before and after.
+	// The rules must not change at any time.
 	looks := 0
 	clients.Go(func() {
 		for ; ; looks++ {
@@ -96,7 +95,7 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 	})
 	began := time.Now()
 	for i := range upgrades {
-		// Another version, as far as Kubernetes can tell.
+		// For Kubernetes, this is another version.
 		n.must(t, "kubectl", "set", "env", "daemonset", "--all", "--namespace=kube-system", fmt.Sprint("UPGRADE=", i))
 		if flag := metricsChanges[i]; flag != "" {
 			n.must(t, "kubectl", "patch", "daemonset", "kube2iam-proxy", "--namespace=kube-system", "--type=json",
@@ -126,7 +125,7 @@ func testUpgrades(t *testing.T, n *node, c *cloud) {
 	fmt.Printf("figure upgrade_failed_requests %d requests\n", failed.Load())
 }
 
-// testCrash kills the proxy's process, as the kernel does when memory is short.
+// testCrash kills the proxy's process, as the kernel's OOM killer does.
 func testCrash(t *testing.T, n *node, _ *cloud) {
 	n.createPod(t, "idle")
 	n.awaitPhase(t, "idle", "Running")
@@ -139,7 +138,7 @@ func testCrash(t *testing.T, n *node, _ *cloud) {
 		t.Fatalf("kill the proxy: %v: %s", err, out)
 	}
 	began := time.Now()
-	// Asked again and again, for credentials, which have to be fetched anew.
+	// Repeated requests for credentials, which the new proxy must fetch.
 	refused := 0
 	for {
 		_, err := a.Get(rolesPath + "team-b")
