@@ -30,7 +30,7 @@ func (a *Agent) repair(ctx context.Context) (*snapshot, []rules.Change, error) {
 		return nil, nil, errors.Join(noBackend, err)
 	}
 	changes, err := a.node.Rules.Reconcile(ctx, s.live, backend, true)
-	if err == nil && len(changes) == 0 && len(s.gone) == 0 && len(s.Repairs()) == 0 {
+	if err == nil && len(changes) == 0 && len(s.gone) == 0 && len(s.Repairs) == 0 {
 		return s, nil, noBackend
 	}
 	unlock, err := a.node.Records.LockExclusive(ctx)
@@ -43,7 +43,7 @@ func (a *Agent) repair(ctx context.Context) (*snapshot, []rules.Change, error) {
 		return s, nil, errors.Join(noBackend, err)
 	}
 	err = locked.Repair()
-	a.logChanges("repaired the state directory", locked.Repairs())
+	a.logChanges("repaired the state directory", locked.Repairs)
 	err = errors.Join(noBackend, err, a.collect(locked))
 	changes, failed := a.node.Rules.Reconcile(ctx, locked.live, backend, false)
 	a.logChanges("repaired the node's rules", texts(changes))

@@ -26,11 +26,11 @@ func Uninstall(ctx context.Context, n *attach.Node) (attachments int, err error)
 		return 0, err
 	}
 	defer unlock()
-	records, err := n.Records.List()
-	if err != nil && records == nil {
+	s, err := n.Records.Read()
+	if err != nil {
 		return 0, err
 	}
-	for _, r := range records { // the rules of unreadable records go with all others
+	for _, r := range s.Records { // the rules of unreadable records go with all others
 		if r.Datapath == attachment.DatapathPod {
 			n.Rules.DetachPod(ctx, r) // an error is harmless
 		}
@@ -38,7 +38,7 @@ func Uninstall(ctx context.Context, n *attach.Node) (attachments int, err error)
 	if err := n.Rules.Uninstall(ctx); err != nil {
 		return 0, err
 	}
-	return len(records), removeAll(n.StateDir)
+	return len(s.Records), removeAll(n.StateDir)
 }
 
 // removeAll removes a directory. A mount point stays, empty.

@@ -1,6 +1,7 @@
 package attachment
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,11 +45,8 @@ func (d Dir) ipFile(ip netip.Addr) string { return filepath.Join(d.byIP(), ip.St
 // same attachment. An address of another attachment changes its holder; the caller removes the
 // rules and the record of that one first. If Put fails, the attachment has no record.
 func (d Dir) Put(r *Record) error {
-	if err := r.Validate(); err != nil {
-		return fmt.Errorf("attachment record: %w", err)
-	}
 	data, err := json.Marshal(r)
-	if err != nil {
+	if err := cmp.Or(r.Validate(), err); err != nil {
 		return fmt.Errorf("attachment record: %w", err)
 	}
 	if err := d.Delete(r.ContainerID, r.IfName); err != nil {
@@ -103,10 +101,14 @@ func (d Dir) Get(containerID, ifName string) (*Record, error) {
 	if err := ValidateID(containerID, ifName); err != nil {
 		return nil, err
 	}
-	file := d.recordFile(containerID, ifName)
+	return readRecord(d.recordFile(containerID, ifName))
+}
+
+// readRecord returns the record in a file of attachments/. A record under another name is an error:
+// DEL would remove the rules of the other attachment, and no change of that one would find it.
+func readRecord(file string) (*Record, error) {
 	r, _, err := read(file)
-	if err == nil && (r.ContainerID != containerID || r.IfName != ifName) {
-		// DEL would remove the rules of the other attachment.
+	if err == nil && filepath.Base(file) != r.ID()+".json" {
 		return nil, fmt.Errorf("attachment record %s is of %s", file, r.ID())
 	}
 	return r, err
@@ -119,63 +121,53 @@ func (d Dir) Holder(ip netip.Addr) (*Record, error) {
 	return r, err
 }
 
-// holder also returns the identity of the entry that it read.
-func (d Dir) holder(ip netip.Addr) (*Record, fileID, error) {
+// holder also returns the state of the file that it read.
+func (d Dir) holder(ip netip.Addr) (*Record, fs.FileInfo, error) {
 	link := d.ipFile(ip)
-	r, id, err := read(link)
+	r, info, err := read(link)
 	if err != nil {
-		return nil, id, err
+		return nil, nil, err
 	}
 	if !slices.Contains(r.IPs, ip) {
-		return nil, id, fmt.Errorf("attachment record %s of %s does not list the address", link, r.ID())
+		return nil, nil, fmt.Errorf("attachment record %s of %s does not list the address", link, r.ID())
 	}
-	var st unix.Stat_t
-	file := d.recordFile(r.ContainerID, r.IfName)
-	if err := unix.Lstat(file, &st); err != nil {
-		return nil, id, &fs.PathError{Op: "lstat", Path: file, Err: err}
-	}
-	if now := idOf(&st); now.dev != id.dev || now.ino != id.ino {
-		return nil, id, &fs.PathError{Op: "lstat", Path: file, Err: fs.ErrNotExist} // another record
-	}
-	return r, id, nil
-}
-
-// open opens a record's file. It follows no symbolic link and does not wait for the writer of a
-// FIFO.
-func open(file string) (*os.File, error) {
-	return os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-}
-
-// read returns the record in a file, and the identity that the file had before it was read.
-func read(file string) (*Record, fileID, error) {
-	f, err := open(file)
-	if errors.Is(err, unix.ELOOP) { // not a read error: List would return no record at all
-		return nil, fileID{}, fmt.Errorf("attachment record %s: a symbolic link", file)
+	now, err := os.Lstat(d.recordFile(r.ContainerID, r.IfName))
+	if err == nil && !os.SameFile(now, info) {
+		err = fmt.Errorf("attachment record %s: %w", link, fs.ErrNotExist)
 	}
 	if err != nil {
-		return nil, fileID{}, err
+		return nil, nil, err
+	}
+	return r, info, nil
+}
+
+// read returns the record in a file, and the state that the file had before it was read. It follows
+// no symbolic link and does not wait for the writer of a FIFO.
+func read(file string) (*Record, fs.FileInfo, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) { // not a read error: List would return no record at all
+		return nil, nil, fmt.Errorf("attachment record %s: a symbolic link", file)
+	}
+	if err != nil {
+		return nil, nil, err
 	}
 	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, fileID{}, &fs.PathError{Op: "fstat", Path: file, Err: err}
-	}
-	r, err := readFrom(f)
+	info, err := f.Stat()
 	if err != nil {
-		return nil, fileID{}, fmt.Errorf("attachment record %s: %w", file, err)
+		return nil, nil, err
 	}
-	return r, idOf(&st), nil
-}
-
-func readFrom(f io.Reader) (*Record, error) {
 	data, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err == nil && len(data) > maxRecord {
+		err = fmt.Errorf("more than %d bytes", maxRecord)
+	}
+	var r *Record
+	if err == nil {
+		r, err = Decode(data)
+	}
 	if err != nil {
-		return nil, err
+		return nil, nil, fmt.Errorf("attachment record %s: %w", file, err)
 	}
-	if len(data) > maxRecord {
-		return nil, fmt.Errorf("more than %d bytes", maxRecord)
-	}
-	return Decode(data)
+	return r, info, nil
 }
 
 // Delete removes the record of an attachment and releases its IPs, but not those that another
@@ -191,14 +183,11 @@ func (d Dir) Delete(containerID, ifName string) error {
 	if err == nil {
 		// The attachment has no record from here on. Another Delete finds the rest by this name.
 		err = os.Rename(file, tmp)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
 	}
 	if err == nil {
 		err = d.discard(tmp)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("attachment record of %s: %w", ID(containerID, ifName), err)
 	}
 	return nil

@@ -7,8 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 )
 
 // Index caches the records of addresses. Each lookup asks the kernel whether the address's entry is
@@ -20,28 +19,19 @@ type Index struct {
 
 	mu    sync.RWMutex
 	first *os.File // the first directory of addresses; open, so its inode is not reused
-	read  map[netip.Addr]readRecord
+	read  map[netip.Addr]cachedRecord
 }
 
-type readRecord struct {
-	path   string
-	id     fileID
-	record *Record
-}
-
-// fileID tells one version of an entry from the next: each Put makes a new inode, and the change
-// time tells a reused inode number.
-type fileID struct {
-	dev, ino uint64
-	ctime    unix.Timespec
-	size     int64
+type cachedRecord struct {
+	*Record
+	info fs.FileInfo
 }
 
 // maxIndex bounds the cache, far above the number of pods of a node. A full cache is emptied.
 const maxIndex = 8192
 
 // NewIndex returns an index of a state directory, which need not exist.
-func NewIndex(d Dir) *Index { return &Index{dir: d, read: make(map[netip.Addr]readRecord)} }
+func NewIndex(d Dir) *Index { return &Index{dir: d, read: make(map[netip.Addr]cachedRecord)} }
 
 // ErrNoRecords is the error of a lookup that finds no entry after the records' directory was
 // removed, whether or not there is another one. The plugin never removes it, so pods whose records
@@ -56,21 +46,14 @@ func (x *Index) Holder(ip netip.Addr) (*Record, error) {
 	cached, ok := x.read[ip]
 	x.mu.RUnlock()
 	if ok {
-		var st unix.Stat_t
-		if err := unix.Lstat(cached.path, &st); err == nil && cached.id == idOf(&st) {
-			return cached.record, nil
+		if info, err := os.Lstat(x.dir.ipFile(ip)); err == nil && isUnchanged(info, cached.info) {
+			return cached.Record, nil
 		}
-		x.mu.Lock()
-		delete(x.read, ip)
-		x.mu.Unlock()
 	}
-	return x.load(ip)
-}
-
-func (x *Index) load(ip netip.Addr) (*Record, error) {
-	record, id, err := x.dir.holder(ip)
+	record, info, err := x.dir.holder(ip)
+	removed := x.checkDirectory()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, x.checkDirectory()
+		return nil, removed
 	}
 	if err != nil {
 		return nil, err
@@ -80,12 +63,17 @@ func (x *Index) load(ip netip.Addr) (*Record, error) {
 	if len(x.read) >= maxIndex {
 		clear(x.read)
 	}
-	if x.first == nil {
-		x.first, _ = os.Open(x.dir.byIP())
-	}
-	x.read[ip] = readRecord{path: x.dir.ipFile(ip), id: id, record: record}
+	x.read[ip] = cachedRecord{record, info}
 	return record, nil
 }
+
+// isUnchanged reports whether a and b are the same version of a file: each Put makes a new inode,
+// and the change time tells a reused inode number.
+func isUnchanged(a, b fs.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && stat(a).Ctim == stat(b).Ctim
+}
+
+func stat(info fs.FileInfo) *syscall.Stat_t { return info.Sys().(*syscall.Stat_t) }
 
 // checkDirectory returns nil if a missing entry means that no attachment holds the address.
 func (x *Index) checkDirectory() error {
@@ -105,8 +93,4 @@ func (x *Index) checkDirectory() error {
 		return fmt.Errorf("%w: %s", ErrNoRecords, x.dir.byIP())
 	}
 	return nil
-}
-
-func idOf(st *unix.Stat_t) fileID {
-	return fileID{dev: uint64(st.Dev), ino: st.Ino, ctime: st.Ctim, size: st.Size}
 }

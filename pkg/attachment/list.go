@@ -7,14 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 )
 
 // List returns all valid records, by file name. The error joins those of the files that are not
-// valid records. If a file cannot be read, the list is nil: the set of records is unknown then.
+// valid records, or says that a file cannot be read; then the set of records is unknown.
 func (d Dir) List() ([]*Record, error) {
-	s := new(Snapshot)
-	if err := d.readRecords(s); err != nil {
+	s, err := d.readRecords()
+	if err != nil {
 		return nil, err
 	}
 	return s.Records, s.Invalid
@@ -27,83 +26,67 @@ type Snapshot struct {
 	// Invalid joins the errors of the files that are not valid records.
 	Invalid error
 
-	inodes  map[uint64]bool // of all files that can be records
-	repairs []repair
-}
+	// Repairs names the changes that make addresses and records agree. They are needed after a
+	// process was killed during Put or Delete, and after files were removed by hand.
+	Repairs []string
 
-// repair is a change that makes addresses and records agree. It is needed after a process was
-// killed during Put or Delete, and after files were removed by hand.
-type repair struct {
-	object string
-	do     func() error
+	repairs []func() error
+	inodes  map[uint64]bool // of the records' files
 }
 
 // Read returns a snapshot. An error means that the set of records is unknown.
 func (d Dir) Read() (*Snapshot, error) {
-	s := new(Snapshot)
-	if err := d.readRecords(s); err != nil {
+	s, err := d.readRecords()
+	if err != nil {
 		return nil, err
 	}
 	return s, d.readLinks(s)
 }
 
-// Repairs names what Repair would do.
-func (s *Snapshot) Repairs() []string {
-	var objects []string
-	for _, r := range s.repairs {
-		objects = append(objects, r.object)
-	}
-	return objects
-}
-
 // Repair removes temporary files and addresses without a record, and links each record's addresses
 // that have no holder. The caller holds the exclusive lock since before Read.
 func (s *Snapshot) Repair() error {
-	for _, r := range s.repairs {
-		if err := r.do(); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s: %w", r.object, err)
+	var errs []error
+	for i, repair := range s.repairs {
+		if err := repair(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("%s: %w", s.Repairs[i], err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func (d Dir) readRecords(s *Snapshot) error {
+func (d Dir) readRecords() (*Snapshot, error) {
 	entries, err := os.ReadDir(d.records())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return nil, err
 	}
-	s.inodes = make(map[uint64]bool)
-	if err == nil {
-		s.Records = []*Record{} // not nil: the set is known
-	}
+	s := &Snapshot{inodes: make(map[uint64]bool)}
 	var invalid []error
 	for _, e := range entries {
 		path := filepath.Join(d.records(), e.Name())
-		if s.removesTemporary(path, e) {
-			continue
-		}
-		if info, err := e.Info(); err == nil && !e.IsDir() {
-			s.inodes[inode(info)] = true
+		if strings.HasPrefix(e.Name(), ".") {
+			s.willRemove("temporary file", path)
 		}
 		if filepath.Ext(path) != ".json" {
 			continue
 		}
-		r, _, err := read(path)
+		if info, err := e.Info(); err == nil {
+			s.inodes[stat(info).Ino] = true
+		}
+		r, err := readRecord(path)
 		_, isReadError := errors.AsType[*fs.PathError](err)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // removed since ReadDir
 		case isReadError:
-			return err
+			return nil, err
 		case err != nil:
 			invalid = append(invalid, err)
-		case e.Name() != r.ID()+".json": // no change of the attachment would find it
-			invalid = append(invalid, fmt.Errorf("attachment record %s is of %s", e.Name(), r.ID()))
 		default:
 			s.Records = append(s.Records, r)
 		}
 	}
 	s.Invalid = errors.Join(invalid...)
-	return nil
+	return s, nil
 }
 
 // readLinks compares the addresses with the records that are read.
@@ -114,17 +97,12 @@ func (d Dir) readLinks(s *Snapshot) error {
 	}
 	isHeld := make(map[string]bool)
 	for _, e := range entries {
-		path := filepath.Join(d.byIP(), e.Name())
-		if e.IsDir() {
-			continue
-		}
 		info, err := e.Info()
-		switch {
-		case err != nil: // removed since ReadDir
-		case s.inodes[inode(info)]:
-			isHeld[e.Name()] = true
-		default:
-			s.repairs = append(s.repairs, repair{"address without a record " + path, func() error { return os.Remove(path) }})
+		if err != nil {
+			continue // removed since ReadDir
+		}
+		if isHeld[e.Name()] = s.inodes[stat(info).Ino]; !isHeld[e.Name()] {
+			s.willRemove("address without a record", filepath.Join(d.byIP(), e.Name()))
 		}
 	}
 	for _, r := range s.Records {
@@ -133,21 +111,18 @@ func (d Dir) readLinks(s *Snapshot) error {
 				continue
 			}
 			isHeld[ip.String()] = true
-			s.repairs = append(s.repairs, repair{"address of " + r.ID() + " " + d.ipFile(ip), func() error {
+			s.will("address of "+r.ID()+" "+d.ipFile(ip), func() error {
 				return errors.Join(os.MkdirAll(d.byIP(), 0o755), d.link(d.recordFile(r.ContainerID, r.IfName), ip))
-			}})
+			})
 		}
 	}
 	return nil
 }
 
-// removesTemporary reports whether a file is a temporary one, which a repair removes.
-func (s *Snapshot) removesTemporary(path string, e fs.DirEntry) bool {
-	if e.IsDir() || !strings.HasPrefix(e.Name(), ".") {
-		return false
-	}
-	s.repairs = append(s.repairs, repair{"temporary file " + path, func() error { return os.Remove(path) }})
-	return true
+func (s *Snapshot) willRemove(what, path string) {
+	s.will(what+" "+path, func() error { return os.Remove(path) })
 }
 
-func inode(info fs.FileInfo) uint64 { return info.Sys().(*syscall.Stat_t).Ino }
+func (s *Snapshot) will(name string, repair func() error) {
+	s.Repairs, s.repairs = append(s.Repairs, name), append(s.repairs, repair)
+}

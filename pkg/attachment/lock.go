@@ -2,7 +2,6 @@ package attachment
 
 import (
 	"context"
-	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"os"
@@ -54,19 +53,7 @@ func (d Dir) lockNode(ctx context.Context, mode filelock.Mode) (unlock func(), e
 	if err := os.MkdirAll(d.root, 0o755); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
-	defer cancel()
-	f, err := d.openLock(ctx, mode)
-	if err != nil {
-		return nil, err
-	}
-	return func() { f.Close() }, nil
-}
-
-func (d Dir) openLock(ctx context.Context, mode filelock.Mode) (*os.File, error) {
-	return filelock.Open(filepath.Join(d.root, lockFile), func(f *os.File) error {
-		return filelock.Lock(ctx, f, nodeOffset, mode)
-	})
+	return d.lock(ctx, mode, func() []int64 { return nil })
 }
 
 // LockAdd takes the locks of an ADD that writes the record: those of its attachment and addresses,
@@ -76,34 +63,37 @@ func (d Dir) LockAdd(ctx context.Context, r *Record) (unlock func(), err error) 
 	if err := os.MkdirAll(d.root, 0o755); err != nil {
 		return nil, err
 	}
-	return d.lockAttachment(ctx, r.ContainerID, r.IfName, r.IPs)
+	return d.lock(ctx, filelock.Shared, func() []int64 { return d.offsets(r.ContainerID, r.IfName, r.IPs) })
 }
 
 // LockDelete takes the locks of a change that removes the record of an attachment: those of the
 // attachment and of its addresses. The error is fs.ErrNotExist if there is no state directory.
 func (d Dir) LockDelete(ctx context.Context, containerID, ifName string) (unlock func(), err error) {
-	return d.lockAttachment(ctx, containerID, ifName, nil)
+	return d.lock(ctx, filelock.Shared, func() []int64 { return d.offsets(containerID, ifName, nil) })
 }
 
-func (d Dir) lockAttachment(ctx context.Context, containerID, ifName string, ips []netip.Addr) (unlock func(), err error) {
+// lock locks the node in a mode, and the bytes that offsets returns, in ascending order.
+func (d Dir) lock(ctx context.Context, mode filelock.Mode, offsets func() []int64) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	needed := d.offsets(containerID, ifName, ips)
+	needed := offsets()
 	for {
-		f, err := d.openLock(ctx, filelock.Shared)
+		f, err := filelock.Open(filepath.Join(d.root, lockFile), func(f *os.File) error {
+			return filelock.Lock(ctx, f, nodeOffset, mode)
+		})
 		if err != nil {
 			return nil, err
 		}
 		for _, offset := range needed {
 			if err := filelock.Lock(ctx, f, offset, filelock.Exclusive); err != nil {
 				f.Close()
-				return nil, fmt.Errorf("attachment %s: %w", ID(containerID, ifName), err)
+				return nil, err
 			}
 		}
 		// The records may have changed before the locks. A byte is never added to those that are
 		// locked: this could break the order.
 		locked := needed
-		needed = d.offsets(containerID, ifName, ips)
+		needed = offsets()
 		if !slices.ContainsFunc(needed, func(offset int64) bool { return !slices.Contains(locked, offset) }) {
 			return func() { f.Close() }, nil
 		}
@@ -113,18 +103,17 @@ func (d Dir) lockAttachment(ctx context.Context, containerID, ifName string, ips
 
 // offsets returns the bytes of what a change of the attachment concerns, in ascending order.
 func (d Dir) offsets(containerID, ifName string, ips []netip.Addr) []int64 {
-	names := []string{ID(containerID, ifName)}
 	file := d.recordFile(containerID, ifName)
-	for _, ip := range slices.Concat(ips, d.addressesOf(file), d.addressesOf(temporary(file))) {
-		names = append(names, ip.String())
-	}
+	names := []string{ID(containerID, ifName)}
+	addresses := slices.Concat(ips, d.addressesOf(file), d.addressesOf(temporary(file)))
 	for _, ip := range ips {
 		if holder, err := d.Holder(ip); err == nil {
 			names = append(names, holder.ID())
-			for _, ip := range holder.IPs {
-				names = append(names, ip.String())
-			}
+			addresses = append(addresses, holder.IPs...)
 		}
+	}
+	for _, ip := range addresses {
+		names = append(names, ip.String())
 	}
 	var offsets []int64
 	for _, name := range names {
