@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Each fuzz target for a while: fuzz.sh [TIME], 30s by default; `make test` gives each five seconds.
+# Runs each fuzz target: fuzz.sh [TIME], 30s by default. `make test` gives each one second; go test runs the seeds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh

@@ -21,13 +21,14 @@ if [[ -n ${RUN:-} ]]; then
 fi
 in_group scripts/lint.sh
 echo "== unit tests, with the race detector"
-in_group go test -race -count=1 $(go list ./... | grep -v /test/netns$)
+# Packages wait for the kernel more than they compute: more of them at a time than there are cores.
+in_group go test -race -count=1 -p 4 $(go list ./... | grep -v /test/netns$)
 # Without cgo from here on, as the programs under test: so each package is compiled once for both.
 export CGO_ENABLED=0
-echo "== fuzz targets, five seconds each"
-in_group scripts/fuzz.sh 5s
+echo "== fuzz targets, one second each"
+in_group scripts/fuzz.sh 1s
 echo "== allocations, without the race detector"
 in_group go test -count=1 -run Allocations ./pkg/imds
 echo "== the namespace suite: real CNI plugins and clients in network namespaces"
-# Most of a test is waiting for something not to happen: more of them at a time than there are cores.
+# Tests wait for timers of the kernel and of clients: more of them at a time than there are cores.
 in_group go test -count=1 -parallel 8 -timeout 15m ./test/netns
