@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 . scripts/group.sh
 need_go
 time=${1:-30s}
-for target in imds:FuzzCredentialsPathsAreNeverForwarded imds:FuzzRawRequestsNeverReachCredentials imds:FuzzForgedTokensAreInvalid netconf:FuzzParse conflist:FuzzChain rules:FuzzRecordsYieldTheirOwnRulesOnly; do
+for target in imds:FuzzCredentialsPathsAreNeverForwarded imds:FuzzRawRequestsNeverReachCredentials imds:FuzzForgedTokensAreInvalid netconf:FuzzParse conflist:FuzzInsert rules:FuzzRecordsYieldTheirOwnRulesOnly; do
   echo "== ${target#*:}"
   in_group go test -run '^$' -fuzz "^${target#*:}\$" -fuzztime "$time" "./pkg/${target%:*}"
 done

@@ -18,34 +18,34 @@ func TestCheckDirs(t *testing.T) {
 		return `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge"}` + strings.Join(append([]string{""}, entries...), ",") + `]}`
 	}
 	dir := func(files map[string]string) string {
-		at := t.TempDir()
+		path := t.TempDir()
 		for name, text := range files {
-			if err := os.WriteFile(filepath.Join(at, name), []byte(text), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(path, name), []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
-		return at
+		return path
 	}
-	const own, other = `{"type":"kube2iam-cni","stateDir":"/run/own"}`, `{"type":"kube2iam-cni","stateDir":"/run/other"}`
-	chained, unchained := dir(map[string]string{"10-a.conflist": list(own)}), dir(map[string]string{"10-a.conflist": list()})
-	both := dir(map[string]string{"05-b.conflist": list(own), "10-a.conflist": list(other)})
+	const entry, other = `{"type":"kube2iam-cni","stateDir":"/run/entry"}`, `{"type":"kube2iam-cni","stateDir":"/run/other"}`
+	chained, unchained := dir(map[string]string{"10-a.conflist": list(entry)}), dir(map[string]string{"10-a.conflist": list()})
+	both := dir(map[string]string{"05-b.conflist": list(entry), "10-a.conflist": list(other)})
 	for name, tt := range map[string]struct {
 		known          []string
 		conf, stateDir string
-		says           string
+		message        string
 	}{
-		"its own":               {nil, chained, "/run/own", ""},
-		"another's state":       {nil, chained, "/run/other", "stateDir is /run/own"},
-		"one of two":            {nil, both, "/run/other", ""},
-		"neither of two":        {nil, both, "/run/third", "stateDir is"},
-		"nothing, nowhere":      {[]string{unchained}, unchained, "/run/own", ""},
-		"nothing, but it is in": {[]string{unchained, chained}, unchained, "/run/own", "but in " + chained},
-		"no directory":          {nil, filepath.Join(unchained, "none"), "/run/own", "is --cni-conf-dir where"},
+		"the entry's directory":        {nil, chained, "/run/entry", ""},
+		"another state directory":      {nil, chained, "/run/other", "stateDir is /run/entry"},
+		"one of two entries":           {nil, both, "/run/other", ""},
+		"neither of two entries":       {nil, both, "/run/third", "stateDir is"},
+		"not chained":                  {[]string{unchained}, unchained, "/run/entry", ""},
+		"chained in another directory": {[]string{unchained, chained}, unchained, "/run/entry", "but in " + chained},
+		"no configuration directory":   {nil, filepath.Join(unchained, "none"), "/run/entry", "is --cni-conf-dir where"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cnidirs.ConfDirs = tt.known
-			if err := checkDirs(tt.conf, tt.stateDir); tt.says == "" && err != nil || tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)) {
-				t.Errorf("%v, want %q", err, tt.says)
+			if err := checkDirs(tt.conf, tt.stateDir); tt.message == "" && err != nil || tt.message != "" && (err == nil || !strings.Contains(err.Error(), tt.message)) {
+				t.Errorf("%v, want %q", err, tt.message)
 			}
 		})
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
-// TestMain makes the test binary the agent's where a test runs it as such.
+// TestMain runs the agent if a test started this binary with agentEnv.
 func TestMain(m *testing.M) {
 	if os.Getenv("TEST_AS_AGENT") != "" {
 		main()
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// pluginDir is where buildPlugin builds the plugin.
+// pluginDir is the directory in which buildPlugin builds the plugin.
 var pluginDir string
 
 type outcome struct {
@@ -36,7 +36,7 @@ type outcome struct {
 	Stdout, Stderr string
 }
 
-// runBinary runs the agent's binary.
+// runBinary runs the agent in another process.
 func runBinary(t *testing.T, env []string, args ...string) outcome {
 	t.Helper()
 	self, err := os.Executable()
@@ -46,7 +46,8 @@ func runBinary(t *testing.T, env []string, args ...string) outcome {
 	return outcomeOf(t, exec.Command(self, args...), append(env, agentEnv(t)...), nil)
 }
 
-// agentEnv makes the test binary the agent's. The race detector would delay its exit by a second.
+// agentEnv makes this test binary run the agent, without the second by which the race detector delays
+// an exit.
 func agentEnv(t *testing.T) []string {
 	return []string{"TEST_AS_AGENT=1", "GORACE=atexit_sleep_ms=0", "GOCOVERDIR=" + t.TempDir()}
 }

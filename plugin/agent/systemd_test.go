@@ -19,7 +19,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
-// unit is the settings of the service in conf/kube2iam-cni-agent.service.
+// unit has the settings of conf/kube2iam-cni-agent.service.
 type unit map[string]string
 
 func readUnit(t *testing.T) unit {
@@ -32,7 +32,7 @@ func readUnit(t *testing.T) unit {
 	for line := range strings.Lines(string(text)) {
 		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(key, "#") {
 			if _, twice := u[key]; twice {
-				t.Fatalf("%s stands twice", key)
+				t.Fatalf("%s is set twice", key)
 			}
 			u[key] = value
 		}
@@ -43,7 +43,7 @@ func readUnit(t *testing.T) unit {
 // command returns ExecStart as systemd splits it (systemd.service(5), "COMMAND LINES").
 func (u unit) command() []string { return strings.Fields(u["ExecStart"]) }
 
-// capabilities are the unit's, by their numbers in linux/capability.h.
+// capabilities returns the unit's capabilities as a mask of the numbers in linux/capability.h.
 func (u unit) capabilities(t *testing.T) (mask uint64) {
 	t.Helper()
 	numbers := map[string]int{
@@ -53,19 +53,19 @@ func (u unit) capabilities(t *testing.T) (mask uint64) {
 	for _, name := range strings.Fields(u["CapabilityBoundingSet"]) {
 		number, ok := numbers[name]
 		if !ok {
-			t.Fatalf("the test does not know %s", name)
+			t.Fatalf("unknown capability %s", name)
 		}
 		mask |= 1 << number
 	}
 	return mask
 }
 
-// restrict leaves no other capabilities to the programs that this thread starts, and no way to more.
+// restrict takes all other capabilities from the programs that this thread starts, for good.
 func (n *testNode) restrict(mask uint64) {
 	n.Helper()
 	for number := 0; ; number++ {
 		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(number), 0, 0, 0); err != nil {
-			break // beyond the last one of this kernel
+			break // the kernel has no more
 		}
 		if mask&(1<<number) == 0 {
 			n.Must(unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(number), 0, 0, 0))
@@ -74,8 +74,8 @@ func (n *testNode) restrict(mask uint64) {
 	n.Must(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 }
 
-// runtimeSocket listens where a container runtime does, by which the runtime is found.
-func (n *testNode) runtimeSocket(path string) {
+// listen listens on the socket of a container runtime, by which the agent finds the runtime.
+func (n *testNode) listen(path string) {
 	n.Helper()
 	n.Must(os.MkdirAll(filepath.Dir(path), 0o755))
 	l, err := net.Listen("unix", path)
@@ -83,20 +83,20 @@ func (n *testNode) runtimeSocket(path string) {
 	n.Cleanup(func() { l.Close() })
 }
 
-// TestUnitInstalls runs the unit's command with the unit's capabilities on nodes of
-// several distributions, after `install`: the directories are the node's own, in a mount namespace.
+// TestUnitInstalls runs the unit's command with the unit's capabilities, after `install`, on nodes of
+// several distributions: each has its directories in a mount namespace.
 func TestUnitInstalls(t *testing.T) {
-	user := 1000 // that owns the network configurations, as on some distributions
+	user := 1000 // the owner of the network configurations on some distributions
 	if netnstest.InUserNamespace() {
-		user = 0 // the only one that it maps
+		user = 0 // the namespace maps no other one
 	}
 	for distribution, tt := range map[string]struct {
 		socket, config, text string
 		bin, conf            string
-		lone                 bool
+		single               bool
 	}{
-		"defaults":                      {bin: cnidirs.Default.BinDir, conf: cnidirs.Default.ConfDir},
-		"a lone plugin's configuration": {bin: cnidirs.Default.BinDir, conf: cnidirs.Default.ConfDir, lone: true},
+		"defaults":        {bin: cnidirs.Default.BinDir, conf: cnidirs.Default.ConfDir},
+		"a single plugin": {bin: cnidirs.Default.BinDir, conf: cnidirs.Default.ConfDir, single: true},
 		"GKE": {
 			"/run/containerd/containerd.sock", "/etc/containerd/config.toml", "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/home/kubernetes/bin\"\n",
 			"/home/kubernetes/bin", cnidirs.Default.ConfDir, false,
@@ -137,13 +137,13 @@ func TestUnitInstalls(t *testing.T) {
 				n.Must(os.MkdirAll(dir, 0o755))
 			}
 			if tt.socket != "" {
-				n.runtimeSocket(tt.socket)
+				n.listen(tt.socket)
 				n.Must(os.MkdirAll(filepath.Dir(tt.config), 0o755))
 				n.Must(os.WriteFile(tt.config, []byte(tt.text), 0o644))
 			}
 			path, chained := filepath.Join(n.conf, "10-pods.conflist"), filepath.Join(n.conf, "10-pods.conflist")
 			text := primary
-			if tt.lone {
+			if tt.single {
 				path, chained = filepath.Join(n.conf, "10-pods.conf"), filepath.Join(n.conf, "10-pods-conf-kube2iam-cni.conflist")
 				text = `{"cniVersion": "1.0.0", "name": "pods", "type": "ptp"}`
 			}
@@ -156,7 +156,7 @@ func TestUnitInstalls(t *testing.T) {
 			if got := outcomeOf(t, exec.Command(u.command()[0], "install"), append(n.env, agentEnv(t)...), nil); got.Code != 0 || !strings.Contains(got.Stdout, "program "+n.bin+"/"+pluginName) {
 				t.Fatalf("install: %+v", got)
 			}
-			if tt.lone {
+			if tt.single {
 				n.Must(os.Remove(chained))
 			}
 			write() // as the primary CNI does at a boot
@@ -175,55 +175,55 @@ func TestUnitInstalls(t *testing.T) {
 			message := make([]byte, 4096)
 			size, err := notified.Read(message)
 			if err != nil || !strings.HasPrefix(string(message[:size]), "READY=1") {
-				t.Fatalf("it tells systemd %q, %v", message[:size], err)
+				t.Fatalf("the notification is %q, %v", message[:size], err)
 			}
 			n.eventuallyReady()
-			if got, want := effective(t, agent.cmd.Process.Pid), u.capabilities(t); got != want {
+			if got, want := effectiveCapabilities(t, agent.cmd.Process.Pid), u.capabilities(t); got != want {
 				t.Errorf("capabilities %#x, want %#x", got, want)
 			}
-			owned := func(when string) {
+			checkOwner := func(when string) {
 				t.Helper()
 				var st unix.Stat_t
 				n.Must(unix.Stat(chained, &st))
 				if int(st.Uid) != user || int(st.Gid) != user || st.Mode&0o777 != 0o640 {
-					t.Errorf("%s: %s is owned by %d:%d, with mode %#o", when, chained, st.Uid, st.Gid, st.Mode&0o777)
+					t.Errorf("%s: %s has the owner %d:%d and mode %#o", when, chained, st.Uid, st.Gid, st.Mode&0o777)
 				}
 			}
-			owned("chained")
-			// The agent heals what it put there, with no more than the unit allows.
+			checkOwner("chained")
+			// The unit's capabilities suffice to repair the installation.
 			n.Must(os.Remove(filepath.Join(n.bin, pluginName)))
-			n.eventually("the program is there again", func() bool { _, err := os.Stat(filepath.Join(n.bin, pluginName)); return err == nil })
+			n.eventually("the binary again", func() bool { _, err := os.Stat(filepath.Join(n.bin, pluginName)); return err == nil })
 			text = strings.Replace(text, "pods", "pods2", 1)
 			write()
 			n.eventually("chained again", func() bool {
 				now, _ := os.ReadFile(chained)
 				return strings.Contains(string(now), "pods2") && strings.Contains(string(now), pluginName)
 			})
-			owned("chained again")
-			n.In(n.Netns, func() { // on a thread with all capabilities, as a container runtime has them
+			checkOwner("chained again")
+			n.In(n.Netns, func() { // on a thread with all capabilities, like a container runtime
 				if got := n.cni("ADD", n.Args("c1", n.Pod, testhost.Pod4)); got.Code != 0 {
 					t.Errorf("ADD: %+v", got)
 				}
 			})
 			n.Run("nft flush ruleset")
 			n.eventually("guarded again", func() bool { return strings.Contains(n.Rules(), "guard") })
-			if distribution == "k3s" { // whose upgrades can change the directories
+			if distribution == "k3s" { // its upgrades can change the directories
 				n.Must(os.WriteFile(tt.config, []byte(strings.ReplaceAll(tt.text, "/data/", "/other/")), 0o644))
 				<-agent.ended
-				if code := agent.cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(agent.said(), "/var/lib/rancher/k3s/other/cni: exiting") {
-					t.Errorf("after a change of the directories: status %d, log %s", code, agent.said())
+				if code := agent.cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(agent.output(), "/var/lib/rancher/k3s/other/cni: exiting") {
+					t.Errorf("after a change of the directories: status %d, log %s", code, agent.output())
 				}
 				return
 			}
 			if code := agent.end(syscall.SIGTERM); code != 0 {
-				t.Errorf("it ends with %d", code)
+				t.Errorf("the agent ends with %d", code)
 			}
 		})
 	}
 }
 
-// effective returns the effective capabilities of a process (proc(5), CapEff).
-func effective(t *testing.T, pid int) (mask uint64) {
+// effectiveCapabilities returns those of a process (proc(5), CapEff).
+func effectiveCapabilities(t *testing.T, pid int) (mask uint64) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -239,9 +239,9 @@ func effective(t *testing.T, pid int) (mask uint64) {
 	return mask
 }
 
-// TestUnitKnowsTheDocumentedNodes compares the unit with the table "Kubelet units" of the
-// documentation: it starts before every unit that runs a kubelet.
-func TestUnitKnowsTheDocumentedNodes(t *testing.T) {
+// TestUnitStartsBeforeDocumentedKubelets compares the unit with the table "Kubelet units" of the
+// documentation.
+func TestUnitStartsBeforeDocumentedKubelets(t *testing.T) {
 	text, err := os.ReadFile("../../docs/install.md")
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +270,7 @@ func TestUnitKnowsTheDocumentedNodes(t *testing.T) {
 		}
 		for _, kubelet := range units {
 			if !slices.Contains(strings.Fields(u["Before"]), kubelet) {
-				t.Errorf("%s is documented, and the unit starts before %q", kubelet, u["Before"])
+				t.Errorf("the unit starts before %[2]q, without %[1]s", kubelet, u["Before"])
 			}
 		}
 	}
