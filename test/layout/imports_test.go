@@ -16,7 +16,7 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 // programs share imports nothing.
 var allowed = map[string][]string{
 	"plugin":          {"pkg/netconf", "pkg/hostlink", "pkg/rules", "pkg/attachment", "pkg/attach"},
-	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/attach", "pkg/agent", "pkg/conflist", "pkg/cnidirs"},
+	"plugin/agent":    {"pkg/netconf", "pkg/attachment", "pkg/attach", "pkg/agent", "pkg/conflist", "pkg/cnidirs", "pkg/uplink"},
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover", "pkg/unixsocket"},
 	"pkg/broker":      {"pkg/imds", "pkg/pods", "pkg/roles", "pkg/credentials"},
 	"pkg/pods":        {"pkg/attachment", "pkg/dedup", "pkg/ratelimit"},
@@ -24,11 +24,12 @@ var allowed = map[string][]string{
 	"pkg/kube":        {},
 	"pkg/credentials": {"pkg/ratelimit", "pkg/roles"},
 	"pkg/imds":        {"pkg/attachment", "pkg/credentials", "pkg/dedup", "pkg/ratelimit"},
-	"pkg/agent":       {"pkg/attach", "pkg/attachment", "pkg/dedup", "pkg/filelock", "pkg/hostlink", "pkg/nft", "pkg/rules"},
+	"pkg/agent":       {"pkg/attach", "pkg/attachment", "pkg/dedup", "pkg/filelock", "pkg/hostlink", "pkg/nft", "pkg/rules", "pkg/uplink"},
 	"pkg/attach":      {"pkg/attachment", "pkg/hostlink", "pkg/ipfamily", "pkg/netconf", "pkg/rules", "pkg/sockdiag"},
 	"pkg/netconf":     {"pkg/attachment"},
 	"pkg/hostlink":    {"pkg/ipfamily", "pkg/podnetns"},
 	"pkg/podnetns":    {},
+	"pkg/uplink":      {"pkg/attachment"},
 	"pkg/filelock":    {},
 	"pkg/ipfamily":    {},
 	"pkg/conflist":    {},

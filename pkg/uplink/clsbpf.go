@@ -1,0 +1,108 @@
+package uplink
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// clsBPF attaches by filters of a clsact qdisc, in direct action mode. They stay without a process and
+// without a file. Of the filters of one preference, the kernel asks the one that was added last first
+// (cls_bpf_change in net/sched/cls_bpf.c), so the guard shares the first preference with programs that
+// take it, as Cilium's does.
+type clsBPF struct{}
+
+// preference is the lowest one: 0 lets the kernel choose. handles are the filter's: one while it is
+// attached, and the other for the one that replaces it.
+const preference = 1
+
+var handles = [2]uint32{0x6b32_0001, 0x6b32_0002}
+
+func (clsBPF) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) (wasMissing bool, err error) {
+	qdisc := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return false, unsupported("clsact qdisc", err)
+	}
+	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_EGRESS)
+	if err != nil {
+		return false, unsupported("filters", err)
+	}
+	isGuarded := len(filters) > 0 && isGuard(filters[0])
+	var former []netlink.Filter
+	handle := handles[0]
+	for i, f := range filters {
+		if !isGuard(f) {
+			continue
+		}
+		if i == 0 && programs[ebpf.ProgramID(f.(*netlink.BpfFilter).Id)] != nil {
+			return false, nil
+		}
+		former = append(former, f)
+		if f.Attrs().Handle == handle {
+			handle = handles[1]
+		}
+	}
+	program := slices.Collect(maps.Values(programs))[0]
+	filter := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_MIN_EGRESS, Priority: preference, Protocol: unix.ETH_P_ALL, Handle: handle,
+		},
+		Fd: program.FD(), Name: programName, DirectAction: true,
+	}
+	if err := netlink.FilterReplace(filter); err != nil {
+		return false, unsupported(fmt.Sprintf("a filter with preference %d", preference), err)
+	}
+	for _, f := range former {
+		if f.Attrs().Handle != handle {
+			err = errors.Join(err, netlink.FilterDel(f))
+		}
+	}
+	return !isGuarded, err
+}
+
+func isGuard(f netlink.Filter) bool {
+	bpf, isBPF := f.(*netlink.BpfFilter)
+	return isBPF && bpf.Name == programName
+}
+
+// unsupported says what the kernel could not do. It answers ENOENT or EOPNOTSUPP for a module that it
+// lacks.
+func unsupported(object string, err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: %s: %w", ErrUnsupported, object, err)
+	}
+	return fmt.Errorf("%s: %w", object, err)
+}
+
+// removeClsBPF removes the filters, and each clsact qdisc that has no other.
+func removeClsBPF() error {
+	links, err := netlink.LinkList()
+	errs := []error{err}
+	for _, l := range links {
+		filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_EGRESS)
+		if err != nil {
+			continue // without a clsact qdisc
+		}
+		removed := 0
+		for _, f := range filters {
+			if isGuard(f) {
+				errs = append(errs, netlink.FilterDel(f))
+				removed++
+			}
+		}
+		ingress, _ := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
+		if removed > 0 && removed == len(filters) && len(ingress) == 0 {
+			errs = append(errs, netlink.QdiscDel(&netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
+				LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+			}}))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,118 @@
+package uplink
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// tcx attaches by BPF links (Linux 6.6), which are pinned as files named by the interface's index. A
+// link ends with its pin and the last process that has it open. Programs of tcx come before all tc
+// filters.
+type tcx struct{ dir string }
+
+// newTCX returns an error that is ebpf.ErrNotSupported if links cannot be attached or pinned.
+func newTCX(dir string) (hook, error) {
+	if _, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXEgress}); err != nil {
+		return nil, fmt.Errorf("tcx: %w: %w", ebpf.ErrNotSupported, err)
+	}
+	var stat unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(dir), &stat); err != nil || stat.Type != unix.BPF_FS_MAGIC {
+		return nil, fmt.Errorf("%s: no BPF file system: %w", filepath.Dir(dir), ebpf.ErrNotSupported)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("%w: %w", ebpf.ErrNotSupported, err)
+	}
+	return tcx{dir}, nil
+}
+
+func (t tcx) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) (wasMissing bool, err error) {
+	index := l.Attrs().Index
+	pin := filepath.Join(t.dir, strconv.Itoa(index))
+	query, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: ebpf.AttachTCXEgress})
+	if err != nil {
+		return false, err
+	}
+	isGuarded := len(query.Programs) > 0 && isPinned(pin, query.Programs[0])
+	if isGuarded && programs[query.Programs[0].ID] != nil {
+		return false, nil
+	}
+	// The link is missing, or runs an earlier agent's program, or another program was put ahead of it.
+	// The pin can also be of an earlier interface with this index.
+	unused := maps.Clone(programs)
+	for _, p := range query.Programs {
+		delete(unused, p.ID)
+	}
+	for _, program := range unused {
+		head, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: program, Attach: ebpf.AttachTCXEgress, Anchor: link.Head()})
+		if err != nil {
+			return false, err
+		}
+		defer head.Close()
+		return !isGuarded, t.pin(head, pin)
+	}
+	return false, errors.New("the program is attached twice")
+}
+
+// isPinned reports whether a program is attached by the link that is pinned.
+func isPinned(pin string, program link.AttachedProgram) bool {
+	pinned, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return false
+	}
+	defer pinned.Close()
+	info, err := pinned.Info()
+	id, hasID := program.LinkID()
+	return err == nil && hasID && info.ID == id
+}
+
+// pin pins a link in place of an earlier one, which it detaches. Without its pin the earlier link would
+// end, too, but only when the kernel comes to it.
+func (t tcx) pin(l link.Link, pin string) error {
+	temporary := filepath.Join(t.dir, "new")
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := l.Pin(temporary); err != nil {
+		return err
+	}
+	former, missing := link.LoadPinnedLink(pin, nil)
+	if err := os.Rename(temporary, pin); err != nil || missing != nil {
+		return err
+	}
+	defer former.Close()
+	return detach(former)
+}
+
+// detach detaches a link whose interface can be gone.
+func detach(l link.Link) error {
+	if err := l.Detach(); !errors.Is(err, unix.ENOLINK) {
+		return err
+	}
+	return nil
+}
+
+func removeTCX(dir string) error {
+	pins, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, entry := range pins {
+		pin := filepath.Join(dir, entry.Name())
+		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+			errs = append(errs, detach(l), l.Close())
+		}
+		errs = append(errs, os.Remove(pin))
+	}
+	return errors.Join(append(errs, os.Remove(dir))...)
+}
