@@ -19,6 +19,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/uplink"
 )
 
 // Config configures an agent.
@@ -48,14 +49,38 @@ type System struct {
 	CutConnections func(service netip.AddrPort) (int, error)
 	// WatchRules calls notify when rules were removed that can be the agent's, until ctx ends.
 	WatchRules func(ctx context.Context, notify func()) error
+	// NewUplinks is uplink.New with the host's directory, and WatchUplinks is uplink.Watch.
+	NewUplinks   func(metadata netip.Addr) (Uplinks, error)
+	WatchUplinks func(ctx context.Context, metadata netip.Addr, notify func()) error
+}
+
+// Uplinks is the guard of the interfaces by which packets leave the node. It is an uplink.Guard.
+type Uplinks interface {
+	// Reconcile guards all uplinks and returns the names of those that were not guarded.
+	Reconcile() ([]string, error)
+	Close() error
 }
 
 // Host returns the host's operating system.
 func Host() System {
 	return System{
 		System: attach.Host(), Links: hostlink.Links, Filtered: hostlink.Filtered, Addresses: hostlink.Addresses, HostSide: hostlink.HostSide,
-		CutConnections: cutConnections, WatchRules: watchRules,
+		CutConnections: cutConnections, WatchRules: watchRules, WatchUplinks: uplink.Watch,
+		NewUplinks: func(metadata netip.Addr) (Uplinks, error) {
+			dir, err := UplinkDir()
+			if err != nil {
+				return nil, err
+			}
+			return uplink.New(metadata, dir)
+		},
 	}
+}
+
+// UplinkDir returns the directory of the pins of the uplinks' guard. It is named by the thread's network
+// namespace, as the agent's lock is.
+func UplinkDir() (string, error) {
+	netns, err := inode("/proc/thread-self/ns/net")
+	return fmt.Sprintf("/sys/fs/bpf/kube2iam-cni-%d", netns), err
 }
 
 // Agent keeps the node as the records say. It looks without a lock, and if something is wrong it
@@ -67,6 +92,7 @@ type Agent struct {
 	log     *slog.Logger
 	dedup   *dedup.Handler
 	trigger chan struct{}
+	uplinks Uplinks // nil until the first round, and on a kernel that cannot guard them
 
 	attachPod func(context.Context, *attachment.Record) error // Rules.AttachPod; tests wrap it
 
@@ -93,8 +119,15 @@ func (a *Agent) Trigger() {
 	}
 }
 
-// Close closes the netlink connection of the rules.
-func (a *Agent) Close() { a.node.Close() }
+// Close closes the netlink connection of the rules, and the guard of the uplinks. The guard stays in
+// the kernel.
+func (a *Agent) Close() {
+	a.node.Close()
+	if a.uplinks != nil {
+		a.uplinks.Close()
+		a.uplinks = nil
+	}
+}
 
 // settleTime is the time between a notification and the round: other changes often follow.
 // minInterval is the time between two rounds when the first of them found nothing: the plugin's
@@ -114,11 +147,16 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.log.Warn("the kernel does not notify of changed rules; rounds find them", "interval", a.Interval, "error", err)
 		}
 	})
+	watch.Go(func() {
+		if err := a.WatchUplinks(ctx, a.node.MetadataIP, a.Trigger); err != nil && ctx.Err() == nil {
+			a.log.Warn("the kernel does not notify of new uplinks; rounds find them", "interval", a.Interval, "error", err)
+		}
+	})
 	for {
 		if err := a.Round(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("a round failed, in part or whole", "error", err)
 		}
-		a.Close()
+		a.node.Close()
 		ended := time.Now()
 		select {
 		case <-ctx.Done():
@@ -143,15 +181,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
-// Round repairs the node once. The guard comes first, then records and rules, then what depends on
+// Round repairs the node once. The guards come first, then records and rules, then what depends on
 // pods.
 func (a *Agent) Round(ctx context.Context) error {
 	a.dedup.NextRound()
 	a.hasChanged = false
+	unguarded := a.guardUplinks()
 	guard, err := a.node.Rules.MakeGuard(ctx)
 	a.logChanges("made the guard", texts(guard))
 	s, changes, failed := a.repair(ctx)
-	err = errors.Join(err, failed)
+	err = errors.Join(unguarded, err, failed)
 	// Without the guard or a redirection, pods may have connected to the metadata service.
 	if slices.ContainsFunc(slices.Concat(guard, changes), func(c rules.Change) bool { return c.Kind == nft.Missing }) {
 		err = errors.Join(err, a.cut())
@@ -167,6 +206,28 @@ func (a *Agent) Round(ctx context.Context) error {
 	if a.adopt(ctx, s.attached) > 0 {
 		err = errors.Join(err, a.cut())
 	}
+	return err
+}
+
+// guardUplinks guards the interfaces by which packets leave the node. A kernel without what it needs is
+// no error: the guard in netfilter refuses what passes netfilter.
+func (a *Agent) guardUplinks() error {
+	if !a.node.Guard {
+		return nil
+	}
+	if a.uplinks == nil {
+		guard, err := a.NewUplinks(a.node.MetadataIP)
+		if errors.Is(err, uplink.ErrUnsupported) {
+			a.log.Warn("The uplinks are not guarded: a pod whose packets do not pass netfilter reaches the node's role.", "error", err)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		a.uplinks = guard
+	}
+	attached, err := a.uplinks.Reconcile()
+	a.logChanges("guarded uplinks", attached)
 	return err
 }
 

@@ -28,6 +28,7 @@ type bed struct {
 	*testhost.Fake
 	*Agent
 	links    map[int]string // the host's interfaces
+	uplinks  fakeUplinks
 	cuts     []netip.AddrPort
 	chained  []string // the networks that the plugin is chained in
 	lookups  int      // of addresses in network namespaces
@@ -75,6 +76,8 @@ func newBed(t *testing.T, backend string) *bed {
 		},
 		CutConnections: func(service netip.AddrPort) (int, error) { b.cuts = append(b.cuts, service); return 0, nil },
 		WatchRules:     func(context.Context, func()) error { return nil },
+		NewUplinks:     func(netip.Addr) (Uplinks, error) { return b.uplinks, b.uplinks.unsupported },
+		WatchUplinks:   func(context.Context, netip.Addr, func()) error { return nil },
 	}
 	cache := Cache{
 		Dir: filepath.Join(t.TempDir(), "cni"), ParsePod: podOf,
@@ -84,6 +87,15 @@ func newBed(t *testing.T, backend string) *bed {
 	t.Cleanup(b.Close)
 	return b
 }
+
+// fakeUplinks returns the same in each round.
+type fakeUplinks struct {
+	attached         []string
+	err, unsupported error
+}
+
+func (u fakeUplinks) Reconcile() ([]string, error) { return u.attached, u.err }
+func (fakeUplinks) Close() error                   { return nil }
 
 // podOf reads the arguments that the tests use.
 func podOf(args string) (attachment.Pod, error) {

@@ -165,7 +165,6 @@ func TestNetfilterBypassed(t *testing.T) {
 	for _, by := range []string{"tc", "tcx"} {
 		t.Run(by, func(t *testing.T) {
 			onThese(t, []setup{bridgeIPTables, bridged, routedIPTables, routed}, func(t *testing.T, n *node) {
-				n.round()
 				chain := n.SetChain()
 				passed, seen := n.pending("passed", "app"), n.pending("seen", "other")
 				for s, to := range map[*testbed.Sandbox]string{passed: "eth0", seen: ""} {
@@ -174,7 +173,11 @@ func TestNetfilterBypassed(t *testing.T) {
 					n.classify(n.hostLink(s), by, to)
 				}
 				if got := n.get(passed, credentials); got.status != http.StatusOK || got.body != testbed.NodeRole {
-					t.Fatalf("past netfilter and its guard: %s, want the node's own role", got)
+					t.Fatalf("without any guard: %s, want the node's own role", got)
+				}
+				n.round()
+				if _, err := n.dialService(passed, passed.IP); err == nil {
+					t.Fatal("a pod past netfilter reaches the real service: the uplink is not guarded")
 				}
 				if got := n.get(seen, credentials); !got.refused() {
 					t.Fatalf("not past netfilter: %s, want a refused connection", got)

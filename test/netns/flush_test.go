@@ -1,6 +1,11 @@
 package netns
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/uplink"
+)
 
 // onNode runs a real command on the node.
 func (n *node) onNode(command string) string {
@@ -33,4 +38,16 @@ func (n *node) flushAll() {
 		n.onNode("iptables-legacy -t " + table + " -F")
 		n.onNode("iptables-legacy -t " + table + " -X")
 	}
+}
+
+// unguardUplinks removes the guard that the agent has put at the node's uplinks.
+func (n *node) unguardUplinks() {
+	n.t.Helper()
+	n.must(n.Node.Do(func() error {
+		dir, err := agent.UplinkDir()
+		if err != nil {
+			return err
+		}
+		return uplink.Remove(dir)
+	}))
 }

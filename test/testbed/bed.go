@@ -244,11 +244,12 @@ func (b *Bed) Close() error {
 		b.KubeAPI.Close()
 	}
 	if b.Node != nil {
-		// An agent that was killed leaves its lock file, which is named by the node's network
-		// namespace.
+		// An agent that was killed leaves its lock file, and each agent the pins of the uplinks' guard.
+		// Both are named by the node's network namespace.
 		var st unix.Stat_t
 		if unix.Stat(b.Node.Path(), &st) == nil {
 			os.Remove(fmt.Sprintf("/run/kube2iam-cni-agent-%d.lock", st.Ino))
+			os.RemoveAll(fmt.Sprintf("/sys/fs/bpf/kube2iam-cni-%d", st.Ino))
 		}
 	}
 	var errs []error

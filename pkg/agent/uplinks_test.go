@@ -1,0 +1,52 @@
+package agent
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/uplink"
+)
+
+func TestRoundGuardsUplinks(t *testing.T) {
+	b := newBed(t, "nftables")
+	b.uplinks.attached = []string{"eth0"}
+	b.round()
+	if output := b.Logged(); !strings.Contains(output, "guarded uplinks") || !strings.Contains(output, "eth0") {
+		t.Errorf("the log is\n%s", output)
+	}
+}
+
+// TestUnguardedUplinkIsAnError has an uplink that cannot be guarded. The rest of the round is made.
+func TestUnguardedUplinkIsAnError(t *testing.T) {
+	b := newBed(t, "nftables")
+	b.uplinks.err = errors.New("uplink eth0: device or resource busy")
+	var repaired error
+	b.OnRepaired = func(err error) { repaired = err }
+	if err := b.Round(t.Context()); !errors.Is(err, b.uplinks.err) || !errors.Is(repaired, b.uplinks.err) {
+		t.Errorf("the round returned %v and reported %v, want %v", err, repaired, b.uplinks.err)
+	}
+	if rules := b.AllRules(); !strings.Contains(rules, "fd00:ec2::254") {
+		t.Errorf("the guard in netfilter is missing:\n%s", rules)
+	}
+}
+
+func TestKernelWithoutUplinkGuardIsLoggedOnce(t *testing.T) {
+	b := newBed(t, "nftables")
+	b.uplinks.unsupported = uplink.ErrUnsupported
+	for range 3 {
+		b.round()
+	}
+	if output := b.Logged(); strings.Count(output, "The uplinks are not guarded") != 1 {
+		t.Errorf("the log is\n%s", output)
+	}
+}
+
+func TestUplinksAreNotGuardedWithoutAGuard(t *testing.T) {
+	b := newBed(t, "nftables")
+	b.node.Guard = false
+	b.uplinks.attached = []string{"eth0"}
+	if err := b.guardUplinks(); err != nil || b.Agent.uplinks != nil {
+		t.Errorf("%v, %v", b.Agent.uplinks, err)
+	}
+}
