@@ -13,18 +13,57 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestEventsOfNodeAreLimited refuses all pods of a node for ten seconds.
-func TestEventsOfNodeAreLimited(t *testing.T) {
+// TestEventsOfTheNodeAreLimited refuses all pods of a node for the same reason, for ten minutes. Each pod
+// gets an Event nevertheless.
+func TestEventsOfTheNodeAreLimited(t *testing.T) {
 	withRecorder(t, func(s *server, e *Recorder) {
-		for range 10 {
+		for second := range 600 {
 			for i := range 250 {
 				e.Warn(somePod(fmt.Sprint(i)), "IAMRoleThrottled", "no")
 			}
 			time.Sleep(time.Second)
+			synctest.Wait()
+			if least, most := 50, 51+second/2; s.created < least || s.created > most {
+				t.Fatalf("%d events in %d seconds, want %d to %d", s.created, second+1, least, most)
+			}
+		}
+		reached := map[string]bool{}
+		for _, event := range s.events {
+			reached[event.InvolvedObject.Name] = true
+		}
+		if len(reached) != 250 {
+			t.Errorf("%d of 250 pods have an event", len(reached))
+		}
+	})
+}
+
+// TestEventsOfAPodAreLimited changes the pod's invalid annotation every second.
+func TestEventsOfAPodAreLimited(t *testing.T) {
+	withRecorder(t, func(s *server, e *Recorder) {
+		for i := range 3600 {
+			e.Warn(somePod("x"), "IAMRoleInvalid", fmt.Sprint(i))
+			time.Sleep(time.Second)
 		}
 		synctest.Wait()
-		if s.created < 50 || s.created > 55 {
-			t.Errorf("%d events", s.created)
+		if s.created < podBurst || s.created > podBurst+int(time.Hour/podInterval) {
+			t.Errorf("%d events in an hour", s.created)
+		}
+		if n := e.Len(); n > s.created {
+			t.Errorf("%d events are remembered", n)
+		}
+	})
+}
+
+// TestMemoryIsBounded records more Events than the queue and the memory hold. Warn does not block.
+func TestMemoryIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // Run is not called
+		for i := range 2 * maxRecent {
+			e.Warn(somePod(fmt.Sprint(i)), "IAMRoleDenied", "no")
+			time.Sleep(nodeInterval)
+		}
+		if len(e.queue) != maxQueue || e.Len() > maxRecent {
+			t.Errorf("%d events are queued, %d remembered", len(e.queue), e.Len())
 		}
 	})
 }
@@ -43,10 +82,10 @@ func TestQueuedEventDoesNotChange(t *testing.T) {
 }
 
 // hangingServer is an API server that never answers.
-type hangingServer struct{ asked atomic.Int64 }
+type hangingServer struct{ requests atomic.Int64 }
 
 func (s *hangingServer) CreateEvent(ctx context.Context, _ *corev1.Event) (*corev1.Event, error) {
-	s.asked.Add(1)
+	s.requests.Add(1)
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
@@ -65,21 +104,15 @@ func TestWritesTimeOut(t *testing.T) {
 		e.Warn(somePod("x"), "IAMRoleDenied", "no")
 		e.Warn(somePod("y"), "IAMRoleDenied", "no")
 		time.Sleep(15 * time.Second)
-		if n := s.asked.Load(); n != 2 {
-			t.Errorf("asked for %d in fifteen seconds", n)
+		if n := s.requests.Load(); n != 2 {
+			t.Errorf("%d requests in fifteen seconds", n)
 		}
 		cancel()
 		<-done
 	})
 }
 
-func TestFailedWriteOfForgottenEvent(t *testing.T) {
-	e := New(&server{}, "node-1", slog.New(slog.DiscardHandler))
-	e.Warn(somePod("x"), "IAMRoleDenied", "no")
-	e.retryLater(e.newEvent(somePod("x"), eventKey{"IAMRoleDenied", "forgotten"}, time.Now()))
-}
-
-func TestNameOfEventIsLimited(t *testing.T) {
+func TestNameOfAnEventIsLimited(t *testing.T) {
 	e := New(&server{}, "node-1", slog.New(slog.DiscardHandler))
 	p := somePod("x")
 	p.Name = strings.Repeat("x", 253)

@@ -4,8 +4,9 @@ package events
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
+	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // API writes Events to the API server. kube.Client implements it.
@@ -26,9 +28,9 @@ type API interface {
 }
 
 // Recorder writes Events, one at a time and in the background. A repetition increments the count of the
-// earlier Event, at most once in repeatInterval. Rates are limited by pod and by node. An Event over a
-// limit is dropped: its cause recurs with the pod's next request, the next call to STS or the next
-// resync, and is then recorded. (client-go's recorder would add two megabytes for patches of all types.)
+// earlier Event, at most once in repeatInterval. Rates are limited by pod and by node. An Event that is
+// over a limit or cannot be written is dropped: its cause recurs with the pod's next request, the next
+// call to STS or the next resync, and is recorded then.
 //
 // A Recorder is a pods.Watcher, to forget deleted pods.
 type Recorder struct {
@@ -37,30 +39,21 @@ type Recorder struct {
 	log   *slog.Logger
 	queue chan *corev1.Event
 
-	mu    sync.Mutex
-	limit *rate.Limiter // of all pods
-	pods  map[types.UID]*podEvents
+	podLimit  *ratelimit.Keyed[types.UID]
+	nodeLimit *rate.Limiter
+
+	mu     sync.Mutex
+	recent map[eventKey]*corev1.Event // the Events that were queued
 }
 
-// podEvents is what was recorded about one pod.
-type podEvents struct {
-	limit  *rate.Limiter
-	recent map[eventKey]*recentEvent
-}
-
-// eventKey identifies equal Events of one pod.
-type eventKey struct{ reason, message string }
-
-// recentEvent is an Event that was queued.
-type recentEvent struct {
-	event *corev1.Event
-	next  time.Time // the earliest time of the next repetition
+// eventKey identifies equal Events.
+type eventKey struct {
+	pod             types.UID
+	reason, message string
 }
 
 const (
 	repeatInterval = 10 * time.Minute
-	// retryInterval is how long an Event that was not written is not recorded again.
-	retryInterval = time.Minute
 	// podBurst and podInterval limit the Events of one pod, nodeBurst and nodeInterval those of all
 	// pods: a failure of STS concerns all pods of all nodes.
 	podBurst, podInterval   = 5, 5 * time.Minute
@@ -68,16 +61,17 @@ const (
 	component               = "kube2iam-cni"
 	// maxMessage and maxName are the API server's limits.
 	maxMessage, maxName = 1024, 253
-	// maxRecent, maxPods and maxQueue bound the memory. The annotations of a pod may change all the time.
-	maxRecent, maxPods, maxQueue = 8, 4096, 256
-	writeTimeout                 = 10 * time.Second
+	// maxRecent and maxQueue bound the memory: the annotations of a pod may change all the time.
+	maxRecent, maxQueue = 4096, 256
+	writeTimeout        = 10 * time.Second
 )
 
 // New returns a recorder. It queues Events until Run writes them.
 func New(api API, node string, log *slog.Logger) *Recorder {
 	return &Recorder{
 		api: api, node: node, log: log, queue: make(chan *corev1.Event, maxQueue),
-		limit: rate.NewLimiter(rate.Every(nodeInterval), nodeBurst), pods: make(map[types.UID]*podEvents),
+		podLimit:  ratelimit.NewKeyed[types.UID](rate.Every(podInterval), podBurst),
+		nodeLimit: rate.NewLimiter(rate.Every(nodeInterval), nodeBurst), recent: make(map[eventKey]*corev1.Event),
 	}
 }
 
@@ -89,7 +83,6 @@ func (r *Recorder) Run(ctx context.Context) error {
 			return nil
 		case event := <-r.queue:
 			if err := r.write(ctx, event); err != nil && ctx.Err() == nil {
-				r.retryLater(event)
 				r.log.Warn("cannot write event", "pod", event.Namespace+"/"+event.InvolvedObject.Name, "reason", event.Reason, "error", err)
 			}
 		}
@@ -101,12 +94,9 @@ func (r *Recorder) write(ctx context.Context, event *corev1.Event) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	if event.Count > 1 {
-		patch, err := json.Marshal(map[string]any{"count": event.Count, "lastTimestamp": event.LastTimestamp})
-		if err != nil {
-			return err
-		}
+		patch := fmt.Appendf(nil, `{"count":%d,"lastTimestamp":%q}`, event.Count, event.LastTimestamp.UTC().Format(time.RFC3339))
 		// The API server deletes Events after an hour.
-		if _, err = r.api.PatchEvent(ctx, event, patch); !apierrors.IsNotFound(err) {
+		if _, err := r.api.PatchEvent(ctx, event, patch); !apierrors.IsNotFound(err) {
 			return err
 		}
 	}
@@ -119,24 +109,10 @@ func (r *Recorder) Warn(p *pods.Pod, reason, message string) {
 	if len(message) > maxMessage {
 		message = strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
 	}
-	event := r.next(p, eventKey{reason, message}, time.Now())
-	if event == nil {
-		return
-	}
-	select {
-	case r.queue <- event:
-	default:
-		r.retryLater(event)
-	}
-}
-
-// retryLater lets an Event that was not written be recorded again after retryInterval.
-func (r *Recorder) retryLater(event *corev1.Event) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p := r.pods[event.InvolvedObject.UID]; p != nil {
-		if recent := p.recent[eventKey{event.Reason, event.Message}]; recent != nil {
-			recent.next = time.Now().Add(retryInterval)
+	if event := r.next(p, eventKey{p.UID, reason, message}, time.Now()); event != nil {
+		select {
+		case r.queue <- event:
+		default: // the API server is down
 		}
 	}
 }
@@ -145,31 +121,20 @@ func (r *Recorder) retryLater(event *corev1.Event) {
 func (r *Recorder) next(p *pods.Pod, key eventKey, now time.Time) *corev1.Event {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	of := r.pods[p.UID]
-	if of == nil {
-		if len(r.pods) >= maxPods {
-			clear(r.pods)
-		}
-		of = &podEvents{limit: rate.NewLimiter(rate.Every(podInterval), podBurst), recent: make(map[eventKey]*recentEvent)}
-		r.pods[p.UID] = of
-	}
-	earlier := of.recent[key]
+	earlier := r.recent[key]
 	// The node's token is taken last, because a pod over its own limit must not use it up.
-	if earlier != nil && now.Before(earlier.next) || r.limit.TokensAt(now) < 1 || !of.limit.AllowN(now, 1) || !r.limit.AllowN(now, 1) {
+	if earlier != nil && now.Sub(earlier.LastTimestamp.Time) < repeatInterval || r.nodeLimit.TokensAt(now) < 1 || !r.podLimit.Allow(p.UID, now) || !r.nodeLimit.AllowN(now, 1) {
 		return nil
 	}
-	var event *corev1.Event
+	event := r.newEvent(p, key, now)
 	if earlier != nil {
-		event = earlier.event.DeepCopy()
+		event = earlier.DeepCopy()
 		event.Count++
 		event.LastTimestamp = metav1.NewTime(now)
-	} else {
-		if len(of.recent) >= maxRecent {
-			clear(of.recent)
-		}
-		event = r.newEvent(p, key, now)
+	} else if len(r.recent) >= maxRecent {
+		clear(r.recent)
 	}
-	of.recent[key] = &recentEvent{event: event, next: now.Add(repeatInterval)}
+	r.recent[key] = event
 	return event
 }
 
@@ -185,11 +150,11 @@ func (r *Recorder) newEvent(p *pods.Pod, key eventKey, now time.Time) *corev1.Ev
 	}
 }
 
-// Len returns the number of pods that are remembered.
+// Len returns the number of Events that are remembered.
 func (r *Recorder) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.pods)
+	return len(r.recent)
 }
 
 // PodChanged implements pods.Watcher.
@@ -199,5 +164,5 @@ func (r *Recorder) PodChanged(*pods.Pod) {}
 func (r *Recorder) PodGone(p *pods.Pod) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.pods, p.UID)
+	maps.DeleteFunc(r.recent, func(key eventKey, _ *corev1.Event) bool { return key.pod == p.UID })
 }

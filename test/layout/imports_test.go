@@ -20,7 +20,7 @@ var allowed = map[string][]string{
 	"proxy":           {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover", "pkg/unixsocket"},
 	"pkg/broker":      {"pkg/imds", "pkg/pods", "pkg/roles", "pkg/credentials"},
 	"pkg/pods":        {"pkg/attachment", "pkg/dedup", "pkg/ratelimit"},
-	"pkg/events":      {"pkg/pods"},
+	"pkg/events":      {"pkg/pods", "pkg/ratelimit"},
 	"pkg/kube":        {},
 	"pkg/credentials": {"pkg/ratelimit", "pkg/roles"},
 	"pkg/imds":        {"pkg/attachment", "pkg/credentials", "pkg/dedup", "pkg/ratelimit"},
