@@ -20,7 +20,7 @@ var ErrAddresses = fmt.Errorf("more than %d addresses", maxAddresses)
 // order, without loopback and IPv6 link-local ones. The error is ErrAddresses if there are too
 // many.
 func addresses(pod netns.NsHandle, index int) ([]netip.Addr, error) {
-	return dump(func() (ips []netip.Addr, err error) {
+	return Dump(func() (ips []netip.Addr, err error) {
 		socket, err := nl.GetNetlinkSocketAt(pod, netns.None(), unix.NETLINK_ROUTE)
 		if err != nil {
 			return nil, err

@@ -26,7 +26,7 @@ func TestDump(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			reads := 0
-			got, err := dump(func() ([]int, error) {
+			got, err := Dump(func() ([]int, error) {
 				if reads++; reads <= tc.interruptions {
 					return []int{1}, interrupted // an incomplete list
 				}

@@ -13,7 +13,7 @@ import (
 // that sees their packets before netfilter, by index. It lists tc filters only of interfaces with a
 // qdisc that can have them.
 func Filtered(links map[int]string) (map[int]bool, error) {
-	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
+	qdiscs, err := Dump(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
 	if err != nil {
 		return nil, fmt.Errorf("qdiscs of the host: %w", err)
 	}
@@ -23,7 +23,7 @@ func Filtered(links map[int]string) (map[int]bool, error) {
 			hasQdisc[q.Attrs().LinkIndex] = true
 		}
 	}
-	all, err := dump(netlink.LinkList)
+	all, err := Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("interfaces of the host: %w", err)
 	}
@@ -61,7 +61,7 @@ func hasProgram(link netlink.Link) bool {
 // hasTCFilter reports whether a link has a tc filter at its ingress.
 func hasTCFilter(link netlink.Link) (bool, error) {
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} { // clsact and ingress
-		filters, err := dump(func() ([]netlink.Filter, error) { return netlink.FilterList(link, parent) })
+		filters, err := Dump(func() ([]netlink.Filter, error) { return netlink.FilterList(link, parent) })
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return false, fmt.Errorf("tc filters of %s: %w", link.Attrs().Name, err)
 		}

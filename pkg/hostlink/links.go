@@ -15,7 +15,7 @@ import (
 // does not reuse an index while others are free, so a name and an index together identify an
 // interface.
 func Links() (map[int]string, error) {
-	list, err := dump(netlink.LinkList)
+	list, err := Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("interfaces of the host: %w", err)
 	}

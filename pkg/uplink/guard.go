@@ -26,7 +26,7 @@ var ErrUnsupported = errors.New("the kernel cannot guard the uplinks")
 // for concurrent use.
 type Guard struct {
 	services []netip.Addr
-	objects
+	objects  objects
 	programs map[ebpf.ProgramID]*ebpf.Program
 	hook     hook
 
@@ -76,7 +76,8 @@ func New(metadata netip.Addr, dir string) (*Guard, error) {
 
 // Close releases the program and its maps. What is attached stays.
 func (g *Guard) Close() error {
-	return errors.Join(g.Program.Close(), g.Copy.Close(), g.Links.Close(), g.Senders.Close(), g.Addresses.Close())
+	o := g.objects
+	return errors.Join(o.Program.Close(), o.Copy.Close(), o.Links.Close(), o.Senders.Close(), o.Addresses.Close())
 }
 
 // Reconcile guards all uplinks, and makes the program know the node's interfaces and addresses. It
@@ -119,7 +120,9 @@ func (g *Guard) fillMaps(h host, uplinks []netlink.Link) error {
 		addresses[ip.As16()] = 1
 	}
 	return errors.Join(
-		updateMap(g.Links, g.links, links), updateMap(g.Senders, g.senders, senders), updateMap(g.Addresses, g.addresses, addresses))
+		updateMap(g.objects.Links, g.links, links),
+		updateMap(g.objects.Senders, g.senders, senders),
+		updateMap(g.objects.Addresses, g.addresses, addresses))
 }
 
 // updateMap makes a map of the kernel hold what is wanted. held is what it holds.

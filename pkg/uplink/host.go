@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/hostlink"
 )
 
 // host is the interfaces, routes and addresses of a network namespace.
@@ -17,20 +19,21 @@ type host struct {
 	addresses []netlink.Addr
 }
 
-func readHost() (host, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
+func readHost() (h host, err error) {
+	if h.links, err = hostlink.Dump(netlink.LinkList); err != nil {
 		return host{}, fmt.Errorf("interfaces: %w", err)
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	h.routes, err = hostlink.Dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return host{}, fmt.Errorf("routes: %w", err)
 	}
-	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	h.addresses, err = hostlink.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return host{}, fmt.Errorf("addresses: %w", err)
 	}
-	return host{links, routes, addresses}, nil
+	return h, nil
 }
 
 // uplinkKinds are the kinds of interfaces that are uplinks without a route: a macvlan, an ipvlan or a

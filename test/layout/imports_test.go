@@ -29,7 +29,7 @@ var allowed = map[string][]string{
 	"pkg/netconf":     {"pkg/attachment"},
 	"pkg/hostlink":    {"pkg/ipfamily", "pkg/podnetns"},
 	"pkg/podnetns":    {},
-	"pkg/uplink":      {"pkg/attachment"},
+	"pkg/uplink":      {"pkg/attachment", "pkg/hostlink"},
 	"pkg/filelock":    {},
 	"pkg/ipfamily":    {},
 	"pkg/conflist":    {},
