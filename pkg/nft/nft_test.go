@@ -109,4 +109,7 @@ func TestLongChainInAPod(t *testing.T) {
 	if _, err := conn.Apply(t.Context(), ruleset(), nil, true); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v, want %v", err, os.ErrDeadlineExceeded)
 	}
+	if !conn.IsExpired() {
+		t.Error("the connection is not expired: the next read would get the rest of the answer")
+	}
 }

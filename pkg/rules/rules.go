@@ -90,6 +90,9 @@ func (n *Node) Close() {
 }
 
 func (n *Node) nft() (*nft.Conn, error) {
+	if n.conn != nil && n.conn.IsExpired() {
+		n.Close()
+	}
 	if n.conn == nil {
 		conn, err := nft.Open(nft.WithConnOptions(n.ConnOptions...))
 		if err != nil {
