@@ -22,12 +22,13 @@ fi
 in_group scripts/lint.sh
 echo "== unit tests, with the race detector"
 # Packages wait for the kernel more than they compute: more of them at a time than there are cores.
-in_group go test -race -count=1 -p 4 $(go list ./... | grep -v /test/netns$)
+in_group go test -race -count=1 -p 4 $(go list ./... | grep -v '/test/netns$\|/test/scale$')
 # Without cgo from here on, as the programs under test: so each package is compiled once for both.
 export CGO_ENABLED=0
 echo "== fuzz targets, one second each"
 in_group scripts/fuzz.sh 1s
-echo "== allocations, without the race detector"
+echo "== the simulated fleet and allocations, without the race detector"
+in_group go test -count=1 ./test/scale
 in_group go test -count=1 -run Allocations ./pkg/imds
 echo "== the namespace suite: real CNI plugins and clients in network namespaces"
 # Tests wait for timers of the kernel and of clients: more of them at a time than there are cores.

@@ -156,8 +156,11 @@ func TestAttachOnABridge(t *testing.T) {
 					t.Skipf("this kernel has no bridge-nf: %v", err)
 				}
 				pod := netnstest.New(t)
-				host.IP("link add br0 type bridge", "link add veth0 type veth peer name eth0 netns "+pod.Path(), "link set veth0 master br0")
-				pod.IP("addr add 10.1.0.5/24 dev eth0", "addr add fd00:1::5/64 dev eth0 nodad")
+				host.IP("link add br0 type bridge", "link add veth0 type veth peer name eth0 netns "+pod.Path(), "link set veth0 master br0 up",
+					"addr add 10.1.0.1/24 dev br0", "addr add fd00:1::1/64 dev br0 nodad", "link set br0 up")
+				// In a user namespace filters cannot be listed, so a packet shows what netfilter sees.
+				pod.IP("addr add 10.1.0.5/24 dev eth0", "addr add fd00:1::5/64 dev eth0 nodad", "link set eth0 up",
+					"route add default via 10.1.0.1", "route add default via fd00:1::1")
 				host.Sysctl("net/bridge/bridge-nf-call-iptables", tc.nf4)
 				host.Sysctl("net/bridge/bridge-nf-call-ip6tables", tc.nf6)
 				node := realNode(t, backend)
