@@ -12,7 +12,7 @@ const dumps = 10
 // Dump reads a list from the kernel until it is complete. If entries are added or removed during
 // the dump, the kernel marks it (NLM_F_DUMP_INTR): the list can lack entries or have some twice. On
 // a node whose pods come and go this is normal.
-func dump[T any](read func() ([]T, error)) (list []T, err error) {
+func Dump[T any](read func() ([]T, error)) (list []T, err error) {
 	for range dumps {
 		if list, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return list, err
