@@ -20,10 +20,10 @@ import (
 //	attachments/<containerID>@<ifName>.json   the record
 //	by-ip/<address>                           a hard link to the record of the address's holder
 //
-// A record exists only while all its addresses lead to it: Put links them before it gives the record
-// its name, and Delete takes the name before it unlinks them. A link without a record is what a
-// killed process left; its address is free. So a process that is killed at any step leaves no record
-// that the next holder of the address would not find.
+// A record exists only while all its addresses lead to it: Put links them before it gives the
+// record its name, and Delete takes the name before it unlinks them. A link without a record is
+// what a killed process left; its address is free. So a process that is killed at any step leaves
+// no record that the next holder of the address would not find.
 //
 // Nothing is synced to a disk: the attachments do not survive the kernel either. Who changes a
 // record holds its locks (lock.go).
@@ -43,7 +43,7 @@ func (d Dir) ipFile(ip netip.Addr) string { return filepath.Join(d.byIP(), ip.St
 
 // Put writes the record and makes it the holder of its IPs, in place of an earlier record of the
 // same attachment. An address of another attachment changes its holder; the caller removes the
-// rules and the record of that one first. If Put fails, the attachment has no record.
+// former holder's rules and record first. If Put fails, the attachment has no record.
 func (d Dir) Put(r *Record) error {
 	data, err := json.Marshal(r)
 	if err := cmp.Or(r.Validate(), err); err != nil {
@@ -105,7 +105,7 @@ func (d Dir) Get(containerID, ifName string) (*Record, error) {
 }
 
 // readRecord returns the record in a file of attachments/. A record under another name is an error:
-// DEL would remove the rules of the other attachment, and no change of that one would find it.
+// DEL would remove the rules of the other attachment, whose changes would not find the record.
 func readRecord(file string) (*Record, error) {
 	r, _, err := read(file)
 	if err == nil && filepath.Base(file) != r.ID()+".json" {

@@ -53,7 +53,8 @@ func del(t *testing.T, d Dir, containerID string) {
 	}
 }
 
-// wantHolders asserts who holds each address, "" being nobody, and that the directory lists no other one.
+// wantHolders compares the holder of each address, "" for none, and the entries of the addresses'
+// directory.
 func wantHolders(t *testing.T, d Dir, want map[string]string) {
 	t.Helper()
 	index := NewIndex(d)
@@ -61,7 +62,7 @@ func wantHolders(t *testing.T, d Dir, want map[string]string) {
 		got, err := d.Holder(netip.MustParseAddr(ip))
 		if id == "" {
 			if !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("%s: got %v, %v; want nobody", ip, got, err)
+				t.Errorf("%s: got %v, %v; want no holder", ip, got, err)
 			}
 		} else if err != nil || got.ContainerID != id {
 			t.Errorf("%s: got %v, %v; want %s", ip, got, err, id)
@@ -124,7 +125,8 @@ func TestPutGetDelete(t *testing.T) {
 	}
 }
 
-func TestDeleteOfNothingMakesNothing(t *testing.T) {
+// TestDeleteWithoutStateDirectory does not create the directory.
+func TestDeleteWithoutStateDirectory(t *testing.T) {
 	d := newDir(t)
 	del(t, d, "a")
 	if _, err := os.Stat(d.root); !errors.Is(err, fs.ErrNotExist) {
@@ -136,7 +138,7 @@ func TestDeleteOfNothingMakesNothing(t *testing.T) {
 	}
 }
 
-func TestPutReplaces(t *testing.T) {
+func TestPutReplacesEarlierRecord(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("a", "10.1.0.5", "10.1.0.6"))
 	put(t, d, record("a", "10.1.0.6", "10.1.0.7"))
@@ -146,28 +148,28 @@ func TestPutReplaces(t *testing.T) {
 	}
 }
 
-// TestAddressChangesHands has a DEL that comes after the address has another holder, and one that never comes.
-func TestAddressChangesHands(t *testing.T) {
+// TestDeleteAfterAnotherPut deletes the former holder of an address: the new holder keeps it.
+func TestDeleteAfterAnotherPut(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("a", "10.1.0.5", "10.1.0.6"))
 	put(t, d, record("b", "10.1.0.5"))
 	wantHolders(t, d, map[string]string{"10.1.0.5": "b", "10.1.0.6": "a"})
 	if r, err := d.Get("a", "eth0"); err != nil || len(r.IPs) != 2 {
-		t.Errorf("the former holder's record: %v, %v", r, err)
+		t.Errorf("record of the former holder: %v, %v", r, err)
 	}
 	del(t, d, "a")
 	wantHolders(t, d, map[string]string{"10.1.0.5": "b", "10.1.0.6": ""})
-	// A second ADD of the former holder takes it back, and then it is b's DEL that comes late.
+	// A second Put of the former holder takes the address back.
 	put(t, d, record("a", "10.1.0.5"))
 	del(t, d, "b")
 	wantHolders(t, d, map[string]string{"10.1.0.5": "a"})
 }
 
-// TestKilledProcess has what Put and Delete leave when their process is killed at one of their steps. No
-// such state is a record, and Put, the Put of another attachment, Delete and Repair leave nothing of it.
+// TestKilledProcess starts from each state that a process killed in Put or Delete leaves. No such
+// state is a record, and Put, the Put of another attachment, Delete and Repair leave nothing of it.
 func TestKilledProcess(t *testing.T) {
 	const ip4, ip6 = "10.1.0.5", "fd00:1::5"
-	// renamed leaves the temporary file of "a" and the links of the addresses.
+	// renamed leaves the temporary file of "a" and the given links.
 	renamed := func(linked ...string) func(*testing.T, Dir) {
 		return func(t *testing.T, d Dir) {
 			put(t, d, record("a", ip4, ip6))
@@ -198,14 +200,14 @@ func TestKilledProcess(t *testing.T) {
 				do     func(*testing.T, Dir)
 				holder string
 			}{
-				"nothing":             {do: func(*testing.T, Dir) {}},
-				"Put":                 {func(t *testing.T, d Dir) { put(t, d, record("a", ip4, ip6)) }, "a"},
-				"Put of one address":  {do: func(t *testing.T, d Dir) { put(t, d, record("a", "10.1.0.6")); del(t, d, "a") }},
-				"Put of another":      {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)) }, "b"},
-				"Put of both, Delete": {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)); del(t, d, "a") }, "b"},
-				"Delete":              {do: func(t *testing.T, d Dir) { del(t, d, "a") }},
-				"Repair":              {do: func(t *testing.T, d Dir) { repairs(t, d) }},
-				"Put of both, Repair": {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)); repairs(t, d) }, "b"},
+				"nothing":                {do: func(*testing.T, Dir) {}},
+				"Put":                    {func(t *testing.T, d Dir) { put(t, d, record("a", ip4, ip6)) }, "a"},
+				"Put of one address":     {do: func(t *testing.T, d Dir) { put(t, d, record("a", "10.1.0.6")); del(t, d, "a") }},
+				"Put of another":         {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)) }, "b"},
+				"Put of another, Delete": {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)); del(t, d, "a") }, "b"},
+				"Delete":                 {do: func(t *testing.T, d Dir) { del(t, d, "a") }},
+				"Repair":                 {do: func(t *testing.T, d Dir) { repairs(t, d) }},
+				"Put of another, Repair": {func(t *testing.T, d Dir) { put(t, d, record("b", ip4, ip6)); repairs(t, d) }, "b"},
 			} {
 				t.Run(then, func(t *testing.T) {
 					d := newDir(t)
@@ -213,7 +215,7 @@ func TestKilledProcess(t *testing.T) {
 					tc.do(t, d)
 					if then == "nothing" {
 						if strings.HasPrefix(name, "an empty") {
-							return // the holder is unknown
+							return // the address has an unreadable entry, so its holder is unknown
 						}
 						for _, ip := range []string{ip4, ip6} {
 							if r, err := d.Holder(addr(ip)); !errors.Is(err, fs.ErrNotExist) {
@@ -236,17 +238,17 @@ func TestKilledProcess(t *testing.T) {
 	}
 }
 
-// TestUnreadable has records that say nothing, or too much, or what no record may say.
-func TestUnreadable(t *testing.T) {
+// TestUnreadableRecords damages a record: lookups of its address fail, and Delete removes it.
+func TestUnreadableRecords(t *testing.T) {
 	for name, content := range map[string]string{
-		"empty":           "",
-		"no JSON":         "{",
-		"another type":    `[]`,
-		"no addresses":    `{"containerID":"a","ifName":"eth0","ips":[]}`,
-		"a mapped one":    `{"containerID":"a","ifName":"eth0","ips":["::ffff:10.1.0.5"]}`,
-		"a zone":          `{"containerID":"a","ifName":"eth0","ips":["fe80::1%eth0"]}`,
-		"a path for a ID": `{"containerID":"../a","ifName":"eth0","ips":["10.1.0.5"]}`,
-		"too long":        `{"containerID":"a","ifName":"eth0","ips":["10.1.0.5"],"netns":"` + strings.Repeat("x", maxRecord) + `"}`,
+		"empty":            "",
+		"no JSON":          "{",
+		"another type":     `[]`,
+		"no addresses":     `{"containerID":"a","ifName":"eth0","ips":[]}`,
+		"a mapped address": `{"containerID":"a","ifName":"eth0","ips":["::ffff:10.1.0.5"]}`,
+		"a zone":           `{"containerID":"a","ifName":"eth0","ips":["fe80::1%eth0"]}`,
+		"a path as ID":     `{"containerID":"../a","ifName":"eth0","ips":["10.1.0.5"]}`,
+		"too long":         `{"containerID":"a","ifName":"eth0","ips":["10.1.0.5"],"netns":"` + strings.Repeat("x", maxRecord) + `"}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDir(t)
@@ -259,7 +261,7 @@ func TestUnreadable(t *testing.T) {
 			unreadable := func(r *Record, err error) {
 				t.Helper()
 				if r != nil || err == nil || errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("got %v, %v; want an error that is not that of nobody", r, err)
+					t.Errorf("got %v, %v; want an error that is not fs.ErrNotExist", r, err)
 				}
 			}
 			unreadable(d.Get("a", "eth0"))
@@ -275,18 +277,18 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-func TestPutRefuses(t *testing.T) {
+func TestPutRefusesInvalidRecords(t *testing.T) {
 	ip := netip.MustParseAddr("10.1.0.5")
 	for name, change := range map[string]func(*Record){
-		"no container ID":      func(r *Record) { r.ContainerID = "" },
-		"a path":               func(r *Record) { r.ContainerID = "../a" },
-		"an ID with an @":      func(r *Record) { r.ContainerID = "a@b" },
-		"a long ID":            func(r *Record) { r.ContainerID = strings.Repeat("a", 201) },
-		"no interface":         func(r *Record) { r.IfName = "" },
-		"a path for interface": func(r *Record) { r.IfName = "a/b" },
-		"no IP":                func(r *Record) { r.IPs = nil },
-		"the zero IP":          func(r *Record) { r.IPs = []netip.Addr{ip, {}} },
-		"too much":             func(r *Record) { r.Netns = strings.Repeat("x", maxRecord) },
+		"no container ID":     func(r *Record) { r.ContainerID = "" },
+		"a path":              func(r *Record) { r.ContainerID = "../a" },
+		"an ID with an @":     func(r *Record) { r.ContainerID = "a@b" },
+		"a long ID":           func(r *Record) { r.ContainerID = strings.Repeat("a", 201) },
+		"no interface":        func(r *Record) { r.IfName = "" },
+		"a path as interface": func(r *Record) { r.IfName = "a/b" },
+		"no IP":               func(r *Record) { r.IPs = nil },
+		"the zero IP":         func(r *Record) { r.IPs = []netip.Addr{ip, {}} },
+		"a long netns":        func(r *Record) { r.Netns = strings.Repeat("x", maxRecord) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDir(t)
@@ -302,7 +304,7 @@ func TestPutRefuses(t *testing.T) {
 	}
 }
 
-// TestFailedPutLeavesNothing has an address whose entry cannot be replaced.
+// TestFailedPutLeavesNothing fails because the entry of an address cannot be replaced.
 func TestFailedPutLeavesNothing(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("b", "10.1.0.7"))

@@ -10,14 +10,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestIndexFollows changes the directory in each way under one index, which must notice at its very next call.
-func TestIndexFollows(t *testing.T) {
+// TestIndexSeesEachChange changes the directory in every way. The next lookup of the index sees it.
+func TestIndexSeesEachChange(t *testing.T) {
 	d := newDir(t)
 	x := NewIndex(d)
 	ip := netip.MustParseAddr("10.1.0.5")
 	wantHolder := func(when, want string) {
 		t.Helper()
-		for range 2 { // from the directory, and from what is remembered
+		for range 2 { // from the directory, then from the cache
 			r, err := x.Holder(ip)
 			if err != nil || (r == nil) != (want == "") || r != nil && r.ContainerID != want {
 				t.Errorf("%s: got %v, %v; want %q", when, r, err, want)
@@ -39,27 +39,27 @@ func TestIndexFollows(t *testing.T) {
 	if err := os.RemoveAll(d.root); err != nil {
 		t.Fatal(err)
 	}
-	// The plugin never does that: whose address it is, nobody knows now.
+	// The plugin never removes the directory, so the holder is unknown.
 	for range 2 {
 		if r, err := x.Holder(ip); !errors.Is(err, ErrNoRecords) {
 			t.Errorf("the directory is removed: got %v, %v; want ErrNoRecords", r, err)
 		}
 	}
 	put(t, d, record("c", "10.1.0.5"))
-	wantHolder("the directory is there again", "c")
-	// The others' records are not, and they may hold what no entry names.
+	wantHolder("the directory is created again", "c")
+	// The lost records can hold any address that has no entry.
 	if r, err := x.Holder(netip.MustParseAddr("10.1.0.6")); !errors.Is(err, ErrNoRecords) {
-		t.Errorf("another address in the directory that is there again: got %v, %v; want ErrNoRecords", r, err)
+		t.Errorf("an address without an entry in the new directory: got %v, %v; want ErrNoRecords", r, err)
 	}
 	if err := os.Rename(d.root, d.root+".aside"); err != nil {
 		t.Fatal(err)
 	}
 	put(t, d, record("d", "10.1.0.5"))
-	wantHolder("the directory is moved aside and another one takes its place", "d")
+	wantHolder("another directory replaces it", "d")
 }
 
-// TestIndexSeesAnotherPod has the same attachment put anew with as many bytes, so that only the inode tells.
-func TestIndexSeesAnotherPod(t *testing.T) {
+// TestIndexSeesReplacedRecord replaces a record by one of the same size: only the inode differs.
+func TestIndexSeesReplacedRecord(t *testing.T) {
 	d := newDir(t)
 	x := NewIndex(d)
 	for _, uid := range []string{"uid-1", "uid-2", "uid-3"} {
@@ -72,8 +72,8 @@ func TestIndexSeesAnotherPod(t *testing.T) {
 	}
 }
 
-// TestIndexRefusesTheWrongEntry has entries that are no record of the address.
-func TestIndexRefusesTheWrongEntry(t *testing.T) {
+// TestIndexRefusesForeignEntries has entries that are not a record of the address.
+func TestIndexRefusesForeignEntries(t *testing.T) {
 	other := netip.MustParseAddr("10.1.0.9")
 	for name, make := range map[string]func(Dir, string) error{
 		"another address's record": func(d Dir, entry string) error { return os.Link(d.recordFile("a", "eth0"), entry) },
@@ -96,8 +96,8 @@ func TestIndexRefusesTheWrongEntry(t *testing.T) {
 	}
 }
 
-// TestIndexSurvivesDamage has a record that was read become unreadable, and be put right again.
-func TestIndexSurvivesDamage(t *testing.T) {
+// TestIndexOfDamagedRecord damages a cached record and then replaces it.
+func TestIndexOfDamagedRecord(t *testing.T) {
 	d := newDir(t)
 	want := record("a", "10.1.0.5")
 	put(t, d, want)
@@ -137,15 +137,15 @@ func TestIndexIsBounded(t *testing.T) {
 		t.Errorf("got %v, %v", r, err)
 	}
 	if len(x.read) != 1 {
-		t.Errorf("remembers %d", len(x.read))
+		t.Errorf("caches %d", len(x.read))
 	}
 	if r, err := x.Holder(ip); err != nil || r.ContainerID != "a" {
 		t.Errorf("got %v, %v", r, err)
 	}
 }
 
-// TestIndexRemembersNoStranger has addresses that nobody holds: they are not remembered, whoever asks.
-func TestIndexRemembersNoStranger(t *testing.T) {
+// TestIndexCachesHoldersOnly looks up addresses without a holder: they take no memory.
+func TestIndexCachesHoldersOnly(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("a", "10.1.0.5"))
 	x := NewIndex(d)
@@ -155,6 +155,6 @@ func TestIndexRemembersNoStranger(t *testing.T) {
 		}
 	}
 	if len(x.read) != 0 {
-		t.Errorf("remembers %d", len(x.read))
+		t.Errorf("caches %d", len(x.read))
 	}
 }

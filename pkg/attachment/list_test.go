@@ -17,7 +17,7 @@ import (
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// step does things one after the other, and ends the test where one fails.
+// step ends the test if one of the errors is not nil.
 func step(t *testing.T, errs ...error) {
 	t.Helper()
 	if err := errors.Join(errs...); err != nil {
@@ -30,7 +30,7 @@ func TestRepair(t *testing.T) {
 	both := map[string]string{ip4: "a", ip6: "a"}
 	for name, tc := range map[string]struct {
 		leave   func(*testing.T, Dir)
-		did     []string // with DIR for the state directory
+		did     []string // DIR stands for the state directory
 		holders map[string]string
 		records []string
 	}{
@@ -68,7 +68,7 @@ func TestRepair(t *testing.T) {
 			did:     []string{"address without a record DIR/by-ip/10.1.0.6"},
 			holders: map[string]string{ip4: "a", ip6: "a", "10.1.0.6": ""},
 		},
-		"addresses of a record that was replaced by hand": {
+		"a record that was copied over itself": {
 			leave: func(t *testing.T, d Dir) {
 				data, err := os.ReadFile(d.recordFile("a", "eth0"))
 				step(t, err, os.Remove(d.recordFile("a", "eth0")), os.WriteFile(d.recordFile("a", "eth0"), data, 0o644))
@@ -77,7 +77,7 @@ func TestRepair(t *testing.T) {
 				"address without a record DIR/by-ip/10.1.0.5", "address without a record DIR/by-ip/fd00:1::5"},
 			holders: both,
 		},
-		"an address that another holds by now": {
+		"an address of another holder": {
 			leave: func(t *testing.T, d Dir) {
 				put(t, d, record("b", ip4))
 				step(t, os.Remove(d.ipFile(addr(ip6))))
@@ -115,7 +115,7 @@ func TestRepair(t *testing.T) {
 			}
 			slices.Sort(did)
 			if diff := cmp.Diff(tc.did, did); diff != "" {
-				t.Errorf("what was done:\n%s", diff)
+				t.Errorf("repairs:\n%s", diff)
 			}
 			wantHolders(t, d, tc.holders)
 			if tc.records == nil {
@@ -126,16 +126,16 @@ func TestRepair(t *testing.T) {
 			}
 			before := everyFile(t, d.root)
 			if did := repairs(t, d); len(did) > 0 {
-				t.Errorf("once more: did %q", did)
+				t.Errorf("second repair: %q", did)
 			}
 			if diff := cmp.Diff(before, everyFile(t, d.root)); diff != "" {
-				t.Errorf("once more:\n%s", diff)
+				t.Errorf("second repair:\n%s", diff)
 			}
 		})
 	}
 }
 
-// everyFile tells one version of each file and directory from the next.
+// everyFile returns the version of each file and directory.
 func everyFile(t *testing.T, root string) map[string]string {
 	t.Helper()
 	files := make(map[string]string)
@@ -162,14 +162,14 @@ func repairs(t *testing.T, d Dir) []string {
 	return s.Repairs
 }
 
-// TestRepairOfNothing makes no file.
+// TestRepairOfNothing changes nothing if records and addresses agree.
 func TestRepairOfNothing(t *testing.T) {
 	d := newDir(t)
 	if did := repairs(t, d); did != nil {
 		t.Errorf("without a directory: %q", did)
 	}
 	if _, err := os.Stat(d.root); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the directory was made: %v", err)
+		t.Errorf("the directory was created: %v", err)
 	}
 	put(t, d, record("a", "10.1.0.5"))
 	put(t, d, record("b", "10.1.0.6"))
@@ -182,7 +182,7 @@ func TestRepairOfNothing(t *testing.T) {
 	}
 }
 
-// TestRepairKeepsUnreadableRecords keeps an unreadable record and its links: its addresses are in use.
+// TestRepairKeepsUnreadableRecords keeps also the links, because the addresses are in use.
 func TestRepairKeepsUnreadableRecords(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("a", "10.1.0.5"))

@@ -14,14 +14,14 @@ import (
 
 // The file "lock" of the state directory excludes processes from each other, by byte:
 //
-//   - Byte 0 is locked shared by each ADD, DEL and GC, and exclusively by the agent and by uninstall
-//     while they change anything. Between the record and the rules of one ADD, the agent would take the
-//     record for one whose rules were flushed.
-//   - Each other byte stands for an attachment or an address, by a hash. ADD and DEL lock those that
-//     they concern, from before the record is written or read until record and rules agree. Otherwise a
-//     late DEL could remove the rule that the address's next holder has just made, or two ADDs with one
-//     address could leave the record of one and the rule of the other. Two names with one hash only
-//     wait for each other.
+//   - Byte 0 is locked shared by each ADD, DEL and GC, and exclusively by the agent and by
+//     uninstall while they change anything. Between the record and the rules of one ADD, the agent
+//     would take the record for one whose rules were flushed.
+//   - Each other byte stands for an attachment or an address, by a hash. ADD and DEL lock those
+//     that they concern, from before the record is written or read until record and rules agree.
+//     Otherwise a late DEL could remove the rule that the address's next holder has just made, or
+//     two ADDs with one address could leave the record of one and the rule of the other. Two names
+//     with one hash only wait for each other.
 //
 // ADDs and DELs of different attachments and addresses run in parallel. A process locks its bytes
 // in ascending order, so no two wait for each other. The kernel releases the locks of a killed
@@ -101,7 +101,7 @@ func (d Dir) lock(ctx context.Context, mode filelock.Mode, offsets func() []int6
 	}
 }
 
-// offsets returns the bytes of what a change of the attachment concerns, in ascending order.
+// offsets returns the bytes that a change of the attachment locks, in ascending order.
 func (d Dir) offsets(containerID, ifName string, ips []netip.Addr) []int64 {
 	file := d.recordFile(containerID, ifName)
 	names := []string{ID(containerID, ifName)}

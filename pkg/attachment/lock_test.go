@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLockTimeout has a process that never releases the lock. The time is that of the test's bubble.
+// TestLockTimeout waits for a process that never releases the lock.
 func TestLockTimeout(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("a", "10.1.0.5"))
@@ -26,11 +26,11 @@ func TestLockTimeout(t *testing.T) {
 	defer unlock()
 	synctest.Test(t, func(t *testing.T) {
 		for name, lock := range map[string]func(context.Context) (func(), error){
-			"ADD":    func(ctx context.Context) (func(), error) { return d.LockAdd(ctx, record("a", "10.1.0.6")) },
-			"DEL":    func(ctx context.Context) (func(), error) { return d.LockDelete(ctx, "a", "eth0") },
-			"probe":  d.LockShared,
-			"agent":  d.LockExclusive,
-			"unread": func(ctx context.Context) (func(), error) { return d.LockDelete(ctx, "b", "eth0") },
+			"ADD":       func(ctx context.Context) (func(), error) { return d.LockAdd(ctx, record("a", "10.1.0.6")) },
+			"DEL":       func(ctx context.Context) (func(), error) { return d.LockDelete(ctx, "a", "eth0") },
+			"probe":     d.LockShared,
+			"agent":     d.LockExclusive,
+			"no record": func(ctx context.Context) (func(), error) { return d.LockDelete(ctx, "b", "eth0") },
 		} {
 			start := time.Now()
 			if _, err := lock(t.Context()); !errors.Is(err, ErrLocked) || time.Since(start) != lockTimeout {
@@ -46,7 +46,8 @@ func TestLockTimeout(t *testing.T) {
 	})
 }
 
-// tryLock calls lock with a context that has ended, so it does not wait, and reports whether it locked.
+// tryLock calls lock with a context that has ended, so it does not wait, and reports whether it
+// locked.
 func tryLock(t *testing.T, lock func(context.Context) (func(), error)) bool {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -61,9 +62,9 @@ func tryLock(t *testing.T, lock func(context.Context) (func(), error)) bool {
 	return err == nil
 }
 
-// TestLocksExcludeWhatConcernsOneAddress has "a" hold 10.1.0.5 and 10.1.0.6 on record, and "u" 10.1.0.9 by
-// a record that cannot be read. A killed process left the address 10.1.0.8 of "k".
-func TestLocksExcludeWhatConcernsOneAddress(t *testing.T) {
+// TestExclusion has a record of "a" with 10.1.0.5 and 10.1.0.6, an unreadable one of "u" with
+// 10.1.0.9, and the address 10.1.0.8 of "k", which a killed process left.
+func TestExclusion(t *testing.T) {
 	type lock = func(Dir) func(context.Context) (func(), error)
 	add := func(containerID string, ips ...string) lock {
 		return func(d Dir) func(context.Context) (func(), error) {
@@ -119,8 +120,8 @@ func TestLocksExcludeWhatConcernsOneAddress(t *testing.T) {
 	}
 }
 
-// TestLockFollowsTheRecord has a DEL wait for an ADD that changes the attachment's address. The DEL then
-// excludes an ADD with the new address.
+// TestLockFollowsTheRecord waits with a DEL for an ADD that changes the attachment's address. The
+// DEL then excludes an ADD with the new address.
 func TestLockFollowsTheRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDir(t)
@@ -150,8 +151,8 @@ func TestLockFollowsTheRecord(t *testing.T) {
 	})
 }
 
-// TestLockOfARemovedFile has an uninstall remove the state directory while an ADD waits: the ADD locks the
-// file that later processes lock.
+// TestLockOfARemovedFile removes the lock file, as uninstall does, while an ADD waits. The ADD
+// locks the file that later processes lock.
 func TestLockOfARemovedFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDir(t)
@@ -176,8 +177,8 @@ func TestLockOfARemovedFile(t *testing.T) {
 	})
 }
 
-// TestDeleteLocksNothingWithoutAStateDirectory has a DEL on a node without records.
-func TestDeleteLocksNothingWithoutAStateDirectory(t *testing.T) {
+// TestLockDeleteWithoutStateDirectory does not create the directory.
+func TestLockDeleteWithoutStateDirectory(t *testing.T) {
 	d := newDir(t)
 	if _, err := d.LockDelete(t.Context(), "a", "eth0"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v, want %v", err, os.ErrNotExist)
@@ -215,10 +216,10 @@ func TestLocksOfAKilledProcess(t *testing.T) {
 	}
 }
 
-// TestConcurrently has attachments take the same addresses from each other while readers look them up. A
-// record that is found is whole, none is found after its Delete, and in the end each address's entry is
-// one file with the record of its holder.
-func TestConcurrently(t *testing.T) {
+// TestConcurrentAttachments takes the same addresses for several attachments while readers look
+// them up. Readers find whole records, and none after its Delete. In the end each address's entry
+// is the record of its holder.
+func TestConcurrentAttachments(t *testing.T) {
 	const attachments, rounds = 6, 30
 	d := newDir(t)
 	index := NewIndex(d)
@@ -302,7 +303,7 @@ func TestConcurrently(t *testing.T) {
 			t.Error(err)
 		}
 		if entry.Ino != file.Ino {
-			t.Errorf("%s is not the record of %s", name, holder.ID())
+			t.Errorf("%s does not link to the record of %s", name, holder.ID())
 		}
 	}
 }

@@ -98,7 +98,7 @@ const maxRecord = 64 << 10
 // Decode returns the record in data, or an error if a field has a value that ADD does not write.
 //
 // It ignores unknown fields: after a rollback, an older program must serve and remove the pods that
-// a newer one attached. A newer program that gives an attachment another meaning says so by a new
+// a newer one attached. A newer program that gives an attachment another meaning uses a new
 // value of datapath or backend, which the older one refuses.
 func Decode(data []byte) (*Record, error) {
 	r := new(Record)

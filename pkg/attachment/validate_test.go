@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routed and inPod change the bridged record of the tests into one of another path.
+// routed and inPod change the bridged record of the tests to another datapath.
 func routed(r *Record) { r.Datapath, r.HostLink.Bridge = DatapathRouted, "" }
 
 func inPod(r *Record) {
@@ -22,7 +22,7 @@ func inPod(r *Record) {
 
 func port(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// TestValidRecords has what ADDs write, in each form.
+// TestValidRecords has records as ADD writes them.
 func TestValidRecords(t *testing.T) {
 	for name, change := range map[string]func(*Record){
 		"bridged":                       func(*Record) {},
@@ -59,7 +59,7 @@ func TestValidRecords(t *testing.T) {
 	}
 }
 
-// TestInvalidRecords has each field say what no ADD writes: neither is it written nor believed.
+// TestInvalidRecords has one invalid field each: Put does not write them, and Decode refuses them.
 func TestInvalidRecords(t *testing.T) {
 	for name, change := range map[string]func(*Record){
 		"no container ID":         func(r *Record) { r.ContainerID = "" },
@@ -70,7 +70,7 @@ func TestInvalidRecords(t *testing.T) {
 
 		"no network":                 func(r *Record) { r.Network = "" },
 		"a newline in the network":   func(r *Record) { r.Network = "net\n" },
-		"a network that is an path":  func(r *Record) { r.Network = "../net" },
+		"a network that is a path":   func(r *Record) { r.Network = "../net" },
 		"a network that is too long": func(r *Record) { r.Network = strings.Repeat("n", 201) },
 
 		"no netns":               func(r *Record) { r.Netns = "" },
@@ -79,39 +79,39 @@ func TestInvalidRecords(t *testing.T) {
 		"a netns that goes up":   func(r *Record) { r.Netns = "/run/netns/../x" },
 		"a netns with a NUL":     func(r *Record) { r.Netns = "/run/netns/x\x00" },
 		"a netns with a newline": func(r *Record) { r.Netns = "/run/netns/x\ny" },
-		"a netns that is no text": func(r *Record) {
+		"a netns that is not UTF-8": func(r *Record) {
 			r.Netns = "/run/netns/\xff"
 		},
 		"a netns that is too long": func(r *Record) { r.Netns = "/" + strings.Repeat("x", maxNetns) },
 
-		"a pod without a name":        func(r *Record) { r.Pod.Name = "" },
-		"a pod without a namespace":   func(r *Record) { r.Pod.Namespace = "" },
-		"a UID alone":                 func(r *Record) { r.Pod = Pod{UID: "uid"} },
-		"a namespace with a dot":      func(r *Record) { r.Pod.Namespace = "a.b" },
-		"a namespace with a slash":    func(r *Record) { r.Pod.Namespace = "a/b" },
-		"a namespace in upper case":   func(r *Record) { r.Pod.Namespace = "A" },
-		"a namespace with a hyphen":   func(r *Record) { r.Pod.Namespace = "a-" },
-		"a namespace that is long":    func(r *Record) { r.Pod.Namespace = strings.Repeat("a", 64) },
-		"a name with an empty label":  func(r *Record) { r.Pod.Name = "a..b" },
-		"a name that begins by a dot": func(r *Record) { r.Pod.Name = ".a" },
-		"a name with a newline":       func(r *Record) { r.Pod.Name = "a\nb" },
-		"a name that is long":         func(r *Record) { r.Pod.Name = strings.Repeat("a", 254) },
-		"a UID with a space":          func(r *Record) { r.Pod.UID = "a b" },
-		"a UID that is long":          func(r *Record) { r.Pod.UID = strings.Repeat("a", 129) },
+		"a pod without a name":          func(r *Record) { r.Pod.Name = "" },
+		"a pod without a namespace":     func(r *Record) { r.Pod.Namespace = "" },
+		"a UID alone":                   func(r *Record) { r.Pod = Pod{UID: "uid"} },
+		"a namespace with a dot":        func(r *Record) { r.Pod.Namespace = "a.b" },
+		"a namespace with a slash":      func(r *Record) { r.Pod.Namespace = "a/b" },
+		"a namespace in upper case":     func(r *Record) { r.Pod.Namespace = "A" },
+		"a namespace with a hyphen":     func(r *Record) { r.Pod.Namespace = "a-" },
+		"a namespace that is long":      func(r *Record) { r.Pod.Namespace = strings.Repeat("a", 64) },
+		"a name with an empty label":    func(r *Record) { r.Pod.Name = "a..b" },
+		"a name that begins with a dot": func(r *Record) { r.Pod.Name = ".a" },
+		"a name with a newline":         func(r *Record) { r.Pod.Name = "a\nb" },
+		"a name that is long":           func(r *Record) { r.Pod.Name = strings.Repeat("a", 254) },
+		"a UID with a space":            func(r *Record) { r.Pod.UID = "a b" },
+		"a UID that is long":            func(r *Record) { r.Pod.UID = strings.Repeat("a", 129) },
 
-		"no IP":                   func(r *Record) { r.IPs = nil },
-		"the zero IP":             func(r *Record) { r.IPs = append(r.IPs, netip.Addr{}) },
-		"a mapped IP":             func(r *Record) { r.IPs = append(r.IPs, addr("::ffff:10.1.0.6")) },
-		"an IP with a zone":       func(r *Record) { r.IPs = append(r.IPs, addr("fe80::1%eth0")) },
-		"a link-local IPv6":       func(r *Record) { r.IPs = append(r.IPs, addr("fe80::1")) },
-		"a loopback IP":           func(r *Record) { r.IPs = append(r.IPs, addr("127.0.0.2")) },
-		"the unspecified IP":      func(r *Record) { r.IPs = append(r.IPs, addr("::")) },
-		"a multicast IP":          func(r *Record) { r.IPs = append(r.IPs, addr("224.0.0.1")) },
-		"the broadcast IP":        func(r *Record) { r.IPs = append(r.IPs, addr("255.255.255.255")) },
-		"the metadata service":    func(r *Record) { r.IPs = append(r.IPs, addr("169.254.169.254")) },
-		"its IPv6 address":        func(r *Record) { r.IPs = append(r.IPs, addr("fd00:ec2::254")) },
-		"an IP twice":             func(r *Record) { r.IPs = append(r.IPs, r.IPs[0]) },
-		"more IPs than any pod's": func(r *Record) { r.IPs = many(maxIPs + 1) },
+		"no IP":                func(r *Record) { r.IPs = nil },
+		"the zero IP":          func(r *Record) { r.IPs = append(r.IPs, netip.Addr{}) },
+		"a mapped IP":          func(r *Record) { r.IPs = append(r.IPs, addr("::ffff:10.1.0.6")) },
+		"an IP with a zone":    func(r *Record) { r.IPs = append(r.IPs, addr("fe80::1%eth0")) },
+		"a link-local IPv6":    func(r *Record) { r.IPs = append(r.IPs, addr("fe80::1")) },
+		"a loopback IP":        func(r *Record) { r.IPs = append(r.IPs, addr("127.0.0.2")) },
+		"the unspecified IP":   func(r *Record) { r.IPs = append(r.IPs, addr("::")) },
+		"a multicast IP":       func(r *Record) { r.IPs = append(r.IPs, addr("224.0.0.1")) },
+		"the broadcast IP":     func(r *Record) { r.IPs = append(r.IPs, addr("255.255.255.255")) },
+		"the metadata service": func(r *Record) { r.IPs = append(r.IPs, addr("169.254.169.254")) },
+		"its IPv6 address":     func(r *Record) { r.IPs = append(r.IPs, addr("fd00:ec2::254")) },
+		"an IP twice":          func(r *Record) { r.IPs = append(r.IPs, r.IPs[0]) },
+		"too many IPs":         func(r *Record) { r.IPs = many(maxIPs + 1) },
 
 		"a newline in the host link": func(r *Record) { r.HostLink.Name = "a\n-A X" },
 		"a space in the host link":   func(r *Record) { r.HostLink.Name = "a -j X" },
@@ -130,16 +130,16 @@ func TestInvalidRecords(t *testing.T) {
 		"a port of itself":           func(r *Record) { r.HostLink.Bridge = r.HostLink.Name },
 		"a bridge without a port":    func(r *Record) { inPod(r); r.HostLink.Bridge = "br0" },
 
-		"no path":                   func(r *Record) { r.Datapath = "" },
-		"another path":              func(r *Record) { r.Datapath = "direct" },
-		"routed by a bridge":        func(r *Record) { r.Datapath = DatapathRouted },
-		"routed by nothing":         func(r *Record) { r.Datapath, r.HostLink = DatapathRouted, HostLink{} },
-		"bridged without a bridge":  func(r *Record) { r.HostLink.Bridge = "" },
-		"inside the pod, iptables":  func(r *Record) { inPod(r); r.Backend = BackendIPTables },
-		"no backend":                func(r *Record) { r.Backend = "" },
-		"another backend":           func(r *Record) { r.Backend = "ipset" },
-		"no time":                   func(r *Record) { r.Created = time.Time{} },
-		"a time that does not come": func(r *Record) { r.Created = r.Created.AddDate(1000, 0, 0) },
+		"no datapath":              func(r *Record) { r.Datapath = "" },
+		"another datapath":         func(r *Record) { r.Datapath = "direct" },
+		"routed by a bridge":       func(r *Record) { r.Datapath = DatapathRouted },
+		"routed by nothing":        func(r *Record) { r.Datapath, r.HostLink = DatapathRouted, HostLink{} },
+		"bridged without a bridge": func(r *Record) { r.HostLink.Bridge = "" },
+		"inside the pod, iptables": func(r *Record) { inPod(r); r.Backend = BackendIPTables },
+		"no backend":               func(r *Record) { r.Backend = "" },
+		"another backend":          func(r *Record) { r.Backend = "ipset" },
+		"no time":                  func(r *Record) { r.Created = time.Time{} },
+		"a time too far ahead":     func(r *Record) { r.Created = r.Created.AddDate(1000, 0, 0) },
 
 		"another's address":             func(r *Record) { r.Redirects[0].Source = addr("10.1.0.6") },
 		"an address twice":              func(r *Record) { r.Redirects[1] = r.Redirects[0] },
@@ -165,17 +165,17 @@ func TestInvalidRecords(t *testing.T) {
 			change(r)
 			d := newDir(t)
 			if err := d.Put(r); err == nil {
-				t.Error("it was written")
+				t.Error("Put succeeded")
 			}
 			if got := append(names(t, d.records()), names(t, d.byIP())...); len(got) > 0 {
 				t.Errorf("left %v", got)
 			}
 			data, err := json.Marshal(r)
 			if err != nil {
-				return // no file can say so
+				return // it has no JSON form
 			}
 			if got, err := Decode(data); err == nil || len(err.Error()) > 500 || strings.ContainsAny(err.Error(), "\n\x00") {
-				t.Errorf("read as %+v, %v; want an error of one short line", got, err)
+				t.Errorf("decoded as %+v, %v; want an error of one short line", got, err)
 			}
 		})
 	}
@@ -188,7 +188,7 @@ func many(n int) (ips []netip.Addr) {
 	return ips
 }
 
-// TestUnknownFields holds that an older program reads what a newer one wrote, and nothing that follows it.
+// TestUnknownFields decodes the record of a newer program, and no data after a record.
 func TestUnknownFields(t *testing.T) {
 	data, err := json.Marshal(record("a", "10.1.0.5"))
 	step(t, err)
@@ -197,13 +197,13 @@ func TestUnknownFields(t *testing.T) {
 		t.Error(err)
 	}
 	if r, err := Decode(append(data, data...)); err == nil {
-		t.Errorf("two records are read as %v", r)
+		t.Errorf("two records are decoded as %v", r)
 	}
 }
 
-// TestFilesThatAreOfNoRecord has files that only another program makes. None is followed or waited for, List tells of it, and
-// the other records stay known.
-func TestFilesThatAreOfNoRecord(t *testing.T) {
+// TestForeignFiles has files that only another program makes. List follows no link, waits for no
+// writer, reports the file, and returns the other records.
+func TestForeignFiles(t *testing.T) {
 	for name, make := range map[string]func(Dir, string) error{
 		"a symbolic link": func(d Dir, file string) error { return os.Symlink(d.recordFile("b", "eth0"), file) },
 		"a FIFO":          func(_ Dir, file string) error { return unix.Mkfifo(file, 0o600) },
@@ -233,20 +233,21 @@ func TestFilesThatAreOfNoRecord(t *testing.T) {
 	}
 }
 
-// TestHolderListsItsAddress has the entry of an address lead to the record of an attachment that does not have it.
-func TestHolderListsItsAddress(t *testing.T) {
+// TestEntryOfUnlistedAddress links an address to the record of an attachment that does not have it.
+func TestEntryOfUnlistedAddress(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("a", "10.1.0.5"))
 	step(t, os.Link(d.recordFile("a", "eth0"), d.ipFile(addr("10.1.0.6"))))
 	if r, err := d.Holder(addr("10.1.0.6")); err == nil {
-		t.Errorf("it is held by %s", r.ID())
+		t.Errorf("got %s", r.ID())
 	}
 	if r, err := NewIndex(d).Holder(addr("10.1.0.6")); err == nil {
-		t.Errorf("by index it is held by %s", r.ID())
+		t.Errorf("by index: got %s", r.ID())
 	}
 }
 
-// TestNewlineInARecord is the attack on iptables-restore: the record of the file is refused whole, and DEL removes it.
+// TestNewlineInARecord attacks iptables-restore with a newline: the record is refused, and Delete
+// removes it.
 func TestNewlineInARecord(t *testing.T) {
 	d := newDir(t)
 	put(t, d, record("a", "10.1.0.5"))
@@ -262,7 +263,7 @@ func TestNewlineInARecord(t *testing.T) {
 		t.Errorf("Get: %+v", r)
 	}
 	if r, err := NewIndex(d).Holder(addr("10.1.0.5")); err == nil {
-		t.Errorf("its address is held by %v", r)
+		t.Errorf("Holder: %v", r)
 	}
 	if records, err := d.List(); err == nil || len(records) > 0 {
 		t.Errorf("List: %v, %v", records, fmt.Sprint(err))

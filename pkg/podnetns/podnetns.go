@@ -2,7 +2,6 @@
 package podnetns
 
 import (
-	"cmp"
 	"errors"
 	"os"
 	"runtime"
@@ -27,23 +26,30 @@ func Open(path string) (netns.NsHandle, error) {
 	if err != nil {
 		return netns.None(), &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	var statfs unix.Statfs_t
-	if err := unix.Fstatfs(int(pod), &statfs); err != nil || statfs.Type != unix.NSFS_MAGIC {
+	if err := check(pod); err != nil {
 		pod.Close()
-		return netns.None(), &os.PathError{Op: "enter", Path: path, Err: cmp.Or(err, ErrNone)}
+		return netns.None(), &os.PathError{Op: "enter", Path: path, Err: err}
+	}
+	return pod, nil
+}
+
+func check(pod netns.NsHandle) error {
+	var statfs unix.Statfs_t
+	if err := unix.Fstatfs(int(pod), &statfs); err != nil {
+		return err
+	}
+	if statfs.Type != unix.NSFS_MAGIC {
+		return ErrNone
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	host, err := netns.Get()
-	if err == nil {
-		defer host.Close()
-		if host.Equal(pod) {
-			err = &os.PathError{Op: "enter", Path: path, Err: ErrHost}
-		}
-	}
 	if err != nil {
-		pod.Close()
-		return netns.None(), err
+		return err
 	}
-	return pod, nil
+	defer host.Close()
+	if host.Equal(pod) {
+		return ErrHost
+	}
+	return nil
 }
