@@ -34,8 +34,8 @@ type config struct {
 	files []string // that were decoded
 }
 
-// load decodes the files that match patterns, and then those that they import, over the configuration
-// of earlier files. Absolute patterns are below root, and relative ones below dir.
+// load decodes the files that match patterns, and then those that they import, over the
+// configuration of earlier files. Absolute patterns are below root, and relative ones below dir.
 func (c *config) load(root string, r runtime, dir string, patterns []string) error {
 	for _, pattern := range patterns {
 		path := filepath.Join(dir, pattern)

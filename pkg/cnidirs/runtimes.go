@@ -8,8 +8,8 @@ type runtime struct {
 	vars    []string // names and values of variables in the configuration
 }
 
-// runtimes are in order of precedence: a distribution's own containerd can run next to the containerd
-// that Docker uses.
+// runtimes are in order of precedence: a distribution's own containerd can run next to the
+// containerd that Docker uses.
 var runtimes = []runtime{
 	{
 		name: "k3s", sockets: []string{"/run/k3s/containerd/containerd.sock"},

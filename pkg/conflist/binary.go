@@ -21,8 +21,8 @@ type Binary struct {
 	verified fs.FileInfo // of the installed file when it last had the same content
 }
 
-// install writes the binary to the directory unless an identical file is there, and reports whether it
-// did. A running plugin keeps the file that it was started from.
+// install writes the binary to the directory unless an identical file is there, and reports whether
+// it did. A running plugin keeps the file that it was started from.
 func (b *Binary) install(dir string) (bool, error) {
 	path := filepath.Join(dir, b.Name)
 	identical, err := b.isInstalled(path)
@@ -42,8 +42,8 @@ func (b *Binary) install(dir string) (bool, error) {
 
 func (b *Binary) content() io.Reader { return io.NewSectionReader(b.Source, 0, b.Size) }
 
-// isInstalled reports whether a file has the binary's content and mode. It reads the file only if it
-// changed since the last call.
+// isInstalled reports whether a file has the binary's content and mode. It reads the file only if
+// it changed since the last call.
 func (b *Binary) isInstalled(path string) (bool, error) {
 	f, err := os.Open(path)
 	if err != nil {

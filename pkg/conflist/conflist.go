@@ -1,5 +1,5 @@
-// Package conflist adds a plugin to the network configuration that container runtimes use on a node,
-// and keeps it there.
+// Package conflist adds a plugin to the network configuration that container runtimes use on a
+// node, and keeps it there.
 package conflist
 
 import (
@@ -75,8 +75,8 @@ func (c *config) isSingle() bool { return filepath.Ext(c.path) != ".conflist" }
 // settleTime is how long an invalid file counts as being written.
 const settleTime = 2 * time.Second
 
-// isUnsettled reports whether the file was written a moment ago: its writer may not be done. A time in
-// the future is from before a change of the clock.
+// isUnsettled reports whether the file was written a moment ago: its writer may not be done. A time
+// in the future is from before a change of the clock.
 func (c *config) isUnsettled(now time.Time) bool {
 	if c.info == nil {
 		return false
@@ -90,9 +90,9 @@ func (c *config) has(plugins ...string) bool {
 	return slices.ContainsFunc(c.list.Plugins, func(p *libcni.PluginConfig) bool { return slices.Contains(plugins, p.Network.Type) })
 }
 
-// Chained returns the names of the networks in a directory whose chain has the plugin. It looks at all
-// files: a runtime uses the first one, and Multus can use any. It returns an error for the files that
-// it cannot read, together with the networks of the others.
+// Chained returns the names of the networks in a directory whose chain has the plugin. It looks at
+// all files: a runtime uses the first one, and Multus can use any. It returns an error for the
+// files that it cannot read, together with the networks of the others.
 func Chained(dir, plugin string) ([]string, error) {
 	configs, err := readConfigs(dir)
 	var networks []string
@@ -117,8 +117,8 @@ func Has(config []byte, plugin string) bool {
 	return json.Unmarshal(config, &c) == nil && (c.Type == plugin || slices.Contains(c.Plugins, entry{plugin}))
 }
 
-// Entries returns the plugin's entries in all configurations of a directory, as JSON. It ignores files
-// that runtimes ignore.
+// Entries returns the plugin's entries in all configurations of a directory, as JSON. It ignores
+// files that runtimes ignore.
 func Entries(dir, plugin string) ([][]byte, error) {
 	configs, err := readConfigs(dir)
 	var entries [][]byte

@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// A configuration of a single plugin cannot have a second one. For such a file, the installer writes a
-// generated list with that plugin and the entry, and leaves the file itself alone. The list is removed
-// with the file.
+// A configuration of a single plugin cannot have a second one. For such a file, the installer
+// writes a generated list with that plugin and the entry, and leaves the file itself alone. The
+// list is removed with the file.
 
 // generatedPath returns the path of the list for a single plugin's configuration:
-// "10-a-conf-kube2iam-cni.conflist" for "10-a.conf". Runtimes read it first, because "-" sorts before
-// ".".
+// "10-a-conf-kube2iam-cni.conflist" for "10-a.conf". Runtimes read it first, because "-" sorts
+// before ".".
 func generatedPath(config, plugin string) string {
 	ext := filepath.Ext(config)
 	return strings.TrimSuffix(config, ext) + "-" + ext[1:] + "-" + plugin + ".conflist"

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Installer installs a plugin's binary and adds its entry to the network configuration. It is not safe
-// for concurrent use.
+// Installer installs a plugin's binary and adds its entry to the network configuration. It is not
+// safe for concurrent use.
 type Installer struct {
 	ConfDir   string // of the network configurations
 	BinDir    string // of the plugins' binaries
@@ -27,8 +27,8 @@ type Installer struct {
 }
 
 var (
-	// ErrNoNetwork is the error of a directory without a valid network configuration: the primary CNI
-	// has not written its own yet.
+	// ErrNoNetwork is the error of a directory without a valid network configuration: the primary
+	// CNI has not written its own yet.
 	ErrNoNetwork = errors.New("no network configuration yet")
 	// ErrUnsettled is the error of a file that another program writes at this moment.
 	ErrUnsettled = errors.New("being written")
@@ -58,8 +58,9 @@ func (i *Installer) Install() (changes []string, err error) {
 }
 
 // effective returns the configuration that container runtimes use: the first valid one. It skips
-// generated lists unless the installer only watches. The error wraps ErrUnsettled if an invalid file
-// before it is unsettled. If there is none, the error wraps ErrNoNetwork and those of invalid files.
+// generated lists unless the installer only watches. The error wraps ErrUnsettled if an invalid
+// file before it is unsettled. If there is none, the error wraps ErrNoNetwork and those of invalid
+// files.
 func (i *Installer) effective(now time.Time) (*config, error) {
 	configs, err := readConfigs(i.ConfDir)
 	if err != nil {

@@ -102,7 +102,8 @@ func TestGeneratedListHasThePlugin(t *testing.T) {
 	}
 }
 
-// TestInvalidFileIsUnsettledForAMoment includes a modification time in the future: the clock was set.
+// TestInvalidFileIsUnsettledForAMoment includes a modification time in the future: the clock was
+// set.
 func TestInvalidFileIsUnsettledForAMoment(t *testing.T) {
 	now := time.Now()
 	for name, tt := range map[string]struct {
@@ -129,8 +130,8 @@ func TestInvalidFileIsUnsettledForAMoment(t *testing.T) {
 	}
 }
 
-// TestEntryIsNotAddedWithoutTheBinary has a file in place of the directory of the plugins' binaries. With
-// the entry alone, the runtime would fail each pod.
+// TestEntryIsNotAddedWithoutTheBinary has a file in place of the directory of the plugins'
+// binaries. With the entry alone, the runtime would fail each pod.
 func TestEntryIsNotAddedWithoutTheBinary(t *testing.T) {
 	before := map[string]string{"10-a.conflist": chain("a", "bridge")}
 	n := newNode(t, before)
@@ -141,7 +142,8 @@ func TestEntryIsNotAddedWithoutTheBinary(t *testing.T) {
 	n.wantFiles(before)
 }
 
-// TestWatchOnlyReadsAsRuntimesDo covers when the entry counts as chained, and that nothing is changed.
+// TestWatchOnlyReadsAsRuntimesDo covers when the entry counts as chained, and that nothing is
+// changed.
 func TestWatchOnlyReadsAsRuntimesDo(t *testing.T) {
 	const (
 		bare      = `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge"}]}`

@@ -8,8 +8,8 @@ import (
 )
 
 // pluginList has the positions of the plugins in the text of a network configuration list. A change
-// leaves all other bytes as they are, so a removal restores the text from before the insertion. (sjson
-// does not restore it, and changes the first of two equal keys, where libcni uses the last.)
+// leaves all other bytes as they are, so a removal restores the text from before the insertion.
+// (sjson does not restore it, and changes the first of two equal keys, where libcni uses the last.)
 type pluginList struct {
 	text    []byte
 	start   int // the first byte after the bracket of "plugins"

@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// replace atomically replaces a configuration that was read before, and keeps its mode and owner. If
-// its path is a symbolic link, it replaces the file that the link points to.
+// replace atomically replaces a configuration that was read before, and keeps its mode and owner.
+// If its path is a symbolic link, it replaces the file that the link points to.
 //
-// replace exchanges the new file with the old one, and exchanges them back if the old one is not the
-// file that was read: another program can write between a check and a rename. The error then wraps
-// ErrUnsettled, and the other program's file stays.
+// replace exchanges the new file with the old one, and exchanges them back if the old one is not
+// the file that was read: another program can write between a check and a rename. The error then
+// wraps ErrUnsettled, and the other program's file stays.
 func replace(c *config, text []byte) error {
 	path, err := filepath.EvalSymlinks(c.path)
 	if err != nil {

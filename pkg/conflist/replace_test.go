@@ -63,8 +63,8 @@ type foreign struct{ fs.FileInfo }
 func (foreign) Mode() fs.FileMode { return 0o640 }
 func (foreign) Sys() any          { return &syscall.Stat_t{Uid: 12, Gid: 34} }
 
-// TestReplacementHasTheOwner expects the owner of the replaced file if the kernel permits it, and else
-// that the file is written all the same.
+// TestReplacementHasTheOwner expects the owner of the replaced file if the kernel permits it, and
+// else that the file is written all the same.
 func TestReplacementHasTheOwner(t *testing.T) {
 	pending, err := prepare(filepath.Join(t.TempDir(), "10-a.conflist"), foreign{}, []byte("{}"))
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 // unsettledInterval is the time until an unsettled file is read again.
 const unsettledInterval = 100 * time.Millisecond
 
-// Run calls Install until ctx ends: at each change of the directories and at each interval. A primary
-// CNI writes its configuration again at an upgrade and at a boot. Run logs changes and errors, and
-// removes nothing at its end.
+// Run calls Install until ctx ends: at each change of the directories and at each interval. A
+// primary CNI writes its configuration again at an upgrade and at a boot. Run logs changes and
+// errors, and removes nothing at its end.
 func (i *Installer) Run(ctx context.Context) error {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil { // the node's limit of inotify instances is reached
@@ -60,7 +60,8 @@ func (i *Installer) wait(ctx context.Context, watcher *fsnotify.Watcher, timer <
 	}
 }
 
-// installAndLog calls Install, logs changes of its result, and returns the time until the next call.
+// installAndLog calls Install, logs changes of its result, and returns the time until the next
+// call.
 func (i *Installer) installAndLog() time.Duration {
 	changes, err := i.Install()
 	if len(changes) > 0 {

@@ -24,8 +24,8 @@ func Unchain(dir, plugin string) (changes []string, err error) {
 	}
 	removed, err := removeGenerated(dir, plugin, "")
 	changes, err = append(changes, removed...), errors.Join(append(errs, err)...)
-	// An operator can have added the plugin in a file of a network's directory, and a primary CNI can
-	// have written a configuration with it since readConfigs.
+	// An operator can have added the plugin in a file of a network's directory, and a primary CNI
+	// can have written a configuration with it since readConfigs.
 	if networks, _ := Chained(dir, plugin); len(networks) > 0 && err == nil {
 		err = fmt.Errorf("the plugin is still in the chain of %q: take it out of the files of their directories below %s", networks, dir)
 	}

@@ -32,8 +32,8 @@ func TestUnchainRestoresTheFiles(t *testing.T) {
 	}
 }
 
-// TestUnchainKeepsALaterConfiguration has the primary CNI write a single plugin's configuration after the
-// agent ended.
+// TestUnchainKeepsALaterConfiguration has the primary CNI write a single plugin's configuration
+// after the agent ended.
 func TestUnchainKeepsALaterConfiguration(t *testing.T) {
 	n := newNode(t, map[string]string{"10-a.conf": single})
 	if _, err := n.Install(); err != nil {

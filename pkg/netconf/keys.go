@@ -79,8 +79,8 @@ func setProxyIP(c *Config, s string) (err error) {
 	if s == "auto" {
 		return nil
 	}
-	// The kernel redirects a pod's packet to 127.0.0.1 only with route_localnet, which opens the node's
-	// loopback addresses to pods.
+	// The kernel redirects a pod's packet to 127.0.0.1 only with route_localnet, which opens the
+	// node's loopback addresses to pods.
 	c.ProxyIP, err = parseUnicast(s)
 	return err
 }

@@ -31,8 +31,8 @@ type Config struct {
 	Datapath   attachment.Datapath // DatapathPod, or empty for "auto"
 
 	PrevResult types.Result // nil if there is none
-	// Valid are the attachments that GC keeps. It is nil if the runtime passed no list, and empty if
-	// the runtime passed an empty list or null, which libcni writes for an empty list.
+	// Valid are the attachments that GC keeps. It is nil if the runtime passed no list, and empty
+	// if the runtime passed an empty list or null, which libcni writes for an empty list.
 	Valid []types.GCAttachment
 }
 
@@ -48,9 +48,9 @@ const (
 	validKey       = reservedPrefix + "valid-attachments"
 )
 
-// Parse decodes a network configuration. An unknown key or an invalid value of the plugin's own keys
-// is an error with code 7. Text that is not a JSON object, or an invalid value of another key, is one
-// with code 6.
+// Parse decodes a network configuration. An unknown key or an invalid value of the plugin's own
+// keys is an error with code 7. Text that is not a JSON object, or an invalid value of another key,
+// is one with code 6.
 func Parse(stdin []byte) (*Config, error) {
 	raw, err := decodeObject(stdin)
 	if err != nil {
@@ -90,9 +90,10 @@ func Parse(stdin []byte) (*Config, error) {
 	return c, nil
 }
 
-// StateDir returns the state directory of a configuration whose other keys may be invalid. DEL needs
-// only this key: a DEL that failed for another key would keep the pod's address from being released.
-// StateDir returns the default for a value that Parse refuses, because no ADD has used that value.
+// StateDir returns the state directory of a configuration whose other keys may be invalid. DEL
+// needs only this key: a DEL that failed for another key would keep the pod's address from being
+// released. StateDir returns the default for a value that Parse refuses, because no ADD has used
+// that value.
 func StateDir(stdin []byte) string {
 	c := Config{StateDir: DefaultStateDir}
 	if raw, err := decodeObject(stdin); err == nil && raw["stateDir"] != nil {

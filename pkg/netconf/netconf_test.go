@@ -99,7 +99,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestKeyDefaultsAreThoseOfParse compares a configuration with the documented defaults and an empty one.
+// TestKeyDefaultsAreThoseOfParse compares a configuration with the documented defaults and an empty
+// one.
 func TestKeyDefaultsAreThoseOfParse(t *testing.T) {
 	explicit := map[string]any{"cniVersion": "1.1.0", "name": "net"}
 	for _, k := range Keys {

@@ -13,8 +13,8 @@ type podArgs struct {
 }
 
 // ParsePod reads the pod from CNI_ARGS ("K=V;K2=V2"). It returns the zero Pod for a container that
-// belongs to no pod. It requires name and namespace, but no UID, because cri-dockerd passes none. It
-// ignores other plugins' arguments. Errors have code 4.
+// belongs to no pod. It requires name and namespace, but no UID, because cri-dockerd passes none.
+// It ignores other plugins' arguments. Errors have code 4.
 func ParsePod(args string) (attachment.Pod, error) {
 	fields := podArgs{CommonArgs: types.CommonArgs{IgnoreUnknown: true}}
 	err := types.LoadArgs(args, &fields)

@@ -37,8 +37,8 @@ func findDirsOrDefault(c *cli.Context, log *slog.Logger) cnidirs.Dirs {
 	return dirs
 }
 
-// watchDirs returns an error when the container runtime has other directories than before, as after an
-// upgrade. It returns nil when ctx ends.
+// watchDirs returns an error when the container runtime has other directories than before, as after
+// an upgrade. It returns nil when ctx ends.
 func watchDirs(ctx context.Context, c *cli.Context, before cnidirs.Dirs) error {
 	for {
 		select {
@@ -54,8 +54,8 @@ func watchDirs(ctx context.Context, c *cli.Context, before cnidirs.Dirs) error {
 	}
 }
 
-// checkDirs returns an error if the plugin was installed with other directories: uninstall would leave
-// it chained.
+// checkDirs returns an error if the plugin was installed with other directories: uninstall would
+// leave it chained.
 func checkDirs(confDir, stateDir string) error {
 	if _, err := os.Stat(confDir); err != nil {
 		return fmt.Errorf("%w: is --cni-conf-dir where this node's runtime reads its network configurations?", err)

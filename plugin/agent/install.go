@@ -59,8 +59,9 @@ func install(c *cli.Context) error {
 	return err
 }
 
-// newInstaller returns an installer without its directories. It opens the plugin's binary, because its
-// path is not below the host's root directory. The file stays open for as long as this process runs.
+// newInstaller returns an installer without its directories. It opens the plugin's binary, because
+// its path is not below the host's root directory. The file stays open for as long as this process
+// runs.
 func newInstaller(c *cli.Context, entry []byte, log *slog.Logger) (*conflist.Installer, error) {
 	path := c.String("plugin")
 	if path == "" {

@@ -46,8 +46,8 @@ func runBinary(t *testing.T, env []string, args ...string) outcome {
 	return outcomeOf(t, exec.Command(self, args...), append(env, agentEnv(t)...), nil)
 }
 
-// agentEnv makes this test binary run the agent, without the second by which the race detector delays
-// an exit.
+// agentEnv makes this test binary run the agent, without the second by which the race detector
+// delays an exit.
 func agentEnv(t *testing.T) []string {
 	return []string{"TEST_AS_AGENT=1", "GORACE=atexit_sleep_ms=0", "GOCOVERDIR=" + t.TempDir()}
 }

@@ -78,7 +78,8 @@ func (n *testNode) command(args ...string) outcome {
 	return runBinary(n.T, n.env, args...)
 }
 
-// writeCache writes an attachment into the runtime's cache, with the network configuration of its ADD.
+// writeCache writes an attachment into the runtime's cache, with the network configuration of its
+// ADD.
 func (n *testNode) writeCache(chain string) {
 	n.Helper()
 	entry, err := json.Marshal(map[string]any{

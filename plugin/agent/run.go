@@ -95,7 +95,8 @@ func runAgent(c *cli.Context) error {
 	tasks.Go(func() error { return a.Run(ctx) })
 	tasks.Go(func() error { return watchDirs(ctx, c, dirs) })
 	tasks.Go(func() error {
-		// On a node that cannot be guarded, each ADD fails, so the entry would only keep pods from starting.
+		// On a node that cannot be guarded, each ADD fails, so the entry would only keep pods from
+		// starting.
 		select {
 		case <-guarded:
 			return installer.Run(ctx)
@@ -108,8 +109,8 @@ func runAgent(c *cli.Context) error {
 	return err
 }
 
-// lockAgent takes the node's agent lock. It waits until another agent ends, except with --once, where
-// another agent is an error.
+// lockAgent takes the node's agent lock. It waits until another agent ends, except with --once,
+// where another agent is an error.
 func lockAgent(ctx context.Context, c *cli.Context, log *slog.Logger, stateDir string) (*agent.Lock, error) {
 	info, err := agent.NewInfo(os.Args, flagValues(c), stateDir)
 	if err != nil {

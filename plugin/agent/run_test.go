@@ -14,8 +14,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
-// TestOneAgentChangesANode starts a second agent with another state directory. Without the lock, each
-// agent would replace the other's entry, and remove the other's rules as stale.
+// TestOneAgentChangesANode starts a second agent with another state directory. Without the lock,
+// each agent would replace the other's entry, and remove the other's rules as stale.
 func TestOneAgentChangesANode(t *testing.T) {
 	for _, by := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		t.Run("the first ends by "+by.String(), func(t *testing.T) {
@@ -144,7 +144,8 @@ func TestAgentWithoutInstallWarnsOfMissingEntry(t *testing.T) {
 	}
 }
 
-// TestReadyInAnotherContainer runs the DaemonSet's probe in another mount namespace than the agent's.
+// TestReadyInAnotherContainer runs the DaemonSet's probe in another mount namespace than the
+// agent's.
 func TestReadyInAnotherContainer(t *testing.T) {
 	n := newNode(t, "nftables")
 	a := n.start("--install", "--host-root", "/")

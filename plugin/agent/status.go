@@ -9,8 +9,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
 )
 
-// agentStatus publishes in the lock file whether the agent is ready: its last round had no error, and
-// the entry was in the network configuration at the last check.
+// agentStatus publishes in the lock file whether the agent is ready: its last round had no error,
+// and the entry was in the network configuration at the last check.
 type agentStatus struct {
 	lock *agent.Lock
 	lost func(error) // is called with an error of the lock file

@@ -83,8 +83,8 @@ func (n *testNode) listen(path string) {
 	n.Cleanup(func() { l.Close() })
 }
 
-// TestUnitInstalls runs the unit's command with the unit's capabilities, after `install`, on nodes of
-// several distributions: each has its directories in a mount namespace.
+// TestUnitInstalls runs the unit's command with the unit's capabilities, after `install`, on nodes
+// of several distributions: each has its directories in a mount namespace.
 func TestUnitInstalls(t *testing.T) {
 	user := 1000 // the owner of the network configurations on some distributions
 	if netnstest.InUserNamespace() {

@@ -28,8 +28,8 @@ DELs. Call this again after these pods are gone, to remove the binary.`,
 	Action: uninstall,
 }
 
-// uninstall removes in the reverse order of install and ADD: first the entry, so that the runtime does
-// no longer call the plugin, then rules and state, and then the binary.
+// uninstall removes in the reverse order of install and ADD: first the entry, so that the runtime
+// does no longer call the plugin, then rules and state, and then the binary.
 func uninstall(c *cli.Context) error {
 	_, conf, err := parseEntry(c)
 	if err != nil {

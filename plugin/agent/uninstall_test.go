@@ -94,8 +94,8 @@ func TestUninstallRestoresTheNode(t *testing.T) {
 	}
 }
 
-// TestUninstallRefusesOtherDirectories covers a configuration directory that no runtime reads, and a state
-// directory that is not the entry's. Uninstall would succeed and leave the plugin chained.
+// TestUninstallRefusesOtherDirectories covers a configuration directory that no runtime reads, and
+// a state directory that is not the entry's. Uninstall would succeed and leave the plugin chained.
 func TestUninstallRefusesOtherDirectories(t *testing.T) {
 	n := newNode(t, "auto")
 	if got := n.command("install"); got.Code != 0 {
