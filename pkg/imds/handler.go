@@ -124,27 +124,26 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, c *conn, caller 
 		return errNoToken
 	}
 	switch route {
-	case credentialsRoute:
-		return serveCredentials(w, r, caller, role)
-	case roleRoute:
-		name, _, err := caller.Role(r.Context())
-		if err != nil {
-			return err
-		}
-		writeText(w, name)
-		return nil
-	case infoRoute:
-		return serveInfo(w, r, caller)
-	case iamRoute:
-		if _, _, err := caller.Role(r.Context()); err != nil {
-			return err
-		}
-		writeText(w, "info\nsecurity-credentials/")
-		return nil
+	case notFoundRoute:
+		return errNotFound
 	case forwardRoute:
 		return h.forward(w, r, c.source, caller, path)
+	case credentialsRoute:
+		return serveCredentials(w, r, caller, role)
 	}
-	return errNotFound
+	name, arn, err := caller.Role(r.Context())
+	if err != nil {
+		return err
+	}
+	switch route {
+	case iamRoute:
+		writeText(w, "info\nsecurity-credentials/")
+	case infoRoute:
+		writeText(w, infoDocument(name, arn, now))
+	case roleRoute:
+		writeText(w, name)
+	}
+	return nil
 }
 
 // forward writes what the node's metadata service has at a canonical path.

@@ -1,7 +1,6 @@
 package imds
 
 import (
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -45,11 +44,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		tcp, ok := c.(*net.TCPConn)
-		if !ok {
-			c.Close()
-			return nil, fmt.Errorf("accepted a %T, not a TCP connection", c)
-		}
+		tcp := c.(*net.TCPConn)
 		source := addrPort(tcp.RemoteAddr())
 		destination, err := originalDestination(tcp)
 		accepted := &conn{TCPConn: tcp, listener: l, source: source.Addr()}

@@ -58,10 +58,6 @@ func originalDestination6(fd int) (netip.AddrPort, error) {
 
 // addrPort returns a TCP address without the zone, and an IPv4-mapped one as IPv4.
 func addrPort(a net.Addr) netip.AddrPort {
-	t, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	ap := t.AddrPort()
+	ap := a.(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }

@@ -55,18 +55,13 @@ func serveCredentials(w http.ResponseWriter, r *http.Request, caller Caller, rol
 	return nil
 }
 
-// serveInfo answers iam/info for the pod's own role, so that the node's instance profile does not leak.
-func serveInfo(w http.ResponseWriter, r *http.Request, caller Caller) error {
-	name, arn, err := caller.Role(r.Context())
-	if err != nil {
-		return err
-	}
+// infoDocument returns iam/info for the pod's own role, so that the node's instance profile does not leak.
+func infoDocument(role, arn string, now time.Time) string {
 	// The IAM console creates an instance profile of this name for a role.
 	account, _, _ := strings.Cut(arn, ":role/")
-	profile := account + ":instance-profile/" + name
-	writeText(w, fmt.Sprintf("{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : %s,\n  \"InstanceProfileArn\" : %s,\n  \"InstanceProfileId\" : %s\n}",
-		quote(time.Now().UTC().Format(timeFormat)), quote(profile), quote(profileID(arn))))
-	return nil
+	profile := account + ":instance-profile/" + role
+	return fmt.Sprintf("{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : %s,\n  \"InstanceProfileArn\" : %s,\n  \"InstanceProfileId\" : %s\n}",
+		quote(now.UTC().Format(timeFormat)), quote(profile), quote(profileID(arn)))
 }
 
 // profileID returns an ID of the usual form, "AIPA" and 17 letters or digits. It is the same for each
