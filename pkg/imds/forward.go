@@ -2,11 +2,11 @@ package imds
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
-	"strings"
 )
 
 // maxBody limits the body of a response. The largest real one, user data, has 16 KiB.
@@ -14,31 +14,24 @@ const maxBody = 64 << 10
 
 // Forward implements Forwarder. The error is a *Refusal.
 //
-// An exchange for a cacheable path goes on after the pod's client has disconnected, because others may
-// wait for it. Forward returns only when it has ended: until then it counts against the pod's limits.
+// An exchange counts against the pod that began it until it ends. One for a cacheable path goes on after
+// the pod's client has disconnected, because others may wait for it.
 func (u *Upstream) Forward(ctx context.Context, source netip.Addr, path string) (*Response, error) {
-	key := strings.TrimSuffix(path, "/")
-	if res := u.cache.get(key); res != nil {
-		return res, nil
-	}
-	if err := u.limit.begin(source); err != nil {
-		return nil, err
-	}
-	defer u.limit.end(source)
-	fetch := func() (*Response, error) { return u.fetch(ctx, path) }
-	if isCacheable(key) {
-		fetch = func() (*Response, error) {
-			return u.cache.fetch(key, func() (*Response, error) { return u.fetch(context.WithoutCancel(ctx), key) })
+	fetch := func(ctx context.Context, path string) (*Response, error) {
+		if err := u.limit.begin(source); err != nil {
+			return nil, err
 		}
+		defer u.limit.end(source)
+		return u.fetch(ctx, path)
 	}
-	res, err := fetch()
-	switch {
-	case err == statusError(http.StatusNotFound):
+	res, err := u.cache.get(ctx, path, fetch)
+	if _, refused := errors.AsType[*Refusal](err); err == nil || refused {
+		return res, err
+	}
+	if err == statusError(http.StatusNotFound) {
 		return nil, errNotFound // the instance has no such metadata, which the log need not explain
-	case err != nil:
-		return nil, &Refusal{Status: http.StatusInternalServerError, Err: fmt.Errorf("the node's metadata service does not answer %s as it should: %w", path, err)}
 	}
-	return res, nil
+	return nil, &Refusal{Status: http.StatusInternalServerError, Err: fmt.Errorf("the node's metadata service does not answer %s as it should: %w", path, err)}
 }
 
 // statusError is an unexpected status of the service. Pods get 404 as it is and 500 for any other: no

@@ -1,6 +1,7 @@
 package imds
 
 import (
+	"context"
 	"strings"
 	"sync"
 	"time"
@@ -42,26 +43,34 @@ func isCacheable(path string) bool {
 	return ok && cacheable[rest]
 }
 
-// get returns the cached response of a path, or nil.
-func (c *responseCache) get(path string) *Response {
-	if cached, ok := c.responses.Load(path); ok && time.Now().Before(cached.(cachedResponse).until) {
-		return cached.(cachedResponse).Response
+// get returns the response of a path, which it fetches unless it is cached. Concurrent calls for a
+// cacheable path share one call of fetch, whose context does not end with that of the first caller.
+func (c *responseCache) get(ctx context.Context, path string, fetch func(ctx context.Context, path string) (*Response, error)) (*Response, error) {
+	key := strings.TrimSuffix(path, "/")
+	if !isCacheable(key) {
+		return fetch(ctx, path)
 	}
-	return nil
-}
-
-// fetch calls fetch and caches its response, or returns that of a concurrent call for the path.
-func (c *responseCache) fetch(path string, fetch func() (*Response, error)) (*Response, error) {
-	res, err, _ := c.flights.Do(path, func() (any, error) {
+	if res := c.load(key); res != nil {
+		return res, nil
+	}
+	res, err, _ := c.flights.Do(key, func() (any, error) {
 		// An earlier flight may have cached the response after this request missed it.
-		if res := c.get(path); res != nil {
+		if res := c.load(key); res != nil {
 			return res, nil
 		}
-		res, err := fetch()
+		res, err := fetch(context.WithoutCancel(ctx), key)
 		if err == nil {
-			c.responses.Store(path, cachedResponse{res, time.Now().Add(cacheTime)})
+			c.responses.Store(key, cachedResponse{res, time.Now().Add(cacheTime)})
 		}
 		return res, err
 	})
 	return res.(*Response), err
+}
+
+// load returns the cached response of a path, or nil.
+func (c *responseCache) load(path string) *Response {
+	if cached, ok := c.responses.Load(path); ok && time.Now().Before(cached.(cachedResponse).until) {
+		return cached.(cachedResponse).Response
+	}
+	return nil
 }
