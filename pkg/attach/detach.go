@@ -21,10 +21,15 @@ func (n *Node) Detach(ctx context.Context, containerID, ifName string) error {
 			defer unlock()
 			return n.tearDown(ctx, r)
 		}
-		unlock()
 		if !errors.Is(err, fs.ErrNotExist) {
+			unlock()
 			n.log.Warn("record cannot be read; removing rules by their owner", "attachment", attachment.ID(containerID, ifName), "error", err)
 			return n.detachWithoutRecord(ctx, containerID, ifName)
+		}
+		err = n.Records.Delete(containerID, ifName) // what a killed ADD or DEL left of the record
+		unlock()
+		if err != nil {
+			return wrap(KindState, err)
 		}
 	case !errors.Is(err, fs.ErrNotExist): // without a state directory no process changes anything
 		return wrap(KindState, err)
