@@ -15,8 +15,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestAdopted is a pod that was there before the plugin: refused from the agent's first look on,
-// its connections to the real service are cut, and it has its own credentials without being
+// TestAdopted: a pod older than the plugin is refused from the agent's first round, its open
+// connections to the real service are cut, and it gets its own credentials without being
 // recreated.
 func TestAdopted(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
@@ -41,7 +41,7 @@ func TestAdopted(t *testing.T) {
 		}
 		n.wantOwn(old, "app")
 		n.wantStatus(plain, credentials, http.StatusNotFound)
-		n.wantQuiet()
+		n.wantIdle()
 		n.must(n.Check(t.Context(), old))
 		n.must(n.StopPod(t.Context(), old))
 		n.wantNoTrace(old)
@@ -49,8 +49,8 @@ func TestAdopted(t *testing.T) {
 	})
 }
 
-// TestAdoptedWithoutNetns is the cache of an older libcni, which does not say where a pod's network
-// namespace is.
+// TestAdoptedWithoutNetns: the agent adopts a pod from the cache of an older libcni, which does
+// not record the pod's network namespace.
 func TestAdoptedWithoutNetns(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		chain := n.SetChain()
@@ -73,7 +73,8 @@ func TestAdoptedWithoutNetns(t *testing.T) {
 	})
 }
 
-// TestCutWithoutGuard is adoption where nothing but connection tracking cuts what is held open.
+// TestCutWithoutGuard: without the guard, adoption cuts the pod's open connections by connection
+// tracking.
 func TestCutWithoutGuard(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		chain := n.SetChain()
@@ -113,7 +114,7 @@ func (n *node) hold(s *testbed.Sandbox) *held {
 	return &held{conn, bufio.NewReader(conn)}
 }
 
-// ask is the status of an answer, 0 where there is none.
+// ask returns the status of an answer, or 0 if there is none.
 func (h *held) ask(t *testing.T, path string) int {
 	t.Helper()
 	h.conn.SetDeadline(deadline())
@@ -129,8 +130,8 @@ func (h *held) ask(t *testing.T, path string) int {
 	return resp.StatusCode
 }
 
-// TestAgentInAContainer is the agent with the host's root mounted somewhere else: every path is the
-// host's, and so is iptables, of which its own root has none.
+// TestAgentInAContainer: an agent whose own root has no iptables uses the paths and the iptables
+// of the host's root, which is mounted elsewhere.
 func TestAgentInAContainer(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		built, err := tools()
@@ -158,8 +159,8 @@ func TestAgentInAContainer(t *testing.T) {
 	})
 }
 
-// TestNotChained is a pod of a network that the plugin is not chained in: it is refused, and no
-// round takes it for one that came before the plugin, until it is chained.
+// TestNotChained: a pod of a network without the plugin is refused, and no round adopts it
+// before the plugin is chained.
 func TestNotChained(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		chain := n.SetChain()

@@ -20,7 +20,7 @@ import (
 // deadline bounds what a test waits for an answer that may never come.
 func deadline() time.Time { return time.Now().Add(10 * time.Second) }
 
-// getAt is get from a service of the caller's choice.
+// getAt is get from another service.
 func (n *node) getAt(s *testbed.Sandbox, service, path string) answer {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
@@ -36,7 +36,7 @@ func (n *node) getAt(s *testbed.Sandbox, service, path string) answer {
 	return answer{status: resp.StatusCode, body: string(body), err: err}
 }
 
-// wantOwnAt is wantOwn from a service of the caller's choice.
+// wantOwnAt is wantOwn from another service.
 func (n *node) wantOwnAt(s *testbed.Sandbox, service, role string) {
 	n.t.Helper()
 	if got := n.getAt(s, service, credentials); got.status != http.StatusOK || got.body != role {
@@ -57,10 +57,10 @@ func (n *node) address(s *testbed.Sandbox, change, prefix string) {
 	n.must(err)
 }
 
-// wantSilenceOrRefusal dials the metadata service from one of the pod's addresses, and wants no
-// answer, neither the proxy's nor the service's. That the client has none proves little: an answer
-// to a forged address goes to the address's owner. So the node's connection tracking must not hold
-// the connection either, which it does as soon as a packet is delivered or forwarded.
+// wantSilenceOrRefusal dials the metadata service from one of the pod's addresses and wants no
+// answer. A client without an answer proves little: the answer to a forged address goes to its
+// owner. So the node must not track the connection either, which it does as soon as a packet is
+// delivered or forwarded.
 func (n *node) wantSilenceOrRefusal(s *testbed.Sandbox, from netip.Addr) {
 	n.t.Helper()
 	source, err := n.dialService(s, from)
@@ -95,7 +95,7 @@ func (n *node) dialService(s *testbed.Sandbox, from netip.Addr) (source netip.Ad
 	return source, err
 }
 
-// serviceOf is the metadata service's address of the same family.
+// serviceOf returns the metadata service's address of the same family.
 func serviceOf(ip netip.Addr) netip.AddrPort {
 	if ip.Is6() {
 		return netip.MustParseAddrPort(testbed.MetadataAddr6)
@@ -132,8 +132,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// wantOnlyTheNodeAsked wants that nobody but the node has got through to the real metadata service,
-// for whatever it was.
+// wantOnlyTheNodeAsked wants every request at the real metadata service to be the node's.
 func (n *node) wantOnlyTheNodeAsked() {
 	n.t.Helper()
 	asked := n.IMDS.Requests()

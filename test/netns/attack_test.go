@@ -33,13 +33,13 @@ func dual(s setup) setup {
 	return s
 }
 
-// front is where a pod and the service meet, by one family.
+// front is a pod's address and the metadata service's of the same family.
 type front struct {
 	pod, gateway, service netip.Addr
 	url                   string
 }
 
-// fronts are the pod's, by its addresses.
+// fronts returns a front for each address of the pod.
 func fronts(s *testbed.Sandbox) []front {
 	var all []front
 	for _, given := range s.Result.IPs {
@@ -53,8 +53,8 @@ func fronts(s *testbed.Sandbox) []front {
 	return all
 }
 
-// during keeps an attack going while f runs: what a neighbour or the bridge learns in between is
-// overwritten again.
+// during repeats an attack while f runs: it overwrites what a neighbour or the bridge learns in
+// between.
 func during(attack func(), f func()) {
 	stop := make(chan struct{})
 	var attacking sync.WaitGroup
@@ -96,7 +96,7 @@ func (n *node) try(s *testbed.Sandbox, url string) []answer {
 	return answers
 }
 
-// recover ends what an attack left in the neighbours' tables, as time does.
+// recover removes what an attack left in the neighbour tables, as time does.
 func (n *node) recover(pods ...*testbed.Sandbox) {
 	n.t.Helper()
 	for _, family := range []string{"-4", "-6"} {
@@ -108,8 +108,8 @@ func (n *node) recover(pods ...*testbed.Sandbox) {
 	}
 }
 
-// TestStolenAddress is a pod that claims its neighbour's address by ARP or NDP, and then its MAC
-// address: what the proxy sends to the neighbour is drawn to the thief's port, and dropped there.
+// TestStolenAddress: a pod claims its neighbour's address by ARP or NDP, and then its MAC
+// address. The node drops what the proxy sends to the neighbour at the thief's port.
 func TestStolenAddress(t *testing.T) {
 	onThese(t, attacked, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -150,8 +150,8 @@ func TestStolenAddress(t *testing.T) {
 	})
 }
 
-// TestFalseGateway is a pod that tells its neighbour by ARP or NDP that the gateway's address is
-// its own, and answers as the metadata service: the neighbour is neither listened to nor lied to.
+// TestFalseGateway: a pod claims the gateway's address by ARP or NDP and answers as the metadata
+// service. It receives nothing of its neighbour's, and its answers do not arrive.
 func TestFalseGateway(t *testing.T) {
 	onThese(t, attacked, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -215,7 +215,7 @@ func (n *node) serveLies(s *testbed.Sandbox) {
 	}
 }
 
-// TestClaimsInHeaders is a pod that says in its request whose it is.
+// TestClaimsInHeaders: a header that names another pod's address or role changes nothing.
 func TestClaimsInHeaders(t *testing.T) {
 	onThese(t, []setup{bridgeIPTables, bridged, routedIPTables}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -239,8 +239,8 @@ func TestClaimsInHeaders(t *testing.T) {
 	})
 }
 
-// TestForgedSourceOnTheHost is a process on the node that dials the proxy from a pod's address:
-// what it asks may arrive, the answer goes to the pod, which knows nothing of it.
+// TestForgedSourceOnTheHost: a process on the node dials the proxy from a pod's address. The
+// request may arrive; the answer goes to the pod, which has no such connection.
 func TestForgedSourceOnTheHost(t *testing.T) {
 	onThese(t, []setup{bridgeIPTables, bridged, routedIPTables}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -263,7 +263,7 @@ func TestForgedSourceOnTheHost(t *testing.T) {
 	})
 }
 
-// freeBind lets a socket have an address that the machine has not (ip(7), IP_FREEBIND,
+// freeBind lets a socket use an address that the machine does not have (ip(7), IP_FREEBIND,
 // IP_TRANSPARENT).
 func freeBind(_, _ string, c syscall.RawConn) error {
 	var failed error

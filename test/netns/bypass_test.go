@@ -32,10 +32,9 @@ type instruction struct {
 	immediate int32
 }
 
-// classifier is a BPF program of the kind that eBPF datapaths put at a veth's ingress: what is
-// bound for the metadata service it sends straight to another interface, with the neighbour's
-// address filled in, as host routing does, or drops, as a policy does; the rest goes on. With
-// neither all goes on.
+// classifier loads a BPF program such as eBPF datapaths attach to a veth's ingress. It redirects
+// packets for the metadata service to another interface with the neighbour's address filled in,
+// as host routing does, or drops them, as a policy does. All other packets pass.
 func classifier(toInterface int, drop bool) (int, error) {
 	const goOn = -1 // TC_ACT_UNSPEC, TCX_NEXT
 	program := []instruction{
@@ -79,11 +78,11 @@ func load(kind uint32, program []instruction) (int, error) {
 		instructions: uint64(uintptr(unsafe.Pointer(&program[0]))), licence: uint64(uintptr(unsafe.Pointer(&licence[0])))})
 }
 
-// dropping is where a classifier sends what it drops.
+// dropping is the target of a classifier that drops.
 const dropping = "nowhere"
 
-// classify attaches a program to the ingress of the pod's host side, by tc or by tcx, or by XDP one
-// that lets all packets pass or none. It stays until the test ends.
+// classify attaches a program to the ingress of the pod's host side by tc, tcx or XDP until the
+// test ends. The XDP program passes or drops all packets.
 func (n *node) classify(link string, by, to string) {
 	n.t.Helper()
 	err := n.Node.Do(func() error {
@@ -138,7 +137,7 @@ func (n *node) classify(link string, by, to string) {
 	n.must(err)
 }
 
-// hostLink is the host side of a pod that no record says it of.
+// hostLink returns the host side of a pod without a record.
 func (n *node) hostLink(s *testbed.Sandbox) string {
 	n.t.Helper()
 	for _, i := range s.Result.Interfaces {
@@ -157,10 +156,9 @@ func (n *node) hostLink(s *testbed.Sandbox) string {
 	return ""
 }
 
-// TestNetfilterBypassed is a veth at whose ingress a BPF program takes packets past netfilter, as
-// eBPF host routing does: no rule of the host's is ever asked. ADD finds out by a packet, and
-// refuses, unless the configuration says that the redirection goes inside the pod. A program that
-// lets packets go on changes nothing.
+// TestNetfilterBypassed: a BPF program at the veth's ingress takes packets past netfilter, as
+// eBPF host routing does. ADD finds out by a packet and refuses, unless the configuration asks
+// for the redirection inside the pod. A program that passes packets on changes nothing.
 func TestNetfilterBypassed(t *testing.T) {
 	for _, by := range []string{"tc", "tcx"} {
 		t.Run(by, func(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// boto3 is an ordinary program of a user: no endpoint of the metadata service, no credentials.
+// boto3 is a user's program that configures neither an endpoint nor credentials.
 const boto3 = `
 import boto3, sys
 session = boto3.session.Session()
@@ -20,14 +20,14 @@ print(session.get_credentials().method)
 print(session.client("sts", endpoint_url=sys.argv[1]).get_caller_identity()["Arn"])
 `
 
-// forceV1 makes a pod's clients use IMDSv1. Neither the AWS CLI nor boto3 has a switch for it: they
-// use it where they can get no token. So the pod's own packet filter resets their connection at the
-// PUT, and the clients stay as they are.
+// forceV1 makes a pod's clients use IMDSv1. The AWS CLI and boto3 have no switch for it; they
+// use it if they get no token. So the pod's own packet filter resets their connection at the
+// PUT.
 func (n *node) forceV1(s *testbed.Sandbox) {
 	n.filter(s, "--string", "PUT /latest/api/token", "-j", "REJECT", "--reject-with", "tcp-reset")
 }
 
-// countTokens counts the pod's requests that carry a session token, in tokensSent.
+// countTokens counts the pod's requests with a session token, for tokensSent.
 func (n *node) countTokens(s *testbed.Sandbox) {
 	n.filter(s, "--icase", "--string", "x-aws-ec2-metadata-token:")
 }
@@ -89,8 +89,8 @@ func TestUnmodifiedClients(t *testing.T) {
 	})
 }
 
-// cloudInit has cloud-init's EC2 data source crawl the metadata. It prints how many keys it has,
-// and of version 2 where it is asked to.
+// cloudInit crawls the metadata by cloud-init's EC2 data source, with version 2 if asked, and
+// prints the keys.
 const cloudInit = `
 import sys, urllib.request
 from cloudinit.sources.helpers import ec2
@@ -103,8 +103,8 @@ metadata = ec2.get_instance_metadata(headers_cb=headers)
 print(*sorted(metadata))
 `
 
-// TestCloudInitCrawls runs Debian's cloud-init, to which one name that is listed and not answered
-// means that there is no metadata.
+// TestCloudInitCrawls: Debian's cloud-init gets all metadata that is listed. A listed name
+// without an answer would end its crawl.
 func TestCloudInitCrawls(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.proxy(slices.Concat(impatient, []string{"--metadata-deny", "^/[^/]+/user-data", "--metadata-deny", "/placement/host-id$"})...)
@@ -133,8 +133,8 @@ func TestCloudInitCrawls(t *testing.T) {
 	})
 }
 
-// TestIMDS26OtherMetadata is what of the instance arrives in a pod, by the proxy, whose requests
-// are the only ones.
+// TestIMDS26OtherMetadata: a pod reads the instance's other metadata through the proxy, and only
+// the proxy asks the real service.
 func TestIMDS26OtherMetadata(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -166,8 +166,8 @@ func TestIMDS26OtherMetadata(t *testing.T) {
 	})
 }
 
-// TestFirstRequest is a pod's first request, made the moment that ADD is back: the API server does
-// not say its IP yet, nor has anyone asked STS before.
+// TestFirstRequest: a request made when ADD returns is served, before the API server reports the
+// pod's IP and before STS was called for it.
 func TestFirstRequest(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()

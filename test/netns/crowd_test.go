@@ -19,7 +19,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// served is how often a pod was served, and how long that took.
+// served is how long each answer took.
 type served []time.Duration
 
 func (s served) String() string {
@@ -30,8 +30,8 @@ func (s served) String() string {
 	return fmt.Sprintf("%d times, in %v in the median, %v at the 99th percentile and %v at most", len(s), sorted[len(s)/2], sorted[len(s)*99/100], sorted[len(s)-1])
 }
 
-// servedAtOnce asks for a pod's credentials until stop, as a program of many does, and measures
-// that; each answer must come within a few tries of an SDK, on however busy a machine this runs.
+// servedAtOnce requests a pod's credentials until stop and returns how long each answer took.
+// Each must come within a few of an SDK's tries, also on a busy machine.
 func (n *node) servedAtOnce(s *testbed.Sandbox, role string, stop <-chan struct{}) (times served) {
 	for {
 		select {
@@ -48,10 +48,9 @@ func (n *node) servedAtOnce(s *testbed.Sandbox, role string, stop <-chan struct{
 	}
 }
 
-// TestOnePodCannotStarveItsNeighbour has a pod open ten thousand connections, then hold as many as
-// it may without saying what it wants, ask for other metadata without an end, ask for what costs
-// little and for what the API server has to be asked for, and change what it asks STS for 50 times
-// a second. Its neighbour is served at once through it all, and so is the pod when it has stopped.
+// TestOnePodCannotStarveItsNeighbour: a pod opens ten thousand connections, holds silent ones,
+// requests other metadata, cheap answers and lookups at the API server, and changes its session
+// 50 times a second. Its neighbour is served meanwhile, and so is the pod afterwards.
 func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
 	onThese(t, []setup{bridged}, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -104,8 +103,7 @@ func TestOnePodCannotStarveItsNeighbour(t *testing.T) {
 	})
 }
 
-// askForDeleted has a pod whose object the API server no longer has ask again and again, each time
-// for what the API server has to be asked for.
+// askForDeleted makes requests that need a lookup from a pod that the API server no longer has.
 func (n *node) askForDeleted(name string) {
 	n.t.Helper()
 	s := n.run(name, "app")
@@ -128,9 +126,9 @@ func (n *node) askForDeleted(name string) {
 	}
 }
 
-// changeOften changes a pod's session 50 times a second. A client of the pod asks for its
-// credentials after each change and hangs up. After ten seconds of it new pods come, and change
-// their session more often than it is fetched ahead. STS must be asked for the last one at once.
+// changeOften changes a pod's session 50 times a second. A client requests its credentials after
+// each change and hangs up. After ten seconds new pods start and change their session faster
+// than it is prefetched. The last change must reach STS at once.
 func (n *node) changeOften(s *testbed.Sandbox, role, newRole string) {
 	n.t.Helper()
 	stop, begun := make(chan struct{}), make(chan struct{})
@@ -186,8 +184,8 @@ func (n *node) changeSession(s *testbed.Sandbox, session string) {
 	}
 }
 
-// dialMany opens connections to the service, a hundred at a time, that say nothing, and holds them
-// until all were opened or refused.
+// dialMany opens silent connections to the service, a hundred at a time, and holds them until
+// all were opened or refused.
 func (n *node) dialMany(s *testbed.Sandbox, connections int) {
 	n.t.Helper()
 	var left atomic.Int64

@@ -9,7 +9,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestCurl is what only a raw client shows: the bytes of an answer, and requests that no SDK makes.
+// TestCurl compares the bytes of answers, and makes requests that no SDK makes.
 func TestCurl(t *testing.T) {
 	onThese(t, []setup{bridged}, func(t *testing.T, n *node) {
 		n.proxy()

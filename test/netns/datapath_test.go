@@ -14,7 +14,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// record is what the plugin wrote of one of the sandbox's interfaces.
+// record returns the record of one of the sandbox's interfaces.
 func (n *node) record(s *testbed.Sandbox, ifName string) *attachment.Record {
 	n.t.Helper()
 	r, err := attachment.In(n.StateDir).Get(s.ContainerID, ifName)
@@ -22,8 +22,9 @@ func (n *node) record(s *testbed.Sandbox, ifName string) *attachment.Record {
 	return r
 }
 
-// TestWayOfAPod is how each topology is recognised, and what its rule matches.
-func TestWayOfAPod(t *testing.T) {
+// TestDatapathOfEachTopology: the plugin recognises each topology and matches its interface in
+// the rule.
+func TestDatapathOfEachTopology(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
 		pod := n.run("pod", "app")
@@ -56,8 +57,8 @@ func TestWayOfAPod(t *testing.T) {
 	})
 }
 
-// TestSeveralInterfaces is a pod on two networks: each interface has a redirection of its own, and
-// takes it along.
+// TestSeveralInterfaces: each interface of a pod on two networks has its own redirection, which
+// its DEL removes.
 func TestSeveralInterfaces(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -91,9 +92,9 @@ func TestSeveralInterfaces(t *testing.T) {
 	})
 }
 
-// TestNoVeth is a pod on a macvlan or an ipvlan: its packets never pass the node's rules, so the
-// redirection is inside the pod, and is said to be no boundary.
-func TestNoVeth(t *testing.T) {
+// TestPodWithoutVeth: the packets of a pod on a macvlan or an ipvlan never pass the node's
+// rules. Its redirection is inside the pod, and the log says that it is no boundary.
+func TestPodWithoutVeth(t *testing.T) {
 	for _, kind := range []string{"macvlan", "ipvlan"} {
 		for _, path := range []string{"auto", "pod"} {
 			t.Run(kind+" "+path, func(t *testing.T) {
@@ -106,8 +107,7 @@ func TestNoVeth(t *testing.T) {
 	}
 }
 
-// needIPVLAN skips a test on a kernel that was built without ipvlan: it says so when it is asked
-// for one.
+// needIPVLAN skips a test if the kernel says that it has no ipvlan.
 func needIPVLAN(t *testing.T) {
 	t.Helper()
 	out, err := exec.Command("unshare", "-n", "sh", "-c", "ip link add veth0 type veth peer name veth1 && ip link add ipvlan0 link veth0 type ipvlan").CombinedOutput()
@@ -177,7 +177,8 @@ func noVeth(t *testing.T, kind, path string) {
 	})
 }
 
-// TestDualStack is pods with addresses of both families: the service's two addresses give the same.
+// TestDualStack: a pod with addresses of both families gets the same at both addresses of the
+// service.
 func TestDualStack(t *testing.T) {
 	var dual []setup
 	for _, s := range setups {
@@ -212,9 +213,9 @@ func TestDualStack(t *testing.T) {
 	})
 }
 
-// TestChainedWithOthers has other plugins of the CNI project before and after ours. bandwidth takes
-// what the pod sends away at the veth's ingress and brings it back, firewall accepts what the guard
-// refuses, portmap redirects, too.
+// TestChainedWithOthers: the plugin works before and after other plugins of the CNI project.
+// bandwidth redirects the pod's packets at the veth's ingress and back, firewall accepts what
+// the guard refuses, and portmap has redirections of its own.
 func TestChainedWithOthers(t *testing.T) {
 	for name, place := range map[string]func(ours testbed.Entry, others []testbed.Entry) []testbed.Entry{
 		"first": func(ours testbed.Entry, others []testbed.Entry) []testbed.Entry {
@@ -263,7 +264,7 @@ func TestChainedWithOthers(t *testing.T) {
 	}
 }
 
-// wantOthersWork wants of each of the others what it is for.
+// wantOthersWork wants each of the other plugins to work.
 func (n *node) wantOthersWork(pod *testbed.Sandbox) {
 	n.t.Helper()
 	listener, err := pod.Netns.Listen("tcp", ":80")

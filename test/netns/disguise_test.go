@@ -14,7 +14,7 @@ import (
 
 var service6 = netip.MustParseAddrPort(testbed.MetadataAddr6).Addr()
 
-// saw tells whether a frame has arrived that contains a text.
+// saw reports whether a frame with a text has arrived.
 func (w *wire) saw(text string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -26,7 +26,7 @@ func (w *wire) saw(text string) bool {
 	return false
 }
 
-// segment is a TCP segment with a text. Nobody who looks at it here minds its checksum.
+// segment is a TCP segment with a text and no checksum.
 func segment(from, to uint16, text string) []byte {
 	tcp := make([]byte, 20)
 	binary.BigEndian.PutUint16(tcp, from)
@@ -54,8 +54,8 @@ func packet(src, dst netip.Addr, protocol byte, payload []byte) []byte {
 	return join(header, payload)
 }
 
-// disguises are the ways in which a segment between two addresses is put into the part of a frame
-// behind the MAC addresses. Its receiver finds it there in each.
+// disguises returns the ways to put a segment into a frame behind the MAC addresses. Its
+// receiver finds it in each.
 func disguises(src, dst netip.Addr, tcp []byte) map[string][]byte {
 	plain := join([]byte{0x08, 0x00}, packet(src, dst, unix.IPPROTO_TCP, tcp))
 	if src.Is6() {
@@ -89,8 +89,8 @@ func disguises(src, dst netip.Addr, tcp []byte) map[string][]byte {
 	return all
 }
 
-// TestDisguisedFrames is a pod that speaks to its neighbour as the metadata service, and as to it,
-// in frames that hide what they carry: none passes from port to port.
+// TestDisguisedFrames: a pod sends its neighbour frames from and to the metadata service's
+// address that hide their content. None passes from port to port.
 func TestDisguisedFrames(t *testing.T) {
 	var dual []setup
 	for _, s := range bridges {

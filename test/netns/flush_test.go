@@ -16,7 +16,7 @@ func (n *node) onNode(command string) string {
 	return out
 }
 
-// flush takes the redirections away, as `iptables -t nat -F` does, or its like for nftables.
+// flush removes the redirections, as "iptables -t nat -F" does.
 func (n *node) flush() {
 	n.t.Helper()
 	if n.backend != "nftables" {

@@ -13,9 +13,9 @@ import (
 
 var forms = []string{"iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"}
 
-// othersChains are rules of other programs next to where ours are, in iptables-restore's words.
-// $SERVICE is the metadata service's address, $THEIRS one of their own. Some speak of the service
-// as ours do, and some of us.
+// othersChains are rules of other programs beside the plugin's, in the format of
+// iptables-restore. $SERVICE is the metadata service's address, $THEIRS one of their own. Some
+// resemble the plugin's or name it.
 const othersChains = `*nat
 :KUBE-SERVICES - [0:0]
 :KUBE2IAM-CNI-OF-OTHERS - [0:0]
@@ -33,9 +33,8 @@ COMMIT
 COMMIT
 `
 
-// othersTable is a table of another program in $FAMILY, whose sets, maps and chains have the names
-// that ours have; $HOOK is what a chain needs there, $RULE what it asks. They change nothing of a
-// packet's way.
+// othersTable is a table of another program in $FAMILY, whose sets, maps and chains have the
+// plugin's names. $HOOK is the chain's hook, $RULE its rule. It changes no packet.
 const othersTable = `table $FAMILY somebody {
 	set held {
 		type ipv4_addr
@@ -56,7 +55,7 @@ const othersTable = `table $FAMILY somebody {
 }
 `
 
-// others makes rules of other programs, in every form and family.
+// others adds rules of other programs by each command and in each family.
 func (n *node) others() {
 	n.t.Helper()
 	for _, form := range forms {
@@ -90,8 +89,7 @@ func (n *node) fromFile(content string, command ...string) {
 	n.onNode(strings.Join(append(command, file), " "))
 }
 
-// foreign is what stands of others: all rules of all forms and families, but for ours, and for what
-// counters counted.
+// foreign returns all rules of all commands and families except the plugin's, without counters.
 func (n *node) foreign() string {
 	n.t.Helper()
 	var all []string
@@ -122,8 +120,8 @@ var (
 	ruleCounters    = regexp.MustCompile(`counter packets \d+ bytes \d+`)
 )
 
-// TestOthersRulesSurvive compares what is others' byte for byte before anything of ours and after
-// everything.
+// TestOthersRulesSurvive: the rules of other programs are byte for byte the same before the
+// plugin's first rule and after its last.
 func TestOthersRulesSurvive(t *testing.T) {
 	dual := []setup{bridgeIPTables, bridged, routedIPTables}
 	for i := range dual {
@@ -144,7 +142,7 @@ func TestOthersRulesSurvive(t *testing.T) {
 		same("ADD")
 		n.must(n.AddAgain(t.Context(), pod, pod.Result))
 		same("a second ADD")
-		n.unattend(pod)
+		n.endWithoutDEL(pod)
 		n.round()
 		same("a round that collected")
 		n.must(n.Del(t.Context(), pod.Runtime()))
@@ -164,9 +162,9 @@ func TestOthersRulesSurvive(t *testing.T) {
 	})
 }
 
-// TestForeignIsNoticed is that the comparison of others' rules can fail: it tells each loss, and
-// what was made again.
-func TestForeignIsNoticed(t *testing.T) {
+// TestForeignComparisonFails: the comparison of foreign rules fails for each rule that is lost
+// or made again.
+func TestForeignComparisonFails(t *testing.T) {
 	onThese(t, []setup{bridgeIPTables}, func(t *testing.T, n *node) {
 		n.others()
 		losses := []string{

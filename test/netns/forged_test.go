@@ -8,8 +8,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestForgedSource is a pod with NET_ADMIN that gives itself its neighbour's address and asks from
-// there. Its packets enter by its own port or veth, where that address is redirected nowhere.
+// TestForgedSource: a pod with NET_ADMIN gives itself its neighbour's address and gets nothing
+// from there. Its packets enter by its own port or veth, where that address is not redirected.
 func TestForgedSource(t *testing.T) {
 	onThese(t, forgeable(), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -50,7 +50,7 @@ func TestForgedSource(t *testing.T) {
 	})
 }
 
-// forgeable are all setups, with both families where the testbed has them.
+// forgeable returns all setups, with both families where the testbed has them.
 func forgeable() []setup {
 	all := slices.Clone(setups)
 	for i, s := range all {

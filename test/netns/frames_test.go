@@ -15,8 +15,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// wire is a pod's eth0 as a pod with NET_RAW has it: every frame that arrives, and frames of its
-// own making.
+// wire is a pod's eth0 as a pod with NET_RAW uses it: it records every frame that arrives and
+// sends frames.
 type wire struct {
 	n     *node
 	fd    int
@@ -84,7 +84,7 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
 var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// claim tells a machine (or all, by the broadcast address) by ARP or NDP that an address is at a
+// claim tells a machine, or all by the broadcast address, by ARP or NDP that an address has a
 // MAC address.
 func (w *wire) claim(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
 	w.n.t.Helper()
@@ -96,15 +96,14 @@ func (w *wire) claim(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
 	w.send(frame)
 }
 
-// introduce asks by ARP for a pod's address in another's name: who is asked makes an entry of who
-// asks, where it has none yet.
+// introduce sends an ARP request for a pod's address in another's name. The receiver adds an
+// entry for the sender if it has none.
 func (w *wire) introduce(ip netip.Addr, at net.HardwareAddr, toIP netip.Addr) {
 	w.n.t.Helper()
 	w.send(join(broadcast, w.mac, []byte{0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1}, at, ip.AsSlice(), make([]byte, 6), toIP.AsSlice()))
 }
 
-// advertise is a neighbour advertisement that nobody solicited and that overrides what was known
-// (RFC 4861, 4.4), with the address as target and the MAC address as option.
+// advertise sends an unsolicited neighbour advertisement that overrides (RFC 4861, 4.4).
 func (w *wire) advertise(ip netip.Addr, at, to net.HardwareAddr, toIP netip.Addr) {
 	w.n.t.Helper()
 	if toIP == ip {
@@ -133,13 +132,13 @@ func (w *wire) send(frame []byte) {
 	w.n.must(unix.Sendto(w.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: w.index, Halen: 6}))
 }
 
-// from speaks from a MAC address, so that the bridge learns that it is behind this port.
+// from sends from a MAC address, so the bridge learns it at this port.
 func (w *wire) from(mac net.HardwareAddr) {
 	w.send(join(broadcast, mac, []byte{0x88, 0xb5}, make([]byte, 46))) // an experimental ethertype
 }
 
-// payloads are the bytes of TCP that came in frames between these two, in either role, and were
-// neither's of this pod to have.
+// payloads returns the TCP bytes of frames between two addresses, in either direction, that this
+// pod should not have received.
 func (w *wire) payloads(source, destination netip.Addr) (data []byte, segments int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -156,7 +155,7 @@ func (w *wire) payloads(source, destination netip.Addr) (data []byte, segments i
 	return data, segments
 }
 
-// tcpOf is the TCP segment in a frame, and between which addresses it goes.
+// tcpOf returns the TCP segment in a frame and its addresses.
 func tcpOf(frame []byte) (src, dst netip.Addr, tcp []byte) {
 	if len(frame) < 54 {
 		return src, dst, nil

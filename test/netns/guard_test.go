@@ -34,8 +34,8 @@ func extension(next byte, payload []byte) []byte {
 	return join([]byte{next, 0, 1, 4, 0, 0, 0, 0}, payload)
 }
 
-// fragments6 and fragments4 are the two fragments of a payload, whose first has a number of bytes
-// that is a multiple of 8.
+// fragments6 and fragments4 return the two fragments of a payload. The length of the first is a
+// multiple of 8.
 func fragments6(src, dst netip.Addr, next byte, payload []byte, first int) [][]byte {
 	header := func(offset int, more byte) []byte {
 		return []byte{next, 0, byte(offset >> 8), byte(offset) | more, 0, 0, 0, byte(len(payload))}
@@ -68,8 +68,8 @@ func sourceRouted(src, by, dst netip.Addr, payload []byte) []byte {
 // bySourceRoute is the kind of packet that has the service's address only behind the forward hook.
 const bySourceRoute = "TCP by a source route"
 
-// hidden are packets from a pod to the service, one or two of a kind, whose last ends in a text.
-// Nothing redirects them.
+// hidden returns packets from a pod to the service that no rule redirects, one or two of a kind.
+// The last of each ends in a text.
 func hidden(src, dst netip.Addr, text func(kind string) string) map[string][][]byte {
 	all := make(map[string][][]byte)
 	tcp := func(kind string, port uint16) []byte { return segment(40000, port, text(kind)) }
@@ -112,8 +112,7 @@ func datagram(text string) []byte {
 	return append(d, text...)
 }
 
-// sendPackets sends packets from a pod as they are: the kernel only looks for the way (raw(7),
-// IPPROTO_RAW).
+// sendPackets sends raw packets from a pod; the kernel only routes them (raw(7), IPPROTO_RAW).
 func (n *node) sendPackets(s *testbed.Sandbox, packets ...[]byte) {
 	n.t.Helper()
 	n.must(s.Netns.Do(func() error {
@@ -136,11 +135,10 @@ func (n *node) sendPackets(s *testbed.Sandbox, packets ...[]byte) {
 	}))
 }
 
-// TestHiddenPackets is a pod that sends to the service whatever nothing redirects and could hide a
-// request, and a source route, by which a packet has the service's address only behind the forward
-// hook. The guard and, without it, the one at postrouting each let none of it pass, before any pod
-// is redirected and after, and whatever source another program gives to what leaves the node. The
-// host's own requests pass.
+// TestHiddenPackets: the guard drops packets that are not redirected and could hide a request,
+// and packets with a source route, whose address changes behind the forward hook. The chain at
+// postrouting alone does so, too: before any pod is redirected and after, and under another
+// program's source NAT. The host's own requests pass.
 func TestHiddenPackets(t *testing.T) {
 	onThese(t, []setup{dual(bridgeIPTables), dual(bridged), dual(routedIPTables), dual(routed)}, func(t *testing.T, n *node) {
 		aws := n.tapAt(n.AWS)
@@ -248,8 +246,8 @@ table ip6 masquerading { chain post { type nat hook postrouting priority -199; m
 // The host's addresses besides that of its interface.
 var second4, second6 = netip.MustParseAddr("10.201.0.250"), netip.MustParseAddr("fd00:201::250")
 
-// wantHostAnswered wants the service to answer the host, which asks from an address of its loopback
-// interface, or from the one that the kernel chooses.
+// wantHostAnswered wants the service to answer the host, which requests from an address of its
+// loopback interface or from the address that the kernel chooses.
 func (n *node) wantHostAnswered(from netip.Addr, url string) {
 	n.t.Helper()
 	dial := func(ctx context.Context, network, address string) (c net.Conn, err error) {
@@ -272,8 +270,8 @@ func (n *node) wantHostAnswered(from netip.Addr, url string) {
 	}
 }
 
-// acceptSourceRoutes makes all of the thread's namespace's interfaces take packets with a source
-// route (Documentation/networking/ip-sysctl.rst, accept_source_route).
+// acceptSourceRoutes makes all interfaces of the thread's namespace accept source routes
+// (Documentation/networking/ip-sysctl.rst, accept_source_route).
 func acceptSourceRoutes() error {
 	links, err := net.Interfaces()
 	if err != nil {
@@ -291,9 +289,9 @@ func acceptSourceRoutes() error {
 	return nil
 }
 
-// TestIPVS is a service of IPVS (kube-proxy's mode) whose endpoint is the metadata service: its
-// packets go from input to output and never pass forward. The control shows that they get the
-// node's role past a guard in forward alone.
+// TestIPVS: the endpoint of an IPVS service, kube-proxy's mode, is the metadata service. Its
+// packets pass input and output and never forward. The control shows that they pass a guard in
+// forward alone.
 func TestIPVS(t *testing.T) {
 	needIPVS(t)
 	var all []setup
@@ -341,8 +339,7 @@ func TestIPVS(t *testing.T) {
 	})
 }
 
-// needIPVS skips a test on a kernel without IPVS, which says so when it is asked for its netlink
-// family.
+// needIPVS skips a test if the kernel says that it has no IPVS.
 func needIPVS(t *testing.T) {
 	t.Helper()
 	if _, err := netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {

@@ -13,7 +13,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// round has the agent make one round.
+// round runs one round of the agent and returns its log.
 func (n *node) round(flags ...string) string {
 	n.t.Helper()
 	log, err := n.AgentRound(n.t.Context(), append([]string{"--backend", n.backend}, flags...)...)
@@ -21,8 +21,8 @@ func (n *node) round(flags ...string) string {
 	return log
 }
 
-// wantQuiet wants that a round finds nothing to do, and does nothing.
-func (n *node) wantQuiet() {
+// wantIdle wants a round to log nothing and to change nothing.
+func (n *node) wantIdle() {
 	n.t.Helper()
 	rules, records := n.rules(), n.records()
 	if log := n.round(); log != "" {
@@ -36,13 +36,13 @@ func (n *node) wantQuiet() {
 	}
 }
 
-// TestFlushedRules is a node whose redirections somebody flushes: pods are refused, and have their
-// credentials again after a round. What is others' is as it was, through it all.
+// TestFlushedRules: pods whose redirections are flushed are refused until a round repairs them.
+// Rules of others stay.
 func TestFlushedRules(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		one, two := n.run("one", "app"), n.run("two", "other")
-		n.wantQuiet()
+		n.wantIdle()
 		rules := n.rules()
 		n.flush()
 		for _, s := range []*testbed.Sandbox{one, two} {
@@ -58,7 +58,7 @@ func TestFlushedRules(t *testing.T) {
 		}
 		n.wantOwn(one, "app")
 		n.wantOwn(two, "other")
-		n.wantQuiet()
+		n.wantIdle()
 
 		n.flushAll()
 		n.round()
@@ -67,7 +67,7 @@ func TestFlushedRules(t *testing.T) {
 		if diff := cmp.Diff(sortedLines(withoutChains(rules)), sortedLines(withoutChains(n.rules()))); diff != "" {
 			t.Errorf("rules before everything was flushed and after the round (-before +after):\n%s", diff)
 		}
-		n.wantQuiet()
+		n.wantIdle()
 		n.wantOnlyTheNodeAsked()
 	})
 }
@@ -92,7 +92,8 @@ func withoutChains(rules string) string {
 
 var tableOrChain = regexp.MustCompile(`-save: (:|\*|COMMIT)`)
 
-// TestReboot is a node whose state directory and rules are gone, and whose pods' sandboxes are new.
+// TestReboot: after a reboot state directory, rules and sandboxes are gone. Once the agent has
+// run, no new pod reaches the real service, and each gets its own credentials.
 func TestReboot(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		p := n.proxy(impatient...)
@@ -119,9 +120,9 @@ func TestReboot(t *testing.T) {
 	})
 }
 
-// TestAgentLives is the agent as it runs: it repairs what is flushed by itself, and its end changes
+// TestRunningAgentRepairs: a running agent repairs flushed rules by itself, and its end changes
 // nothing.
-func TestAgentLives(t *testing.T) {
+func TestRunningAgentRepairs(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		p := n.proxy(impatient...)
 		interval := "1h" // the kernel tells

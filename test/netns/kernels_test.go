@@ -16,8 +16,7 @@ import (
 
 // What depends on the kernel. Each test skips by the kernel's own word only.
 
-// needNoNFTables skips a test on a kernel that has nf_tables: it lists its tables when it is asked
-// for them.
+// needNoNFTables skips a test if the kernel has nf_tables.
 func needNoNFTables(t *testing.T) {
 	t.Helper()
 	conn, err := nftables.New()
@@ -31,8 +30,8 @@ func needNoNFTables(t *testing.T) {
 	}
 }
 
-// TestKernelWithoutNFTables is a node whose kernel has no nf_tables: iptables makes the guard and
-// the redirections. The nftables backend is refused with that reason, and leaves the node guarded.
+// TestKernelWithoutNFTables: on a kernel without nf_tables, iptables makes the guard and the
+// redirections. The nftables backend is refused with that reason and leaves the node guarded.
 func TestKernelWithoutNFTables(t *testing.T) {
 	needNoNFTables(t)
 	var all []setup
@@ -97,8 +96,7 @@ func TestKernelWithoutNFTables(t *testing.T) {
 	})
 }
 
-// needNetkit skips a test on a kernel without netkit (before Linux 6.7), which says so when it is
-// asked for such a device.
+// needNetkit skips a test if the kernel says that it has no netkit (before Linux 6.7).
 func needNetkit(t *testing.T) {
 	t.Helper()
 	pair := &netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "kube2iam-probe"}}
@@ -115,8 +113,7 @@ func needNetkit(t *testing.T) {
 	}
 }
 
-// TestNetkit is a pod on a netkit pair: it is redirected and guarded by the host's rules, as one on
-// a veth is.
+// TestNetkit: the host's rules redirect and guard a pod on a netkit pair as one on a veth.
 func TestNetkit(t *testing.T) {
 	needNetkit(t)
 	var all []setup

@@ -15,12 +15,12 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// boundaries are the system calls at which an ADD or a DEL leaves something behind in the world, or
-// looks at it: files and locks, netlink, and the commands that it runs, which are killed at theirs.
-var boundaries = []string{"mkdirat", "flock", "write", "renameat", "linkat", "unlinkat", "sendto", "sendmsg", "execve", "waitid"}
+// killPoints are the system calls at which an ADD or a DEL is killed: those that change or read
+// files, locks, netlink and its commands.
+var killPoints = []string{"mkdirat", "flock", "write", "renameat", "linkat", "unlinkat", "sendto", "sendmsg", "execve", "waitid"}
 
-// kill is the n-th call of one kind in one of the plugin's threads or commands; the zero kill is
-// none.
+// kill is the n-th call of one kind in one of the plugin's threads or commands. The zero value
+// kills nothing.
 type kill struct {
 	call string
 	n    int
@@ -28,8 +28,8 @@ type kill struct {
 
 func (k kill) String() string { return fmt.Sprintf("its %s %d", k.call, k.n) }
 
-// ours runs the plugin by hand, killed at a call, and tells whether it was.
-func (n *node) ours(command string, s *testbed.Sandbox, at kill) (killed bool) {
+// runPlugin runs the plugin, kills it at a call, and reports whether it was killed.
+func (n *node) runPlugin(command string, s *testbed.Sandbox, at kill) (killed bool) {
 	n.t.Helper()
 	built, err := tools()
 	n.must(err)
@@ -64,8 +64,8 @@ func (n *node) ours(command string, s *testbed.Sandbox, at kill) (killed bool) {
 	return true // or a command of the plugin's was, and it says that it failed
 }
 
-// safe wants that the pod has its own role's credentials, or none.
-func (n *node) safe(s *testbed.Sandbox, role string) {
+// wantOwnOrNone wants the pod to get its own role's credentials or none.
+func (n *node) wantOwnOrNone(s *testbed.Sandbox, role string) {
 	n.t.Helper()
 	switch got := n.getSoon(s, credentials+role); {
 	case got.err != nil, got.status != 200:
@@ -85,51 +85,51 @@ func TestKilled(t *testing.T) {
 		pod := n.run("pod", "app")
 		n.SetChain(chain...)
 		neighbour := n.run("neighbour", "other")
-		without := n.settled()
-		n.ours("ADD", pod, kill{})
-		with := n.settled()
+		without := n.snapshot()
+		n.runPlugin("ADD", pod, kill{})
+		with := n.snapshot()
 		n.wantOwn(pod, "app")
-		n.ours("DEL", pod, kill{})
+		n.runPlugin("DEL", pod, kill{})
 		next := *pod // another container on the same interface, so with the same address
 		next.Name, next.UID, next.ContainerID = "next", "next", strings.Repeat("f", 64)
-		n.ours("ADD", &next, kill{})
-		withNext := n.settled()
-		n.ours("DEL", &next, kill{})
+		n.runPlugin("ADD", &next, kill{})
+		withNext := n.snapshot()
+		n.runPlugin("DEL", &next, kill{})
 		same := func(when string, want string) {
 			t.Helper()
-			if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(n.settled(), "\n")); diff != "" {
+			if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(n.snapshot(), "\n")); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", when, diff)
 			}
 		}
 		same("after an ADD and a DEL", without)
 		ways := map[string]func(when string){
 			"ADD": func(when string) {
-				n.ours("ADD", pod, kill{})
+				n.runPlugin("ADD", pod, kill{})
 				same(when+", then ADD", with)
 			},
 			"DEL": func(when string) {
-				n.ours("DEL", pod, kill{})
+				n.runPlugin("DEL", pod, kill{})
 				same(when+", then DEL", without)
 			},
 			"a round": func(when string) {
 				n.round()
-				if state := n.settled(); state != with && state != without {
+				if state := n.snapshot(); state != with && state != without {
 					t.Errorf("%s, then a round: neither attached nor detached:\n%s", when, cmp.Diff(strings.Split(with, "\n"), strings.Split(state, "\n")))
 				}
-				n.ours("ADD", pod, kill{})
+				n.runPlugin("ADD", pod, kill{})
 				same(when+", then a round and ADD", with)
 			},
 			"ADD of another pod": func(when string) {
-				n.ours("ADD", &next, kill{})
+				n.runPlugin("ADD", &next, kill{})
 				same(when+", then ADD of another pod", withNext)
-				n.ours("DEL", &next, kill{})
+				n.runPlugin("DEL", &next, kill{})
 				same(when+", then ADD and DEL of another pod", without)
 			},
 		}
 		for _, command := range []string{"ADD", "DEL"} {
 			kills, between := 0, 0
 			for way := range ways {
-				calls := boundaries
+				calls := killPoints
 				if way == "ADD of another pod" {
 					calls = []string{"renameat", "linkat", "unlinkat"} // they change which record holds the address
 				}
@@ -137,20 +137,20 @@ func TestKilled(t *testing.T) {
 					// Until one lives to its end twice: threads share the work differently each time.
 					for at, lived := (kill{call, 1}), 0; lived < 2 && at.n < 50; at.n++ {
 						if command == "DEL" {
-							n.ours("ADD", pod, kill{})
+							n.runPlugin("ADD", pod, kill{})
 						} else {
-							n.ours("DEL", pod, kill{})
+							n.runPlugin("DEL", pod, kill{})
 						}
-						if !n.ours(command, pod, at) {
+						if !n.runPlugin(command, pod, at) {
 							lived++
 							continue
 						}
 						kills++
-						if state := n.settled(); state != with && state != without {
+						if state := n.snapshot(); state != with && state != without {
 							between++
 						}
 						when := fmt.Sprintf("%s killed at %s", command, at)
-						n.safe(pod, "app")
+						n.wantOwnOrNone(pod, "app")
 						ways[way](when)
 						if t.Failed() {
 							t.FailNow()
@@ -167,8 +167,8 @@ func TestKilled(t *testing.T) {
 	})
 }
 
-// settled is rules and records, in an order that does not depend on who came first.
-func (n *node) settled() string {
+// snapshot returns rules and records, sorted.
+func (n *node) snapshot() string {
 	n.t.Helper()
 	return strings.Join(append(sortedLines(n.rules()), n.records()...), "\n")
 }

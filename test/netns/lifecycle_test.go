@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestDelLeavesNothing compares the node's tables and records before a pod and after it.
+// TestDelLeavesNothing: after DEL rules and records are as before ADD.
 func TestDelLeavesNothing(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		stays := n.run("stays", "app")
@@ -35,7 +35,8 @@ func TestDelLeavesNothing(t *testing.T) {
 	})
 }
 
-// TestDelAlwaysSucceeds is DEL in the circumstances that runtimes bring about.
+// TestDelAlwaysSucceeds: DEL succeeds a second time, without a namespace, and for an unknown
+// container.
 func TestDelAlwaysSucceeds(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		ctx := t.Context()
@@ -83,7 +84,7 @@ func TestDelAlwaysSucceeds(t *testing.T) {
 	})
 }
 
-// TestSecondAdd is a second ADD of one attachment: it replaces what the first left.
+// TestSecondAdd: a second ADD of one attachment replaces what the first made.
 func TestSecondAdd(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -128,8 +129,8 @@ func TestSecondAdd(t *testing.T) {
 	})
 }
 
-// TestCheckAndGC is what notices and what clears up: CHECK a rule that is gone, GC an attachment
-// that is.
+// TestCheckAndGC: CHECK reports a missing rule, and GC removes an attachment that no longer
+// exists.
 func TestCheckAndGC(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		ctx := t.Context()

@@ -15,8 +15,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestAMillionRequests has a pod ask a million times over a few connections, many at once on each.
-// Every one is answered, the neighbour is served meanwhile, and the proxy is no bigger for it.
+// TestAMillionRequests: a pod makes a million pipelined requests. Each is answered, the
+// neighbour is served meanwhile, and the proxy does not grow.
 func TestAMillionRequests(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
 		n.proxy(slices.Concat(impatient, []string{"--pod-requests-per-second", "0"})...)
@@ -46,8 +46,8 @@ func TestAMillionRequests(t *testing.T) {
 	})
 }
 
-// asksOften asks for the pod's role and for a token in turn, each so often over each connection,
-// and wants each answered.
+// asksOften requests the pod's role and a token in turn over each connection, and wants each
+// answered.
 func (n *node) asksOften(s *testbed.Sandbox, connections, each int) {
 	n.t.Helper()
 	const batch = 100
@@ -95,7 +95,7 @@ func (n *node) asksOften(s *testbed.Sandbox, connections, each int) {
 
 var resident = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)$`)
 
-// residentMemory is what the proxy says it occupies.
+// residentMemory returns the proxy's resident memory in bytes, by its metric.
 func (n *node) residentMemory() int {
 	n.t.Helper()
 	match := resident.FindStringSubmatch(n.metrics())

@@ -10,8 +10,8 @@ import (
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// check asks for each pod what it may have, and once in a while what it may not, and tells how many
-// got their own. Then nobody but the node may have got credentials of the real service.
+// check requests for each pod what it may have, and sometimes what it may not, and returns how
+// many got their own. No pod may have received credentials of the real service.
 func (m *model) check() (served int) {
 	m.t.Helper()
 	for _, p := range m.inOrder() {
@@ -60,7 +60,7 @@ func (m *model) checkPod(p *modelPod) (served int) {
 	return 0
 }
 
-// issued is the call by which STS gave out an access key.
+// issued returns the STS call that issued an access key.
 func (m *model) issued(accessKeyID string) (sts.Call, bool) {
 	calls := m.STS.Calls()
 	for i := len(calls) - 1; i >= 0; i-- {

@@ -23,7 +23,7 @@ func (m *model) add() string {
 
 func (p *modelPod) describe() string { return fmt.Sprintf("%s, %s, role %q", p.Name, p.IP, p.role) }
 
-// addUnchained is a pod whose ADD had no part of ours; what it asks is refused by the guard.
+// addUnchained adds a pod without the plugin. The guard refuses its requests.
 func (m *model) addUnchained() string {
 	p := m.newPod()
 	if p == nil {
@@ -35,7 +35,7 @@ func (m *model) addUnchained() string {
 	return p.describe()
 }
 
-// addPrimary is the ADD of the primary plugin alone.
+// addPrimary runs ADD of the primary plugin alone.
 func (m *model) addPrimary(p *modelPod) {
 	m.SetChain()
 	m.must(m.Add(m.t.Context(), p.Sandbox))
@@ -53,11 +53,10 @@ func (m *model) addAgain() string {
 }
 
 func (m *model) randomKill() kill {
-	return kill{boundaries[m.rand.IntN(len(boundaries))], 1 + m.rand.IntN(8)}
+	return kill{killPoints[m.rand.IntN(len(killPoints))], 1 + m.rand.IntN(8)}
 }
 
-// addKilled is an ADD that dies; the runtime's DEL comes later, or its ADD again, or the agent's
-// round.
+// addKilled kills an ADD. A later step repeats it, runs DEL, or runs a round.
 func (m *model) addKilled() string {
 	p := m.newPod()
 	if p == nil {
@@ -66,7 +65,7 @@ func (m *model) addKilled() string {
 	m.addPrimary(p)
 	at := m.randomKill()
 	p.attached, p.disturbed = true, "its ADD was killed"
-	if !m.ours("ADD", p.Sandbox, at) {
+	if !m.runPlugin("ADD", p.Sandbox, at) {
 		p.disturbed = ""
 	}
 	m.running(p)
@@ -79,7 +78,7 @@ func (m *model) delKilled() string {
 		return ""
 	}
 	at := m.randomKill()
-	m.ours("DEL", p.Sandbox, at)
+	m.runPlugin("DEL", p.Sandbox, at)
 	p.disturbed = "its DEL was killed, or was not"
 	return p.describe() + " at " + at.String()
 }
@@ -95,7 +94,7 @@ func (m *model) del() string {
 	return p.describe()
 }
 
-// vanish is a pod whose sandbox dies and whom nobody mourns: no DEL comes.
+// vanish ends a pod's sandbox without a DEL.
 func (m *model) vanish() string {
 	p := m.pick(anyPod)
 	if p == nil {
@@ -108,9 +107,8 @@ func (m *model) vanish() string {
 	return p.describe()
 }
 
-// end is the end of a sandbox without a DEL. The kernel takes its interfaces away a while later:
-// who has its address before that is not routed to, for the ptp plugin takes the route that it
-// finds for its own.
+// end ends a sandbox without a DEL and waits until its interface is gone: ptp would take the
+// route of the old interface for that of the address's next holder.
 func (m *model) end(p *modelPod) {
 	var veth string
 	if p.Result != nil {
@@ -128,7 +126,7 @@ func (m *model) end(p *modelPod) {
 	})
 }
 
-// lateDel is a DEL of our part for a pod that went before, which others may have succeeded.
+// lateDel runs the plugin's DEL for a pod that is gone; its address may have another holder.
 func (m *model) lateDel() string {
 	if len(m.gone) == 0 {
 		return ""
@@ -155,7 +153,7 @@ func (m *model) flushEverything() string {
 	return m.agentRound()
 }
 
-// agentRound heals: every pod is served from then on.
+// agentRound runs a round, after which every pod is served.
 func (m *model) agentRound() string {
 	m.round()
 	for _, p := range m.pods {
@@ -236,7 +234,7 @@ func (m *model) proxyUp() string {
 	return "served again"
 }
 
-// forge is a pod that asks from an address that is a neighbour's.
+// forge sends a pod's request from a neighbour's address.
 func (m *model) forge() string {
 	forger, victim := m.pick(anyPod), m.pick(anyPod)
 	if forger == nil || forger == victim {
@@ -251,8 +249,7 @@ func (m *model) forge() string {
 	return fmt.Sprintf("%s as %s, which is %s's", forger.Name, victim.IP, victim.Name)
 }
 
-// reboot takes away all that lives in memory: sandboxes, rules, records. What libcni remembers
-// stays on the disk.
+// reboot removes what is in memory: sandboxes, rules and records. libcni's cache stays.
 func (m *model) reboot() string {
 	if m.proxy != nil {
 		m.proxy.Kill()

@@ -22,9 +22,9 @@ var (
 	modelSeed  = flag.Uint64("model.seed", 1, "the seed of TestModel's sequences")
 )
 
-// model is what a node's history should have come to: which pods there are, what each may have, and
-// whether anything may stand between a pod and that just now. Whatever happens, a pod gets its own
-// role's credentials or none; while nothing stands between, it gets them.
+// model is the expected state of a node: its pods, what each may have, and whether anything may
+// stand between a pod and its credentials. A pod gets its own role's credentials or none; if
+// nothing stands between, it gets them.
 type model struct {
 	*node
 	rand  *rand.Rand
@@ -51,8 +51,8 @@ const (
 	modelRole = "model"
 )
 
-// step is one thing that happens to the node. It returns what it did, or nothing where it could not
-// happen now.
+// step is one event on the node. do describes what it did, or returns "" if it is impossible
+// now.
 type step struct {
 	weight int
 	name   string
@@ -80,9 +80,9 @@ var steps = []step{
 	{1, "reboot", (*model).reboot},
 }
 
-// TestModel takes a node through sequences of everything that happens to nodes, and asks for each
-// pod after each step. A failure names the seed and the last steps: -model.seed and -model.steps
-// repeat it.
+// TestModel runs random sequences of events on a node and requests credentials for each pod
+// after each event. A failure names the seed and the last steps, which -model.seed and
+// -model.steps repeat.
 func TestModel(t *testing.T) {
 	onThese(t, []setup{bridgeIPTables, bridgeNFTables, bridged, routedIPTables, routed}, func(t *testing.T, n *node) {
 		m := newModel(n, *modelSeed)
@@ -99,8 +99,7 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// TestModelIsReproducible holds that a seed stands for one sequence: what failed once can be looked
-// at again.
+// TestModelIsReproducible: a seed always gives the same sequence.
 func TestModelIsReproducible(t *testing.T) {
 	var traces [2][]string
 	t.Run("twice", func(t *testing.T) {
@@ -135,8 +134,8 @@ func newModel(n *node, seed uint64) *model {
 	return m
 }
 
-// walk takes the node through a sequence, until something is wrong. It tells how often each step
-// was done, and how many answers had a pod's own credentials.
+// walk runs a sequence until its end or an error. It returns how often each step was done, and
+// how many answers had a pod's own credentials.
 func (m *model) walk(length int) (done map[string]int, served int) {
 	done = make(map[string]int)
 	for len(m.trace) < length && !m.t.Failed() {
@@ -164,8 +163,7 @@ func (m *model) choose() step {
 	panic("unreachable")
 }
 
-// inOrder are the pods by their names: whatever draws from the rand for each of them, does so in
-// one order.
+// inOrder returns the pods sorted by name, so a seed always gives the same draws.
 func (m *model) inOrder() []*modelPod {
 	var pods []*modelPod
 	for _, name := range slices.Sorted(maps.Keys(m.pods)) {
@@ -174,7 +172,7 @@ func (m *model) inOrder() []*modelPod {
 	return pods
 }
 
-// pick is one of the pods for which want holds.
+// pick returns a random pod for which want holds, or nil.
 func (m *model) pick(want func(*modelPod) bool) *modelPod {
 	pods := slices.DeleteFunc(m.inOrder(), func(p *modelPod) bool { return !want(p) })
 	if len(pods) == 0 {
@@ -192,7 +190,8 @@ func (m *model) randomRole() string {
 	return fmt.Sprintf("%s%d", modelRole, m.rand.IntN(4))
 }
 
-// newPod is a pod that is bound to the node, with an address that nobody holds by now.
+// newPod returns a pod that is bound to the node and has a free address, or nil if there are
+// enough pods.
 func (m *model) newPod() *modelPod {
 	if len(m.pods) >= mostPods {
 		return nil

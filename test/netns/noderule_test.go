@@ -8,8 +8,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestNodeRuleOfKube2iam is the proxy without the plugin, as kube2iam's manifests run it: one rule
-// for the whole node, and pods that are found by what they report.
+// TestNodeRuleOfKube2iam: the proxy works without the plugin, as kube2iam's manifests run it:
+// one rule for the node, and pods resolved by their status.
 func TestNodeRuleOfKube2iam(t *testing.T) {
 	onThese(t, []setup{{primary: "bridge", backend: iptables}, {primary: "ptp", backend: iptables}}, func(t *testing.T, n *node) {
 		n.SetChain()

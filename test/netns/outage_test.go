@@ -19,7 +19,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// eventually waits for what the proxy does by itself, soon.
+// eventually waits until done returns true, 30 s at most.
 func (n *node) eventually(done func() bool) {
 	n.t.Helper()
 	deadline := time.After(30 * time.Second)
@@ -34,12 +34,13 @@ func (n *node) eventually(done func() bool) {
 	}
 }
 
-// forgetAddresses makes host-local give out every IP again, as after a reboot that lost its files.
+// forgetAddresses makes host-local reuse every IP, as after a reboot that lost its files.
 func (n *node) forgetAddresses() error {
 	return os.RemoveAll(filepath.Join(n.Dir, "ipam", testbed.Network))
 }
 
-// TestProxyDown is a pod whose proxy is not there: before its start, after a crash, and back again.
+// TestProxyDown: before the proxy's start, after its crash and after its end, pods are refused
+// and nothing reaches the real service.
 func TestProxyDown(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		pod, plain := n.run("early", "app"), n.run("plain", "")
@@ -71,7 +72,8 @@ func TestProxyDown(t *testing.T) {
 	})
 }
 
-// TestAPIServerDown is a pod that starts while the Kubernetes API is away.
+// TestAPIServerDown: while the API server is down, a new pod gets an error and known pods are
+// served.
 func TestAPIServerDown(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -105,8 +107,8 @@ func TestAPIServerDown(t *testing.T) {
 	})
 }
 
-// TestDirectDial is a connection to the proxy's own address: closed without an answer, wherever it
-// comes from.
+// TestDirectDial: the proxy closes a connection to its own address without an answer, whatever
+// its source.
 func TestDirectDial(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy()
@@ -135,8 +137,8 @@ func TestDirectDial(t *testing.T) {
 	})
 }
 
-// TestGuard is a pod that was there before the plugin: it has no redirection, and once the plugin
-// has run on the node it has no way to the real metadata service either.
+// TestGuard: a pod older than the plugin has no redirection. Once the plugin has run on the
+// node, it cannot reach the real metadata service.
 func TestGuard(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.SetChain()
@@ -157,9 +159,9 @@ func TestGuard(t *testing.T) {
 	})
 }
 
-// TestStoppedProxyFinishesWhatItHas is a request that waits for STS while the proxy is told to
-// stop.
-func TestStoppedProxyFinishesWhatItHas(t *testing.T) {
+// TestStoppedProxyAnswersOpenRequests: a proxy that is stopped answers a request that waits for
+// STS.
+func TestStoppedProxyAnswersOpenRequests(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		p := n.proxy()
 		n.STS.SetFault(sts.Fault{Latency: 3 * time.Second})
@@ -172,7 +174,7 @@ func TestStoppedProxyFinishesWhatItHas(t *testing.T) {
 	})
 }
 
-// metrics is what the proxy's metrics port says.
+// metrics returns the proxy's metrics.
 func (n *node) metrics() string {
 	n.t.Helper()
 	resp, err := n.Node.HTTP().Get("http://127.0.0.1:8182/metrics")
@@ -183,7 +185,7 @@ func (n *node) metrics() string {
 	return string(body)
 }
 
-// refusals is how many requests the proxy has refused.
+// refusals returns how many requests the proxy has refused.
 func (n *node) refusals() int {
 	n.t.Helper()
 	sum := 0
@@ -197,8 +199,8 @@ func (n *node) refusals() int {
 	return sum
 }
 
-// TestStateDirectoryGone is a node whose records vanish under the proxy: what pods report is not
-// taken for them, for it may be the former owner's address.
+// TestStateDirectoryGone: a pod without a record is refused when the records are lost, also if
+// its status reports the address: it may be the former owner's.
 func TestStateDirectoryGone(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -212,9 +214,8 @@ func TestStateDirectoryGone(t *testing.T) {
 	})
 }
 
-// TestStateDirectoriesDiffer has the proxy look elsewhere for records than where the plugin keeps
-// them. It warns once a pod asks; and not on a node where the two agree, which has no record before
-// the first pod.
+// TestStateDirectoriesDiffer: a proxy whose state directory is not the plugin's warns once a pod
+// connects, and never if the two agree.
 func TestStateDirectoriesDiffer(t *testing.T) {
 	onThese(t, []setup{bridged, routed}, func(t *testing.T, n *node) {
 		const warning = "is --state-dir the plugin's stateDir?"

@@ -21,8 +21,8 @@ func natSetups(ipv6 bool) []setup {
 	return all
 }
 
-// web is a pod without a role that serves port 80: another program's rules send metadata requests
-// to it.
+// web runs a pod without a role that serves port 80. Another program's rules send metadata
+// requests to it.
 func (n *node) web() *testbed.Sandbox {
 	n.t.Helper()
 	web := n.run("web", "")
@@ -32,8 +32,8 @@ func (n *node) web() *testbed.Sandbox {
 	return web
 }
 
-// wantLanding wants a connection from the pod's address to the metadata service to get to port 80
-// of the web pod, or, where web is nil, to the proxy.
+// wantLanding wants a connection from the pod's address to the metadata service to reach port 80
+// of the web pod, or the proxy if web is nil.
 func (n *node) wantLanding(pod *testbed.Sandbox, f front, web *netip.Addr) {
 	n.t.Helper()
 	want := netip.AddrPortFrom(testbed.NodeIP, 8181)
@@ -54,7 +54,7 @@ func (n *node) wantLanding(pod *testbed.Sandbox, f front, web *netip.Addr) {
 	}
 }
 
-// wantCheck wants CHECK to report all of the words, or nothing where there are none.
+// wantCheck wants CHECK to report all of the words, or nothing if there are none.
 func (n *node) wantCheck(pod *testbed.Sandbox, words ...string) {
 	n.t.Helper()
 	err := n.Check(n.t.Context(), pod)
@@ -69,7 +69,7 @@ func (n *node) wantCheck(pod *testbed.Sandbox, words ...string) {
 	}
 }
 
-// restoreRules adds rules in iptables-restore's words.
+// restoreRules adds rules in the format of iptables-restore.
 func (n *node) restoreRules(command, rules string) {
 	n.t.Helper()
 	file := filepath.Join(n.Dir, "conf", "rules")
@@ -77,7 +77,7 @@ func (n *node) restoreRules(command, rules string) {
 	n.onNode(command + "-restore --noflush " + file)
 }
 
-// nftRules adds rules in nft's words.
+// nftRules adds rules in the format of nft.
 func (n *node) nftRules(rules string) {
 	n.t.Helper()
 	file := filepath.Join(n.Dir, "conf", "rules")
@@ -102,8 +102,8 @@ const portmap18 = `table ip cni_hostport {
 }
 `
 
-// TestHostPortBeforePortmap19 is a pod with hostPort 80 under portmap's nftables backend before
-// 1.9.0, whose NAT chain is registered after ours: it takes no metadata request.
+// TestHostPortBeforePortmap19: portmap before 1.9.0 registers its NAT chain after the plugin's.
+// A pod with hostPort 80 receives no metadata request.
 func TestHostPortBeforePortmap19(t *testing.T) {
 	onThese(t, natSetups(false), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -114,13 +114,13 @@ func TestHostPortBeforePortmap19(t *testing.T) {
 		n.nftRules(strings.ReplaceAll(portmap18, "$WEB", web.IP.String()))
 		n.wantLanding(pod, f, nil)
 		n.wantCheck(pod)
-		n.wantQuiet()
+		n.wantIdle()
 		n.wantOwn(pod, "app")
 	})
 }
 
-// TestHostPort is the same pod under the portmap that the suite builds: its chain asks for the
-// node's addresses.
+// TestHostPort: the same with the portmap that the suite builds, whose chain matches the node's
+// addresses only.
 func TestHostPort(t *testing.T) {
 	all := natSetups(false)
 	for i := range all {
@@ -159,8 +159,8 @@ const kubeProxy = `*nat
 COMMIT
 `
 
-// TestExternalIP is a Service whose external IP is the metadata service's IPv6 address, under
-// kube-proxy with iptables: it takes no metadata request.
+// TestExternalIP: a Service whose external IP is the metadata service's IPv6 address receives no
+// metadata request under kube-proxy with iptables.
 func TestExternalIP(t *testing.T) {
 	onThese(t, natSetups(true), func(t *testing.T, n *node) {
 		n.proxy(impatient...)
@@ -172,15 +172,15 @@ func TestExternalIP(t *testing.T) {
 		n.wantLanding(pod, f, nil)
 		n.wantOwnAt(pod, f.url, "app")
 		n.wantCheck(pod)
-		n.wantQuiet()
+		n.wantIdle()
 		if jumps := strings.Count(n.onNode(kubeProxyForm+" -t nat -S PREROUTING"), "-j KUBE-SERVICES"); jumps != 1 {
 			t.Errorf("kube-proxy's jump stands %d times", jumps)
 		}
 	})
 }
 
-// TestOtherNATChains has NAT chains of other programs in an inet table, at a lower priority than
-// destination NAT, and in both forms of iptables.
+// TestOtherNATChains: NAT chains of other programs, in an inet table, at a lower priority than
+// destination NAT and by both iptables commands, receive no metadata request.
 func TestOtherNATChains(t *testing.T) {
 	onThese(t, natSetups(false), func(t *testing.T, n *node) {
 		n.proxy(impatient...)

@@ -16,8 +16,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// client is an unmodified AWS client and what it is like, as ../shared knows it from its makers or
-// by experiment.
+// client is an unmodified AWS client and its behaviour, by its source or by experiment.
 type client struct {
 	name string
 	// command prints an access key ID and a session token, or the ARN that STS knows it by, and
@@ -47,7 +46,7 @@ var clients = []client{
 	{name: "aws-cli", command: awsCLI, denied: "Unable to locate credentials", plain: "Unable to locate credentials", later: "Unable to locate credentials", get401: "Unable to locate credentials"},
 }
 
-// onClients runs a test for each client, on a node of its own each.
+// onClients runs a test for each client, each on a node of its own.
 func onClients(t *testing.T, test func(t *testing.T, n *node, c client)) {
 	for _, c := range clients {
 		t.Run(c.name, func(t *testing.T) {
@@ -87,8 +86,7 @@ var careless = []client{
 	{name: "fog-aws", command: fog, denied: "403 Forbidden", plain: "404 Not Found"},
 }
 
-// s3cmd prints the credentials as a part of its configuration, which it makes of them where it has
-// no file.
+// s3cmd prints the credentials in its configuration, which it generates if it has no file.
 func s3cmd(*node) ([]string, error) {
 	return []string{"/bin/sh", "-c", `set -e
 all=$(/usr/bin/s3cmd --dump-config)
@@ -130,7 +128,7 @@ type program struct {
 	stderr bytes.Buffer
 }
 
-// starts starts one that gets the pod's credentials by a client.
+// starts runs a program that gets the pod's credentials by a client.
 func (n *node) starts(pod *testbed.Sandbox, c client) *program {
 	n.t.Helper()
 	command, err := c.command(n)
@@ -154,10 +152,10 @@ func (n *node) starts(pod *testbed.Sandbox, c client) *program {
 	return p
 }
 
-// again has it get them anew.
+// again makes the program get its credentials again.
 func (p *program) again() { io.WriteString(p.in, "\n") }
 
-// wantOwn reads what it has got, and wants that to be the pod's own role's.
+// wantOwn reads the program's credentials and wants them to be of the pod's own role.
 func (p *program) wantOwn(role string) {
 	p.n.t.Helper()
 	line, err := p.out.ReadString('\n')
@@ -177,7 +175,7 @@ func (p *program) wantOwn(role string) {
 	p.n.t.Errorf("%s has %q, which is not of %s", p.pod.Name, id, role)
 }
 
-// wantFailure wants it to end without credentials, and to say this.
+// wantFailure wants the program to end without credentials and with a message.
 func (p *program) wantFailure(says string) {
 	p.n.t.Helper()
 	if said := p.failed(); !strings.Contains(said, says) {
@@ -185,7 +183,7 @@ func (p *program) wantFailure(says string) {
 	}
 }
 
-// failed is what it says at its end, after it has found no credentials.
+// failed waits until the program ends without credentials and returns its standard error.
 func (p *program) failed() string {
 	p.n.t.Helper()
 	p.in.Close()

@@ -25,9 +25,8 @@ const (
 	tokenName = "X-aws-ec2-metadata-token"
 )
 
-// relay puts a relay into the pod, between its clients and its redirection, that spoils what the
-// proxy would not: spoil answers a request itself, and tells so, or changes it before it goes on to
-// the proxy.
+// relay runs a relay inside the pod, between its clients and its redirection. spoil answers a
+// request itself and returns true, or changes it before the relay forwards it to the proxy.
 func (n *node) relay(pod *testbed.Sandbox, spoil func(w http.ResponseWriter, r *http.Request) bool) {
 	n.t.Helper()
 	for _, command := range [][]string{
@@ -65,7 +64,7 @@ func (n *node) relay(pod *testbed.Sandbox, spoil func(w http.ResponseWriter, r *
 	n.t.Cleanup(func() { server.Close() })
 }
 
-// token is a session token of the pod's.
+// token returns a session token of the pod.
 func (n *node) token(pod *testbed.Sandbox, seconds string) string {
 	n.t.Helper()
 	got := n.request(pod, http.MethodPut, tokenPath, ttlHeader, seconds)
@@ -75,9 +74,8 @@ func (n *node) token(pod *testbed.Sandbox, seconds string) string {
 	return got.body
 }
 
-// TestClientsWithoutTokens has requests for a token refused, failed, answered late or never, by
-// something in the pod: the clients that then use version 1 are served by it, and the others say
-// why they are not.
+// TestClientsWithoutTokens: requests for a token are refused, fail, or are answered late or
+// never. Clients that fall back to version 1 are served; the others report why not.
 func TestClientsWithoutTokens(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		n.proxy(impatient...)
@@ -114,9 +112,9 @@ func TestClientsWithoutTokens(t *testing.T) {
 	})
 }
 
-// TestClientsWithAnEndedToken gives a client a token that has ended by its second use: it gets
-// another, or fails and finds the pod's credentials the next time.
-func TestClientsWithAnEndedToken(t *testing.T) {
+// TestClientsWithAnExpiredToken: a client whose token expires before its second use gets another
+// one, or fails and succeeds the next time.
+func TestClientsWithAnExpiredToken(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		n.proxy(impatient...)
 		pod := n.run("pod", "app")
@@ -141,7 +139,7 @@ func TestClientsWithAnEndedToken(t *testing.T) {
 	})
 }
 
-// TestClientsKeepTheirTokens gives a client a token that the proxy made before its restart.
+// TestClientsKeepTheirTokens: a token that the proxy issued before its restart stays valid.
 func TestClientsKeepTheirTokens(t *testing.T) {
 	onClients(t, func(t *testing.T, n *node, c client) {
 		proxy := n.proxy(impatient...)

@@ -49,10 +49,10 @@ func onEachGap(t *testing.T, setups []setup, prepare func(n *node), test func(n 
 	})
 }
 
-// TestNoAnswerReachesTheNextHolder has a pod ask for its credentials and die before it acknowledges
-// them, and the next pod get its address. When ADD has returned the node has no socket to the
-// address, and the next pod receives nothing of the answer for as long as it takes the control to
-// receive its predecessor's.
+// TestNoAnswerReachesTheNextHolder: a pod dies before it acknowledges its credentials, and the
+// next pod gets its address. When ADD has returned, the node has no socket to the address. The
+// next pod receives nothing of the answer in the time in which the control receives its
+// predecessor's.
 func TestNoAnswerReachesTheNextHolder(t *testing.T) {
 	onEachGap(t, []setup{bridged, routedIPTables}, func(n *node) { n.proxy(impatient...) }, func(n *node, gap time.Duration, first netip.Addr) {
 		request := "GET " + credentials + "other HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -64,8 +64,8 @@ func TestNoAnswerReachesTheNextHolder(t *testing.T) {
 	})
 }
 
-// TestPluginDropsUnacknowledgedData is the same with a server in the proxy's place that never
-// closes a connection, so that nobody but the plugin can drop what it has sent.
+// TestPluginDropsUnacknowledgedData: the same with a server in the proxy's place that never
+// closes a connection, so only the plugin can drop the data.
 func TestPluginDropsUnacknowledgedData(t *testing.T) {
 	onEachGap(t, []setup{bridgeIPTables, routed}, func(n *node) { n.stubbornServer(proxyPort) }, func(n *node, gap time.Duration, first netip.Addr) {
 		n.inherit(gap, "server", nodeAt(proxyPort), first, stubbornRequest)
@@ -74,10 +74,10 @@ func TestPluginDropsUnacknowledgedData(t *testing.T) {
 
 func nodeAt(port uint16) string { return netip.AddrPortFrom(testbed.NodeIP, port).String() }
 
-// inherit has pods die with an answer of a server unacknowledged, and others get their addresses
-// after the gap. Their DEL comes, or it does not, or it does not and their record is lost, too. The
-// answer to the last pod comes from a server whose sockets are not destroyed: that its heir
-// receives it shows that the others' heirs could have received theirs.
+// inherit makes pods die with an unacknowledged answer, and gives their addresses to other pods
+// after the gap. DEL runs, or does not run, or does not run and the record is lost. The
+// control's answer comes from a server whose sockets are not destroyed: its next holder receives
+// it, so the others could have received theirs.
 func (n *node) inherit(gap time.Duration, name, server string, first netip.Addr, ask func(*testbed.Sandbox) (request, secret string)) {
 	type death struct {
 		name    string
@@ -141,7 +141,7 @@ func (n *node) inherit(gap time.Duration, name, server string, first netip.Addr,
 	}
 }
 
-// pendingAt is a pod whose ADD will ask for an address.
+// pendingAt returns a pod whose ADD will request an address.
 func (n *node) pendingAt(name, role string, ip netip.Addr) *testbed.Sandbox {
 	n.t.Helper()
 	s := n.pending(name, role)
@@ -149,14 +149,14 @@ func (n *node) pendingAt(name, role string, ip netip.Addr) *testbed.Sandbox {
 	return s
 }
 
-// stubbornRequest is what the stubborn server answers with a secret.
+// stubbornRequest returns a request and the secret that the stubborn server answers.
 func stubbornRequest(s *testbed.Sandbox) (request, secret string) {
 	return "for " + s.Name + ".\n", "the secret of " + s.Name + "."
 }
 
-// stubbornServer serves on the node until the test ends. It answers a line on each connection and
-// closes none, so the kernel retransmits an answer for a quarter of an hour: once a second, where
-// it can be told so.
+// stubbornServer serves on the node until the test ends. It answers a line on each connection
+// and closes none. The kernel retransmits an answer for a quarter of an hour, once a second if
+// it has TCP_RTO_MAX_MS.
 func (n *node) stubbornServer(port uint16) {
 	n.t.Helper()
 	l, err := n.Node.Listen("tcp", fmt.Sprintf(":%d", port))
@@ -194,8 +194,8 @@ func (n *node) stubbornServer(port uint16) {
 	}()
 }
 
-// dieUnacknowledged has a pod send a request, never acknowledge the answer, and die once the node
-// has sent it.
+// dieUnacknowledged makes a pod send a request and die without an acknowledgement once the node
+// has sent the answer.
 func (n *node) dieUnacknowledged(s *testbed.Sandbox, server, request string, die func(*testbed.Sandbox)) {
 	n.t.Helper()
 	c, err := s.Netns.DialContext(n.t.Context(), "tcp", server)
@@ -218,22 +218,22 @@ func (n *node) nft(s *testbed.Sandbox, command string) {
 	n.must(err)
 }
 
-// vanish takes a pod away without a DEL, and gives its address back.
+// vanish ends a pod without a DEL and frees its address.
 func (n *node) vanish(s *testbed.Sandbox) {
 	n.t.Helper()
-	n.unattend(s)
+	n.endWithoutDEL(s)
 	n.must(n.KubeAPI.DeletePod(s.Namespace, s.Name))
 	n.must(os.Remove(filepath.Join(n.Dir, "ipam", testbed.Network, s.IP.String())))
 }
 
-// loseRecord takes an attachment's record away.
+// loseRecord deletes an attachment's record.
 func (n *node) loseRecord(s *testbed.Sandbox) {
 	n.t.Helper()
 	n.must(os.Remove(filepath.Join(n.StateDir, "by-ip", s.IP.String())))
 	n.must(os.Remove(filepath.Join(n.StateDir, "attachments", attachment.ID(s.ContainerID, "eth0")+".json")))
 }
 
-// tcpSocket is a TCP socket of the node, as /proc/net/tcp has it.
+// tcpSocket is a TCP socket of the node in /proc/net/tcp.
 type tcpSocket struct {
 	port   uint16
 	peer   netip.Addr
@@ -270,7 +270,8 @@ func (n *node) tcpSockets() (all []tcpSocket) {
 	return all
 }
 
-// socketsTo counts the sockets of a port to a peer, but for those in TIME_WAIT, which send nothing.
+// socketsTo counts the sockets of a port to a peer, without those in TIME_WAIT, which send
+// nothing.
 func (n *node) socketsTo(peer netip.Addr, port uint16) (count int) {
 	n.t.Helper()
 	for _, s := range n.tcpSockets() {
@@ -292,13 +293,13 @@ func (n *node) unacknowledged(peer netip.Addr) (count int) {
 	return count
 }
 
-// capture is everything that arrives in a network namespace from a moment on.
+// capture records every frame that arrives in a network namespace.
 type capture struct {
 	mu     sync.Mutex
 	frames [][]byte
 }
 
-// capture begins now, and ends with the test.
+// capture starts now and ends with the test.
 func (n *node) capture(s *testbed.Sandbox) *capture {
 	n.t.Helper()
 	c := new(capture)
@@ -335,7 +336,7 @@ func (n *node) capture(s *testbed.Sandbox) *capture {
 	return c
 }
 
-// received tells whether a frame with the text has arrived.
+// received reports whether a frame with the text has arrived.
 func (c *capture) received(text string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// unattend takes a pod away without a DEL: its network namespace ends, and with it the veth.
-func (n *node) unattend(s *testbed.Sandbox) {
+// endWithoutDEL ends a pod without a DEL: its network namespace ends, and with it the veth.
+func (n *node) endWithoutDEL(s *testbed.Sandbox) {
 	n.t.Helper()
 	link := n.record(s, "eth0").HostLink.Name
 	n.must(s.Netns.Close())
@@ -30,18 +30,18 @@ func (n *node) unattend(s *testbed.Sandbox) {
 	})
 }
 
-// TestNoDEL is a pod that goes without a DEL: a round takes away what is left of it, and an heir of
-// its address has never been its former owner.
-func TestNoDEL(t *testing.T) {
+// TestPodWithoutDEL: a round removes what a pod without a DEL left, and the next holder of its
+// address never gets its role.
+func TestPodWithoutDEL(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		stays, goes := n.run("stays", "app"), n.run("goes", "other")
-		n.unattend(goes)
+		n.endWithoutDEL(goes)
 		if log := n.round(); !strings.Contains(log, "collecting an attachment that is gone") {
 			t.Errorf("the agent said %q", log)
 		}
 		n.wantNoTrace(goes)
-		n.wantQuiet()
+		n.wantIdle()
 		n.wantOwn(stays, "app")
 		n.must(n.Del(t.Context(), goes.Runtime()))
 	})
@@ -57,7 +57,7 @@ func TestReusedAddressAndVeth(t *testing.T) {
 			former := n.run(fmt.Sprintf("former%d", i), "other")
 			n.wantOwn(former, "other")
 			veth := n.record(former, "eth0").HostLink.Name
-			n.unattend(former)
+			n.endWithoutDEL(former)
 			n.must(n.KubeAPI.DeletePod("default", former.Name))
 			n.must(os.Remove(filepath.Join(n.Dir, "ipam", testbed.Network, former.IP.String())))
 			if when == "before" {

@@ -84,8 +84,8 @@ var setups = []setup{
 	bridgeIPTables, routedIPTables, {primary: "calicolike", backend: iptables},
 }
 
-// few are for tests of the proxy and the agent, which hardly depend on the topology and the backend:
-// each of both once.
+// few are for tests of the proxy and the agent, which hardly depend on the topology and the
+// backend: each of both once.
 var few = []setup{bridged, routedIPTables}
 
 // onEach runs the test on a node of its own for each setup, and onFew for each of few.
