@@ -9,14 +9,18 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kube2iam-cni/kube2iam-cni/test/netnstest"
 )
 
-func TestProxyDirectoryIsTheProxysAlone(t *testing.T) {
+func TestMain(m *testing.M) { netnstest.Main(m) }
+
+func TestMakeProxyDir(t *testing.T) {
 	for name, before := range map[string]func(stateDir string) error{
-		"nothing there":         func(string) error { return nil },
-		"the state directory":   func(s string) error { return os.Mkdir(s, 0o755) },
-		"as the kubelet has it": func(s string) error { return os.MkdirAll(proxyDir(s), 0o755) },
-		"open to all": func(s string) error {
+		"no state directory":  func(string) error { return nil },
+		"state directory":     func(s string) error { return os.Mkdir(s, 0o755) },
+		"made by the kubelet": func(s string) error { return os.MkdirAll(proxyDir(s), 0o755) },
+		"writable for all users": func(s string) error {
 			return errors.Join(os.MkdirAll(proxyDir(s), 0o700), os.Chmod(proxyDir(s), 0o777))
 		},
 	} {
@@ -35,19 +39,17 @@ func TestProxyDirectoryIsTheProxysAlone(t *testing.T) {
 	}
 }
 
-func TestProxyDirectoryOfAnotherIsRefused(t *testing.T) {
-	for name, before := range map[string]func(dir string) error{
-		"a file":           func(d string) error { return os.WriteFile(d, nil, 0o600) },
-		"a link":           func(d string) error { return os.Symlink(os.TempDir(), d) },
-		"another user's":   func(d string) error { return errors.Join(os.Mkdir(d, 0o700), os.Chown(d, 65534, 65534)) },
-		"a dangling link":  func(d string) error { return os.Symlink("none", d) },
-		"a link to itself": func(d string) error { return os.Symlink(d, d) },
+func TestMakeProxyDirRefuses(t *testing.T) {
+	for name, before := range map[string]func(t *testing.T, dir string) error{
+		"file":                      func(_ *testing.T, d string) error { return os.WriteFile(d, nil, 0o600) },
+		"symbolic link":             func(_ *testing.T, d string) error { return os.Symlink(os.TempDir(), d) },
+		"dangling symbolic link":    func(_ *testing.T, d string) error { return os.Symlink("none", d) },
+		"symbolic link to itself":   func(_ *testing.T, d string) error { return os.Symlink(d, d) },
+		"directory of another user": func(t *testing.T, d string) error { return errors.Join(os.Mkdir(d, 0o700), giveAway(t, d)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := t.TempDir()
-			if err := before(proxyDir(state)); errors.Is(err, unix.EPERM) {
-				t.Skip("it takes root to give a directory away")
-			} else if err != nil {
+			if err := before(t, proxyDir(state)); err != nil {
 				t.Fatal(err)
 			}
 			if err := makeProxyDir(state); err == nil || !strings.Contains(err.Error(), proxyDir(state)) {
@@ -57,9 +59,23 @@ func TestProxyDirectoryOfAnotherIsRefused(t *testing.T) {
 	}
 }
 
-// mounted calls do in a mount namespace where the state directory at the second path is the one at
-// the first, mounted as in the proxy's container: read-only, and the proxy's directory in it
-// read-write.
+// giveAway makes another user the owner of a directory. A user namespace has no other user: there, a
+// read-only directory of the machine's root is mounted over it.
+func giveAway(t *testing.T, dir string) error {
+	if !netnstest.InUserNamespace() {
+		return os.Chown(dir, 65534, 65534)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return unix.Mount("/sys/kernel", dir, "", unix.MS_BIND, "")
+}
+
+// mounted calls do in a mount namespace with a state directory that is mounted as in the proxy's
+// container: host is its path on the host, and container the path at which it is mounted read-only,
+// with the proxy's directory in it read-write.
 func mounted(t *testing.T, do func(host, container string) error) error {
 	t.Helper()
 	host, container := filepath.Join(t.TempDir(), "host"), t.TempDir()
@@ -68,7 +84,7 @@ func mounted(t *testing.T, do func(host, container string) error) error {
 	}
 	failed := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlock: the thread has a mount namespace of its own, and ends
+		runtime.LockOSThread() // and never unlocked: the thread and its mount namespace end with the goroutine
 		failed <- func() error {
 			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 				return err
@@ -88,15 +104,10 @@ func mounted(t *testing.T, do func(host, container string) error) error {
 			return do(host, container)
 		}()
 	}()
-	err := <-failed
-	if errors.Is(err, unix.EPERM) {
-		t.Skip("it takes root to mount")
-	}
-	return err
+	return <-failed
 }
 
-// TestProxyWritesItsOwnDirectoryOnly has the records be mounted read-only.
-func TestProxyWritesItsOwnDirectoryOnly(t *testing.T) {
+func TestProxyWritesItsDirectoryOnly(t *testing.T) {
 	err := mounted(t, func(_, container string) error {
 		if err := makeProxyDir(container); err != nil {
 			return err
@@ -114,24 +125,25 @@ func TestProxyWritesItsOwnDirectoryOnly(t *testing.T) {
 	}
 }
 
-// TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount has its container be started again, with
-// mounts of what is there then.
-func TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount(t *testing.T) {
+// TestRemovedStateDirectory removes the state directory, or the proxy's, under the mount.
+func TestRemovedStateDirectory(t *testing.T) {
 	for name, remove := range map[string]func(host string) error{
-		"all of it":                 os.RemoveAll,
-		"all of it, and made again": func(host string) error { return errors.Join(os.RemoveAll(host), os.MkdirAll(proxyDir(host), 0o755)) },
-		"the proxy's":               func(host string) error { return os.Remove(proxyDir(host)) },
-		"the proxy's, and made again": func(host string) error {
+		"state directory": os.RemoveAll,
+		"state directory, made again": func(host string) error {
+			return errors.Join(os.RemoveAll(host), os.MkdirAll(proxyDir(host), 0o755))
+		},
+		"proxy's directory": func(host string) error { return os.Remove(proxyDir(host)) },
+		"proxy's directory, made again": func(host string) error {
 			return errors.Join(os.Remove(proxyDir(host)), os.Mkdir(proxyDir(host), 0o755))
 		},
-		"the proxy's, by another name": func(host string) error {
+		"proxy's directory, after a rename": func(host string) error {
 			return errors.Join(os.Rename(proxyDir(host), host+".other"), os.Remove(host+".other"))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := mounted(t, func(host, container string) error {
 				removed := make(chan error)
-				go func() { removed <- remove(host) }() // by the host: the mounts are not in its namespace
+				go func() { removed <- remove(host) }() // outside the mount namespace, as on the host
 				if err := <-removed; err != nil {
 					return err
 				}
@@ -144,21 +156,21 @@ func TestProxyEndsWhoseStateDirectoryWasRemovedUnderAMount(t *testing.T) {
 	}
 }
 
-// TestStateDirectoryWithoutAMountMayComeAndGo is a proxy that runs without a container: it makes
-// nothing that an uninstall has removed.
-func TestStateDirectoryWithoutAMountMayComeAndGo(t *testing.T) {
+// TestStateDirectoryWithoutMount: a proxy outside a container sees a directory that is made later, and
+// does not make a state directory that an uninstall has removed.
+func TestStateDirectoryWithoutMount(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	if err := checkMounted(state); err != nil {
-		t.Errorf("one that is not there: %v", err)
+		t.Errorf("no state directory: %v", err)
 	}
 	if _, err := os.Stat(state); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("it was made: %v", err)
+		t.Errorf("the state directory was made: %v", err)
 	}
 	if err := os.Mkdir(state, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := checkMounted(state); err != nil {
-		t.Errorf("one that is there: %v", err)
+		t.Errorf("state directory: %v", err)
 	}
 	if info, err := os.Stat(proxyDir(state)); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the proxy's directory: %v, %v", info, err)
