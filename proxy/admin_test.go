@@ -27,7 +27,7 @@ func getFrom(h http.Handler, address, path string) (int, string) {
 	return w.Code, w.Body.String()
 }
 
-func TestHealthSaysWhenThePodsAreKnown(t *testing.T) {
+func TestAdminServer(t *testing.T) {
 	api, err := kubeapi.Start(kubeapi.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -50,13 +50,13 @@ func TestHealthSaysWhenThePodsAreKnown(t *testing.T) {
 			t.Errorf("metrics: %d %s", status, body)
 		}
 		if status, _ := get(h, "/latest/meta-data/iam/security-credentials/"); status != 404 {
-			t.Errorf("the protocol on the metrics port: %d", status)
+			t.Errorf("metadata on the metrics port: %d", status)
 		}
 		if status, _ := get(h, "/debug/store"); (status == 200) != debug {
 			t.Errorf("debug %v: /debug/store %d", debug, status)
 		}
 		if status, _ := getFrom(h, "10.244.0.5:4711", "/debug/store"); status != 404 {
-			t.Errorf("debug %v: /debug/store to a pod: %d", debug, status)
+			t.Errorf("debug %v: /debug/store for a pod: %d", debug, status)
 		}
 	}
 }

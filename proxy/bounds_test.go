@@ -10,14 +10,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-func TestEverythingAPodSendsIsBounded(t *testing.T) {
+func TestPodServerLimits(t *testing.T) {
 	s := podServer(nil, slog.New(slog.DiscardHandler))
 	if s.ReadTimeout <= 0 || s.IdleTimeout <= 0 || s.MaxHeaderBytes <= 0 || s.MaxHeaderBytes > 64<<10 || s.ConnContext == nil {
 		t.Errorf("%+v", s)
 	}
 }
 
-// TestManifestDeniesUserData reads the proxy's arguments as the proxy would, and asks what they deny.
+// TestManifestDeniesUserData parses the proxy's arguments in the manifest.
 func TestManifestDeniesUserData(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("..", "conf", "kustomize", "proxy.yaml"))
 	if err != nil {

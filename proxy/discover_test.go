@@ -12,7 +12,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// instance is a metadata service that answers some time after the node's start, if at all.
+// instance is a metadata service that answers from a point in time on.
 type instance struct {
 	up    time.Time
 	texts map[string]string
@@ -27,7 +27,7 @@ func (i *instance) Get(_ context.Context, path string) (string, error) {
 	return "", errors.New("no answer")
 }
 
-func TestDiscoveryWaitsForTheMetadataService(t *testing.T) {
+func TestDiscoveryRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		node := &instance{up: time.Now().Add(5 * time.Minute), texts: map[string]string{
 			"/latest/meta-data/iam/info":                  `{"Code":"Success","InstanceProfileArn":"arn:aws-cn:iam::123456789012:instance-profile/workers"}`,
@@ -46,14 +46,14 @@ func TestDiscoveryWaitsForTheMetadataService(t *testing.T) {
 	})
 }
 
-func TestDiscoveryTakesNothingThatMakesNoSense(t *testing.T) {
+func TestDiscoveryRejectsMalformedAnswers(t *testing.T) {
 	for name, texts := range map[string]map[string]string{
-		"no JSON":          {"/latest/meta-data/iam/info": "<html>"},
-		"no profile":       {"/latest/meta-data/iam/info": `{"InstanceProfileArn":"arn:aws:iam::123456789012:user/x"}`},
-		"no account":       {"/latest/meta-data/iam/info": `{"InstanceProfileArn":"arn:aws:iam::x:instance-profile/x"}`},
-		"a page of HTML":   {"/latest/meta-data/iam/security-credentials/": "<html>\n</html>"},
-		"an empty list":    {"/latest/meta-data/iam/security-credentials/": ""},
-		"more than a role": {"/latest/meta-data/iam/security-credentials/": "a\nb"},
+		"no JSON":    {"/latest/meta-data/iam/info": "<html>"},
+		"no profile": {"/latest/meta-data/iam/info": `{"InstanceProfileArn":"arn:aws:iam::123456789012:user/x"}`},
+		"no account": {"/latest/meta-data/iam/info": `{"InstanceProfileArn":"arn:aws:iam::x:instance-profile/x"}`},
+		"HTML":       {"/latest/meta-data/iam/security-credentials/": "<html>\n</html>"},
+		"empty list": {"/latest/meta-data/iam/security-credentials/": ""},
+		"two roles":  {"/latest/meta-data/iam/security-credentials/": "a\nb"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestDiscoveryTakesNothingThatMakesNoSense(t *testing.T) {
 	}
 }
 
-func TestRegionIsAskedForUntilItIsTold(t *testing.T) {
+func TestNodeRegion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const path = "/latest/meta-data/placement/region"
 		node := &instance{up: time.Now().Add(5 * time.Minute), texts: map[string]string{path: "us-gov-west-1\n"}}
@@ -83,14 +83,14 @@ func TestRegionIsAskedForUntilItIsTold(t *testing.T) {
 			node.texts[path] = wrong
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			if name, err := nodeRegion(ctx, node, log); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("%q is taken for %q, %v", wrong, name, err)
+				t.Errorf("%q is accepted as %q, %v", wrong, name, err)
 			}
 			cancel()
 		}
 	})
 }
 
-func TestPartitionIsThatOfTheRoles(t *testing.T) {
+func TestPartition(t *testing.T) {
 	for want, o := range map[string]*options{
 		"":           {rules: roles.Rules{DefaultRole: "name"}},
 		"aws-cn":     {rules: roles.Rules{BaseARN: "arn:aws-cn:iam::123456789012:role/"}},
@@ -103,8 +103,8 @@ func TestPartitionIsThatOfTheRoles(t *testing.T) {
 	}
 }
 
-// TestEndIsNoFailure has the process be told to end while it waits for the node's metadata service.
-func TestEndIsNoFailure(t *testing.T) {
+// TestServeReturnsNilWhenCanceled cancels the context while serve waits for the node's metadata service.
+func TestServeReturnsNilWhenCanceled(t *testing.T) {
 	for name, o := range map[string]*options{
 		"discovery": {discoverBaseARN: true, metadataAddr: "127.0.0.1:1"},
 		"region":    {regionalSTS: true, metadataAddr: "127.0.0.1:1", apiServer: "http://127.0.0.1:1"},
@@ -129,7 +129,7 @@ func TestEndIsNoFailure(t *testing.T) {
 	}
 }
 
-// onWrite is called with what is written.
+// onWrite is an io.Writer that calls a function with each text.
 type onWrite func(string)
 
 func (f onWrite) Write(p []byte) (int, error) {

@@ -35,7 +35,7 @@ import (
 
 const roleKey = "iam.amazonaws.com/role"
 
-// countingSTS gives credentials for an hour, and counts. It denies the role "denied".
+// countingSTS returns credentials for an hour and counts the calls. It denies the role "denied".
 type countingSTS struct{ calls atomic.Int64 }
 
 func (s *countingSTS) AssumeRole(_ context.Context, a roles.Assumption) (*credentials.Credentials, error) {
@@ -47,24 +47,24 @@ func (s *countingSTS) AssumeRole(_ context.Context, a roles.Assumption) (*creden
 		Obtained: time.Now(), Expiration: time.Now().Add(time.Hour)}, nil
 }
 
-// lives is the proxy's parts, joined and running until the test calls end.
-func lives(t *testing.T, client kubeAPI, change func(*options)) (p *components, records attachment.Dir, end func()) {
+// startComponents runs the proxy's components until end is called.
+func startComponents(t *testing.T, client kubeAPI, change func(*options)) (p *components, records attachment.Dir, end func()) {
 	t.Helper()
 	o := &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}}
 	if change != nil {
 		change(o)
 	}
-	p, dir, end := livesWith(t, client, o)
+	p, dir, end := startComponentsWith(t, client, o)
 	return p, attachment.In(dir), end
 }
 
-// livesIn is lives, and the state directory.
-func livesIn(t *testing.T, client kubeAPI) (p *components, stateDir string, end func()) {
+// startComponentsIn also returns the state directory.
+func startComponentsIn(t *testing.T, client kubeAPI) (p *components, stateDir string, end func()) {
 	t.Helper()
-	return livesWith(t, client, &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}})
+	return startComponentsWith(t, client, &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}})
 }
 
-func livesWith(t *testing.T, client kubeAPI, o *options) (p *components, stateDir string, end func()) {
+func startComponentsWith(t *testing.T, client kubeAPI, o *options) (p *components, stateDir string, end func()) {
 	t.Helper()
 	stateDir = t.TempDir()
 	p = newComponents(o, client, new(countingSTS), attachment.NewIndex(attachment.In(stateDir)), slog.New(slog.DiscardHandler))
@@ -81,36 +81,37 @@ func livesWith(t *testing.T, client kubeAPI, o *options) (p *components, stateDi
 	}
 }
 
-// faked is client-go's fake, which has no sockets.
-type faked struct{ *fake.Clientset }
+// fakeAPI is client-go's fake clientset. It works without sockets, and so with synctest.
+type fakeAPI struct{ *fake.Clientset }
 
-func (f faked) ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error) {
+func (f fakeAPI) ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error) {
 	return f.CoreV1().Pods("").List(ctx, o)
 }
 
-func (f faked) WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+func (f fakeAPI) WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 	return f.CoreV1().Pods("").Watch(ctx, o)
 }
 
-func (f faked) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+func (f fakeAPI) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
 	return f.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
-func (f faked) FollowNamespace(ctx context.Context, _ string, _ func(map[string]string, bool)) error {
+func (f fakeAPI) FollowNamespace(ctx context.Context, _ string, _ func(map[string]string, bool)) error {
 	<-ctx.Done() // nothing is restricted
 	return nil
 }
 
-func (f faked) CreateEvent(ctx context.Context, e *corev1.Event) (*corev1.Event, error) {
+func (f fakeAPI) CreateEvent(ctx context.Context, e *corev1.Event) (*corev1.Event, error) {
 	return f.CoreV1().Events(e.Namespace).Create(ctx, e, metav1.CreateOptions{})
 }
 
-func (f faked) PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) (*corev1.Event, error) {
+func (f fakeAPI) PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) (*corev1.Event, error) {
 	return f.CoreV1().Events(e.Namespace).Patch(ctx, e.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 }
 
-// TestKnownPodsAreServedWhileTheAPIServerIsAway has it away for an hour, in which credentials are renewed.
-func TestKnownPodsAreServedWhileTheAPIServerIsAway(t *testing.T) {
+// TestAPIServerOutage: known pods are served during an outage of an hour, in which their credentials are
+// renewed.
+func TestAPIServerOutage(t *testing.T) {
 	// client-go sleeps between two errors by the time of the last one, which can be real or another bubble's.
 	defer func(h []utilruntime.ErrorHandler) { utilruntime.ErrorHandlers = h }(utilruntime.ErrorHandlers)
 	utilruntime.ErrorHandlers = nil
@@ -120,21 +121,21 @@ func TestKnownPodsAreServedWhileTheAPIServerIsAway(t *testing.T) {
 			Spec:       corev1.PodSpec{NodeName: "node-1"},
 			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"},
 		})
-		var away atomic.Bool
+		var isDown atomic.Bool
 		var refused atomic.Int64
 		var mu sync.Mutex
 		var watches []watch.Interface
 		client.PrependReactor("*", "*", func(clienttesting.Action) (bool, runtime.Object, error) {
-			if !away.Load() {
+			if !isDown.Load() {
 				return false, nil, nil
 			}
 			refused.Add(1)
-			return true, nil, apierrors.NewServiceUnavailable("away")
+			return true, nil, apierrors.NewServiceUnavailable("down")
 		})
 		client.PrependWatchReactor("*", func(a clienttesting.Action) (bool, watch.Interface, error) {
-			if away.Load() {
+			if isDown.Load() {
 				refused.Add(1)
-				return true, nil, apierrors.NewServiceUnavailable("away")
+				return true, nil, apierrors.NewServiceUnavailable("down")
 			}
 			w, err := client.Tracker().Watch(a.GetResource(), a.GetNamespace())
 			mu.Lock()
@@ -142,7 +143,7 @@ func TestKnownPodsAreServedWhileTheAPIServerIsAway(t *testing.T) {
 			watches = append(watches, w)
 			return true, w, err
 		})
-		p, _, end := lives(t, faked{client}, nil)
+		p, _, end := startComponents(t, fakeAPI{client}, nil)
 		defer end()
 		<-p.watch.Synced()
 
@@ -156,7 +157,7 @@ func TestKnownPodsAreServedWhileTheAPIServerIsAway(t *testing.T) {
 		if err := ask(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		away.Store(true)
+		isDown.Store(true)
 		mu.Lock()
 		for _, w := range watches {
 			w.Stop()
@@ -171,13 +172,14 @@ func TestKnownPodsAreServedWhileTheAPIServerIsAway(t *testing.T) {
 			cancel()
 		}
 		if refused.Load() < 60 {
-			t.Errorf("the API server was asked %d times: was it away?", refused.Load())
+			t.Errorf("%d requests to the API server were refused, want at least 60", refused.Load())
 		}
 	})
 }
 
-// TestThousandPodsLeaveNothing has pods come and go in any order, be asked for and change, with and without records.
-func TestThousandPodsLeaveNothing(t *testing.T) {
+// TestNoStateIsLeftOfPods creates, changes and deletes a thousand pods in random order, with and without
+// records, and requests credentials for some.
+func TestNoStateIsLeftOfPods(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	seed := uint64(time.Now().UnixNano())
 	chance := rand.New(rand.NewPCG(seed, 1))
@@ -192,7 +194,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.CloseIdleConnections()
-	p, records, end := lives(t, client, func(o *options) {
+	p, records, end := startComponents(t, client, func(o *options) {
 		o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob}
 		o.rules.DefaultRole = "default"
 		o.maxElapsed, o.maxInterval = 100*time.Millisecond, 20*time.Millisecond // the watch is later than the test
@@ -275,7 +277,7 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 	}
 	t.Logf("%d requests were served and %d refused", served, refused)
 	if served < 30 || refused < 30 {
-		t.Errorf("%d requests were served and %d refused: the test shows little", served, refused)
+		t.Errorf("%d requests were served and %d refused: too few for this test", served, refused)
 	}
 	left := func() string {
 		return fmt.Sprintf("%d pods, %d decisions, %d namespaces, %d holders, %d told", p.watch.Len(), len(p.broker.Assignments()), p.namespaces.Len(),
@@ -292,15 +294,16 @@ func TestThousandPodsLeaveNothing(t *testing.T) {
 			t.Fatalf("left: %s", left())
 		}
 	}
-	// What was asked for last is kept for a minute more.
+	// The cache keeps an assumption for a minute after its last use.
 	if n := p.cache.Stats().Entries; n > served+refused {
 		t.Errorf("%d assumptions are known, of %d that were asked for", n, served+refused)
 	}
 	ended()
 }
 
-// TestRefusalOfSTSIsAnEventOfThePod is the way from STS to the API server, and that nothing is remembered of a pod that is gone.
-func TestRefusalOfSTSIsAnEventOfThePod(t *testing.T) {
+// TestAccessDeniedIsReportedAsEvent: an error of STS becomes an Event, and no state is left after the pod
+// is deleted.
+func TestAccessDeniedIsReportedAsEvent(t *testing.T) {
 	api, err := kubeapi.Start(kubeapi.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -310,7 +313,7 @@ func TestRefusalOfSTSIsAnEventOfThePod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, _, end := lives(t, client, nil)
+	p, _, end := startComponents(t, client, nil)
 	defer end()
 	api.PutPod(kubeapi.NewPod("node-1", "ns", "pod", map[string]string{roleKey: "denied"}))
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -322,7 +325,7 @@ func TestRefusalOfSTSIsAnEventOfThePod(t *testing.T) {
 			select {
 			case <-tick.C:
 			case <-deadline:
-				t.Fatalf("%s: never", what)
+				t.Fatalf("%s: not within the deadline", what)
 			}
 		}
 	}
@@ -336,11 +339,11 @@ func TestRefusalOfSTSIsAnEventOfThePod(t *testing.T) {
 	eventually("forgotten", func() bool { return p.events.Len() == 0 && p.cache.Stats().Holders == 0 })
 }
 
-// TestRequestThatWaitsAtTheEndIsAnswered has the process be told to end while a pod waits for STS.
-func TestRequestThatWaitsAtTheEndIsAnswered(t *testing.T) {
+// TestPendingRequestIsAnsweredAtShutdown cancels the context while a request waits for STS.
+func TestPendingRequestIsAnsweredAtShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, Duration: time.Hour}}
-		p := newComponents(o, faked{fake.NewClientset()}, slowSTS{}, attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
+		p := newComponents(o, fakeAPI{fake.NewClientset()}, slowSTS{}, attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		var answer error
@@ -367,9 +370,9 @@ func (slowSTS) AssumeRole(ctx context.Context, a roles.Assumption) (*credentials
 	}
 }
 
-// unshown is an API server that shows pods and no namespace, until it is closed.
+// unshown is an API server that reports no namespace until shows is closed.
 type unshown struct {
-	faked
+	fakeAPI
 	shows chan struct{}
 }
 
@@ -383,8 +386,9 @@ func (u unshown) FollowNamespace(ctx context.Context, _ string, tell func(map[st
 	return nil
 }
 
-// TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown holds that one which comes later makes it unready no more.
-func TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown(t *testing.T) {
+// TestReadiness: the proxy is ready once its pods and their namespaces are known. A namespace that becomes
+// known later does not make it unready.
+func TestReadiness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pod := func(namespace string) *corev1.Pod {
 			return &corev1.Pod{
@@ -393,8 +397,8 @@ func TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown(t *testing.T) {
 			}
 		}
 		clients := fake.NewClientset(pod("ns"))
-		client := &unshown{faked{clients}, make(chan struct{})}
-		p, _, end := lives(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
+		client := &unshown{fakeAPI{clients}, make(chan struct{})}
+		p, _, end := startComponents(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
 		defer end()
 		<-p.watch.Synced()
 		time.Sleep(time.Second)
@@ -404,7 +408,7 @@ func TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown(t *testing.T) {
 		close(client.shows)
 		synctest.Wait()
 		if !p.isReady() {
-			t.Error("not ready when all is known")
+			t.Error("not ready although the pods and namespaces are known")
 		}
 		client.shows = nil
 		if _, err := clients.CoreV1().Pods("late").Create(t.Context(), pod("late"), metav1.CreateOptions{}); err != nil {
@@ -417,7 +421,7 @@ func TestProxyIsReadyOnceItsPodsAndTheirNamespacesAreKnown(t *testing.T) {
 	})
 }
 
-func TestChainedSessionsLastAnHourAtMost(t *testing.T) {
+func TestClampChained(t *testing.T) {
 	for _, tt := range []struct {
 		through         string
 		asked, duration time.Duration
@@ -433,9 +437,9 @@ func TestChainedSessionsLastAnHourAtMost(t *testing.T) {
 	}
 }
 
-// TestNodeThatStartsWithRestrictionsDoesNotWaitForItself has a pod in each of many namespaces, and the client that the proxy makes: at twenty
-// requests a second it would be ready when most of its pods have given up.
-func TestNodeThatStartsWithRestrictionsDoesNotWaitForItself(t *testing.T) {
+// TestStartWithManyNamespaces uses the client of the proxy, with its limits, on a node with a pod in each of
+// 250 namespaces. At 20 requests per second, most pods would give up before the proxy is ready.
+func TestStartWithManyNamespaces(t *testing.T) {
 	api, err := kubeapi.Start(kubeapi.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -452,7 +456,7 @@ func TestNodeThatStartsWithRestrictionsDoesNotWaitForItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.CloseIdleConnections()
-	p, _, end := lives(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
+	p, _, end := startComponents(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
 	defer end()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

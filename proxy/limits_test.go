@@ -21,7 +21,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// limitedProxy is the part of a proxy that accepts connections, with sockets for pods, the admin port and a former port.
+// limitedProxy is the part of a proxy that accepts connections. Its sockets are the app port, the metrics
+// port and a former app port.
 type limitedProxy struct {
 	*testing.T
 	client    *fake.Clientset
@@ -33,7 +34,7 @@ type limitedProxy struct {
 func newLimitedProxy(t *testing.T, podRequests float64) *limitedProxy {
 	t.Helper()
 	l := &limitedProxy{T: t, client: fake.NewClientset()}
-	p, _, end := livesIn(t, faked{l.client})
+	p, _, end := startComponentsIn(t, fakeAPI{l.client})
 	t.Cleanup(end)
 	l.parts = p
 	for range 3 {
@@ -55,7 +56,7 @@ func newLimitedProxy(t *testing.T, podRequests float64) *limitedProxy {
 	return l
 }
 
-// dial connects to a socket. It returns nil if the connection is reset before this end has it.
+// dial connects to a socket. It returns nil if the proxy resets the connection before connect returns.
 func (l *limitedProxy) dial(socket int) net.Conn {
 	c, err := net.Dial("tcp", l.sockets[socket].Addr().String())
 	if err != nil {
@@ -87,9 +88,9 @@ func (l *limitedProxy) refused(n int) bool {
 	return strings.Contains(body, fmt.Sprintf("\nkube2iam_http_connections_refused_total %d\n", n))
 }
 
-// TestPodSocketsShareTheLimits has a pod connect to the proxy's port and to a former one. It has 256 connections at both
-// together, and 1,000 tokens at both together.
-func TestPodSocketsShareTheLimits(t *testing.T) {
+// TestPodSocketsShareLimits connects to the app port and to a former one: a pod may have 256 connections
+// and make 1,000 requests at once at both together.
+func TestPodSocketsShareLimits(t *testing.T) {
 	t.Run("connections", func(t *testing.T) {
 		l := newLimitedProxy(t, 0)
 		for range 200 {
@@ -107,14 +108,14 @@ func TestPodSocketsShareTheLimits(t *testing.T) {
 			}
 		}
 		if answered != 1000 || !l.refused(100) {
-			t.Errorf("%d requests of 1,100 were answered, want 1,000; the other connections are to be counted as refused", answered)
+			t.Errorf("%d requests of 1,100 were answered, want 1,000 and 100 refused connections", answered)
 		}
 	})
 }
 
-// TestConnectionIsResetWhenAnotherPodHasTheAddress has a pod's address change hands while its connection is idle. No socket
-// is destroyed in this test: the proxy alone resets the connection.
-func TestConnectionIsResetWhenAnotherPodHasTheAddress(t *testing.T) {
+// TestConnectionIsResetWhenAddressIsReused gives a pod's address to another pod while its connection is
+// idle. No plugin destroys the socket here: the proxy resets the connection.
+func TestConnectionIsResetWhenAddressIsReused(t *testing.T) {
 	l := newLimitedProxy(t, 0)
 	address := netip.MustParseAddr("127.0.0.1")
 	pods := l.client.CoreV1().Pods("ns")

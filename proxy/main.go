@@ -1,4 +1,5 @@
-// Command kube2iam-proxy vends the credentials of AWS IAM roles to the pods of one node, over the EC2 metadata protocol.
+// Command kube2iam-proxy serves the credentials of AWS IAM roles to the pods of a node, over the EC2
+// metadata protocol.
 package main
 
 import (
@@ -25,7 +26,7 @@ var (
 
 func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 
-// The exit codes: a configuration that cannot work is told from a failure that a restart may mend.
+// The exit codes distinguish a configuration that cannot work from a failure that a restart may resolve.
 const (
 	exitFailure = 1
 	exitUsage   = 2

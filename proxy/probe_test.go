@@ -27,8 +27,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 )
 
-// shortDir is a state directory with the proxy's in it. Its path leaves room for the name of a unix
-// socket.
+// shortDir returns a state directory with the proxy's directory in it. Its path is short enough for the
+// paths of unix sockets (unix(7)).
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "state")
@@ -42,8 +42,8 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// answersProbes has a proxy answer probes at a socket until end is called or the test is over.
-func answersProbes(t *testing.T, socket string, h http.Handler) (end func()) {
+// startProbes answers probes at a socket until end is called or the test ends.
+func startProbes(t *testing.T, socket string, h http.Handler) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -59,29 +59,28 @@ func answersProbes(t *testing.T, socket string, h http.Handler) (end func()) {
 	return end
 }
 
-// TestProbesSayWhatHealthSays compares with /healthz of the metrics port; the readiness probe wants
-// the listening sockets as well.
-func TestProbesSayWhatHealthSays(t *testing.T) {
+// TestProbesMatchHealthz: the liveness probe reports what /healthz does; the readiness probe also requires
+// the listening sockets.
+func TestProbesMatchHealthz(t *testing.T) {
 	for name, tt := range map[string]struct{ known, serves, live, ready bool }{
-		"it has just started":                  {},
-		"it serves pods that are not listed":   {serves: true},
-		"it waits for its predecessor":         {known: true, live: true},
-		"it serves":                            {known: true, serves: true, live: true, ready: true},
-		"it has handed over, and served first": {known: true, serves: true, live: true, ready: true},
+		"started":                     {},
+		"serving, pods not listed":    {serves: true},
+		"waiting for the predecessor": {known: true, live: true},
+		"serving":                     {known: true, serves: true, live: true, ready: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, _, end := lives(t, onePod(), nil)
+			p, _, end := startComponents(t, oneRunningPod(), nil)
 			defer end()
 			eventually(t, "its pods", p.isReady)
 			if !tt.known {
-				// As before the API server has listed them.
+				// The state before the API server has listed the pods.
 				p.wasReady.Store(false)
 				p.watch = unsynced(t)
 			}
 			var serves atomic.Bool
 			serves.Store(tt.serves)
 			dir := shortDir(t)
-			answersProbes(t, probeSocket(dir, 1), probeHandler(p, serves.Load))
+			startProbes(t, probeSocket(dir, 1), probeHandler(p, serves.Load))
 			status, _ := get(adminServer(p, &options{}, slog.New(slog.DiscardHandler)).Handler, "/healthz")
 			if healthy := status == http.StatusOK; healthy != tt.live {
 				t.Errorf("/healthz: %d", status)
@@ -95,15 +94,15 @@ func TestProbesSayWhatHealthSays(t *testing.T) {
 	}
 }
 
-// TestProbesAskTheProxyOfTheirOwnContainer has two proxies overlap, as in an upgrade. Each
-// container has its own PID namespace.
-func TestProbesAskTheProxyOfTheirOwnContainer(t *testing.T) {
+// TestProbesAskTheirOwnContainer runs two proxies at once, as an upgrade does. Each container has its own
+// PID namespace.
+func TestProbesAskTheirOwnContainer(t *testing.T) {
 	dir := shortDir(t)
 	saying := func(text string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) })
 	}
-	endOld := answersProbes(t, probeSocket(dir, 1), saying("old"))
-	answersProbes(t, probeSocket(dir, 2), saying("new"))
+	endOld := startProbes(t, probeSocket(dir, 1), saying("old"))
+	startProbes(t, probeSocket(dir, 2), saying("new"))
 	ask := func(namespace uint64) string {
 		answer, err := requestProbe(t.Context(), probeSocket(dir, namespace), "live")
 		if err != nil {
@@ -118,18 +117,18 @@ func TestProbesAskTheProxyOfTheirOwnContainer(t *testing.T) {
 	if got := ask(1) + ", " + ask(2); got != "none, new" {
 		t.Errorf("after the old one ended, by %s", got)
 	}
-	// What the old one left goes with the next start.
-	answersProbes(t, probeSocket(dir, 3), saying("newer"))
+	// The next proxy removes the old proxy's socket.
+	startProbes(t, probeSocket(dir, 3), saying("newer"))
 	left, err := filepath.Glob(filepath.Join(proxyDir(dir), "*"))
 	if want := probeSocket(dir, 2) + " " + probeSocket(dir, 3); err != nil || strings.Join(left, " ") != want {
-		t.Errorf("there are %q, %v", left, err)
+		t.Errorf("sockets are %q, %v", left, err)
 	}
 }
 
-func TestProbeSocketIsRootsAlone(t *testing.T) {
+func TestProbeSocketPermissions(t *testing.T) {
 	dir := shortDir(t)
 	socket := probeSocket(dir, 1)
-	answersProbes(t, socket, http.NotFoundHandler())
+	startProbes(t, socket, http.NotFoundHandler())
 	info, err := os.Lstat(socket)
 	if err != nil || info.Mode() != os.ModeSocket|0o600 {
 		t.Errorf("the socket: %v, %v", info.Mode(), err)
@@ -139,10 +138,10 @@ func TestProbeSocketIsRootsAlone(t *testing.T) {
 	}
 }
 
-// TestProbeSocketThatIsRemovedIsMadeAgain has the kubelet not restart a proxy for it.
-func TestProbeSocketThatIsRemovedIsMadeAgain(t *testing.T) {
+// TestRemovedProbeSocket: the proxy makes a new socket, so the kubelet need not restart it.
+func TestRemovedProbeSocket(t *testing.T) {
 	socket := probeSocket(shortDir(t), 1)
-	answersProbes(t, socket, http.NotFoundHandler())
+	startProbes(t, socket, http.NotFoundHandler())
 	if err := os.Remove(socket); err != nil {
 		t.Fatal(err)
 	}
@@ -152,8 +151,8 @@ func TestProbeSocketThatIsRemovedIsMadeAgain(t *testing.T) {
 	})
 }
 
-// TestProbeIsBounded has somebody at the socket who never answers, or never stops.
-func TestProbeIsBounded(t *testing.T) {
+// TestProbeLimits probes a server that never answers, and servers whose answers never end.
+func TestProbeLimits(t *testing.T) {
 	for name, answer := range map[string]func(net.Conn){
 		"silent":       func(net.Conn) {},
 		"long headers": func(c net.Conn) { endless(c, "HTTP/1.1 200 OK\r\n", "a: b\r\n") },
@@ -176,10 +175,10 @@ func TestProbeIsBounded(t *testing.T) {
 				defer c.Close()
 				c.Read(make([]byte, 1024))
 				answer(c)
-				io.Copy(io.Discard, c) // until the probe hangs up
+				io.Copy(io.Discard, c) // until the probe closes the connection
 			}()
 			ctx := t.Context()
-			if name == "silent" { // of the others the size is bounded
+			if name == "silent" { // the size of the others is bounded
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
 				defer cancel()
@@ -205,9 +204,8 @@ func endless(w io.Writer, first, then string) {
 	}
 }
 
-// TestProbeCommandsExitByTheAnswer runs them as the kubelet does, against the socket of this test's
-// PID namespace.
-func TestProbeCommandsExitByTheAnswer(t *testing.T) {
+// TestProbeCommands runs the commands as the kubelet does. The socket is that of the test's PID namespace.
+func TestProbeCommands(t *testing.T) {
 	dir := shortDir(t)
 	command := func(args ...string) (int, string) {
 		var out, errs bytes.Buffer
@@ -215,13 +213,13 @@ func TestProbeCommandsExitByTheAnswer(t *testing.T) {
 		return code, out.String() + errs.String()
 	}
 	if code, said := command("ready", "--state-dir", dir); code != exitFailure || !strings.Contains(said, dir) {
-		t.Errorf("where no proxy is: %d %s", code, said)
+		t.Errorf("without a proxy: %d %s", code, said)
 	}
 	namespace, err := pidNamespace()
 	if err != nil {
 		t.Fatal(err)
 	}
-	answersProbes(t, probeSocket(dir, namespace), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	startProbes(t, probeSocket(dir, namespace), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/live" {
 			http.Error(w, "not yet", http.StatusServiceUnavailable)
 		}
@@ -235,16 +233,16 @@ func TestProbeCommandsExitByTheAnswer(t *testing.T) {
 	}
 }
 
-// unsynced is a watch that has not listed any pod.
+// unsynced returns a watch that has not listed the pods.
 func unsynced(t *testing.T) *pods.Watch {
 	t.Helper()
-	p := newComponents(&options{node: "node-1"}, onePod(), new(countingSTS), attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
+	p := newComponents(&options{node: "node-1"}, oneRunningPod(), new(countingSTS), attachment.NewIndex(attachment.In(t.TempDir())), slog.New(slog.DiscardHandler))
 	return p.watch
 }
 
-// TestKubeletWaitsLongerThanProbes compares probeTimeout with the manifests: the kubelet must not end a probe that would have
-// printed why it fails. The liveness probe leaves a busy node seconds more to start the command, for its failures kill the proxy.
-func TestKubeletWaitsLongerThanProbes(t *testing.T) {
+// TestProbeTimeoutsInManifests: the kubelet must not kill a probe before it prints why it fails. The
+// liveness probe has more time, because a busy node starts commands slowly, and its failures kill the proxy.
+func TestProbeTimeoutsInManifests(t *testing.T) {
 	const toStart = 5 * time.Second
 	text, err := os.ReadFile(filepath.Join("..", "conf", "kustomize", "proxy.yaml"))
 	if err != nil {

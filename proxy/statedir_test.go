@@ -13,7 +13,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
 )
 
-func joined(ips []netip.Addr) string {
+func joinAddresses(ips []netip.Addr) string {
 	var all []string
 	for _, ip := range ips {
 		all = append(all, ip.String())
@@ -21,13 +21,13 @@ func joined(ips []netip.Addr) string {
 	return strings.Join(all, " ")
 }
 
-// recorded writes the record of a pod that holds an address, as the plugin does.
-func recorded(t *testing.T, stateDir, namespace, pod, ip string) {
+// putRecord writes the record of a pod that holds an address.
+func putRecord(t *testing.T, stateDir, namespace, pod, ip string) {
 	t.Helper()
-	recordedAs(t, stateDir, attachment.Pod{Namespace: namespace, Name: pod, UID: "uid-" + pod}, ip)
+	putRecordOf(t, stateDir, attachment.Pod{Namespace: namespace, Name: pod, UID: "uid-" + pod}, ip)
 }
 
-func recordedAs(t *testing.T, stateDir string, pod attachment.Pod, ip string) {
+func putRecordOf(t *testing.T, stateDir string, pod attachment.Pod, ip string) {
 	t.Helper()
 	a := netip.MustParseAddr(ip)
 	err := attachment.In(stateDir).Put(&attachment.Record{
@@ -39,8 +39,8 @@ func recordedAs(t *testing.T, stateDir string, pod attachment.Pod, ip string) {
 	}
 }
 
-// TestAnotherStateDirectoryIsWarnedOf has pods connect, or not, to a proxy with these records.
-func TestAnotherStateDirectoryIsWarnedOf(t *testing.T) {
+// TestCheckStateDir accepts connections of pods with and without records.
+func TestCheckStateDir(t *testing.T) {
 	pods := []broker.Assignment{
 		{Pod: "ns/one", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}},
 		{Pod: "ns/two", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}},
@@ -51,17 +51,17 @@ func TestAnotherStateDirectoryIsWarnedOf(t *testing.T) {
 		sources []string
 		warned  int
 	}{
-		"a fresh node, and nobody connects":          {},
-		"the node itself connects":                   {sources: []string{"10.0.0.254"}},
-		"a pod that is not known yet connects":       {sources: []string{"10.0.0.9"}},
-		"pods connect, and there is no record":       {sources: []string{"10.0.0.1", "10.0.0.2", "10.0.0.1"}, warned: 1},
-		"by their other address":                     {sources: []string{"fd00::1"}, warned: 1},
-		"first the node, then a pod":                 {sources: []string{"10.0.0.254", "10.0.0.2"}, warned: 1},
-		"the pod is on record":                       {before: func(t *testing.T, dir string) { recorded(t, dir, "ns", "one", "10.0.0.1") }, sources: []string{"10.0.0.1"}},
-		"another pod is on record":                   {before: func(t *testing.T, dir string) { recorded(t, dir, "ns", "two", "10.0.0.2") }, sources: []string{"10.0.0.1", "10.0.0.1"}},
-		"a pod of another node's disk is on record":  {before: func(t *testing.T, dir string) { recorded(t, dir, "ns", "old", "10.0.0.7") }, sources: []string{"10.0.0.1"}, warned: 1},
-		"a pod's record cannot be read":              {before: func(t *testing.T, dir string) { unreadable(t, dir, "10.0.0.2") }, sources: []string{"10.0.0.1"}},
-		"the records were there, and vanished since": {before: vanished, sources: []string{"10.0.0.1"}},
+		"no connection":                        {},
+		"connection of the node":               {sources: []string{"10.0.0.254"}},
+		"unknown pod":                          {sources: []string{"10.0.0.9"}},
+		"no record":                            {sources: []string{"10.0.0.1", "10.0.0.2", "10.0.0.1"}, warned: 1},
+		"no record, second address":            {sources: []string{"fd00::1"}, warned: 1},
+		"the node, then a pod without one":     {sources: []string{"10.0.0.254", "10.0.0.2"}, warned: 1},
+		"the pod's record":                     {before: func(t *testing.T, dir string) { putRecord(t, dir, "ns", "one", "10.0.0.1") }, sources: []string{"10.0.0.1"}},
+		"another pod's record":                 {before: func(t *testing.T, dir string) { putRecord(t, dir, "ns", "two", "10.0.0.2") }, sources: []string{"10.0.0.1", "10.0.0.1"}},
+		"record of a pod of another node":      {before: func(t *testing.T, dir string) { putRecord(t, dir, "ns", "old", "10.0.0.7") }, sources: []string{"10.0.0.1"}, warned: 1},
+		"unreadable record":                    {before: func(t *testing.T, dir string) { unreadable(t, dir, "10.0.0.2") }, sources: []string{"10.0.0.1"}},
+		"records removed after they were read": {before: vanished, sources: []string{"10.0.0.1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -69,7 +69,7 @@ func TestAnotherStateDirectoryIsWarnedOf(t *testing.T) {
 			if tt.before != nil {
 				tt.before(t, dir)
 				records.Holder(netip.MustParseAddr("10.0.0.99"))
-				if name == "the records were there, and vanished since" {
+				if name == "records removed after they were read" {
 					os.RemoveAll(dir)
 				}
 			}
@@ -83,7 +83,7 @@ func TestAnotherStateDirectoryIsWarnedOf(t *testing.T) {
 				}
 			}
 			if n := strings.Count(log.String(), "level=WARN"); n != tt.warned || n > 0 && !(strings.Contains(log.String(), dir) && strings.Contains(log.String(), "Or was no pod attached by the plugin yet?")) {
-				t.Errorf("warned %d times, want %d: %s", n, tt.warned, &log)
+				t.Errorf("%d warnings, want %d: %s", n, tt.warned, &log)
 			}
 		})
 	}
@@ -102,10 +102,10 @@ func unreadable(t *testing.T, stateDir, ip string) {
 
 func vanished(t *testing.T, stateDir string) { unreadable(t, stateDir, "10.0.0.2") }
 
-// TestStoreShowsPodsWithoutCredentials has pods whose role STS refuses, which have no role, and
-// whose addresses have no record, or that of another pod, or are reported by another pod, too.
-func TestStoreShowsPodsWithoutCredentials(t *testing.T) {
-	client := onePod()
+// TestDebugStore: STS denies the role of some pods, some have no role, and some have addresses without a
+// record, with the record of another pod, or that another pod reports too.
+func TestDebugStore(t *testing.T) {
+	client := oneRunningPod()
 	for _, p := range []struct{ name, role, ip string }{
 		{"denied", "denied", "10.0.0.2"}, {"no-role", "", "10.0.0.3"}, {"unrecorded", "reader", "10.0.0.4"}, {"anothers", "reader", "10.0.0.5"},
 		{"namesakes", "reader", "10.0.0.6"}, {"no-uid", "reader", "10.0.0.7"}, {"static", "reader", "10.0.0.8"}, {"one-of-two", "reader", "10.0.0.9"}, {"two-of-two", "", "10.0.0.9"},
@@ -118,16 +118,16 @@ func TestStoreShowsPodsWithoutCredentials(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p, dir, end := livesIn(t, client)
+	p, dir, end := startComponentsIn(t, client)
 	defer end()
-	recorded(t, dir, "ns", "pod", "10.0.0.1")
-	recorded(t, dir, "ns", "denied", "10.0.0.2")
-	recorded(t, dir, "ns", "no-role", "10.0.0.3")
-	recorded(t, dir, "other", "anothers", "10.0.0.5")
-	recordedAs(t, dir, attachment.Pod{Namespace: "ns", Name: "namesakes", UID: "uid-of-an-earlier-one"}, "10.0.0.6")
-	recordedAs(t, dir, attachment.Pod{Namespace: "ns", Name: "no-uid"}, "10.0.0.7")
-	recorded(t, dir, "ns", "static", "10.0.0.8")
-	recorded(t, dir, "ns", "one-of-two", "10.0.0.9")
+	putRecord(t, dir, "ns", "pod", "10.0.0.1")
+	putRecord(t, dir, "ns", "denied", "10.0.0.2")
+	putRecord(t, dir, "ns", "no-role", "10.0.0.3")
+	putRecord(t, dir, "other", "anothers", "10.0.0.5")
+	putRecordOf(t, dir, attachment.Pod{Namespace: "ns", Name: "namesakes", UID: "uid-of-an-earlier-one"}, "10.0.0.6")
+	putRecordOf(t, dir, attachment.Pod{Namespace: "ns", Name: "no-uid"}, "10.0.0.7")
+	putRecord(t, dir, "ns", "static", "10.0.0.8")
+	putRecord(t, dir, "ns", "one-of-two", "10.0.0.9")
 	var got map[string]storeEntry
 	eventually(t, "STS has answered for all", func() bool {
 		got = make(map[string]storeEntry)
@@ -149,7 +149,7 @@ func TestStoreShowsPodsWithoutCredentials(t *testing.T) {
 		"ns/two-of-two": {reason: "no role", without: "10.0.0.9", ambiguous: "10.0.0.9"},
 	} {
 		e := got[pod]
-		without, ambiguous := joined(e.WithoutRecord), joined(e.Ambiguous)
+		without, ambiguous := joinAddresses(e.WithoutRecord), joinAddresses(e.Ambiguous)
 		if !strings.HasSuffix(e.Role, want.role) || (e.Reason == "") != (want.reason == "") || (e.STSError == "") != (want.sts == "") ||
 			!strings.Contains(e.STSError, want.sts) || without != want.without || ambiguous != want.ambiguous {
 			t.Errorf("%s: %+v, want %+v", pod, e, want)

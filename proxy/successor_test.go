@@ -21,7 +21,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// successor is a proxy of one pod that comes by its ports.
+// successor is a proxy that takes over from the one that serves.
 type successor struct {
 	*handover.Takeover
 	components *components
@@ -30,7 +30,7 @@ type successor struct {
 	end        func()
 }
 
-func succeeds(t *testing.T, dir string, app, admin uint16, client kubeAPI, sts credentials.Assumer) *successor {
+func startSuccessor(t *testing.T, dir string, app, admin uint16, client kubeAPI, sts credentials.Assumer) *successor {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	o := &options{node: "node-1", stateDir: dir, appPort: app, metricsPort: admin, rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour,
@@ -77,29 +77,29 @@ func succeeds(t *testing.T, dir string, app, admin uint16, client kubeAPI, sts c
 	return s
 }
 
-func (s *successor) serves(t *testing.T) {
+func (s *successor) waitUntilServing(t *testing.T) {
 	t.Helper()
 	select {
 	case <-s.got:
 	case <-time.After(10 * time.Second):
-		t.Fatal("it does not serve")
+		t.Fatal("the proxy does not serve")
 	}
 }
 
-func (s *successor) waits(t *testing.T) {
+func (s *successor) mustNotServe(t *testing.T) {
 	t.Helper()
 	select {
 	case <-s.got:
-		t.Error("it does not wait")
+		t.Error("the proxy serves without waiting")
 	case <-time.After(500 * time.Millisecond):
 	}
 }
 
-func onePod() faked {
-	return faked{fake.NewClientset(runningPod("pod", "reader", "10.0.0.1"))}
+func oneRunningPod() fakeAPI {
+	return fakeAPI{fake.NewClientset(runningPod("pod", "reader", "10.0.0.1"))}
 }
 
-// runningPod is a pod of the node; without an annotation where the role is empty.
+// runningPod returns a pod of the node, without an annotation if role is empty.
 func runningPod(name, role, ip string) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID("uid-" + name)},
 		Spec: corev1.PodSpec{NodeName: "node-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip}}
@@ -109,9 +109,10 @@ func runningPod(name, role, ip string) *corev1.Pod {
 	return p
 }
 
-// shown is onePod whose namespace allows all, once it is shown.
+// shown is an API server with a pod whose namespace allows all roles. It reports the namespace once
+// shows is closed.
 type shown struct {
-	faked
+	fakeAPI
 	shows chan struct{}
 }
 
@@ -141,28 +142,28 @@ func isHandedOver(of *handover.Takeover) bool {
 	return w.Header().Get("Connection") == "close"
 }
 
-func TestSuccessorTakesOverWhenItKnowsItsPods(t *testing.T) {
+func TestSuccessorWaitsForPods(t *testing.T) {
 	dir, app, admin := shortDir(t), free(t), free(t)
 	open := make(chan struct{})
 	close(open)
-	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))
-	first.serves(t)
-	eventually(t, "its credentials", func() bool {
+	first := startSuccessor(t, dir, app, admin, shown{oneRunningPod(), open}, new(countingSTS))
+	first.waitUntilServing(t)
+	eventually(t, "credentials", func() bool {
 		return first.components.cache.Stats().Holders == 1 && first.components.cache.Stats().Pending == 0
 	})
-	eventually(t, "its socket", func() bool {
+	eventually(t, "handover socket", func() bool {
 		p, err := handover.Dial(t.Context(), first.Path)
 		return err == nil && p != nil && p.Close() == nil
 	})
 	shows := make(chan struct{})
 	sts := new(countingSTS)
-	second := succeeds(t, dir, app, admin, shown{onePod(), shows}, sts)
-	second.waits(t)
+	second := startSuccessor(t, dir, app, admin, shown{oneRunningPod(), shows}, sts)
+	second.mustNotServe(t)
 	if isHandedOver(first.Takeover) {
-		t.Error("clients are sent away before somebody takes over")
+		t.Error("clients are told to dial again before a successor has taken over")
 	}
 	close(shows)
-	second.serves(t)
+	second.waitUntilServing(t)
 	eventually(t, "handed over", func() bool { return isHandedOver(first.Takeover) })
 	if isHandedOver(second.Takeover) {
 		t.Error("the successor sends clients away")
@@ -172,53 +173,54 @@ func TestSuccessorTakesOverWhenItKnowsItsPods(t *testing.T) {
 	}
 	first.end()
 
-	// One on other ports has its own, and one whose predecessor ends does not wait for what it knows not.
-	third := succeeds(t, dir, free(t), admin, shown{onePod(), make(chan struct{})}, new(countingSTS))
-	third.waits(t)
+	// With another app port, the proxy still takes over. When its predecessor ends, it serves although its
+	// namespaces are unknown.
+	third := startSuccessor(t, dir, free(t), admin, shown{oneRunningPod(), make(chan struct{})}, new(countingSTS))
+	third.mustNotServe(t)
 	second.end()
-	third.serves(t)
+	third.waitUntilServing(t)
 }
 
 func TestSuccessorWaitsForCredentials(t *testing.T) {
 	dir, app, admin := shortDir(t), free(t), free(t)
 	open := make(chan struct{})
 	close(open)
-	first := succeeds(t, dir, app, admin, faked{fake.NewClientset()}, new(countingSTS)) // it knows no pod
-	first.serves(t)
-	eventually(t, "its socket", func() bool {
+	first := startSuccessor(t, dir, app, admin, fakeAPI{fake.NewClientset()}, new(countingSTS)) // knows no pod
+	first.waitUntilServing(t)
+	eventually(t, "handover socket", func() bool {
 		p, err := handover.Dial(t.Context(), first.Path)
 		return err == nil && p != nil && p.Close() == nil
 	})
-	second := succeeds(t, dir, app, admin, shown{onePod(), open}, slowSTS{})
-	second.waits(t)
-	second.serves(t)
+	second := startSuccessor(t, dir, app, admin, shown{oneRunningPod(), open}, slowSTS{})
+	second.mustNotServe(t)
+	second.waitUntilServing(t)
 	if second.components.cache.Stats().Pending != 0 {
-		t.Error("without its pods' credentials")
+		t.Error("the proxy serves without its pods' credentials")
 	}
 }
 
-func TestSuccessorOnOtherPortsOpensItsOwn(t *testing.T) {
+func TestSuccessorOnOtherPorts(t *testing.T) {
 	dir, app, admin := shortDir(t), free(t), free(t)
 	open := make(chan struct{})
 	close(open)
-	first := succeeds(t, dir, app, admin, shown{onePod(), open}, new(countingSTS))
-	first.serves(t)
-	eventually(t, "its socket", func() bool {
+	first := startSuccessor(t, dir, app, admin, shown{oneRunningPod(), open}, new(countingSTS))
+	first.waitUntilServing(t)
+	eventually(t, "handover socket", func() bool {
 		p, err := handover.Dial(t.Context(), first.Path)
 		return err == nil && p != nil && p.Close() == nil
 	})
 	other := free(t)
-	second := succeeds(t, dir, other, free(t), shown{onePod(), open}, new(countingSTS))
+	second := startSuccessor(t, dir, other, free(t), shown{oneRunningPod(), open}, new(countingSTS))
 	select {
 	case sockets := <-second.got:
 		if got := sockets[podSocket(other).Name].Addr().(*net.TCPAddr).Port; got != int(other) {
 			t.Errorf("port %d and not %d", got, other)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("it does not serve")
+		t.Fatal("the proxy does not serve")
 	}
 	if c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", fmt.Sprint(app))); err != nil {
-		t.Error(err) // the first goes on
+		t.Error(err) // the first proxy still serves
 	} else {
 		c.Close()
 	}

@@ -23,7 +23,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
-// served is a proxy that serves, as its successor sees it: the ports that it has, the pods', the admin port and former ones.
+// served starts the handover of a proxy with the given number of sockets and returns their ports: the app
+// port, the metrics port and former app ports.
 func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports []uint16) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -61,18 +62,18 @@ func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports 
 	return ports
 }
 
-// TestSuccessorServesMetricsAtItsAddress has --metrics-address be changed, and the port not: the
-// predecessor keeps its socket until it ends.
-func TestSuccessorServesMetricsAtItsAddress(t *testing.T) {
+// TestSuccessorWithOtherMetricsAddress changes --metrics-address and keeps the port. The predecessor has
+// its socket open until it ends.
+func TestSuccessorWithOtherMetricsAddress(t *testing.T) {
 	every, one, two := netip.Addr{}, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
 	for name, tt := range map[string]struct{ had, wants netip.Addr }{
-		"unchanged, every":          {every, every},
-		"unchanged, one":            {one, one},
-		"one in place of every":     {every, one},
-		"every in place of one":     {one, every},
-		"another":                   {one, two},
-		"of the other family":       {one, netip.MustParseAddr("::1")},
-		"every, where it was of v6": {netip.MustParseAddr("::1"), every},
+		"every address":          {every, every},
+		"one address":            {one, one},
+		"every address to one":   {every, one},
+		"one address to every":   {one, every},
+		"one address to another": {one, two},
+		"IPv4 to IPv6":           {one, netip.MustParseAddr("::1")},
+		"IPv6 to every address":  {netip.MustParseAddr("::1"), every},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := shortDir(t)
@@ -95,7 +96,7 @@ func TestSuccessorServesMetricsAtItsAddress(t *testing.T) {
 					l.Close()
 				}
 			}()
-			eventually(t, "the first one's socket", func() bool {
+			eventually(t, "handover socket", func() bool {
 				found, err := handover.Dial(t.Context(), first.Path)
 				return err == nil && found != nil && found.Close() == nil
 			})
@@ -119,7 +120,7 @@ func TestSuccessorServesMetricsAtItsAddress(t *testing.T) {
 				t.Errorf("metrics are served at %v, want %v, port %d", got, tt.wants, o.metricsPort)
 			}
 			serving.Go(func() { second.Serve(ctx, sockets) })
-			eventually(t, "the first one has handed over", func() bool { return isHandedOver(first) })
+			eventually(t, "handover", func() bool { return isHandedOver(first) })
 			to := tt.wants
 			if !to.IsValid() {
 				to = netip.MustParseAddr("127.0.0.3")
@@ -135,7 +136,7 @@ func TestSuccessorServesMetricsAtItsAddress(t *testing.T) {
 			} else {
 				accepted.Close()
 			}
-			// The port is refused to a third socket.
+			// A third socket cannot have the port.
 			if l, err := handover.Listen(t.Context(), net.JoinHostPort(to.String(), fmt.Sprint(o.metricsPort))); err == nil {
 				l.Close()
 				t.Error("another socket got the port")
@@ -144,15 +145,15 @@ func TestSuccessorServesMetricsAtItsAddress(t *testing.T) {
 	}
 }
 
-// TestMetricsAddressOfAnotherNodeIsAnError has nothing be waited for.
-func TestMetricsAddressOfAnotherNodeIsAnError(t *testing.T) {
+// TestForeignMetricsAddress: an address that the node does not have is an error at once.
+func TestForeignMetricsAddress(t *testing.T) {
 	o := &options{stateDir: t.TempDir(), appPort: free(t), metricsPort: free(t), metricsAddress: netip.MustParseAddr("192.0.2.1")}
 	if _, err := newTakeover(o, &components{cache: credentials.New(nil, credentials.Config{Log: slog.New(slog.DiscardHandler)})}, slog.New(slog.DiscardHandler)).Listen(t.Context()); !errors.Is(err, unix.EADDRNOTAVAIL) || !strings.Contains(err.Error(), "192.0.2.1") {
 		t.Errorf("%v", err)
 	}
 }
 
-// free is a port that nobody has.
+// free returns an unused port.
 func free(t *testing.T) uint16 {
 	t.Helper()
 	l, err := handover.Listen(t.Context(), ":0")
@@ -163,19 +164,19 @@ func free(t *testing.T) uint16 {
 	return l.Port()
 }
 
-// TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo has the one port or the other be changed, or both, or back.
-func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
+// TestSuccessorServesFormerPorts changes ports: pods are still redirected to the former app port.
+func TestSuccessorServesFormerPorts(t *testing.T) {
 	for name, tt := range map[string]struct {
 		sockets int
 		ports   func(had []uint16, free uint16) (app, admin uint16)
 		want    func(had []uint16, free uint16) []uint16
 	}{
-		"none":    {2, func(h []uint16, _ uint16) (uint16, uint16) { return h[0], h[1] }, func(h []uint16, _ uint16) []uint16 { return h }},
-		"admin":   {2, func(h []uint16, f uint16) (uint16, uint16) { return h[0], f }, func(h []uint16, f uint16) []uint16 { return []uint16{h[0], f} }},
-		"pods'":   {2, func(h []uint16, f uint16) (uint16, uint16) { return f, h[1] }, func(h []uint16, f uint16) []uint16 { return []uint16{f, h[1], h[0]} }},
-		"again":   {3, func(h []uint16, f uint16) (uint16, uint16) { return f, h[1] }, func(h []uint16, f uint16) []uint16 { return []uint16{f, h[1], h[0], h[2]} }},
-		"back":    {3, func(h []uint16, _ uint16) (uint16, uint16) { return h[2], h[1] }, func(h []uint16, _ uint16) []uint16 { return []uint16{h[2], h[1], h[0]} }},
-		"a sixth": {7, func(h []uint16, _ uint16) (uint16, uint16) { return h[0], h[1] }, func(h []uint16, _ uint16) []uint16 { return h[:6] }},
+		"no port":                       {2, func(h []uint16, _ uint16) (uint16, uint16) { return h[0], h[1] }, func(h []uint16, _ uint16) []uint16 { return h }},
+		"metrics port":                  {2, func(h []uint16, f uint16) (uint16, uint16) { return h[0], f }, func(h []uint16, f uint16) []uint16 { return []uint16{h[0], f} }},
+		"app port":                      {2, func(h []uint16, f uint16) (uint16, uint16) { return f, h[1] }, func(h []uint16, f uint16) []uint16 { return []uint16{f, h[1], h[0]} }},
+		"app port, for the second time": {3, func(h []uint16, f uint16) (uint16, uint16) { return f, h[1] }, func(h []uint16, f uint16) []uint16 { return []uint16{f, h[1], h[0], h[2]} }},
+		"app port, and back":            {3, func(h []uint16, _ uint16) (uint16, uint16) { return h[2], h[1] }, func(h []uint16, _ uint16) []uint16 { return []uint16{h[2], h[1], h[0]} }},
+		"more former ports than served": {7, func(h []uint16, _ uint16) (uint16, uint16) { return h[0], h[1] }, func(h []uint16, _ uint16) []uint16 { return h[:6] }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := shortDir(t)
@@ -197,7 +198,7 @@ func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
 				t.Fatal(err)
 			}
 			if asked.Load() != 2 {
-				t.Errorf("the credentials were asked for %d times, want at the start and just before the sockets", asked.Load())
+				t.Errorf("the state was requested %d times, want at the start and just before the sockets", asked.Load())
 			}
 			var got []uint16
 			for _, l := range sockets {
@@ -211,7 +212,7 @@ func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
 				c.Close()
 			}
 			want := tt.want(had, other)
-			if tt.sockets == 7 { // of the former ports, any four
+			if tt.sockets == 7 { // any four former ports
 				slices.Sort(got)
 				for _, p := range had[:2] {
 					if !slices.Contains(got, p) {
@@ -226,14 +227,14 @@ func TestSuccessorServesItsPortsAndThoseThatPodsAreRedirectedTo(t *testing.T) {
 			slices.Sort(got)
 			slices.Sort(want)
 			if !slices.Equal(got, want) {
-				t.Errorf("it serves %v, want %v of %v and %d", got, want, had, other)
+				t.Errorf("serves %v, want %v of %v and %d", got, want, had, other)
 			}
 		})
 	}
 }
 
-// TestFormerPortIsServedWithoutAPredecessor has the proxy that served it be killed: the records of pods that are redirected to it are there.
-func TestFormerPortIsServedWithoutAPredecessor(t *testing.T) {
+// TestFormerPortAfterCrash: without a predecessor, the records of pods name the former port.
+func TestFormerPortAfterCrash(t *testing.T) {
 	o := &options{stateDir: t.TempDir(), appPort: free(t), metricsPort: free(t)}
 	former := free(t)
 	for i, p := range []uint16{o.appPort, former, former} {
@@ -257,6 +258,6 @@ func TestFormerPortIsServedWithoutAPredecessor(t *testing.T) {
 	slices.Sort(got)
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
-		t.Errorf("it serves %v, want %v", got, want)
+		t.Errorf("serves %v, want %v", got, want)
 	}
 }

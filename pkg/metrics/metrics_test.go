@@ -28,7 +28,7 @@ func scrape(t *testing.T, m *Metrics) []string {
 	return lines
 }
 
-func TestWhatIsCountedIsServed(t *testing.T) {
+func TestMetrics(t *testing.T) {
 	ready := false
 	m := New("v1", "abc", "today", func() int { return 3 }, func() bool { return ready })
 	m.Asked(true)
