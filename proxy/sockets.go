@@ -32,7 +32,7 @@ func metricsSocket(o *options) handover.Socket {
 		host = o.metricsAddress.String()
 	}
 	address := net.JoinHostPort(host, strconv.Itoa(int(o.metricsPort)))
-	return handover.Socket{Name: metricsPrefix + address, Address: address}
+	return handover.Socket{Name: metricsPrefix + address, Address: address, ReusePort: true}
 }
 
 // newTakeover returns the takeover of the sockets of o and of the cache's credentials.

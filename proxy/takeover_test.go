@@ -34,16 +34,16 @@ func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports 
 	}})
 	listeners := make(map[string]*handover.Listener)
 	for i := range sockets {
-		l, err := handover.Listen(ctx, ":0")
+		l, err := handover.Socket{Address: ":0"}.Listen(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		name := podSocket(l.Port()).Name
+		name := podSocket(portOf(l)).Name
 		if i == 1 {
-			name = metricsSocket(&options{metricsPort: l.Port()}).Name
+			name = metricsSocket(&options{metricsPort: portOf(l)}).Name
 		}
 		listeners[name] = l
-		ports = append(ports, l.Port())
+		ports = append(ports, portOf(l))
 	}
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -137,7 +137,7 @@ func TestSuccessorWithOtherMetricsAddress(t *testing.T) {
 				accepted.Close()
 			}
 			// A third socket cannot have the port.
-			if l, err := handover.Listen(t.Context(), net.JoinHostPort(to.String(), fmt.Sprint(o.metricsPort))); err == nil {
+			if l, err := (handover.Socket{Address: net.JoinHostPort(to.String(), fmt.Sprint(o.metricsPort))}).Listen(t.Context()); err == nil {
 				l.Close()
 				t.Error("another socket got the port")
 			}
@@ -153,15 +153,17 @@ func TestForeignMetricsAddress(t *testing.T) {
 	}
 }
 
+func portOf(l *handover.Listener) uint16 { return l.Addr().(*net.TCPAddr).AddrPort().Port() }
+
 // free returns an unused port.
 func free(t *testing.T) uint16 {
 	t.Helper()
-	l, err := handover.Listen(t.Context(), ":0")
+	l, err := handover.Socket{Address: ":0"}.Listen(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	return l.Port()
+	return portOf(l)
 }
 
 // TestSuccessorServesFormerPorts changes ports: pods are still redirected to the former app port.
@@ -202,11 +204,11 @@ func TestSuccessorServesFormerPorts(t *testing.T) {
 			}
 			var got []uint16
 			for _, l := range sockets {
-				got = append(got, l.Port())
+				got = append(got, portOf(l))
 				defer l.Close()
-				c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", fmt.Sprint(l.Port())))
+				c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", fmt.Sprint(portOf(l))))
 				if err != nil {
-					t.Errorf("port %d: %v", l.Port(), err)
+					t.Errorf("port %d: %v", portOf(l), err)
 					continue
 				}
 				c.Close()
@@ -252,7 +254,7 @@ func TestFormerPortAfterCrash(t *testing.T) {
 	var got []uint16
 	for _, l := range sockets {
 		defer l.Close()
-		got = append(got, l.Port())
+		got = append(got, portOf(l))
 	}
 	want := []uint16{o.appPort, o.metricsPort, former}
 	slices.Sort(got)

@@ -13,8 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestEventsOfTheNodeAreLimited refuses all pods of a node for the same reason, for ten minutes. Each pod
-// gets an Event nevertheless.
+// TestEventsOfTheNodeAreLimited refuses all pods of a node for the same reason, for ten minutes.
+// Each pod gets an Event nevertheless.
 func TestEventsOfTheNodeAreLimited(t *testing.T) {
 	withRecorder(t, func(s *server, e *Recorder) {
 		for second := range 600 {

@@ -27,10 +27,10 @@ type API interface {
 	PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) (*corev1.Event, error)
 }
 
-// Recorder writes Events, one at a time and in the background. A repetition increments the count of the
-// earlier Event, at most once in repeatInterval. Rates are limited by pod and by node. An Event that is
-// over a limit or cannot be written is dropped: its cause recurs with the pod's next request, the next
-// call to STS or the next resync, and is recorded then.
+// Recorder writes Events, one at a time and in the background. A repetition increments the count of
+// the earlier Event, at most once in repeatInterval. Rates are limited by pod and by node. An Event
+// that is over a limit or cannot be written is dropped: its cause recurs with the pod's next
+// request, the next call to STS or the next resync, and is recorded then.
 //
 // A Recorder is a pods.Watcher, to forget deleted pods.
 type Recorder struct {
@@ -104,7 +104,8 @@ func (r *Recorder) write(ctx context.Context, event *corev1.Event) error {
 	return err
 }
 
-// Warn records that a pod gets no credentials. It does not block. The pod's owner can read the message.
+// Warn records that a pod gets no credentials. It does not block. The pod's owner can read the
+// message.
 func (r *Recorder) Warn(p *pods.Pod, reason, message string) {
 	if len(message) > maxMessage {
 		message = strings.ToValidUTF8(message[:maxMessage-3], "") + "..."

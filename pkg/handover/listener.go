@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listener is a TCP listener that can stop accepting and resume. While it is paused, new connections
-// wait in the kernel for another process that has the socket.
+// Listener is a TCP listener that can stop accepting and resume. While it is paused, new
+// connections wait in the kernel for another process that has the socket.
 type Listener struct {
 	*net.TCPListener
 
@@ -22,30 +22,26 @@ type Listener struct {
 	paused chan struct{} // nil if the listener accepts, else closed at the end of the pause
 }
 
-// Listen listens on a TCP address. It turns MPTCP off, which Go turns on by default: an MPTCP socket
-// has neither SO_ORIGINAL_DST nor TCP_USER_TIMEOUT (net/mptcp/sockopt.c). A client that asks for MPTCP
-// falls back to TCP.
-func Listen(ctx context.Context, address string) (*Listener, error) {
-	return listen(ctx, address, net.ListenConfig{})
+// Socket is a TCP socket to serve. Its name contains all that distinguishes it from another socket:
+// a predecessor's socket of the same name takes its place.
+type Socket struct {
+	Name    string
+	Address string // as for net.Listen
+	// ReusePort is true if a successor can have the same port on another address while the predecessor
+	// has the socket (socket(7), SO_REUSEPORT). A connection goes to the more specific address.
+	ReusePort bool
 }
 
-func listen(ctx context.Context, address string, config net.ListenConfig) (*Listener, error) {
+// Listen listens on the address. It turns MPTCP off, which Go turns on by default: an MPTCP socket
+// has neither SO_ORIGINAL_DST nor TCP_USER_TIMEOUT (net/mptcp/sockopt.c). A client that asks for
+// MPTCP falls back to TCP.
+func (s Socket) Listen(ctx context.Context) (*Listener, error) {
+	var config net.ListenConfig
 	config.SetMultipathTCP(false)
-	return newListener(config.Listen(ctx, "tcp", address))
-}
-
-// listenBeside listens on an address whose port other has on another address. The kernel allows it
-// because both sockets have SO_REUSEPORT (socket(7)). A connection goes to the socket with the more
-// specific address.
-func listenBeside(ctx context.Context, address string, other *Listener) (*Listener, error) {
-	c, err := other.SyscallConn()
-	if err != nil {
-		return nil, err
+	if s.ReusePort {
+		config.Control = setReusePort
 	}
-	if err := setReusePort("", "", c); err != nil {
-		return nil, err
-	}
-	return listen(ctx, address, net.ListenConfig{Control: setReusePort})
+	return newListener(config.Listen(ctx, "tcp", s.Address))
 }
 
 func setReusePort(_, _ string, c syscall.RawConn) error {
@@ -68,9 +64,6 @@ func newListener(l net.Listener, err error) (*Listener, error) {
 	}
 	return &Listener{TCPListener: tcp}, nil
 }
-
-// Port returns the port of the listener.
-func (l *Listener) Port() uint16 { return l.Addr().(*net.TCPAddr).AddrPort().Port() }
 
 // Accept implements net.Listener. It waits while the listener is paused.
 func (l *Listener) Accept() (net.Conn, error) {

@@ -25,9 +25,9 @@ type Predecessor struct {
 	conn         *net.UnixConn
 }
 
-// Dial connects to the process that serves the unix socket at path, and receives its sockets and its
-// state. It returns nil and no error if there is no such process. The predecessor notices when its
-// successor closes the connection, or ends.
+// Dial connects to the process that serves the unix socket at path, and receives its sockets and
+// its state. It returns nil and no error if there is no such process. The predecessor notices when
+// its successor closes the connection, or ends.
 func Dial(ctx context.Context, path string) (*Predecessor, error) {
 	c, err := unixsocket.Dial(ctx, path)
 	if c == nil || err != nil {
@@ -41,7 +41,8 @@ func Dial(ctx context.Context, path string) (*Predecessor, error) {
 	return p, nil
 }
 
-// Close closes the connection and the sockets. A predecessor that has stopped accepting accepts again.
+// Close closes the connection and the sockets. A predecessor that has stopped accepting accepts
+// again.
 func (p *Predecessor) Close() error {
 	closeAll(p.Sockets)
 	return p.conn.Close()
@@ -80,8 +81,8 @@ func (p *Predecessor) receive(limit int64) error {
 	return nil
 }
 
-// request sends a request, and reads the first byte of its reply and the descriptors that come with it.
-// The caller closes the files, also after an error.
+// request sends a request, and reads the first byte of its reply and the descriptors that come with
+// it. The caller closes the files, also after an error.
 func (p *Predecessor) request(request byte) ([]*os.File, error) {
 	if err := p.conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return nil, err
@@ -101,8 +102,8 @@ func (p *Predecessor) request(request byte) ([]*os.File, error) {
 	return files, err
 }
 
-// HasEndedWithin waits up to d, and reports whether the predecessor has closed the connection. It sends
-// only what it is asked for.
+// HasEndedWithin waits up to d, and reports whether the predecessor has closed the connection. It
+// sends only what it is asked for.
 func (p *Predecessor) HasEndedWithin(d time.Duration) bool {
 	p.conn.SetDeadline(time.Now().Add(d))
 	_, err := p.conn.Read(make([]byte, 1))

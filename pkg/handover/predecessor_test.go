@@ -68,10 +68,10 @@ func TestOfferIsBounded(t *testing.T) {
 	}
 }
 
-// TestListenWithoutMPTCP has a client ask for MPTCP. It is served by TCP, whose socket options the proxy
-// needs.
+// TestListenWithoutMPTCP has a client ask for MPTCP. It is served by TCP, whose socket options the
+// proxy needs.
 func TestListenWithoutMPTCP(t *testing.T) {
-	l, err := Listen(t.Context(), "127.0.0.1:0")
+	l, err := Socket{Address: "127.0.0.1:0"}.Listen(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

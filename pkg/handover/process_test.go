@@ -35,6 +35,7 @@ func newProcess(t *testing.T, path, name string) *process {
 	p.ready.Store(true)
 	p.Takeover = New(Config{
 		Path: path, Sockets: []Socket{{Name: "tcp", Address: "127.0.0.1:0"}},
+		Optional: func([]string) []Socket { return nil },
 		Import: func(state []byte) (int, error) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -76,9 +77,7 @@ func (p *process) begin() <-chan struct{} {
 	})
 	p.end = sync.OnceFunc(func() {
 		cancel()
-		if p.sockets != nil {
-			p.sockets["tcp"].Close()
-		}
+		closeAll(p.sockets)
 		running.Wait()
 		p.Close()
 	})

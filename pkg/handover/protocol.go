@@ -1,15 +1,17 @@
 // Package handover replaces a process that serves TCP sockets by another one without refusing a
 // connection. The sockets and a state change hands over a unix socket.
 //
-// A successor asks for the sockets and the state, accepts on the sockets, and commits. Only then does
-// the predecessor stop accepting. Either process accepts a connection that is dialled in between. The
-// predecessor keeps its sockets open until it ends, and accepts again if its successor ends first.
+// A successor asks for the sockets and the state, accepts on the sockets, and commits. Only then
+// does the predecessor stop accepting. Either process accepts a connection that is dialled in
+// between. The predecessor keeps its sockets open until it ends, and accepts again if its successor
+// ends first.
 package handover
 
 import "time"
 
 // The requests of a successor, one byte each. The reply begins with the same byte. A message that
-// changes gets another byte: the predecessor closes the connection after a request that it does not know.
+// changes gets another byte: the predecessor closes the connection after a request that it does not
+// know.
 const (
 	requestOffer  = 'o' // the reply has the sockets in its control message, and an offer in JSON
 	requestCommit = 'c' // the reply has nothing more; the predecessor has stopped accepting

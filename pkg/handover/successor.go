@@ -14,8 +14,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 )
 
-// acceptSuccessors answers successors until ctx ends. It replaces the socket at the path: successors of
-// the predecessor are successors of this process from then on.
+// acceptSuccessors answers successors until ctx ends. It replaces the socket at the path:
+// successors of the predecessor are successors of this process from then on.
 func (t *Takeover) acceptSuccessors(ctx context.Context, sockets map[string]*Listener) error {
 	l, err := unixsocket.Listen(t.Path, t.checkInterval, t.Log)
 	if err != nil {
@@ -42,8 +42,8 @@ func (t *Takeover) acceptSuccessors(ctx context.Context, sockets map[string]*Lis
 	}
 }
 
-// serveSuccessor answers the requests of one connection until its peer closes it, or ctx ends. If the
-// peer has taken over, this process accepts again then.
+// serveSuccessor answers the requests of one connection until its peer closes it, or ctx ends. If
+// the peer has taken over, this process accepts again then.
 func (t *Takeover) serveSuccessor(ctx context.Context, c *net.UnixConn, sockets map[string]*Listener) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })

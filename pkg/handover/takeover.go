@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -17,13 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket is a TCP socket to serve. Its name contains all that distinguishes it from another socket: a
-// predecessor's socket of the same name takes its place.
-type Socket struct {
-	Name    string
-	Address string // as for net.Listen
-}
-
 // Config configures a Takeover.
 type Config struct {
 	// Path is the path of the unix socket, in a directory that only this process's user can write.
@@ -31,8 +22,7 @@ type Config struct {
 	// Sockets are the sockets to serve.
 	Sockets []Socket
 	// Optional returns more sockets to serve: a pod keeps the port of its ADD after the proxy's has
-	// changed. One that cannot be opened is left out. It gets the names of the predecessor's sockets. It
-	// may be nil.
+	// changed. One that cannot be opened is left out. It gets the names of the predecessor's sockets.
 	Optional func(inherited []string) []Socket
 	// Import adds a predecessor's state and returns the number of its parts. Export returns the state.
 	Import func([]byte) (int, error)
@@ -83,8 +73,8 @@ func (t *Takeover) Begin(ctx context.Context) {
 	}
 }
 
-// connect replaces the connection to the predecessor if there is one at the path, imports its state, and
-// returns the number of its parts. Without the state, this process starts cold.
+// connect replaces the connection to the predecessor if there is one at the path, imports its
+// state, and returns the number of its parts. Without the state, this process starts cold.
 func (t *Takeover) connect(ctx context.Context) (imported int) {
 	p, err := Dial(ctx, t.Path)
 	if err != nil {
@@ -116,8 +106,8 @@ func (t *Takeover) Close() {
 // IsServing reports whether this process has its sockets, or had them until a successor took over.
 func (t *Takeover) IsServing() bool { return t.serving.Load() }
 
-// Listen waits until this process can serve, and returns its sockets by name. It takes them from the
-// predecessor, and opens the others. It returns nil and no error if ctx ends first.
+// Listen waits until this process can serve, and returns its sockets by name. It takes them from
+// the predecessor, and opens the others. It returns nil and no error if ctx ends first.
 func (t *Takeover) Listen(ctx context.Context) (map[string]*Listener, error) {
 	var deadline time.Time
 	for {
@@ -151,33 +141,29 @@ func (t *Takeover) Listen(ctx context.Context) (map[string]*Listener, error) {
 	}
 }
 
-// open returns the sockets to serve: the predecessor's, and new ones. It closes the predecessor's sockets
-// that it does not return.
+// open returns the sockets to serve: the predecessor's, and new ones. It closes the predecessor's
+// sockets that it does not return.
 func (t *Takeover) open(ctx context.Context) (map[string]*Listener, error) {
 	var inherited map[string]*Listener
 	if t.predecessor != nil {
 		inherited, t.predecessor.Sockets = t.predecessor.Sockets, nil
 	}
 	sockets := make(map[string]*Listener)
-	add := func(s Socket) error {
-		l, err := openOne(ctx, s, inherited)
-		if err == nil {
-			sockets[s.Name] = l
+	optional := t.Optional(slices.Sorted(maps.Keys(inherited)))
+	for i, s := range slices.Concat(t.Sockets, optional) {
+		l, err := inherited[s.Name], error(nil)
+		if l == nil {
+			l, err = s.Listen(ctx)
 		}
-		return err
-	}
-	for _, s := range t.Sockets {
-		if err := add(s); err != nil {
+		switch {
+		case err == nil:
+			sockets[s.Name] = l
+		case i < len(t.Sockets):
 			closeAll(sockets)
 			closeAll(inherited)
 			return nil, err
-		}
-	}
-	if t.Optional != nil {
-		for _, s := range t.Optional(slices.Sorted(maps.Keys(inherited))) {
-			if err := add(s); err != nil {
-				t.Log.Warn("a socket cannot be opened", "socket", s.Name, "error", err)
-			}
+		default:
+			t.Log.Warn("a socket cannot be opened", "socket", s.Name, "error", err)
 		}
 	}
 	maps.DeleteFunc(inherited, func(name string, l *Listener) bool { return sockets[name] == l })
@@ -185,36 +171,9 @@ func (t *Takeover) open(ctx context.Context) (map[string]*Listener, error) {
 	return sockets, nil
 }
 
-// openOne returns the inherited socket of the same name, or a new one. The predecessor keeps its
-// sockets open and may have the port on another address.
-func openOne(ctx context.Context, s Socket, inherited map[string]*Listener) (*Listener, error) {
-	if l := inherited[s.Name]; l != nil {
-		return l, nil
-	}
-	address, err := net.ResolveTCPAddr("tcp", s.Address)
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range inherited {
-		if int(l.Port()) == address.Port && hostOf(l.Addr()) != hostOf(address) {
-			return listenBeside(ctx, s.Address, l)
-		}
-	}
-	return Listen(ctx, s.Address)
-}
-
-// hostOf returns the IP of a TCP address, and the zero Addr for the unspecified address.
-func hostOf(a net.Addr) netip.Addr {
-	ip := a.(*net.TCPAddr).AddrPort().Addr().Unmap()
-	if ip.IsUnspecified() {
-		return netip.Addr{}
-	}
-	return ip
-}
-
-// waitUntilReady waits until this process can serve, and up to warmTimeout until no state is pending.
-// It does not wait longer if the predecessor has ended, because clients wait then. It returns false if
-// ctx ends.
+// waitUntilReady waits until this process can serve, and up to warmTimeout until no state is
+// pending. It does not wait longer if the predecessor has ended, because clients wait then. It
+// returns false if ctx ends.
 func (t *Takeover) waitUntilReady(ctx context.Context) bool {
 	var deadline time.Time
 	for ctx.Err() == nil && !t.predecessor.HasEndedWithin(pollInterval) {
@@ -235,8 +194,8 @@ func (t *Takeover) waitUntilReady(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-// Serve completes the takeover and hands over to successors until ctx ends. The caller accepts on the
-// sockets already.
+// Serve completes the takeover and hands over to successors until ctx ends. The caller accepts on
+// the sockets already.
 func (t *Takeover) Serve(ctx context.Context, sockets map[string]*Listener) error {
 	if t.predecessor != nil {
 		if err := t.predecessor.Commit(); err != nil {
@@ -250,8 +209,9 @@ func (t *Takeover) Serve(ctx context.Context, sockets map[string]*Listener) erro
 	return t.acceptSuccessors(ctx, sockets)
 }
 
-// CloseConnections makes clients dial again, and so reach the successor, once this process is replaced.
-// The server closes a connection with its answer: closing an idle one could lose a request in transit.
+// CloseConnections makes clients dial again, and so reach the successor, once this process is
+// replaced. The server closes a connection with its answer: closing an idle one could lose a
+// request in transit.
 func (t *Takeover) CloseConnections(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if t.isHandedOver() {
@@ -261,8 +221,8 @@ func (t *Takeover) CloseConnections(h http.Handler) http.Handler {
 	})
 }
 
-// Drain waits up to drainTimeout until a process that is replaced has no open connection. It returns
-// at once if no successor has taken over.
+// Drain waits up to drainTimeout until a process that is replaced has no open connection. It
+// returns at once if no successor has taken over.
 func (t *Takeover) Drain(open func() int) {
 	for end := time.Now().Add(drainTimeout); t.isHandedOver() && open() > 0 && time.Now().Before(end); {
 		time.Sleep(pollInterval)

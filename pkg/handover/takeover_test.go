@@ -106,8 +106,8 @@ func TestSuccessorStartsColdWithoutAUsableState(t *testing.T) {
 	}
 }
 
-// TestConnectionsWaitForASuccessorThatIsNotReady ends the predecessor while its successor waits for its
-// pods: the successor has the socket already.
+// TestConnectionsWaitForASuccessorThatIsNotReady ends the predecessor while its successor waits for
+// its pods: the successor has the socket already.
 func TestConnectionsWaitForASuccessorThatIsNotReady(t *testing.T) {
 	path := socketPath(t)
 	old, successor := start(t, path, "old"), newProcess(t, path, "new")
@@ -211,7 +211,28 @@ func TestSuccessorThatDiesBeforeItCommitsChangesNothing(t *testing.T) {
 	}
 }
 
-// TestReplacedProcessWaitsForItsClients keeps a connection open, on which a request may be in transit.
+// TestOptionalSockets checks that a successor serves a predecessor's socket that only Optional
+// names, and starts without one that cannot be opened.
+func TestOptionalSockets(t *testing.T) {
+	path := socketPath(t)
+	old := newProcess(t, path, "old")
+	old.Sockets = append(old.Sockets, Socket{Name: "former", Address: "127.0.0.1:0"}, Socket{Name: "unused", Address: "127.0.0.1:0"})
+	old.serve()
+	successor := newProcess(t, path, "new")
+	successor.Optional = func(inherited []string) []Socket {
+		if got := strings.Join(inherited, " "); got != "former tcp unused" {
+			t.Errorf("inherited %s", got)
+		}
+		return []Socket{{Name: "former", Address: "unused"}, {Name: "other", Address: "192.0.2.1:0"}}
+	}
+	successor.serve()
+	if len(successor.sockets) != 2 || successor.sockets["former"].Addr().String() != old.sockets["former"].Addr().String() {
+		t.Errorf("it serves %v", successor.sockets)
+	}
+}
+
+// TestReplacedProcessWaitsForItsClients keeps a connection open, on which a request may be in
+// transit.
 func TestReplacedProcessWaitsForItsClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := New(Config{Log: slog.New(slog.DiscardHandler)})
@@ -237,7 +258,7 @@ func TestReplacedProcessWaitsForItsClients(t *testing.T) {
 
 // TestWaitForAPortIsBounded has a process without handover listen on the port.
 func TestWaitForAPortIsBounded(t *testing.T) {
-	l, err := Listen(t.Context(), ":0")
+	l, err := Socket{Address: ":0"}.Listen(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +266,7 @@ func TestWaitForAPortIsBounded(t *testing.T) {
 	var log strings.Builder
 	successor := New(Config{
 		Path: socketPath(t), Sockets: []Socket{{Name: "a", Address: l.Addr().String()}},
-		Log: slog.New(slog.NewTextHandler(&log, nil)),
+		Optional: func([]string) []Socket { return nil }, Log: slog.New(slog.NewTextHandler(&log, nil)),
 	})
 	successor.portTimeout = time.Millisecond
 	if _, err := successor.Listen(t.Context()); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "--state-dir") {

@@ -69,7 +69,8 @@ func TestIntervalsOfRequestsGrowUpToMaxInterval(t *testing.T) {
 	})
 }
 
-// TestRequestTimesOutAfterASecond checks that the lookup goes on then: the watch may have shown the pod.
+// TestRequestTimesOutAfterASecond checks that the lookup goes on then: the watch may have shown the
+// pod.
 func TestRequestTimesOutAfterASecond(t *testing.T) {
 	records := recordOfA(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -102,7 +103,8 @@ func TestAmbiguousAddressIsWaitedForIfTheAPIHasTheRecordedPod(t *testing.T) {
 	})
 }
 
-// TestAskDuplicates has a watch that shows two pods with one address, and an API server that knows more.
+// TestAskDuplicates has a watch that shows two pods with one address, and an API server that knows
+// more.
 func TestAskDuplicates(t *testing.T) {
 	second := netip.MustParseAddr("fd00::1")
 	running := func(name string, ips ...string) *corev1.Pod {
@@ -203,8 +205,8 @@ func TestRequestsOfTheNodeAreLimited(t *testing.T) {
 	}
 }
 
-// TestRequestsOfAPodAreLimited has a pod that connects from both of its addresses all the time, and one
-// whose address is ambiguous. Requests for their neighbours are made at once.
+// TestRequestsOfAPodAreLimited has a pod that connects from both of its addresses all the time, and
+// one whose address is ambiguous. Requests for their neighbours are made at once.
 func TestRequestsOfAPodAreLimited(t *testing.T) {
 	dir := t.TempDir()
 	greedy := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
@@ -242,8 +244,8 @@ func TestRequestsOfAPodAreLimited(t *testing.T) {
 	})
 }
 
-// TestOwnLimitIsNotBlamedOnTheAPIServer uses up the pod's requests. The error says whether the API server
-// did not answer or was not asked.
+// TestOwnLimitIsNotBlamedOnTheAPIServer uses up the pod's requests. The error says whether the API
+// server did not answer or was not asked.
 func TestOwnLimitIsNotBlamedOnTheAPIServer(t *testing.T) {
 	records := recordOfA(t)
 	synctest.Test(t, func(t *testing.T) {

@@ -25,8 +25,9 @@ var (
 	ErrNotShown = errors.New("the namespace is not known yet")
 )
 
-// Namespaces watches the annotations of the namespaces that have pods on this node, and no others, so
-// a node's load on the API server does not grow with the cluster. As a Watcher it receives the pods.
+// Namespaces watches the annotations of the namespaces that have pods on this node, and no others,
+// so a node's load on the API server does not grow with the cluster. As a Watcher it receives the
+// pods.
 type Namespaces struct {
 	c NamespacesConfig
 
@@ -127,25 +128,16 @@ func (n *Namespaces) Shown() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, w := range n.watched {
-		if !w.isShown() {
+		if !isClosed(w.shown) {
 			return false
 		}
 	}
 	return true
 }
 
-func (w *namespace) isShown() bool {
-	select {
-	case <-w.shown:
-		return true
-	default:
-		return false
-	}
-}
-
-// Annotations returns the stored annotations of a namespace that has pods on this node. Until ctx ends,
-// it waits for a namespace that the API has not shown yet. The caller must not change the map. The error
-// wraps ErrNoNamespace or ErrNotShown.
+// Annotations returns the stored annotations of a namespace that has pods on this node. Until ctx
+// ends, it waits for a namespace that the API has not shown yet. The caller must not change the
+// map. The error wraps ErrNoNamespace or ErrNotShown.
 func (n *Namespaces) Annotations(ctx context.Context, name string) (map[string]string, error) {
 	n.mu.Lock()
 	w := n.watched[name]
@@ -160,7 +152,7 @@ func (n *Namespaces) Annotations(ctx context.Context, name string) (map[string]s
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch {
-	case !w.isShown():
+	case !isClosed(w.shown):
 		return nil, fmt.Errorf("%w: %s", ErrNotShown, name)
 	case !w.exists:
 		return nil, fmt.Errorf("%w: %s", ErrNoNamespace, name)
@@ -168,7 +160,8 @@ func (n *Namespaces) Annotations(ctx context.Context, name string) (map[string]s
 	return w.annotations, nil
 }
 
-// watch follows the namespace until ctx ends. While the API server is down, the stored state remains.
+// watch follows the namespace until ctx ends. While the API server is down, the stored state
+// remains.
 func (n *Namespaces) watch(ctx context.Context, w *namespace) {
 	backoff := wait.Backoff{Duration: firstRetry, Cap: lastRetry, Steps: math.MaxInt, Factor: 2, Jitter: 1}
 	backoff.DelayWithReset(clock.RealClock{}, retryReset).Until(ctx, true, true, func(ctx context.Context) (done bool, _ error) {
@@ -194,7 +187,7 @@ func (n *Namespaces) set(w *namespace, annotations map[string]string, exists boo
 	selected := maps.Clone(annotations)
 	maps.DeleteFunc(selected, func(key, _ string) bool { return !slices.Contains(n.c.Keys, key) })
 	n.mu.Lock()
-	wasShown := w.isShown()
+	wasShown := isClosed(w.shown)
 	isChanged := !wasShown || w.exists != exists || !maps.Equal(w.annotations, selected)
 	w.exists, w.annotations = exists, selected
 	if !wasShown {

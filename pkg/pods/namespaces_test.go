@@ -172,7 +172,8 @@ func TestOnlyNamespacesOfThisNodesPodsAreWatched(t *testing.T) {
 	}
 }
 
-// TestChangesDuringAnOutageAreSeen loses the history of changes too, as a restart of the API server does.
+// TestChangesDuringAnOutageAreSeen loses the history of changes too, as a restart of the API server
+// does.
 func TestChangesDuringAnOutageAreSeen(t *testing.T) {
 	h := newNamespaces(t)
 	h.api.PutNamespace("team", map[string]string{"allowed": "[1]"})

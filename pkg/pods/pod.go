@@ -21,13 +21,13 @@ type Pod struct {
 	Node string
 	// ServiceAccount is the name of the pod's service account.
 	ServiceAccount string
-	// IPs are those of status.podIPs. A pod on the host's network has none, because its addresses are the
-	// node's.
+	// IPs are those of status.podIPs. A pod on the host's network has none, because its addresses are
+	// the node's.
 	IPs []netip.Addr
 	// HostNetwork is true if the pod shares the node's network.
 	HostNetwork bool
-	// Mirror is the UID that the kubelet gave to a static pod of which this is the mirror pod, or empty.
-	// The runtime, and therefore the attachment record, has this UID.
+	// Mirror is the UID that the kubelet gave to a static pod of which this is the mirror pod, or
+	// empty. The runtime, and therefore the attachment record, has this UID.
 	Mirror types.UID
 	// Deleting is true if the pod is being deleted. Another pod may hold its address already.
 	Deleting bool
@@ -71,7 +71,8 @@ func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 	return pod
 }
 
-// reportedIPs returns the pod's addresses as text. A finished pod has none: another pod may hold them.
+// reportedIPs returns the pod's addresses as text. A finished pod has none: another pod may hold
+// them.
 func (p *Pod) reportedIPs() []string {
 	if p.Finished {
 		return nil

@@ -60,8 +60,8 @@ func NewResolver(c ResolverConfig) *Resolver {
 	return &Resolver{c: c, podLimit: ratelimit.NewKeyed[string](podGets, 4), nodeLimit: rate.NewLimiter(nodeGets, 20)}
 }
 
-// Resolve returns the pod that holds the source's address. If the pod is unknown or ambiguous, it waits
-// for a change, at most MaxElapsed. The error wraps one of this package's.
+// Resolve returns the pod that holds the source's address. If the pod is unknown or ambiguous, it
+// waits for a change, at most MaxElapsed. The error wraps one of this package's.
 func (r *Resolver) Resolve(ctx context.Context, s Source) (*Pod, error) {
 	pod, err := r.lookup(s)
 	if err == nil || isFinal(err) || r.c.MaxElapsed <= 0 {
@@ -84,7 +84,7 @@ func isFinal(err error) bool { return errors.Is(err, ErrNotAPod) || errors.Is(er
 func (r *Resolver) lookup(s Source) (*Pod, error) {
 	var recorded *Pod
 	switch {
-	case !r.c.Watch.isSynced():
+	case !isClosed(r.c.Watch.Synced()):
 		// With half a list, a pod that seems to be the only one with the address may not be.
 		return nil, fmt.Errorf("%w: the pods of this node are not known yet", ErrUnavailable)
 	case s.err != nil:
@@ -131,8 +131,8 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr) (*Pod, error) {
 	}
 }
 
-// ask decides from the records and what the API server has now. done is true if waiting cannot change
-// the result. why is the error of the lookup, and is returned if the API server cannot help.
+// ask decides from the records and what the API server has now. done is true if waiting cannot
+// change the result. why is the error of the lookup, and is returned if the API server cannot help.
 func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done bool, err error) {
 	isAmbiguous := errors.Is(why, ErrAmbiguous)
 	if isAmbiguous && !r.c.AskDuplicates || !isAmbiguous && s.record == nil {
@@ -163,8 +163,8 @@ func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done
 	return pod, err == nil || !isAmbiguous && !errors.Is(err, ErrAmbiguous), err
 }
 
-// get returns a pod from the API server, or nil if there is none of the name. All addresses of the pod
-// behind the source share its limit.
+// get returns a pod from the API server, or nil if there is none of the name. All addresses of the
+// pod behind the source share its limit.
 func (r *Resolver) get(ctx context.Context, s Source, namespace, name string) (*Pod, error) {
 	now := time.Now()
 	if !r.podLimit.Allow(cmp.Or(s.Holder(), s.IP.String()), now) || !r.nodeLimit.AllowN(now, 1) {
@@ -181,8 +181,8 @@ func (r *Resolver) get(ctx context.Context, s Source, namespace, name string) (*
 }
 
 // decide returns the pod that holds the address: the pod of the record if the API confirms it, and
-// without a record the only pod that reports the address. recorded is the API's pod of the record, or
-// nil. reporting are the unfinished pods that report the address.
+// without a record the only pod that reports the address. recorded is the API's pod of the record,
+// or nil. reporting are the unfinished pods that report the address.
 func (r *Resolver) decide(s Source, recorded *Pod, reporting []*Pod) (*Pod, error) {
 	switch {
 	case s.record != nil && recorded == nil:
@@ -200,8 +200,8 @@ func (r *Resolver) decide(s Source, recorded *Pod, reporting []*Pod) (*Pod, erro
 }
 
 // confirm returns the pod of the record if its UID is the record's, it is on this node and has not
-// finished, and no other running pod reports the address. If a DEL never came, the record is stale and
-// another pod may hold the address.
+// finished, and no other running pod reports the address. If a DEL never came, the record is stale
+// and another pod may hold the address.
 func (r *Resolver) confirm(s Source, pod *Pod, reporting []*Pod) (*Pod, error) {
 	recorded := s.record.Pod
 	switch uid := types.UID(recorded.UID); {

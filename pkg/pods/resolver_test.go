@@ -93,8 +93,8 @@ func TestRecordWithoutUIDNeedsAPodThatReportsTheAddress(t *testing.T) {
 	h.resolvesTo(ipA, "a")
 }
 
-// TestDeletedPodNeedsARecord has a pod whose deletion has begun: its DEL may have been, and another pod
-// may have the address.
+// TestDeletedPodNeedsARecord has a pod whose deletion has begun: its DEL may have been, and another
+// pod may have the address.
 func TestDeletedPodNeedsARecord(t *testing.T) {
 	h := newHarness(t, nil)
 	p := kubeapi.NewRunningPod(thisNode, "ns", "a", map[string]string{roleKey: "a"}, ipA.String())
@@ -174,8 +174,9 @@ func TestPodOfAnotherNodeIsRefused(t *testing.T) {
 	h.refuses(ipA, ErrUnknown)
 }
 
-// TestPodWithoutARecordIsServedUntilRecordsAreLost has a pod that is older than the plugin. It is the
-// only one that reports the address. After the records were removed, the address may have another holder.
+// TestPodWithoutARecordIsServedUntilRecordsAreLost has a pod that is older than the plugin. It is
+// the only one that reports the address. After the records were removed, the address may have
+// another holder.
 func TestPodWithoutARecordIsServedUntilRecordsAreLost(t *testing.T) {
 	h := newHarness(t, nil)
 	recorded := h.running("recorded", ipB.String())

@@ -15,8 +15,8 @@ type Source struct {
 	err      error
 }
 
-// Same reports whether the address has the same holder in both. It is false if the holder is unknown
-// because a record cannot be read.
+// Same reports whether the address has the same holder in both. It is false if the holder is
+// unknown because a record cannot be read.
 func (s Source) Same(other Source) bool {
 	if s.err != nil || other.err != nil {
 		return false
@@ -38,8 +38,8 @@ func (r *Resolver) Source(ip netip.Addr) Source {
 }
 
 // Holder returns the UID of the pod that the records say holds the address, or else of the pod that
-// reports it, or else an empty string. The value does not change when a record is written for the pod
-// later.
+// reports it, or else an empty string. The value does not change when a record is written for the
+// pod later.
 func (s Source) Holder() string {
 	if s.record == nil {
 		return s.reported
@@ -47,9 +47,9 @@ func (s Source) Holder() string {
 	return s.record.Pod.UID
 }
 
-// Identity returns a value that differs for each holder of the address, or an empty string if the holder
-// is not known. It is the pod's UID, which does not change when a record is written later, or the
-// attachment's ID if the record has no UID.
+// Identity returns a value that differs for each holder of the address, or an empty string if the
+// holder is not known. It is the pod's UID, which does not change when a record is written later,
+// or the attachment's ID if the record has no UID.
 func (s Source) Identity() string {
 	switch {
 	case s.err != nil:

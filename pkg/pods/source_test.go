@@ -75,8 +75,8 @@ func TestHolderOfAStaticPodIsTheKubeletsUID(t *testing.T) {
 	}
 }
 
-// TestIdentity checks that holders of an address differ, and that a record changes nothing for the pod
-// that reported the address before.
+// TestIdentity checks that holders of an address differ, and that a record changes nothing for the
+// pod that reported the address before.
 func TestIdentity(t *testing.T) {
 	h := newHarness(t, nil)
 	identity := func() string { return h.resolver.Source(ipA).Identity() }

@@ -26,8 +26,8 @@ type API interface {
 	FollowNamespace(ctx context.Context, name string, tell func(annotations map[string]string, exists bool)) error
 }
 
-// Watcher receives the changes of this node's pods, in order and one at a time. Its methods must not
-// block.
+// Watcher receives the changes of this node's pods, in order and one at a time. Its methods must
+// not block.
 type Watcher interface {
 	PodChanged(*Pod)
 	PodGone(*Pod)
@@ -89,7 +89,8 @@ func NewWatch(c WatchConfig) *Watch {
 		Handler: cache.ResourceEventHandlerFuncs{
 			AddFunc: func(obj any) { w.podChanged(obj.(*Pod)) },
 			UpdateFunc: func(old, obj any) {
-				// After an interruption, the watch reports a pod and its successor of the same name as one change.
+				// After an interruption, the watch reports a pod and its successor of the same name as one
+				// change.
 				if old := old.(*Pod); old.UID != obj.(*Pod).UID {
 					w.podGone(old)
 				}
@@ -113,7 +114,8 @@ func (w *Watch) Run(ctx context.Context) error {
 	return nil
 }
 
-// Synced returns a channel that is closed when the initial list is stored and the Watcher has received it.
+// Synced returns a channel that is closed when the initial list is stored and the Watcher has
+// received it.
 func (w *Watch) Synced() <-chan struct{} { return w.synced }
 
 // Len returns the number of stored pods.
@@ -144,18 +146,8 @@ func (w *Watch) change() <-chan struct{} {
 	return w.changed
 }
 
-// isSynced reports whether Synced is closed.
-func (w *Watch) isSynced() bool {
-	select {
-	case <-w.synced:
-		return true
-	default:
-		return false
-	}
-}
-
-// recorded returns the pod of an attachment record, or nil. It looks the pod up by UID, and by name if
-// the record has no UID or a static pod's. The caller must verify a pod that was found by name.
+// recorded returns the pod of an attachment record, or nil. It looks the pod up by UID, and by name
+// if the record has no UID or a static pod's. The caller must verify a pod that was found by name.
 func (w *Watch) recorded(r attachment.Pod) *Pod {
 	if pods := w.indexed(uidIndex, r.UID); len(pods) > 0 {
 		return pods[0]
@@ -180,4 +172,13 @@ func (w *Watch) indexed(index, value string) []*Pod {
 	}
 	slices.SortFunc(pods, func(a, b *Pod) int { return strings.Compare(a.Name, b.Name) })
 	return pods
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }

@@ -1,5 +1,5 @@
-// Package unixsocket listens on and dials unix sockets that only processes of the same user reach: the
-// file's mode is 0600, and callers put it into a directory of mode 0700.
+// Package unixsocket listens on and dials unix sockets that only processes of the same user reach:
+// the file's mode is 0600, and callers put it into a directory of mode 0700.
 package unixsocket
 
 import (
@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dial connects to the unix socket at path. It returns nil and no error if no process listens there.
+// Dial connects to the unix socket at path. It returns nil and no error if no process listens
+// there.
 func Dial(ctx context.Context, path string) (*net.UnixConn, error) {
 	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	switch {
@@ -32,7 +33,8 @@ func isAbsence(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
 }
 
-// IsAbandoned reports whether no process listens at path. It returns false if that cannot be found out.
+// IsAbandoned reports whether no process listens at path. It returns false if that cannot be found
+// out.
 func IsAbandoned(path string) bool {
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
@@ -41,9 +43,9 @@ func IsAbandoned(path string) bool {
 	return isAbsence(err)
 }
 
-// Listener is a net.Listener on a unix socket whose file other processes can remove or replace. Accept
-// listens again if no process listens at the path any more: the state directory was removed, or a
-// process that had replaced the file has ended.
+// Listener is a net.Listener on a unix socket whose file other processes can remove or replace.
+// Accept listens again if no process listens at the path any more: the state directory was removed,
+// or a process that had replaced the file has ended.
 type Listener struct {
 	path     string
 	interval time.Duration
@@ -54,8 +56,8 @@ type Listener struct {
 	closed bool
 }
 
-// Listen listens on a unix socket and replaces the file at path. interval is the time between two checks
-// that a process listens there.
+// Listen listens on a unix socket and replaces the file at path. interval is the time between two
+// checks that a process listens there.
 func Listen(path string, interval time.Duration, log *slog.Logger) (*Listener, error) {
 	socket, err := listen(path)
 	if err != nil {
