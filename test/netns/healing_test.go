@@ -42,6 +42,7 @@ func TestFlushedRules(t *testing.T) {
 	onEach(t, func(t *testing.T, n *node) {
 		n.proxy(impatient...)
 		one, two := n.run("one", "app"), n.run("two", "other")
+		n.round() // guards the uplinks
 		n.wantIdle()
 		rules := n.rules()
 		n.flush()
