@@ -128,25 +128,21 @@ func probeHandler(c *components, isServing func() bool) http.Handler {
 	return mux
 }
 
-// serveProbes answers probes on a unix socket until ctx ends.
+// serveProbes answers probes on a unix socket until ctx ends. It removes the sockets of proxies that were
+// killed.
 func serveProbes(ctx context.Context, path string, h http.Handler, interval time.Duration, log *slog.Logger) error {
-	removeAbandoned(filepath.Join(filepath.Dir(path), "probe-*"))
-	l, err := unixsocket.Listen(path, interval, log)
+	sockets, err := filepath.Glob(filepath.Join(filepath.Dir(path), "probe-*"))
 	if err != nil {
 		return err
-	}
-	return serveHTTP(ctx, boundedServer(h, log), l, nil)
-}
-
-// removeAbandoned removes the sockets of proxies that were killed.
-func removeAbandoned(pattern string) {
-	sockets, err := filepath.Glob(pattern)
-	if err != nil {
-		return // only for a malformed pattern
 	}
 	for _, socket := range sockets {
 		if unixsocket.IsAbandoned(socket) {
 			os.Remove(socket)
 		}
 	}
+	l, err := unixsocket.Listen(path, interval, log)
+	if err != nil {
+		return err
+	}
+	return serveHTTP(ctx, boundedServer(h, log), l, nil)
 }

@@ -46,9 +46,10 @@ func newTakeover(o *options, c *components, log *slog.Logger) *handover.Takeover
 	})
 }
 
-// formerSockets returns the sockets of other ports that pods are redirected to. A pod keeps the port of
-// its ADD when --app-port changes. The predecessor's ports come first: while the plugin's configuration
-// still has the former port, an ADD can use it at any time. The records name the ports after a crash.
+// formerSockets returns the sockets of other ports that pods are redirected to: a pod keeps the port of
+// its ADD when --app-port changes. The predecessor's ports are served even if no record names them: until
+// the agent has rewritten the plugin's entry, an ADD still uses the former port. After a crash there is no
+// predecessor, and the records name the ports.
 func formerSockets(o *options, inherited []string, log *slog.Logger) []handover.Socket {
 	var former []handover.Socket
 	add := func(s handover.Socket) {

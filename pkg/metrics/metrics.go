@@ -1,4 +1,5 @@
-// Package metrics holds the names of the proxy's Prometheus metrics in one place. Those that kube2iam has too keep its names.
+// Package metrics provides the proxy's Prometheus metrics. Those that kube2iam has as well keep its
+// names.
 package metrics
 
 import (
@@ -8,12 +9,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 const namespace = "kube2iam"
 
-// Metrics is the registry and what is counted in it. No label takes a value that a pod chooses.
+// Metrics are the proxy's metrics. No label has a value that a pod chooses.
 type Metrics struct {
 	registry *prometheus.Registry
 	assumed  *prometheus.HistogramVec
@@ -24,56 +26,54 @@ type Metrics struct {
 	delayed  prometheus.Counter
 }
 
-// New is a registry with every metric in it. pods and synced are asked at each scrape.
-func New(version, commit, date string, pods func() int, synced func() bool) *Metrics {
-	m := &Metrics{
-		registry: prometheus.NewRegistry(),
-		assumed: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+// New returns metrics in a registry of their own. Each scrape calls pods and isReady.
+func New(version, commit, date string, pods func() int, isReady func() bool) *Metrics {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	register := promauto.With(registry)
+	register.NewGauge(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "info", Help: "Always 1; the labels tell which build runs.",
+		ConstLabels: prometheus.Labels{"version": version, "commit_hash": commit, "build_date": date},
+	}).Set(1)
+	register.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "pods", Help: "Pods of this node that are known.",
+	}, func() float64 { return float64(pods()) })
+	register.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "healthcheck_status", Help: "1 while /healthz says that the proxy is ready.",
+	}, func() float64 {
+		if isReady() {
+			return 1
+		}
+		return 0
+	})
+	return &Metrics{
+		registry: registry,
+		assumed: register.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: namespace, Subsystem: "iam", Name: "request_duration_seconds",
 			Help:    "How long calls of AssumeRole took, by their outcome.",
 			Buckets: []float64{.025, .05, .1, .2, .4, .8, 1.6, 3.2, 6.4, 12.8},
 		}, []string{"code"}),
-		hits: prometheus.NewCounter(prometheus.CounterOpts{
+		hits: register.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: "iam", Name: "cache_hits_total",
 			Help: "Requests for credentials that were answered without waiting for STS.",
 		}),
-		misses: prometheus.NewCounter(prometheus.CounterOpts{
+		misses: register.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: "iam", Name: "cache_misses_total",
 			Help: "Requests for credentials that waited for STS.",
 		}),
-		refused: prometheus.NewCounter(prometheus.CounterOpts{
+		refused: register.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: "http", Name: "connections_refused_total",
 			Help: "Connections that were reset or closed: no rule of this node had redirected them, their pod or all pods had too many, their pod makes too many requests, or another pod holds their address now.",
 		}),
-	}
-	m.delayed = prometheus.NewCounter(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: "http", Name: "requests_delayed_total",
-		Help: "Requests of pods that waited because their pod makes more than it may.",
-	})
-	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Subsystem: "http", Name: "refusals_total",
-		Help: "Requests of pods that were refused, by the status of the answer.",
-	}, []string{"status"})
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Namespace: namespace, Name: "info", Help: "Always 1; the labels tell which build runs.",
-		ConstLabels: prometheus.Labels{"version": version, "commit_hash": commit, "build_date": date},
-	})
-	info.Set(1)
-	m.registry.MustRegister(m.assumed, m.hits, m.misses, m.refused, m.refusals, m.delayed, info,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: namespace, Name: "pods", Help: "Pods of this node that are known.",
-		}, func() float64 { return float64(pods()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: namespace, Name: "healthcheck_status", Help: "1 while /healthz says that the proxy is ready.",
-		}, func() float64 {
-			if synced() {
-				return 1
-			}
-			return 0
+		refusals: register.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: "http", Name: "refusals_total",
+			Help: "Requests of pods that were refused, by the status of the answer.",
+		}, []string{"status"}),
+		delayed: register.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: "http", Name: "requests_delayed_total",
+			Help: "Requests of pods that waited because their pod makes more than it may.",
 		}),
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-	)
-	return m
+	}
 }
 
 // Handler serves the registry.

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// scrape is the lines of our own metrics, without their help.
+// scrape returns the sorted lines of the metrics kube2iam_*, without buckets and sums.
 func scrape(t *testing.T, m *Metrics) []string {
 	t.Helper()
 	w := httptest.NewRecorder()
