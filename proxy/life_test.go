@@ -18,7 +18,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
@@ -34,80 +33,6 @@ import (
 )
 
 const roleKey = "iam.amazonaws.com/role"
-
-// countingSTS returns credentials for an hour and counts the calls. It denies the role "denied".
-type countingSTS struct{ calls atomic.Int64 }
-
-func (s *countingSTS) AssumeRole(_ context.Context, a roles.Assumption) (*credentials.Credentials, error) {
-	n := s.calls.Add(1)
-	if a.RoleName() == "denied" {
-		return nil, &credentials.Error{Kind: credentials.Denied, Code: "AccessDenied"}
-	}
-	return &credentials.Credentials{AccessKeyID: fmt.Sprint("ASIA", n), SecretAccessKey: "secret", SessionToken: "token",
-		Obtained: time.Now(), Expiration: time.Now().Add(time.Hour)}, nil
-}
-
-// startComponents runs the proxy's components until end is called.
-func startComponents(t *testing.T, client kubeAPI, change func(*options)) (p *components, records attachment.Dir, end func()) {
-	t.Helper()
-	o := &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}}
-	if change != nil {
-		change(o)
-	}
-	p, dir, end := startComponentsWith(t, client, o)
-	return p, attachment.In(dir), end
-}
-
-// startComponentsIn also returns the state directory.
-func startComponentsIn(t *testing.T, client kubeAPI) (p *components, stateDir string, end func()) {
-	t.Helper()
-	return startComponentsWith(t, client, &options{node: "node-1", rules: roles.Rules{RoleKey: roleKey, BaseARN: "arn:aws:iam::123456789012:role/", Duration: time.Hour}})
-}
-
-func startComponentsWith(t *testing.T, client kubeAPI, o *options) (p *components, stateDir string, end func()) {
-	t.Helper()
-	stateDir = t.TempDir()
-	p = newComponents(o, client, new(countingSTS), attachment.NewIndex(attachment.In(stateDir)), slog.New(slog.DiscardHandler))
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- p.run(ctx, func(ctx context.Context) error { <-ctx.Done(); return nil })
-	}()
-	return p, stateDir, func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-// fakeAPI is client-go's fake clientset. It works without sockets, and so with synctest.
-type fakeAPI struct{ *fake.Clientset }
-
-func (f fakeAPI) ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error) {
-	return f.CoreV1().Pods("").List(ctx, o)
-}
-
-func (f fakeAPI) WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	return f.CoreV1().Pods("").Watch(ctx, o)
-}
-
-func (f fakeAPI) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
-	return f.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
-}
-
-func (f fakeAPI) FollowNamespace(ctx context.Context, _ string, _ func(map[string]string, bool)) error {
-	<-ctx.Done() // nothing is restricted
-	return nil
-}
-
-func (f fakeAPI) CreateEvent(ctx context.Context, e *corev1.Event) (*corev1.Event, error) {
-	return f.CoreV1().Events(e.Namespace).Create(ctx, e, metav1.CreateOptions{})
-}
-
-func (f fakeAPI) PatchEvent(ctx context.Context, e *corev1.Event, patch []byte) (*corev1.Event, error) {
-	return f.CoreV1().Events(e.Namespace).Patch(ctx, e.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-}
 
 // TestAPIServerOutage: known pods are served during an outage of an hour, in which their credentials are
 // renewed.
@@ -370,57 +295,6 @@ func (slowSTS) AssumeRole(ctx context.Context, a roles.Assumption) (*credentials
 	}
 }
 
-// unshown is an API server that reports no namespace until shows is closed.
-type unshown struct {
-	fakeAPI
-	shows chan struct{}
-}
-
-func (u unshown) FollowNamespace(ctx context.Context, _ string, tell func(map[string]string, bool)) error {
-	select {
-	case <-u.shows:
-		tell(nil, true)
-	case <-ctx.Done():
-	}
-	<-ctx.Done()
-	return nil
-}
-
-// TestReadiness: the proxy is ready once its pods and their namespaces are known. A namespace that becomes
-// known later does not make it unready.
-func TestReadiness(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		pod := func(namespace string) *corev1.Pod {
-			return &corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "pod", UID: types.UID(namespace), Annotations: map[string]string{roleKey: "reader"}},
-				Spec:       corev1.PodSpec{NodeName: "node-1"},
-			}
-		}
-		clients := fake.NewClientset(pod("ns"))
-		client := &unshown{fakeAPI{clients}, make(chan struct{})}
-		p, _, end := startComponents(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
-		defer end()
-		<-p.watch.Synced()
-		time.Sleep(time.Second)
-		if p.isReady() {
-			t.Error("ready before the namespace is known")
-		}
-		close(client.shows)
-		synctest.Wait()
-		if !p.isReady() {
-			t.Error("not ready although the pods and namespaces are known")
-		}
-		client.shows = nil
-		if _, err := clients.CoreV1().Pods("late").Create(t.Context(), pod("late"), metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Second)
-		if p.watch.Len() != 2 || !p.isReady() {
-			t.Errorf("%d pods, ready %v", p.watch.Len(), p.isReady())
-		}
-	})
-}
-
 func TestClampChained(t *testing.T) {
 	for _, tt := range []struct {
 		through         string
@@ -433,39 +307,6 @@ func TestClampChained(t *testing.T) {
 		clampChained(o, slog.New(slog.NewTextHandler(&log, nil)))
 		if o.rules.Duration != tt.duration || (log.Len() > 0) != (tt.duration != tt.asked) {
 			t.Errorf("%+v: %v, logged %q", tt, o.rules.Duration, log.String())
-		}
-	}
-}
-
-// TestStartWithManyNamespaces uses the client of the proxy, with its limits, on a node with a pod in each of
-// 250 namespaces. At 20 requests per second, most pods would give up before the proxy is ready.
-func TestStartWithManyNamespaces(t *testing.T) {
-	api, err := kubeapi.Start(kubeapi.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer api.Close()
-	const pods = 250
-	for i := range pods {
-		ns := fmt.Sprint("ns-", i)
-		api.PutNamespace(ns, map[string]string{"allowed": `["*"]`})
-		api.PutPod(kubeapi.NewPod("node-1", ns, "pod", map[string]string{roleKey: "reader"}))
-	}
-	client, err := newKubernetesClient(&options{apiServer: api.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.CloseIdleConnections()
-	p, _, end := startComponents(t, client, func(o *options) { o.rules.Restriction = &roles.Restriction{Key: "allowed", Format: roles.Glob} })
-	defer end()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(15 * time.Second)
-	for !p.isReady() || p.cache.Stats().Holders < pods {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%d of %d pods hold credentials", p.cache.Stats().Holders, pods)
 		}
 	}
 }
