@@ -30,10 +30,11 @@ type Credentials interface {
 	Forget(holder string)
 }
 
-// Namespaces returns the annotations of a namespace. It waits for them until ctx ends, then returns the
-// cached ones or pods.ErrNotShown. pods.Namespaces implements it.
+// Namespaces returns the cached annotations of a namespace, or pods.ErrNotShown. Wait waits for them
+// until ctx ends. pods.Namespaces implements it.
 type Namespaces interface {
-	Annotations(ctx context.Context, namespace string) (map[string]string, error)
+	Annotations(namespace string) (map[string]string, error)
+	Wait(ctx context.Context, namespace string)
 }
 
 // Recorder records Kubernetes Events about pods without credentials. It limits their rate and does not
@@ -83,10 +84,14 @@ func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumptio
 	b.mu.RLock()
 	d := b.decisions[pod.UID]
 	b.mu.RUnlock()
-	if d.pod != pod || errors.Is(d.err, pods.ErrNotShown) {
+	if d.pod != pod {
+		d = b.decide(pod)
+	}
+	if errors.Is(d.err, pods.ErrNotShown) {
 		ctx, cancel := context.WithTimeout(ctx, namespaceTimeout)
 		defer cancel()
-		d = b.decide(ctx, pod)
+		b.Namespaces.Wait(ctx, pod.Namespace)
+		d = b.decide(pod)
 	}
 	if d.err != nil {
 		b.mu.RLock()
@@ -100,7 +105,7 @@ func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumptio
 	return d.assumption, pod, nil
 }
 
-func (b *Broker) decide(ctx context.Context, pod *pods.Pod) decision {
+func (b *Broker) decide(pod *pods.Pod) decision {
 	d := decision{pod: pod}
 	if pod.HostNetwork {
 		d.err = errHostNetwork
@@ -108,7 +113,7 @@ func (b *Broker) decide(ctx context.Context, pod *pods.Pod) decision {
 	}
 	d.assumption, d.err = b.Rules.Assumption(roles.Subject{
 		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), ServiceAccount: pod.ServiceAccount, Annotations: pod.Annotations,
-		NamespaceAnnotations: func() (map[string]string, error) { return b.Namespaces.Annotations(ctx, pod.Namespace) },
+		NamespaceAnnotations: func() (map[string]string, error) { return b.Namespaces.Annotations(pod.Namespace) },
 	})
 	return d
 }
@@ -145,10 +150,7 @@ func (b *Broker) update(pod *pods.Pod) {
 		b.remove(pod)
 		return
 	}
-	// An already cancelled context: the cached annotations or ErrNotShown. NamespaceChanged decides again.
-	cancelled, cancel := context.WithCancel(context.Background())
-	cancel()
-	d := b.decide(cancelled, pod)
+	d := b.decide(pod) // if it is pods.ErrNotShown, NamespaceChanged decides again
 	b.decisions[pod.UID] = d
 	if d.err == nil {
 		b.Credentials.Hold(string(pod.UID), d.assumption)

@@ -62,16 +62,22 @@ func (n *node) Warn(p *pods.Pod, reason, message string) {
 	n.warnings = append(n.warnings, p.String()+" "+reason+": "+message)
 }
 
-func (n *node) Annotations(ctx context.Context, namespace string) (map[string]string, error) {
+func (n *node) Wait(ctx context.Context, _ string) {
+	if n.notShown == nil {
+		return
+	}
+	select {
+	case <-n.notShown:
+	case <-ctx.Done():
+	}
+}
+
+func (n *node) Annotations(namespace string) (map[string]string, error) {
 	if n.notShown != nil {
 		select {
 		case <-n.notShown:
-		case <-ctx.Done():
-			select {
-			case <-n.notShown:
-			default:
-				return nil, pods.ErrNotShown
-			}
+		default:
+			return nil, pods.ErrNotShown
 		}
 	}
 	if a, ok := n.namespaces[namespace]; ok {

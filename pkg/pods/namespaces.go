@@ -135,23 +135,29 @@ func (n *Namespaces) Shown() bool {
 	return true
 }
 
-// Annotations returns the stored annotations of a namespace that has pods on this node. Until ctx
-// ends, it waits for a namespace that the API has not shown yet. The caller must not change the
-// map. The error wraps ErrNoNamespace or ErrNotShown.
-func (n *Namespaces) Annotations(ctx context.Context, name string) (map[string]string, error) {
+// Wait waits until the API has shown a namespace that has pods on this node, or ctx ends.
+func (n *Namespaces) Wait(ctx context.Context, name string) {
 	n.mu.Lock()
 	w := n.watched[name]
 	n.mu.Unlock()
 	if w == nil {
-		return nil, fmt.Errorf("%w: %s has no pod here that the API has shown", ErrNotShown, name)
+		return
 	}
 	select {
 	case <-w.shown:
 	case <-ctx.Done():
 	}
+}
+
+// Annotations returns the stored annotations of a namespace that has pods on this node. The caller must
+// not change the map. The error wraps ErrNoNamespace or ErrNotShown.
+func (n *Namespaces) Annotations(name string) (map[string]string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	w := n.watched[name]
 	switch {
+	case w == nil:
+		return nil, fmt.Errorf("%w: %s has no pod here that the API has shown", ErrNotShown, name)
 	case !isClosed(w.shown):
 		return nil, fmt.Errorf("%w: %s", ErrNotShown, name)
 	case !w.exists:

@@ -82,10 +82,16 @@ func (h *namespacesHarness) eventually(what string, holds func() bool) {
 	}
 }
 
+// annotations returns the annotations of a namespace that the API will show.
+func (h *namespacesHarness) annotations(namespace string) (map[string]string, error) {
+	h.Wait(h.t.Context(), namespace)
+	return h.Annotations(namespace)
+}
+
 func (h *namespacesHarness) becomes(namespace, allowed string) {
 	h.t.Helper()
 	h.eventually(namespace+" becomes "+allowed, func() bool {
-		got, err := h.Annotations(h.t.Context(), namespace)
+		got, err := h.annotations(namespace)
 		return err == nil && got["allowed"] == allowed
 	})
 }
@@ -95,15 +101,13 @@ func TestNamespaceOfAPodIsStoredWithTheAnnotationsThatAreRead(t *testing.T) {
 	h.api.PutNamespace("team", map[string]string{"allowed": "[1]", "permitted": ".*", "other": "x"})
 	h.api.PutNamespace("elsewhere", map[string]string{"allowed": "[1]"})
 	h.PodChanged(podIn("team", "a"))
-	if got, err := h.Annotations(t.Context(), "team"); err != nil || len(got) != 2 || got["allowed"] != "[1]" || got["permitted"] != ".*" {
+	if got, err := h.annotations("team"); err != nil || len(got) != 2 || got["allowed"] != "[1]" || got["permitted"] != ".*" {
 		t.Errorf("%v, %v", got, err)
 	}
 	if !h.Shown() {
 		t.Error("not shown")
 	}
-	cancelled, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := h.Annotations(cancelled, "elsewhere"); !errors.Is(err, ErrNotShown) {
+	if _, err := h.Annotations("elsewhere"); !errors.Is(err, ErrNotShown) {
 		t.Errorf("a namespace without a pod here: %v", err)
 	}
 	h.api.PutNamespace("team", map[string]string{"allowed": "[2]"})
@@ -115,7 +119,7 @@ func TestNamespaceOfAPodIsStoredWithTheAnnotationsThatAreRead(t *testing.T) {
 func TestNamespaceThatDoesNotExist(t *testing.T) {
 	h := newNamespaces(t)
 	h.PodChanged(podIn("nowhere", "a"))
-	if _, err := h.Annotations(t.Context(), "nowhere"); !errors.Is(err, ErrNoNamespace) {
+	if _, err := h.annotations("nowhere"); !errors.Is(err, ErrNoNamespace) {
 		t.Errorf("%v", err)
 	}
 	h.api.PutNamespace("nowhere", map[string]string{"allowed": "[]"})
@@ -134,7 +138,7 @@ func TestOnlyNamespacesOfThisNodesPodsAreWatched(t *testing.T) {
 	host.HostNetwork = true
 	h.PodChanged(host)
 	for _, ns := range []string{"team-1", "team-2"} {
-		if _, err := h.Annotations(t.Context(), ns); err != nil {
+		if _, err := h.annotations(ns); err != nil {
 			t.Error(err)
 		}
 	}
@@ -160,7 +164,7 @@ func TestOnlyNamespacesOfThisNodesPodsAreWatched(t *testing.T) {
 	}
 	h.PodGone(podIn("team-1", "a"))
 	h.PodGone(podIn("team-1", "a"))
-	if _, err := h.Annotations(t.Context(), "team-1"); err != nil {
+	if _, err := h.annotations("team-1"); err != nil {
 		t.Errorf("after the first of two pods has ended: %v", err)
 	}
 	finished := podIn("team-1", "b")
@@ -200,7 +204,8 @@ func TestStoredNamespacesRemainDuringAnOutage(t *testing.T) {
 	h.PodChanged(podIn("late", "b"))
 	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := h.Annotations(soon, "late"); !errors.Is(err, ErrNotShown) {
+	h.Wait(soon, "late")
+	if _, err := h.Annotations("late"); !errors.Is(err, ErrNotShown) {
 		t.Errorf("a namespace that the API server has not shown: %v", err)
 	}
 	if h.Shown() {
@@ -270,9 +275,7 @@ func TestOnlyChangesOfTheReadAnnotationsAreReported(t *testing.T) {
 		var n *Namespaces
 		n = namespacesOf(api, func(string) {
 			changes++
-			cancelled, cancel := context.WithCancel(t.Context())
-			cancel()
-			if _, err := n.Annotations(cancelled, "team"); errors.Is(err, ErrNotShown) {
+			if _, err := n.Annotations("team"); errors.Is(err, ErrNotShown) {
 				t.Error(err)
 			}
 		})
