@@ -42,7 +42,7 @@ func client(t *testing.T, config *rest.Config) kubernetes.Interface {
 	return c
 }
 
-// seen is what an informer told its handler.
+// seen records the calls of an informer's handler.
 type seen struct{ what, name, ip string }
 
 // inform runs client-go's own informer on node1's pods and tells what its handler gets.
@@ -153,8 +153,8 @@ func TestInformerOutlivesOutage(t *testing.T) {
 	}
 }
 
-// TestReplacedPod is a pod that is deleted and made again under its name while nobody looks, as a
-// StatefulSet does.
+// TestReplacedPod: an informer whose watch was down sees that a pod was deleted and created
+// again under its name.
 func TestReplacedPod(t *testing.T) {
 	s := start(t, Options{})
 	s.PutPod(NewRunningPod("node1", "default", "db-0", nil, "10.0.0.1"))

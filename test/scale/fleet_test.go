@@ -43,15 +43,14 @@ func TestSteadyFleetAsksEachHourTwiceAndABit(t *testing.T) {
 	}
 }
 
-// peak is the busiest minute in proportion to the mean.
+// peak returns the ratio of the busiest minute to the mean.
 func peak(calls []int) float64 {
 	minutes := PerMinute(calls)
 	return slices.Max(minutes) * float64(len(calls)) / float64(sum(calls))
 }
 
-// TestNothingMakesAFleetAskAtOnce is the bound of the issue of scale: the busiest minute has less
-// than half as much again as the mean.
-func TestNothingMakesAFleetAskAtOnce(t *testing.T) {
+// TestCallsOfAFleetHaveNoPeak: the busiest minute has less than half as much again as the mean.
+func TestCallsOfAFleetHaveNoPeak(t *testing.T) {
 	restart := func(s *Scenario) { s.RestartAt, s.RestartTime, s.HandOver = time.Hour, time.Hour, true }
 	brownout := func(s *Scenario) { s.BrownoutAt, s.BrownoutTime, s.Failing = time.Hour, time.Hour, 0.2 }
 	for name, change := range map[string]func(*Scenario){
@@ -72,7 +71,7 @@ func TestNothingMakesAFleetAskAtOnce(t *testing.T) {
 	}
 }
 
-// TestOutageLeavesNoEcho looks at a fleet from an hour after STS came back.
+// TestOutageLeavesNoEcho: from an hour after the outage on, the calls have no peak.
 func TestOutageLeavesNoEcho(t *testing.T) {
 	s := small(func(s *Scenario) { s.BrownoutAt, s.BrownoutTime, s.Failing = 30*time.Minute, time.Hour, 1 })
 	s.Length = 6 * time.Hour
@@ -107,9 +106,9 @@ func TestNodesThatHandOverAskForNothingMore(t *testing.T) {
 	}
 }
 
-// TestFleetComesBackFromAnOutage holds that all have credentials again in the end, and that what is
-// more than the quota does not keep them from it.
-func TestFleetComesBackFromAnOutage(t *testing.T) {
+// TestFleetRecoversFromAnOutage: all pods have credentials again in the end, also if they need
+// more calls than the quota.
+func TestFleetRecoversFromAnOutage(t *testing.T) {
 	r := Run(small(func(s *Scenario) {
 		s.BrownoutAt, s.BrownoutTime, s.Failing, s.Quota = 30*time.Minute, time.Hour, 1, 6
 	}))

@@ -56,7 +56,7 @@ func newBed(t *testing.T, o Options) *Bed {
 	return b
 }
 
-// get is what a GET from the namespace brings.
+// get returns the body of a GET from the namespace.
 func get(t *testing.T, n *netnstest.Namespace, url string) string {
 	t.Helper()
 	resp, err := n.HTTP().Get(url)
@@ -71,8 +71,8 @@ func get(t *testing.T, n *netnstest.Namespace, url string) string {
 	return string(body)
 }
 
-// TestUnguardedPodGetsNodeCredentials is the control of every test that says a pod cannot have
-// them: with the primary plugin alone it can, they are good, and the testbed knows of it.
+// TestUnguardedPodGetsNodeCredentials is the control of every test that a pod cannot have them:
+// with the primary plugin alone it gets valid credentials, and the testbed reports it.
 func TestUnguardedPodGetsNodeCredentials(t *testing.T) {
 	for _, primary := range []string{"bridge", "ptp"} {
 		t.Run(primary, func(t *testing.T) {
@@ -129,8 +129,8 @@ func TestUnguardedPodGetsNodeCredentials(t *testing.T) {
 	}
 }
 
-// TestNodeOwnCredentials is the other side of Leaks: what the SDK's own chain asks on the node is
-// none.
+// TestNodeOwnCredentials: the requests of the SDK on the node for its own credentials are no
+// leaks.
 func TestNodeOwnCredentials(t *testing.T) {
 	b := newBed(t, Options{Primary: "ptp"})
 	sess, err := session.NewSession(&aws.Config{
@@ -246,7 +246,8 @@ func TestFailedSetupLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestSweep leaves what a killed process would, under a process ID that no process can have.
+// TestSweep: a new testbed removes what a killed process left. No process can have the process
+// ID of this one.
 func TestSweep(t *testing.T) {
 	dir := dirPattern + "4194305.killed"
 	if err := os.MkdirAll(filepath.Join(dir, "netns"), 0o755); err != nil {
