@@ -1,4 +1,5 @@
-// Package broker decides which credentials a pod may have, and keeps those of this node's pods cached.
+// Package broker decides which credentials a pod may have, and keeps those of this node's pods
+// cached.
 package broker
 
 import (
@@ -30,15 +31,15 @@ type Credentials interface {
 	Forget(holder string)
 }
 
-// Namespaces returns the cached annotations of a namespace, or pods.ErrNotShown. Wait waits for them
-// until ctx ends. pods.Namespaces implements it.
+// Namespaces returns the cached annotations of a namespace, or pods.ErrNotShown. Wait waits for
+// them until ctx ends. pods.Namespaces implements it.
 type Namespaces interface {
 	Annotations(namespace string) (map[string]string, error)
 	Wait(ctx context.Context, namespace string)
 }
 
-// Recorder records Kubernetes Events about pods without credentials. It limits their rate and does not
-// block. events.Recorder implements it.
+// Recorder records Kubernetes Events about pods without credentials. It limits their rate and does
+// not block. events.Recorder implements it.
 type Recorder interface {
 	Warn(pod *pods.Pod, reason, message string)
 }
@@ -165,9 +166,10 @@ func (b *Broker) remove(pod *pods.Pod) {
 	b.Credentials.Forget(string(pod.UID))
 }
 
-// record records an Event if the error is one that the pod's owner can correct. It is called for each
-// occurrence, because Events expire after an hour and a write may fail. The recorder limits the rate.
-// The mutex is held and the pod has a decision: the recorder would never forget a pod that is deleted.
+// record records an Event if the error is one that the pod's owner can correct. It is called for
+// each occurrence, because Events expire after an hour and a write may fail. The recorder limits
+// the rate. The mutex is held and the pod has a decision: the recorder would never forget a pod
+// that is deleted.
 func (b *Broker) record(pod *pods.Pod, err error) {
 	if _, reason := classify(err); reason != "" {
 		b.Recorder.Warn(pod, reason, err.Error())

@@ -13,7 +13,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/pods"
 )
 
-// Caller is the client of one request: the pod that had the source address when the request arrived.
+// Caller is the client of one request: the pod that had the source address when the request
+// arrived.
 type Caller struct {
 	broker  *Broker
 	source  pods.Source
@@ -31,8 +32,8 @@ func (b *Broker) Identity(ip netip.Addr) string { return b.Pods.Source(ip).Ident
 // Name returns the name of the caller's pod according to its record, or its address.
 func (c *Caller) Name() string { return c.source.String() }
 
-// Session returns the identity that session tokens are bound to: the pod's UID, or the address of an
-// unknown pod. It needs no API server, so tokens are issued during an outage.
+// Session returns the identity that session tokens are bound to: the pod's UID, or the address of
+// an unknown pod. It needs no API server, so tokens are issued during an outage.
 func (c *Caller) Session() string {
 	if uid := c.source.Holder(); uid != "" {
 		return uid
@@ -40,7 +41,8 @@ func (c *Caller) Session() string {
 	return c.source.IP.String()
 }
 
-// Role returns the name and the ARN of the pod's role, without a call to STS. The error is a *imds.Refusal.
+// Role returns the name and the ARN of the pod's role, without a call to STS. The error is a
+// *imds.Refusal.
 func (c *Caller) Role(ctx context.Context) (name, arn string, err error) {
 	a, _, err := c.broker.assumption(ctx, c.source)
 	if err != nil {
@@ -49,7 +51,8 @@ func (c *Caller) Role(ctx context.Context) (name, arn string, err error) {
 	return a.RoleName(), a.RoleARN, nil
 }
 
-// Credentials returns the credentials of the pod's role if that is its name. The error is a *imds.Refusal.
+// Credentials returns the credentials of the pod's role if that is its name. The error is a
+// *imds.Refusal.
 func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Document, error) {
 	a, pod, err := c.broker.assumption(ctx, c.source)
 	if err != nil {
@@ -69,8 +72,8 @@ func (c *Caller) Credentials(ctx context.Context, role string) (*credentials.Doc
 	return doc, nil
 }
 
-// minAddressReuse is less than any runtime needs to give an address to another pod, which takes several
-// processes. A faster answer needs no second check.
+// minAddressReuse is less than any runtime needs to give an address to another pod, which takes
+// several processes. A faster answer needs no second check.
 const minAddressReuse = 5 * time.Millisecond
 
 // hasAddress reports whether the pod has had the address since the request arrived.

@@ -42,8 +42,8 @@ func refuseAddress(ip netip.Addr, err error) *imds.Refusal {
 	return &imds.Refusal{Status: status, Pod: ip.String(), Err: err}
 }
 
-// classify returns the status of the answer to a pod without a role, and the reason of its Event, or ""
-// for no Event.
+// classify returns the status of the answer to a pod without a role, and the reason of its Event,
+// or "" for no Event.
 func classify(err error) (status int, reason string) {
 	_, invalid := errors.AsType[*roles.InvalidError](err)
 	switch {
@@ -68,8 +68,8 @@ func refuseCredentials(pod *pods.Pod, a roles.Assumption, err error) *imds.Refus
 	return r
 }
 
-// stsEvent returns the Event about a failed call to STS. The pod's owner reads the message, so it does
-// not contain the error's Message, which may name the node's role.
+// stsEvent returns the Event about a failed call to STS. The pod's owner reads the message, so it
+// does not contain the error's Message, which may name the node's role.
 func stsEvent(a roles.Assumption, err *credentials.Error) (reason, message string) {
 	retries := fmt.Sprintf("The proxy keeps trying to get credentials of the role %s.", a.RoleARN)
 	switch err.Kind {

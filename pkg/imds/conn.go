@@ -33,9 +33,10 @@ type conn struct {
 // 100-continue.
 const maxRequestBody = 4 << 10
 
-// finishRead reads the body of a request and removes the read deadline, which would otherwise cancel the
-// request's context if it passed before the answer is complete. If the body is malformed, too long, or
-// incomplete at the deadline, finishRead closes the connection without an answer, by a panic with
+// finishRead reads the body of a request and removes the read deadline, which would otherwise
+// cancel the request's context if it passed before the answer is complete. If the body is
+// malformed, too long, or incomplete at the deadline, finishRead closes the connection without an
+// answer, by a panic with
 // http.ErrAbortHandler.
 func (c *conn) finishRead(r *http.Request) {
 	if r.ContentLength != 0 {
@@ -93,8 +94,9 @@ func (c *conn) Close() error {
 }
 
 // ackTimeout is how long sent data may stay unacknowledged, or the pod's window closed, before the
-// kernel ends the connection. AWS SDKs wait one second for the metadata service by default (AWS SDKs
-// and Tools Reference Guide, "AWS_METADATA_SERVICE_TIMEOUT") and read nothing of the connection later.
+// kernel ends the connection. AWS SDKs wait one second for the metadata service by default (AWS
+// SDKs and Tools Reference Guide, "AWS_METADATA_SERVICE_TIMEOUT") and read nothing of the
+// connection later.
 const ackTimeout = time.Second
 
 // boundWrites limits writes by TCP_USER_TIMEOUT (tcp(7)), which also covers a window that stays

@@ -30,10 +30,11 @@ type Connections struct {
 }
 
 const (
-	// maxSourceConnections exceeds what a pod needs: an SDK keeps at most one connection per process.
+	// maxSourceConnections exceeds what a pod needs: an SDK keeps at most one connection per
+	// process.
 	maxSourceConnections = 256
-	// maxConnections keeps the proxy's memory within its DaemonSet's request: a connection costs up to
-	// 30 KB. The benchmark measures it as rss_mib_hostile.
+	// maxConnections keeps the proxy's memory within its DaemonSet's request: a connection costs up
+	// to 30 KB. The benchmark measures it as rss_mib_hostile.
 	maxConnections = 512
 )
 
@@ -53,8 +54,8 @@ func (cs *Connections) Len() int {
 	return len(cs.open)
 }
 
-// add counts c as open. It returns false if c must be refused. The caller must close replaced, which no
-// longer counts, unless it is nil.
+// add counts c as open. It returns false if c must be refused. The caller must close replaced,
+// which no longer counts, unless it is nil.
 func (cs *Connections) add(c *conn) (replaced *conn, ok bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -105,8 +106,8 @@ func (cs *Connections) largestSource() (largest netip.Addr) {
 	return largest
 }
 
-// leastBusy returns a connection of the source. It returns one with a request in progress only if all
-// have one.
+// leastBusy returns a connection of the source. It returns one with a request in progress only if
+// all have one.
 func (cs *Connections) leastBusy(source netip.Addr) (found *conn) {
 	for c := range cs.open {
 		if c.source != source {
@@ -120,8 +121,8 @@ func (cs *Connections) leastBusy(source netip.Addr) (found *conn) {
 }
 
 // resetStale resets the connections whose source address has another holder, and schedules itself
-// again while connections are open. Write checks the holder too, but an idle connection, or one that
-// waits for its answer, must not outlive its pod.
+// again while connections are open. Write checks the holder too, but an idle connection, or one
+// that waits for its answer, must not outlive its pod.
 func (cs *Connections) resetStale() {
 	cs.mu.Lock()
 	open := slices.Collect(maps.Keys(cs.open))

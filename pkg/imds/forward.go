@@ -14,8 +14,8 @@ const maxBody = 64 << 10
 
 // Forward implements Forwarder. The error is a *Refusal.
 //
-// An exchange counts against the pod that began it until it ends. One for a cacheable path goes on after
-// the pod's client has disconnected, because others may wait for it.
+// An exchange counts against the pod that began it until it ends. One for a cacheable path goes on
+// after the pod's client has disconnected, because others may wait for it.
 func (u *Upstream) Forward(ctx context.Context, source netip.Addr, path string) (*Response, error) {
 	fetch := func(ctx context.Context, path string) (*Response, error) {
 		if err := u.limit.begin(source); err != nil {
@@ -34,14 +34,15 @@ func (u *Upstream) Forward(ctx context.Context, source netip.Addr, path string) 
 	return nil, &Refusal{Status: http.StatusInternalServerError, Err: fmt.Errorf("the node's metadata service does not answer %s as it should: %w", path, err)}
 }
 
-// statusError is an unexpected status of the service. Pods get 404 as it is and 500 for any other: no
-// SDK follows redirections, and 401, 403 and 429 concern the proxy's own token and rate. A pod's SDK
-// would take a 401 for the end of its own session.
+// statusError is an unexpected status of the service. Pods get 404 as it is and 500 for any other:
+// no SDK follows redirections, and 401, 403 and 429 concern the proxy's own token and rate. A pod's
+// SDK would take a 401 for the end of its own session.
 type statusError int
 
 func (s statusError) Error() string { return fmt.Sprintf("it answered with status %d", int(s)) }
 
-// fetch makes one exchange. If the service rejects the session token, fetch tries again with a new one.
+// fetch makes one exchange. If the service rejects the session token, fetch tries again with a new
+// one.
 func (u *Upstream) fetch(ctx context.Context, path string) (*Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
 	defer cancel()

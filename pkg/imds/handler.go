@@ -1,5 +1,5 @@
-// Package imds serves the protocol of the EC2 instance metadata service, versions 1 and 2, to the pods
-// of this node. docs/protocol.md lists the statements that it implements.
+// Package imds serves the protocol of the EC2 instance metadata service, versions 1 and 2, to the
+// pods of this node. docs/protocol.md lists the statements that it implements.
 // https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
 package imds
 
@@ -19,8 +19,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
-// Caller is the pod that sends one request, as of the moment of the request. An error of its methods
-// should be a *Refusal; any other is answered with status 500.
+// Caller is the pod that sends one request, as of the moment of the request. An error of its
+// methods should be a *Refusal; any other is answered with status 500.
 type Caller interface {
 	// Session returns the value that the pod's session tokens are bound to. It must not block.
 	Session() string
@@ -43,8 +43,8 @@ type Config struct {
 	Caller   func(source netip.Addr, now time.Time) Caller
 	Sessions *Sessions
 	Upstream Forwarder
-	// Deny matches canonical paths that are answered with 404, in addition to those that could yield the
-	// node's own credentials.
+	// Deny matches canonical paths that are answered with 404, in addition to those that could
+	// yield the node's own credentials.
 	Deny []*regexp.Regexp
 	// RequireTokens refuses requests without a session token, so that only version 2 works.
 	RequireTokens bool
@@ -68,7 +68,8 @@ func NewHandler(c Config) *Handler {
 	return &Handler{Config: c, refusals: slog.New(dedup.New(c.Log.Handler(), refusalInterval)), refusalLimit: newRefusalLimit()}
 }
 
-// Header names in net/http's canonical spelling, so that header maps can be used without conversion.
+// Header names in net/http's canonical spelling, so that header maps can be used without
+// conversion.
 const (
 	tokenHeader    = "X-Aws-Ec2-Metadata-Token"
 	tokenTTLHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"

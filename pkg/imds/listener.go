@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Destinations reports whether a connection from source to destination is one that this node's rules
-// redirect to the proxy.
+// Destinations reports whether a connection from source to destination is one that this node's
+// rules redirect to the proxy.
 type Destinations func(source netip.Addr, destination netip.AddrPort) bool
 
 // Holder returns the identity of the pod that holds a source address now, or an empty string if the
@@ -16,11 +16,11 @@ type Destinations func(source netip.Addr, destination netip.AddrPort) bool
 type Holder func(source netip.Addr) string
 
 // Listener accepts only connections that this node's rules redirected. It asks the kernel for the
-// original destination of each connection and resets a connection to the proxy itself before it reads
-// a byte. So no client on the network can connect to the proxy and forge a pod's address.
+// original destination of each connection and resets a connection to the proxy itself before it
+// reads a byte. So no client on the network can connect to the proxy and forge a pod's address.
 //
-// A connection belongs to the pod that held its source address when it was accepted. It is reset once
-// another pod holds the address. A connection beyond a limit of Connections is reset.
+// A connection belongs to the pod that held its source address when it was accepted. It is reset
+// once another pod holds the address. A connection beyond a limit of Connections is reset.
 type Listener struct {
 	net.Listener
 	isRedirected Destinations
@@ -31,8 +31,8 @@ type Listener struct {
 }
 
 // NewListener returns a Listener over a TCP listener. It calls refused for each connection that it
-// refuses, that it closes in favour of another pod's, or that it resets because another pod holds the
-// address.
+// refuses, that it closes in favour of another pod's, or that it resets because another pod holds
+// the address.
 func NewListener(l net.Listener, isRedirected Destinations, holder Holder, cs *Connections, refused func(), log *slog.Logger) *Listener {
 	return &Listener{Listener: l, isRedirected: isRedirected, holder: holder, connections: cs, refused: refused, log: log}
 }

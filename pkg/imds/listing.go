@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// filterListing returns the service's listing of a path without the names that the caller is refused.
-// Clients that crawl listings, such as cloud-init, fail completely after one refusal. If body has a line
-// that cannot be a name, it is a value and is returned unchanged.
+// filterListing returns the service's listing of a path without the names that the caller is
+// refused. Clients that crawl listings, such as cloud-init, fail completely after one refusal. If
+// body has a line that cannot be a name, it is a value and is returned unchanged.
 func (h *Handler) filterListing(ctx context.Context, caller Caller, path, body string) string {
 	lines := strings.Split(body, "\n")
 	allowed := lines[:0]
@@ -35,8 +35,8 @@ func (h *Handler) isAllowed(ctx context.Context, caller Caller, path string) boo
 	return false
 }
 
-// childOf returns the path of a name in a listing. A public key is listed as "0=name" and has the path
-// "0/".
+// childOf returns the path of a name in a listing. A public key is listed as "0=name" and has the
+// path "0/".
 func childOf(listing, name string) string {
 	listing = strings.TrimSuffix(listing, "/")
 	if strings.HasSuffix(listing, "/meta-data/public-keys") {
@@ -47,9 +47,9 @@ func childOf(listing, name string) string {
 	return listing + "/" + name
 }
 
-// isListing reports whether the service answers a canonical path with a list of names. A path with a
-// slash at its end is a listing, unless users choose the content below it. A listing is also served
-// without the slash, but only the upper ones can be told from values there.
+// isListing reports whether the service answers a canonical path with a list of names. A path with
+// a slash at its end is a listing, unless users choose the content below it. A listing is also
+// served without the slash, but only the upper ones can be told from values there.
 func isListing(path string) bool {
 	version, rest, _ := strings.Cut(strings.Trim(path, "/"), "/")
 	kind, below, _ := strings.Cut(rest, "/")

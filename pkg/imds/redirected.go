@@ -7,8 +7,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// Redirected returns the Destinations of a proxy on this node. A connection counts as redirected if its
-// original destination is one of these:
+// Redirected returns the Destinations of a proxy on this node. A connection counts as redirected if
+// its original destination is one of these:
 //
 //   - 169.254.169.254 or fd00:ec2::254, port 80
 //   - configured, port 80, if it is a valid address and not a loopback address

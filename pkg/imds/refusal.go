@@ -16,14 +16,14 @@ import (
 // Refusal is why a request is refused, and how it is answered.
 type Refusal struct {
 	Status int
-	// Code and Message are the fields of the answer's document. If Code is empty, the body is the error
-	// page of the status.
+	// Code and Message are the fields of the answer's document. If Code is empty, the body is the
+	// error page of the status.
 	Code, Message string
-	// Pod is "<namespace>/<name>", or the address of an unknown pod. If it is empty, the log has the
-	// caller's name.
+	// Pod is "<namespace>/<name>", or the address of an unknown pod. If it is empty, the log has
+	// the caller's name.
 	Pod string
-	// Err is the full reason. It is for the log, not for the pod. Nil means that the status explains itself
-	// and nothing is logged.
+	// Err is the full reason. It is for the log, not for the pod. Nil means that the status
+	// explains itself and nothing is logged.
 	Err error
 }
 
@@ -52,8 +52,9 @@ func unavailable(format string, args ...any) *Refusal {
 	return &Refusal{Status: http.StatusServiceUnavailable, Err: fmt.Errorf(format, args...)}
 }
 
-// Refusals are logged once for as long as they repeat, and at most refusalBurst lines for a source address
-// in each refusalInterval: SDKs retry, and a hostile pod may vary its requests to fill the log.
+// Refusals are logged once for as long as they repeat, and at most refusalBurst lines for a source
+// address in each refusalInterval: SDKs retry, and a hostile pod may vary its requests to fill the
+// log.
 const (
 	refusalInterval = 30 * time.Second
 	refusalBurst    = 4

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// requestBurst is how many requests a source may make in one burst. It serves 300 processes that start
-	// together and make three requests each.
+	// requestBurst is how many requests a source may make in one burst. It serves 300 processes
+	// that start together and make three requests each.
 	requestBurst = 1000
 	// maxRequestWait is how long a request waits for its token. SDKs give up after a second.
 	maxRequestWait = time.Second
@@ -33,8 +33,8 @@ func (c *conn) reserveFirst(now time.Time) bool {
 	return ok
 }
 
-// reserve returns how long the next request of c must wait for its token. If the source has no token
-// within maxRequestWait, it returns maxRequestWait and false.
+// reserve returns how long the next request of c must wait for its token. If the source has no
+// token within maxRequestWait, it returns maxRequestWait and false.
 func (c *conn) reserve(now time.Time) (wait time.Duration, ok bool) {
 	if first := c.firstToken; !first.IsZero() {
 		c.firstToken = time.Time{}
@@ -46,8 +46,8 @@ func (c *conn) reserve(now time.Time) (wait time.Duration, ok bool) {
 // admit waits for the token of one more request of c. It waits maxRequestWait and returns false if
 // there is none by then.
 //
-// Refusing costs as much as answering, so waiting is the only brake: each connection carries at most
-// one waiting request. Hanging up does not end the wait. Otherwise a client could free the
+// Refusing costs as much as answering, so waiting is the only brake: each connection carries at
+// most one waiting request. Hanging up does not end the wait. Otherwise a client could free the
 // connection's place early.
 func (h *Handler) admit(c *conn) bool {
 	wait, ok := c.reserve(time.Now())

@@ -29,7 +29,8 @@ type Response struct {
 	body                      string
 }
 
-// writeText writes a short success. The body has no final newline because several SDKs do not trim it.
+// writeText writes a short success. The body has no final newline because several SDKs do not trim
+// it.
 func writeText(w http.ResponseWriter, body string) {
 	writeSuccess(w, plainText, []string{time.Now().UTC().Format(http.TimeFormat)}, body)
 }
@@ -55,7 +56,8 @@ func serveCredentials(w http.ResponseWriter, r *http.Request, caller Caller, rol
 	return nil
 }
 
-// infoDocument returns iam/info for the pod's own role, so that the node's instance profile does not leak.
+// infoDocument returns iam/info for the pod's own role, so that the node's instance profile does
+// not leak.
 func infoDocument(role, arn string, now time.Time) string {
 	// The IAM console creates an instance profile of this name for a role.
 	account, _, _ := strings.Cut(arn, ":role/")
@@ -64,16 +66,16 @@ func infoDocument(role, arn string, now time.Time) string {
 		quote(now.UTC().Format(timeFormat)), quote(profile), quote(profileID(arn)))
 }
 
-// profileID returns an ID of the usual form, "AIPA" and 17 letters or digits. It is the same for each
-// request with the same role.
+// profileID returns an ID of the usual form, "AIPA" and 17 letters or digits. It is the same for
+// each request with the same role.
 func profileID(arn string) string {
 	sum := sha256.Sum256([]byte(arn))
 	return "AIPA" + base32.StdEncoding.EncodeToString(sum[:])[:17]
 }
 
 // writeFailure writes the document for a role that STS refuses, in EC2's format. EC2 sends it with
-// status 200. Here the status is 403, because several clients take every 200 for credentials: the AWS
-// SDK for JavaScript v2 never calls back, and s3cmd and fog-aws crash.
+// status 200. Here the status is 403, because several clients take every 200 for credentials: the
+// AWS SDK for JavaScript v2 never calls back, and s3cmd and fog-aws crash.
 func writeFailure(w http.ResponseWriter, status int, code, message string) {
 	writeBody(w, status, plainText, fmt.Sprintf("{\n  \"Code\" : %s,\n  \"Message\" : %s,\n  \"LastUpdated\" : %s\n}",
 		quote(code), quote(message), quote(time.Now().UTC().Format(timeFormat))))

@@ -23,8 +23,8 @@ type cachedResponse struct {
 
 const cacheTime = time.Minute
 
-// cacheable lists the cached paths below /latest. Other versions are rarely requested. The list bounds
-// the size of the cache.
+// cacheable lists the cached paths below /latest. Other versions are rarely requested. The list
+// bounds the size of the cache.
 var cacheable = map[string]bool{
 	"dynamic/instance-identity/document":       true,
 	"meta-data/ami-id":                         true,

@@ -19,8 +19,9 @@ const (
 	credentialsRoute          // …/meta-data/iam/security-credentials/{role}
 )
 
-// routeOf returns the route of a canonical path, and the role's name for credentialsRoute. A path that
-// could yield the credentials or the identity of the node is never forwarded, in any letter case.
+// routeOf returns the route of a canonical path, and the role's name for credentialsRoute. A path
+// that could yield the credentials or the identity of the node is never forwarded, in any letter
+// case.
 func routeOf(path string) (r route, role string) {
 	if path == "/" {
 		return forwardRoute, ""

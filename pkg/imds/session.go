@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// Sessions creates and verifies session tokens. A token consists of a version, its expiry, and a MAC of
-// both and of the pod. So the proxy stores no tokens, a token outlives a restart of the proxy, and no
-// other pod can use it.
+// Sessions creates and verifies session tokens. A token consists of a version, its expiry, and a
+// MAC of both and of the pod. So the proxy stores no tokens, a token outlives a restart of the
+// proxy, and no other pod can use it.
 type Sessions struct{ key []byte }
 
 const (
@@ -40,8 +40,8 @@ func (s *Sessions) Token(pod string, end time.Time) string {
 	return base64.URLEncoding.EncodeToString(append(head, s.mac(head, pod)...))
 }
 
-// verify returns the expiry of the pod's token in milliseconds since 1970. ok is false if the token was
-// not made for the pod.
+// verify returns the expiry of the pod's token in milliseconds since 1970. ok is false if the token
+// was not made for the pod.
 func (s *Sessions) verify(token, pod string) (end int64, ok bool) {
 	raw, err := base64.URLEncoding.Strict().DecodeString(token)
 	if err != nil || len(token) != tokenChars || len(raw) != tokenSize || raw[0] != tokenVersion {
@@ -58,8 +58,8 @@ func (s *Sessions) mac(head []byte, pod string) []byte {
 	return mac.Sum(nil)[:macSize]
 }
 
-// verifiedToken is the last token that was verified on a connection, whose requests usually repeat it.
-// It saves their MAC, which is most of the cost of a cached answer.
+// verifiedToken is the last token that was verified on a connection, whose requests usually repeat
+// it. It saves their MAC, which is most of the cost of a cached answer.
 type verifiedToken struct {
 	token, pod string
 	end        int64
@@ -101,9 +101,9 @@ func (h *Handler) serveToken(w http.ResponseWriter, r *http.Request, caller Call
 	return nil
 }
 
-// LoadKey reads the MAC key from the file. It creates the file with a random key if it does not exist.
-// If several processes create the file concurrently, all return the same key, because link(2) fails if
-// the file exists.
+// LoadKey reads the MAC key from the file. It creates the file with a random key if it does not
+// exist. If several processes create the file concurrently, all return the same key, because
+// link(2) fails if the file exists.
 func LoadKey(file string) ([]byte, error) {
 	key, err := readKey(file)
 	if !errors.Is(err, fs.ErrNotExist) {

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Upstream is a client of the node's own metadata service, with a session token of its own. The paths
-// of its requests must be canonical and checked.
+// Upstream is a client of the node's own metadata service, with a session token of its own. The
+// paths of its requests must be canonical and checked.
 type Upstream struct {
 	base   url.URL
 	client *http.Client
@@ -31,7 +31,8 @@ type Upstream struct {
 const (
 	// upstreamTimeout limits one exchange with the service, which answers in milliseconds.
 	upstreamTimeout = 5 * time.Second
-	// tokenRetryInterval is the pause after a failed request for a token. Requests would queue otherwise.
+	// tokenRetryInterval is the pause after a failed request for a token. Requests would queue
+	// otherwise.
 	tokenRetryInterval = time.Second
 )
 
@@ -94,8 +95,8 @@ func (u *Upstream) request(ctx context.Context, method, path, header, value stri
 	return u.client.Do(req)
 }
 
-// session returns the session token. It requests a new one if there is none, if the token is about to
-// expire, or if renew is true.
+// session returns the session token. It requests a new one if there is none, if the token is about
+// to expire, or if renew is true.
 func (u *Upstream) session(ctx context.Context, renew bool) (string, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -11,14 +11,17 @@ import (
 )
 
 const (
-	// maxExchanges limits the concurrent exchanges with the metadata service, which serves the whole node.
+	// maxExchanges limits the concurrent exchanges with the metadata service, which serves the
+	// whole node.
 	maxExchanges = 16
 	// maxPodExchanges is how many of them one pod may have.
 	maxPodExchanges = 4
-	// podRate and podBurst limit the requests of one pod. The service allows a node 1024 packets a second
-	// for metadata, DNS and NTP together (Amazon VPC User Guide, "Amazon DNS server", quotas).
+	// podRate and podBurst limit the requests of one pod. The service allows a node 1024 packets a
+	// second for metadata, DNS and NTP together (Amazon VPC User Guide, "Amazon DNS server",
+	// quotas).
 	podRate, podBurst = 10, 50
-	// nodeRate limits the requests of all pods: an exchange is two packets and their acknowledgements.
+	// nodeRate limits the requests of all pods: an exchange is two packets and their
+	// acknowledgements.
 	nodeRate = 200
 )
 

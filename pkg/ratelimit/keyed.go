@@ -20,7 +20,8 @@ type Keyed[K comparable] struct {
 // MaxKeys is the number of buckets that are remembered. A node runs fewer pods.
 const MaxKeys = 1024
 
-// NewKeyed returns buckets of burst tokens that gain limit tokens a second. rate.Inf allows everything.
+// NewKeyed returns buckets of burst tokens that gain limit tokens a second. rate.Inf allows
+// everything.
 func NewKeyed[K comparable](limit rate.Limit, burst int) *Keyed[K] {
 	return &Keyed[K]{limit: limit, burst: burst, buckets: make(map[K]*rate.Limiter)}
 }
@@ -31,8 +32,8 @@ func (k *Keyed[K]) Allow(key K, now time.Time) bool {
 	return ok && wait == 0
 }
 
-// Reserve takes the next token of the key's bucket and returns how long the caller must wait before it
-// acts. If that is longer than maxWait, Reserve takes no token and returns maxWait and false.
+// Reserve takes the next token of the key's bucket and returns how long the caller must wait before
+// it acts. If that is longer than maxWait, Reserve takes no token and returns maxWait and false.
 func (k *Keyed[K]) Reserve(key K, now time.Time, maxWait time.Duration) (wait time.Duration, ok bool) {
 	if k.limit == rate.Inf {
 		return 0, true
