@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,6 +25,17 @@ type Installer struct {
 	Log       *slog.Logger
 
 	loggedState string
+	conflict    conflict
+	network     atomic.Pointer[string]
+}
+
+// Network returns the name of the network that the installer has last chained the plugin in, or "". It
+// is safe for concurrent use.
+func (i *Installer) Network() string {
+	if name := i.network.Load(); name != nil {
+		return *name
+	}
+	return ""
 }
 
 var (
@@ -37,8 +49,8 @@ var (
 )
 
 // Install installs the binary, and then adds the entry to the effective network configuration. It
-// returns a line for each change. The error wraps ErrNoNetwork, ErrUnsettled, ErrNotChained, or an
-// error of the file system.
+// returns a line for each change. The error wraps ErrNoNetwork, ErrUnsettled, ErrNotChained,
+// ErrConflict, or an error of the file system.
 func (i *Installer) Install() (changes []string, err error) {
 	now := time.Now()
 	if i.WatchOnly {
@@ -101,6 +113,10 @@ func (i *Installer) check(now time.Time) error {
 
 // chain adds the entry to the effective configuration, and removes the generated lists of others.
 func (i *Installer) chain(now time.Time) (changes []string, err error) {
+	if now.Before(i.conflict.until) {
+		return nil, i.conflict.err
+	}
+	i.conflict.settle(now)
 	c, err := i.effective(now)
 	generated := ""
 	switch {
@@ -118,8 +134,12 @@ func (i *Installer) chain(now time.Time) (changes []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("network configuration %s: %w", c.path, err)
 		}
+		i.network.Store(&c.list.Name)
 		if changed {
 			changes = append(changes, "entry in "+path)
+			if i.conflict.observe(now, c, i.Binary.Name) {
+				return changes, i.conflict.err
+			}
 		}
 	}
 	removed, removeErr := removeGenerated(i.ConfDir, i.Binary.Name, generated)

@@ -76,6 +76,8 @@ func (i *Installer) installAndLog() time.Duration {
 			i.Log.Info("waiting until a network configuration is written", "error", err)
 		case errors.Is(err, ErrNoNetwork):
 			i.Log.Info("waiting for the primary CNI to write its network configuration", "error", err)
+		case errors.Is(err, ErrConflict):
+			i.Log.Error("waiting before the entry is added again; pods that start meanwhile are adopted", "wait", i.conflict.backoff, "error", err)
 		case errors.Is(err, ErrNotChained):
 			i.Log.Warn("the entry is missing: new pods get no credentials; chain it, or run the agent with --install", "error", err)
 		default:

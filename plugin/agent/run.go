@@ -62,6 +62,15 @@ func runAgent(c *cli.Context) error {
 	dirs := findDirsOrDefault(c, log)
 	installer.ConfDir, installer.BinDir = dirs.ConfDir, dirs.BinDir
 	config := agent.Config{Settings: attach.SettingsOf(conf), Cache: newCache(c, dirs.ConfDir), Interval: interval}
+	chained := config.Cache.Chained
+	config.Cache.Chained = func() ([]string, error) {
+		networks, err := chained()
+		// Another program may have removed the entry: the pods that start meanwhile are adopted.
+		if network := installer.Network(); network != "" && !slices.Contains(networks, network) {
+			networks = append(networks, network)
+		}
+		return networks, err
+	}
 	if c.Bool("once") {
 		a := agent.New(config, agent.Host(), log)
 		defer a.Close()
