@@ -62,7 +62,8 @@ func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 	if pod.HostNetwork {
 		return pod
 	}
-	for _, reported := range append(p.Status.PodIPs, corev1.PodIP{IP: p.Status.PodIP}) { // podIP is one of podIPs, if set
+	// podIP is one of podIPs, or the only one that is set.
+	for _, reported := range append(slices.Clip(p.Status.PodIPs), corev1.PodIP{IP: p.Status.PodIP}) {
 		ip, err := netip.ParseAddr(reported.IP)
 		if ip = ip.Unmap().WithZone(""); err == nil && !slices.Contains(pod.IPs, ip) {
 			pod.IPs = append(pod.IPs, ip)

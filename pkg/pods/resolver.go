@@ -101,7 +101,7 @@ func (r *Resolver) lookup(s Source) (*Pod, error) {
 // await looks the address up after every change. It also asks the API server at growing intervals,
 // because a first container's request may arrive before the watch shows its pod.
 func (r *Resolver) await(ctx context.Context, ip netip.Addr) (*Pod, error) {
-	var why error // of the last question to the API server that was not prevented by the proxy's own limit
+	var why error // of the last request that the proxy's own limit did not prevent
 	next := time.Now()
 	for interval := 50 * time.Millisecond; ; {
 		changed := r.c.Watch.change()

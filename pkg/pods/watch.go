@@ -131,7 +131,7 @@ func (w *Watch) podGone(p *Pod) {
 	w.notify()
 }
 
-// notify wakes those who wait for a change.
+// notify ends the waits for a change.
 func (w *Watch) notify() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

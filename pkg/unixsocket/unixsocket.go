@@ -44,7 +44,7 @@ func IsAbandoned(path string) bool {
 }
 
 // Listener is a net.Listener on a unix socket whose file other processes can remove or replace.
-// Accept listens again if no process listens at the path any more: the state directory was removed,
+// Accept listens again if no process listens at the path: the state directory was removed,
 // or a process that had replaced the file has ended.
 type Listener struct {
 	path     string
