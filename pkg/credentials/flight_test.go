@@ -3,7 +3,6 @@ package credentials
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"sync"
@@ -81,22 +80,6 @@ func TestNewHolderJoinsRunningFlight(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		if n := sts.count(); n != 1 || !has(c, assumption("a")) {
 			t.Errorf("%d calls", n)
-		}
-	})
-}
-
-func TestShutdownDoesNotWaitForTokens(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCache(new(fakeSTS), Config{Log: slog.New(slog.DiscardHandler)})
-		withoutBackgroundTokens(c)
-		for i := range 2 * maxBackgroundCalls {
-			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		start := time.Now()
-		if err := c.Run(ctx); err != nil || time.Since(start) > time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
 		}
 	})
 }

@@ -8,7 +8,15 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
+
+func renewAt(c *Cache, a roles.Assumption) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.entries[a].renewAt
+}
 
 func TestImportedCredentialsAreServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -35,7 +43,7 @@ func TestImportedCredentialsAreServed(t *testing.T) {
 			if was, is := mustGet(t, old, a), mustGet(t, c, a); !bytes.Equal(was.Body(), is.Body()) || was.LastModified()[0] != is.LastModified()[0] || !was.Expiration().Equal(is.Expiration()) {
 				t.Errorf("%s differs", a.RoleARN)
 			}
-			if was, is := old.entries[a].renewAt, c.entries[a].renewAt; !was.Equal(is) {
+			if was, is := renewAt(old, a), renewAt(c, a); !was.Equal(is) {
 				t.Errorf("%s is renewed at %v and not %v", a.RoleARN, is, was)
 			}
 		}

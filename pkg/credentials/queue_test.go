@@ -35,6 +35,8 @@ func TestForgottenPodsLeaveNothing(t *testing.T) {
 func TestWaitingClientIsServedAfterHolderLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
+		c.Hold("pod", assumption("former")) // takes the token of a new holder
+		synctest.Wait()
 		withoutTokens(c, 20)
 		c.Hold("pod", assumption("a"))
 		var wg sync.WaitGroup
@@ -48,11 +50,18 @@ func TestWaitingClientIsServedAfterHolderLeft(t *testing.T) {
 func TestRequestTakesFlightOutOfBackgroundQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
+		for i := range maxBackgroundCalls {
+			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint("former-", i))) // takes the token of a new holder
+		}
+		synctest.Wait()
 		withoutBackgroundTokens(c)
 		for i := range maxBackgroundCalls {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))
 		}
 		synctest.Wait()
+		if len(c.background) != maxBackgroundCalls {
+			t.Fatalf("%d queued", len(c.background))
+		}
 		for i := range maxBackgroundCalls {
 			mustGet(t, c, assumption(fmt.Sprint(i)))
 		}
@@ -214,6 +223,7 @@ func TestUnusedFlightsLeaveQueue(t *testing.T) {
 				hangUp()
 				c.Forget("pod")
 				time.Sleep(5 * time.Minute)
+				synctest.Wait() // a sweep may be due now
 				if c.Stats().Entries != 0 || len(c.requesters) != 0 || len(c.roundRobin) != 0 || len(c.background) != 0 {
 					t.Errorf("left: %+v", c.queue)
 				}
@@ -224,8 +234,7 @@ func TestUnusedFlightsLeaveQueue(t *testing.T) {
 
 func TestQueuedFlightsUseNoGoroutines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := running(t, new(fakeSTS), Config{})
-		withoutTokens(c, 0)
+		c := running(t, &fakeSTS{latency: time.Second}, Config{})
 		before := runtime.NumGoroutine()
 		for i := range 500 {
 			c.Hold(fmt.Sprint(i), assumption(fmt.Sprint(i)))

@@ -95,7 +95,8 @@ func Run(s Scenario) Result {
 	}
 	for i := range f.nodes {
 		f.nodes[i].limiter = f.newLimiter()
-		for f.nodes[i].limiter.Take(f.start, false) == 0 { // the pods have made their first calls
+		for range s.Pods { // have made their first calls
+			f.nodes[i].limiter.Take(f.start, false)
 		}
 	}
 	for i := range f.pods {
