@@ -1,7 +1,7 @@
 // Command bench prints the project's figures, one a line: name, value, unit.
 //
-// A ratio compares with a baseline that runs alternately with what is measured, on the same node and
-// path: other load on the machine slows down both. Counts are the kernel's.
+// A ratio compares with a baseline that runs alternately with what is measured, on the same node
+// and path: other load on the machine slows down both. Counts are the kernel's.
 package main
 
 import (

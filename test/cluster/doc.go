@@ -20,8 +20,9 @@
 // that begin with "figure" are figures, as in `make bench`.
 //
 // The suite needs root and is not part of `go test ./...`. scripts/test-cluster.sh builds what it
-// needs and runs it with the build tag "cluster". The parts run in order on one node, and the node's
-// start and the installation precede each selection. This runs the commands of the documents alone:
+// needs and runs it with the build tag "cluster". The parts run in order on one node, and the
+// node's start and the installation precede each selection. This runs the commands of the documents
+// alone:
 //
 //	scripts/test-cluster.sh -run '^TestCluster$/^(uninstalled|the_documents)'
 package cluster

@@ -35,7 +35,8 @@ func (b *block) String() string { return fmt.Sprintf("%s:%d", b.file, b.line) }
 var runElsewhere = []string{"make demo\n", "make test\n"}
 
 // documents are the blocks of README.md and docs/, and where their commands run: in the node, in a
-// copy of this repository or in a directory of the operator's, with stand-ins for Docker and systemd.
+// copy of this repository or in a directory of the operator's, with stand-ins for Docker and
+// systemd.
 type documents struct {
 	*node
 	blocks              []*block

@@ -1,5 +1,5 @@
-// Package imdsclient is a client of the metadata service that never retries, so that a caller sees every
-// failed request.
+// Package imdsclient is a client of the metadata service that never retries, so that a caller sees
+// every failed request.
 package imdsclient
 
 import (

@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// TestDocumentsNameWhatExists expects that every test and every path that the documents name exists.
+// TestDocumentsNameWhatExists expects that every test and every path that the documents name
+// exists.
 func TestDocumentsNameWhatExists(t *testing.T) {
 	var documents []string
 	for _, pattern := range []string{"../../*.md", "../../docs/*.md", "../../docs/decisions/*.md"} {

@@ -7,8 +7,8 @@ import (
 )
 
 // TestUplinkGuardWithoutNetfilter has no rule of netfilter on the node, as after a flush by another
-// program, and no agent. A pod that is older than the plugin does not reach the real service; the host
-// does.
+// program, and no agent. A pod that is older than the plugin does not reach the real service; the
+// host does.
 func TestUplinkGuardWithoutNetfilter(t *testing.T) {
 	onFew(t, func(t *testing.T, n *node) {
 		n.SetChain()

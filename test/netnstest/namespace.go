@@ -59,8 +59,8 @@ func restoringNetns(f func() error) error {
 	return f()
 }
 
-// CreateAt makes a network namespace with a bind mount at path, as "ip netns" and container runtimes
-// do. The mount keeps the namespace alive.
+// CreateAt makes a network namespace with a bind mount at path, as "ip netns" and container
+// runtimes do. The mount keeps the namespace alive.
 func CreateAt(path string) (*Namespace, error) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		return nil, err

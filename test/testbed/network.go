@@ -79,7 +79,8 @@ func (b *Bed) connect(bridgeNF bool) (err error) {
 	return nil
 }
 
-// connect6 adds IPv6 to connect. Addresses are usable immediately, without duplicate address detection.
+// connect6 adds IPv6 to connect. Addresses are usable immediately, without duplicate address
+// detection.
 func (b *Bed) connect6() error {
 	link := func(ip netip.Addr) netip.Prefix { return netip.PrefixFrom(ip, 64) }
 	err := b.AWS.Do(func() error {

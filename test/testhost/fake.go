@@ -18,8 +18,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/ruleset"
 )
 
-// Fake is a host with real rules and records, in a network namespace and a directory of the test, and
-// with fake interfaces and sockets. The test runs in the namespace.
+// Fake is a host with real rules and records, in a network namespace and a directory of the test,
+// and with fake interfaces and sockets. The test runs in the namespace.
 type Fake struct {
 	*testing.T
 	StateDir   string

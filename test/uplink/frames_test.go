@@ -24,7 +24,8 @@ func ethernet(source [6]byte, etherType uint16, payload []byte, tags ...uint16) 
 	return append(frame, make([]byte, max(0, 60-len(frame)))...)
 }
 
-// ipv4 returns a packet. fragment is the field with the flags and the offset; options are of 4 bytes each.
+// ipv4 returns a packet. fragment is the field with the flags and the offset; options are of 4
+// bytes each.
 func ipv4(from, to string, protocol byte, fragment uint16, payload []byte, options ...uint32) []byte {
 	size := 20 + 4*len(options)
 	p := []byte{byte(0x40 | size/4), 0}
@@ -122,8 +123,8 @@ func packetSocket(t *testing.T, protocol uint16) int {
 	return fd
 }
 
-// passes sends a frame and reports whether it arrives before a control frame that is sent after it. Both
-// end with a number: the kernel may take a VLAN tag out of a frame that it delivers.
+// passes sends a frame and reports whether it arrives before a control frame that is sent after it.
+// Both end with a number: the kernel may take a VLAN tag out of a frame that it delivers.
 func (w *wire) passes(frame []byte) bool {
 	w.t.Helper()
 	frame = w.numbered(frame)

@@ -1,4 +1,5 @@
-// Package uplink tests the guard of package uplink on real interfaces. BPF needs the machine's root.
+// Package uplink tests the guard of package uplink on real interfaces. BPF needs the machine's
+// root.
 package uplink
 
 import (
@@ -32,8 +33,8 @@ const (
 	service6        = "fd00:ec2::254"
 )
 
-// node is a namespace whose only way out is a veth, as that of a node that is a container. The test's
-// thread is in it.
+// node is a namespace whose only way out is a veth, as that of a node that is a container. The
+// test's thread is in it.
 type node struct {
 	*testing.T
 	host    *netnstest.Netns
