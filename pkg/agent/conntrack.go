@@ -36,7 +36,8 @@ func cutConnections(service netip.AddrPort) (int, error) {
 			break
 		}
 	}
-	for _, harmless := range []error{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.ENOENT} { // ENOENT: it has just ended
+	// ENOENT: a connection has just ended.
+	for _, harmless := range []error{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.ENOENT} {
 		if errors.Is(err, harmless) {
 			err = nil
 		}

@@ -23,7 +23,7 @@ type Info struct {
 	PID      int               `json:"pid"`              // in the host's PID namespace
 	Args     []string          `json:"args"`             // the command line
 	Flags    map[string]string `json:"flags"`            // the value of each flag, set or not
-	MountNS  uint64            `json:"mountNS"`          // the inode of its mount namespace, which identifies a container
+	MountNS  uint64            `json:"mountNS"`          // of its mount namespace: an inode
 	StateDir string            `json:"stateDir"`         //
 	Status   string            `json:"status,omitempty"` // what was checked, or what is wrong
 	IsReady  bool              `json:"-"`                // by the lock of the ready byte

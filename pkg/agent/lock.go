@@ -81,7 +81,7 @@ func waitForLock(ctx context.Context, path string, info Info, waiting func(holde
 		}
 		holder, err := readInfo(path)
 		now := time.Now()
-		// A holder describes itself at once. One that does not is reported after a second.
+		// A holder describes itself immediately. One that does not is reported after a second.
 		isNamed := err == nil && (holder.PID > 0 || now.Sub(began) > time.Second)
 		if isNamed && (reported.IsZero() || holder.PID != pid || now.Sub(reported) >= reminderInterval) {
 			waiting(holder)

@@ -15,7 +15,7 @@ import (
 
 // Uninstall removes all rules from the node, the guard included, and then the state directory. It
 // returns how many attachments there were. Missing rules and records are no error. The plugin must
-// not be chained any more. Uninstall waits for running ADDs; a second call removes what an ADD made
+// no longer be chained. Uninstall waits for running ADDs; a second call removes what an ADD made
 // that ended later.
 func Uninstall(ctx context.Context, n *attach.Node) (attachments int, err error) {
 	if _, err := os.Stat(n.StateDir); errors.Is(err, fs.ErrNotExist) {

@@ -11,7 +11,7 @@ import (
 )
 
 // destroySockets begins to destroy the proxy's sockets to the addresses of an attachment that is
-// being added. It returns a function that waits until none of them can send any more. A pod that
+// being added. It returns a function that waits until none of them can send. A pod that
 // ended before it acknowledged an answer leaves a socket that retransmits the answer, with
 // credentials, to the next holder of the address.
 //

@@ -60,7 +60,8 @@ func hasProgram(link netlink.Link) bool {
 
 // hasTCFilter reports whether a link has a tc filter at its ingress.
 func hasTCFilter(link netlink.Link) (bool, error) {
-	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} { // clsact and ingress
+	// The qdiscs clsact and ingress.
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} {
 		filters, err := Dump(func() ([]netlink.Filter, error) { return netlink.FilterList(link, parent) })
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return false, fmt.Errorf("tc filters of %s: %w", link.Attrs().Name, err)

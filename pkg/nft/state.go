@@ -54,7 +54,8 @@ func (c *Conn) read(ctx context.Context, tables []Table, readElements func(*stat
 			err = readElements(s)
 		}
 		if err != nil && !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
-			return nil, fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err) // the library does not wrap the socket's error
+			// The library does not wrap the socket's error.
+			return nil, fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err)
 		}
 		if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, ErrUnsupported) {
 			break

@@ -151,7 +151,8 @@ func instructions(metadata netip.Addr) asm.Instructions {
 		field(12, asm.Word), asm.StoreMem(asm.RFP, stackSource+12, asm.R1, asm.Word),
 		field(9, asm.Byte), asm.JEq.Imm(asm.R1, unix.IPPROTO_AH, "service"), asm.JEq.Imm(asm.R1, unix.IPPROTO_ESP, "service"),
 		asm.JNE.Imm(asm.R1, unix.IPPROTO_TCP, "next"),
-		field(6, asm.Half), asm.And.Imm(asm.R1, big16(0x1fff)), asm.JNE.Imm(asm.R1, 0, "service"), // a fragment after the first
+		// A fragment after the first has an offset.
+		field(6, asm.Half), asm.And.Imm(asm.R1, big16(0x1fff)), asm.JNE.Imm(asm.R1, 0, "service"),
 		field(0, asm.Byte), asm.And.Imm(asm.R1, 0x0f), asm.LSh.Imm(asm.R1, 2), asm.Add.Reg(asm.R7, asm.R1),
 		asm.Ja.Label("tcp"))
 

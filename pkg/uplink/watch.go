@@ -13,7 +13,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// groups are the multicast groups of what the guard depends on.
+// groups are the multicast groups of interfaces, routes and addresses.
 const groups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR
 
 // Watch calls notify when an interface, a route or an address changes that can concern the guard, until

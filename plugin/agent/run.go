@@ -65,7 +65,7 @@ func runAgent(c *cli.Context) error {
 	chained := config.Cache.Chained
 	config.Cache.Chained = func() ([]string, error) {
 		networks, err := chained()
-		// Another program may have removed the entry: the pods that start meanwhile are adopted.
+		// Another program may have removed the entry. Pods that start without it are adopted.
 		if network := installer.Network(); network != "" && !slices.Contains(networks, network) {
 			networks = append(networks, network)
 		}
