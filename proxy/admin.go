@@ -15,7 +15,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/broker"
 )
 
-// adminServer returns the server of the metrics port. Pods are not redirected to it, but can dial it.
+// adminServer returns the server of the metrics port. Pods are not redirected to it, but can dial
+// it.
 func adminServer(c *components, o *options, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", c.serveHealth)
@@ -87,7 +88,8 @@ func (c *components) store() []storeEntry {
 	return entries
 }
 
-// isPodOf reports whether a record's pod is the assignment's. Old runtimes pass no UID to the plugin.
+// isPodOf reports whether a record's pod is the assignment's. Old runtimes pass no UID to the
+// plugin.
 func isPodOf(p attachment.Pod, a broker.Assignment) bool {
 	uid := types.UID(p.UID)
 	return p.Namespace+"/"+p.Name == a.Pod && (uid == "" || uid == a.UID || uid == a.Mirror)

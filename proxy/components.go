@@ -37,8 +37,8 @@ type kubeAPI interface {
 	events.API
 }
 
-// newComponents returns the components, connected to each other. The pod watch reports to the broker,
-// which asks the resolver, which reads the pod watch: the fan-out breaks this cycle.
+// newComponents returns the components, connected to each other. The pod watch reports to the
+// broker, which asks the resolver, which reads the pod watch: the fan-out breaks this cycle.
 func newComponents(o *options, api kubeAPI, sts credentials.Assumer, records *attachment.Index, log *slog.Logger) *components {
 	c := &components{records: records}
 	watchers := new(fanOut)
@@ -87,9 +87,10 @@ func (f *fanOut) PodGone(p *pods.Pod) {
 	}
 }
 
-// run runs the components and the background functions, and serve on top of them, until serve returns.
-// They outlive ctx: a request that waits for STS when ctx ends is still answered, and a proxy that waits
-// for its clients to close their connections is healthy. One that fails ends serve.
+// run runs the components and the background functions, and serve on top of them, until serve
+// returns. They outlive ctx: a request that waits for STS when ctx ends is still answered, and a
+// proxy that waits for its clients to close their connections is healthy. One that fails ends
+// serve.
 func (c *components) run(ctx context.Context, serve func(context.Context) error, background ...func(context.Context) error) error {
 	lifetime, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
@@ -139,7 +140,8 @@ func (c *components) logSync(ctx context.Context, node string, log *slog.Logger)
 			log.Warn("waiting for the API server to list this node's pods", "node", node)
 		case <-c.watch.Synced():
 			if c.watch.Len() == 0 {
-				// A DaemonSet's own pod is listed, so an empty list probably belongs to another node.
+				// A DaemonSet's own pod is listed, so an empty list probably belongs to another
+				// node.
 				log.Warn("the API server lists no pod of this node: is --node its name?", "node", node)
 			} else {
 				log.Info("the pods of this node are known", "node", node, "pods", c.watch.Len())

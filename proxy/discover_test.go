@@ -103,7 +103,8 @@ func TestPartition(t *testing.T) {
 	}
 }
 
-// TestServeReturnsNilWhenCanceled cancels the context while serve waits for the node's metadata service.
+// TestServeReturnsNilWhenCanceled cancels the context while serve waits for the node's metadata
+// service.
 func TestServeReturnsNilWhenCanceled(t *testing.T) {
 	for name, o := range map[string]*options{
 		"discovery": {discoverBaseARN: true, metadataAddr: "127.0.0.1:1"},

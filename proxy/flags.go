@@ -30,25 +30,25 @@ func newCategory(title string) category {
 // defaultStateDir is the plugin's (netconf.DefaultStateDir), which this program does not link.
 const defaultStateDir = "/run/kube2iam-cni"
 
-const stateDirUsage = "where the plugin keeps its records: `DIR`, as in its stateDir"
+const stateDirUsage = "`DIR` of the plugin's records, as its stateDir"
 
 // newFlags returns all flags, by category. Parsing a flag sets its field of o.
 func newFlags(o *options) []category {
 	o.rules.Tags, o.rules.Restriction = new(roles.Tags), new(roles.Restriction)
 
 	kubernetes := newCategory("Kubernetes")
-	kubernetes.StringVar(&o.apiServer, "api-server", "", "endpoint of the API server; in a pod it is found by itself")
+	kubernetes.StringVar(&o.apiServer, "api-server", "", "endpoint of the API server (default: that of the pod's service account)")
 	kubernetes.StringVar(&o.apiToken, "api-token", "", "token to authenticate with the API server")
 	kubernetes.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig `FILE`, in place of the pod's service account")
 	kubernetes.BoolVar(&o.insecure, "insecure", false, "do not verify the API server's certificate; for tests only")
 	kubernetes.StringVar(&o.node, "node", "", "name of this node (default: the host name)")
-	kubernetes.DurationVar(&o.resync, "cache-resync-period", 30*time.Minute, "how often every known pod is looked at again without a change")
-	kubernetes.BoolVar(&o.resolveDuplicates, "resolve-duplicate-cache-ips", false, "ask the API server which pod it is when several seem to have an address")
+	kubernetes.DurationVar(&o.resync, "cache-resync-period", 30*time.Minute, "time between two checks of every known pod without a change")
+	kubernetes.BoolVar(&o.resolveDuplicates, "resolve-duplicate-cache-ips", false, "ask the API server which pod has an address that several pods report")
 	kubernetes.DurationVar(&o.maxElapsed, "backoff-max-elapsed-time", 2*time.Second, "how long a request waits for its pod to become known")
-	kubernetes.DurationVar(&o.maxInterval, "backoff-max-interval", time.Second, "the longest pause between two looks for such a pod")
+	kubernetes.DurationVar(&o.maxInterval, "backoff-max-interval", time.Second, "longest pause between two attempts to find such a pod")
 
 	sts := newCategory("Roles and credentials")
-	sts.StringVar(&o.rules.BaseARN, "base-role-arn", "", "prefix that completes the role names of annotations, as arn:aws:iam::123456789012:role/")
+	sts.StringVar(&o.rules.BaseARN, "base-role-arn", "", "prefix that completes the role names of annotations, such as arn:aws:iam::123456789012:role/")
 	sts.BoolVar(&o.discoverBaseARN, "auto-discover-base-arn", false, "take the prefix from the node's instance profile")
 	sts.StringVar(&o.rules.DefaultRole, "default-role", "", "role, name or ARN, of pods without the annotation")
 	sts.BoolVar(&o.discoverDefaultRole, "auto-discover-default-role", false, "take the node's own role as the default role")
@@ -73,7 +73,7 @@ func newFlags(o *options) []category {
 
 	imds := newCategory("Metadata service")
 	imds.StringVar(&o.metadataAddr, "metadata-addr", "169.254.169.254", "address of the EC2 metadata service")
-	imds.StringArrayVar(&o.denyPatterns, "metadata-deny", nil, "`REGEXP` that paths which pods must not see match anywhere, as ^/[^/]+/user-data; repeatable. The node's own credentials they never do")
+	imds.StringArrayVar(&o.denyPatterns, "metadata-deny", nil, "`REGEXP` of paths that pods must not request, matched anywhere in the path, such as ^/[^/]+/user-data; repeatable. Paths to the node's own credentials are always refused")
 	imds.StringVar(&o.imdsV2, "imds-v2", "optional", "optional, or required: requests without a session token are refused")
 	imds.Float64Var(&o.podRequests, "pod-requests-per-second", 200, "requests of one pod that are answered in a second, after a burst of 1000; more wait. 0 for no limit")
 	imds.Uint16Var(&o.appPort, "app-port", 8181, "`PORT` that the pods' metadata requests are redirected to")
@@ -82,15 +82,15 @@ func newFlags(o *options) []category {
 	imds.StringVar(&o.stateDir, "state-dir", defaultStateDir, stateDirUsage)
 
 	redirection := newCategory("Redirection (only for nodes whose CNI cannot be chained)")
-	redirection.BoolVar(&o.iptables, "iptables", false, "add one rule for the whole node (also requires --host-ip); needless where the plugin is chained")
+	redirection.BoolVar(&o.iptables, "iptables", false, "add one rule for the whole node, which also requires --host-ip; needless where the plugin is chained")
 	redirection.TextVar(&o.hostIP, "host-ip", netip.Addr{}, "`IP` address of this node, for that rule")
-	redirection.StringVar(&o.hostInterface, "host-interface", "docker0", "interface that pods come by, for that rule")
+	redirection.StringVar(&o.hostInterface, "host-interface", "docker0", "interface by which the pods' packets arrive, for that rule")
 
 	process := newCategory("Process")
 	process.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	process.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	process.BoolVar(&o.verbose, "verbose", false, "the same as --log-level debug")
-	process.BoolVar(&o.debug, "debug", false, "serve /debug/store, which pod has which role, on the metrics port of the loopback")
+	process.BoolVar(&o.verbose, "verbose", false, "same as --log-level debug")
+	process.BoolVar(&o.debug, "debug", false, "serve /debug/store, which shows the role of each pod, on the metrics port, to the loopback only")
 	return []category{kubernetes, sts, imds, redirection, process}
 }
 

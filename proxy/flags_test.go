@@ -27,7 +27,8 @@ var kube2iamDefaults = map[string]string{
 	"debug": "false", "verbose": "false",
 }
 
-// ownDefaults are the defaults that differ from kube2iam's: docs/decisions/0009-one-table-of-keys.md.
+// ownDefaults are the defaults that differ from kube2iam's:
+// docs/decisions/0009-one-table-of-keys.md.
 var ownDefaults = map[string]string{"metrics-port": "8182", "iam-role-session-ttl": "1h0m0s"}
 
 func TestFlagsOfKube2iam(t *testing.T) {

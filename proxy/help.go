@@ -17,10 +17,10 @@ It runs on every node, on the host's network, beside the CNI plugin kube2iam-cni
 
    iam.amazonaws.com/role: my-role
 
-Every flag of kube2iam is understood. Each can be given in the environment too, as KUBE2IAM_ and its name in capitals
+The proxy has every flag of kube2iam. Each flag is also an environment variable: KUBE2IAM_ and its name in capitals
 (KUBE2IAM_BASE_ROLE_ARN). The node's own AWS credentials come from the SDK's default chain; they need sts:AssumeRole.
 
-In a pod, the API server is found by itself; elsewhere, name a kubeconfig:
+In a pod, the proxy uses the service account. Elsewhere, it needs a kubeconfig:
 
    kube2iam-proxy --node "$NODE_NAME" --kubeconfig FILE --base-role-arn arn:aws:iam::123456789012:role/pods/
 `

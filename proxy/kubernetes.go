@@ -9,13 +9,13 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 )
 
-// maxQPS and maxBurst bound the requests to the API server. With namespace restrictions, a proxy that
-// starts lists and watches the namespace of each pod, and pods wait for the answers: the burst has room
-// for those of a full node. Requests of pods and Events have limits of their own.
+// maxQPS and maxBurst bound the requests to the API server. With namespace restrictions, a proxy
+// that starts lists and watches the namespace of each pod, and pods wait for the answers: the burst
+// has room for those of a full node. Requests of pods and Events have limits of their own.
 const maxQPS, maxBurst = 50, 600
 
-// newKubernetesClient returns a client of the API server that --api-server or --kubeconfig names, or
-// else the pod's service account.
+// newKubernetesClient returns a client of the API server that --api-server or --kubeconfig names,
+// or else the pod's service account.
 func newKubernetesClient(o *options) (*kube.Client, error) {
 	var config *rest.Config
 	var err error

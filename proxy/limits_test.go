@@ -21,8 +21,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// limitedProxy is the part of a proxy that accepts connections. Its sockets are the app port, the metrics
-// port and a former app port.
+// limitedProxy is the part of a proxy that accepts connections. Its sockets are the app port, the
+// metrics port and a former app port.
 type limitedProxy struct {
 	*testing.T
 	client    *fake.Clientset
@@ -56,7 +56,8 @@ func newLimitedProxy(t *testing.T, podRequests float64) *limitedProxy {
 	return l
 }
 
-// dial connects to a socket. It returns nil if the proxy resets the connection before connect returns.
+// dial connects to a socket. It returns nil if the proxy resets the connection before connect
+// returns.
 func (l *limitedProxy) dial(socket int) net.Conn {
 	c, err := net.Dial("tcp", l.sockets[socket].Addr().String())
 	if err != nil {
@@ -88,8 +89,8 @@ func (l *limitedProxy) refused(n int) bool {
 	return strings.Contains(body, fmt.Sprintf("\nkube2iam_http_connections_refused_total %d\n", n))
 }
 
-// TestPodSocketsShareLimits connects to the app port and to a former one: a pod may have 256 connections
-// and make 1,000 requests at once at both together.
+// TestPodSocketsShareLimits connects to the app port and to a former one: a pod may have 256
+// connections and make 1,000 requests at once at both together.
 func TestPodSocketsShareLimits(t *testing.T) {
 	t.Run("connections", func(t *testing.T) {
 		l := newLimitedProxy(t, 0)
@@ -113,8 +114,8 @@ func TestPodSocketsShareLimits(t *testing.T) {
 	})
 }
 
-// TestConnectionIsResetWhenAddressIsReused gives a pod's address to another pod while its connection is
-// idle. No plugin destroys the socket here: the proxy resets the connection.
+// TestConnectionIsResetWhenAddressIsReused gives a pod's address to another pod while its
+// connection is idle. No plugin destroys the socket here: the proxy resets the connection.
 func TestConnectionIsResetWhenAddressIsReused(t *testing.T) {
 	l := newLimitedProxy(t, 0)
 	address := netip.MustParseAddr("127.0.0.1")

@@ -1,5 +1,5 @@
-// Command kube2iam-proxy serves the credentials of AWS IAM roles to the pods of a node, over the EC2
-// metadata protocol.
+// Command kube2iam-proxy serves the credentials of AWS IAM roles to the pods of a node, over the
+// EC2 metadata protocol.
 package main
 
 import (
@@ -26,7 +26,8 @@ var (
 
 func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 
-// The exit codes distinguish a configuration that cannot work from a failure that a restart may resolve.
+// The exit codes distinguish a configuration that cannot work from a failure that a restart may
+// resolve.
 const (
 	exitFailure = 1
 	exitUsage   = 2
@@ -73,9 +74,9 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	return serve(ctx, o, log)
 }
 
-// gcPercent is GOGC unless the environment sets it. The proxy is idle most of the time, on every node:
-// with Go's 100, it takes 2 MiB more for 250 pods, and 10 MiB more for pods that hold all connections
-// that they may (make bench PART=memory and PART=hostile).
+// gcPercent is GOGC unless the environment sets it. The proxy is idle most of the time, on every
+// node: with Go's 100, it takes 2 MiB more for 250 pods, and 10 MiB more for pods that hold all
+// connections that they may (make bench PART=memory and PART=hostile).
 const gcPercent = 25
 
 // usageError is a mistake in flags or environment.

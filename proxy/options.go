@@ -66,8 +66,8 @@ func parseOptions(args []string) (*options, error) {
 	return o, o.validate()
 }
 
-// validate checks the options, and sets those that follow from others. The error names each flag that
-// is wrong.
+// validate checks the options, and sets those that follow from others. The error names each flag
+// that is wrong.
 func (o *options) validate() error {
 	var errs []error
 	check := func(flag string, err error) {

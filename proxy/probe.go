@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// probeTimeout bounds a probe. It is shorter than timeoutSeconds in the manifests: a probe fails
-	// with a reason.
+	// probeTimeout bounds a probe. It is shorter than timeoutSeconds in the manifests: a probe
+	// fails with a reason.
 	probeTimeout = 3 * time.Second
 	// maxProbeAnswer bounds the part of an answer that a probe reads, in bytes.
 	maxProbeAnswer = 1 << 10
@@ -29,8 +29,8 @@ const (
 	probeInterval = 5 * time.Second
 )
 
-// probeHelp is the help of the commands that the kubelet runs in the proxy's container. Each requests
-// the path of its name.
+// probeHelp is the help of the commands that the kubelet runs in the proxy's container. Each
+// requests the path of its name.
 var probeHelp = map[string]string{
 	"ready": `kube2iam-proxy ready - succeed if the proxy of this container serves the node's pods
 
@@ -42,8 +42,9 @@ For the liveness probe. The proxy is healthy if it answers and the API server ha
 this node once. It stays so while the API server, STS or the metadata service are down.`,
 }
 
-// probe runs `kube2iam-proxy ready` and `kube2iam-proxy live`. It asks the proxy over a unix socket that
-// only root reaches: on the node's network, a pod with the same hostPort would receive the request.
+// probe runs `kube2iam-proxy ready` and `kube2iam-proxy live`. It asks the proxy over a unix socket
+// that only root reaches: on the node's network, a pod with the same hostPort would receive the
+// request.
 func probe(ctx context.Context, name string, args []string, stdout io.Writer) error {
 	flags := newCategory(name)
 	stateDir := flags.String("state-dir", defaultStateDir, stateDirUsage)
@@ -67,8 +68,8 @@ func probe(ctx context.Context, name string, args []string, stdout io.Writer) er
 	return err
 }
 
-// requestProbe asks the proxy that listens on a unix socket. The error is the proxy's reason, or why it
-// does not answer.
+// requestProbe asks the proxy that listens on a unix socket. The error is the proxy's reason, or
+// why it does not answer.
 func requestProbe(ctx context.Context, socket, name string) (answer string, err error) {
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -97,8 +98,8 @@ func requestProbe(ctx context.Context, socket, name string) (answer string, err 
 	return answer, nil
 }
 
-// pidNamespace returns the inode of this process's PID namespace. A container has its own, and a probe
-// that the kubelet runs in the container is in it (namespaces(7)).
+// pidNamespace returns the inode of this process's PID namespace. A container has its own, and a
+// probe that the kubelet runs in the container is in it (namespaces(7)).
 func pidNamespace() (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
@@ -107,8 +108,8 @@ func pidNamespace() (uint64, error) {
 	return st.Ino, nil
 }
 
-// probeSocket returns the path of the unix socket of the proxy that runs in a PID namespace. Two proxies
-// that run at the same time during an upgrade have different sockets.
+// probeSocket returns the path of the unix socket of the proxy that runs in a PID namespace. Two
+// proxies that run at the same time during an upgrade have different sockets.
 func probeSocket(stateDir string, pidNamespace uint64) string {
 	return filepath.Join(proxyDir(stateDir), fmt.Sprintf("probe-%d.sock", pidNamespace))
 }
@@ -128,8 +129,8 @@ func probeHandler(c *components, isServing func() bool) http.Handler {
 	return mux
 }
 
-// serveProbes answers probes on a unix socket until ctx ends. It removes the sockets of proxies that were
-// killed.
+// serveProbes answers probes on a unix socket until ctx ends. It removes the sockets of proxies
+// that were killed.
 func serveProbes(ctx context.Context, path string, h http.Handler, interval time.Duration, log *slog.Logger) error {
 	sockets, err := filepath.Glob(filepath.Join(filepath.Dir(path), "probe-*"))
 	if err != nil {

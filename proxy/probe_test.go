@@ -27,8 +27,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 )
 
-// shortDir returns a state directory with the proxy's directory in it. Its path is short enough for the
-// paths of unix sockets (unix(7)).
+// shortDir returns a state directory with the proxy's directory in it. Its path is short enough for
+// the paths of unix sockets (unix(7)).
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "state")
@@ -59,8 +59,8 @@ func startProbes(t *testing.T, socket string, h http.Handler) (end func()) {
 	return end
 }
 
-// TestProbesMatchHealthz: the liveness probe reports what /healthz does; the readiness probe also requires
-// the listening sockets.
+// TestProbesMatchHealthz: the liveness probe reports what /healthz does; the readiness probe also
+// requires the listening sockets.
 func TestProbesMatchHealthz(t *testing.T) {
 	for name, tt := range map[string]struct{ known, serves, live, ready bool }{
 		"started":                     {},
@@ -94,8 +94,8 @@ func TestProbesMatchHealthz(t *testing.T) {
 	}
 }
 
-// TestProbesAskTheirOwnContainer runs two proxies at once, as an upgrade does. Each container has its own
-// PID namespace.
+// TestProbesAskTheirOwnContainer runs two proxies at once, as an upgrade does. Each container has
+// its own PID namespace.
 func TestProbesAskTheirOwnContainer(t *testing.T) {
 	dir := shortDir(t)
 	saying := func(text string) http.Handler {
@@ -204,7 +204,8 @@ func endless(w io.Writer, first, then string) {
 	}
 }
 
-// TestProbeCommands runs the commands as the kubelet does. The socket is that of the test's PID namespace.
+// TestProbeCommands runs the commands as the kubelet does. The socket is that of the test's PID
+// namespace.
 func TestProbeCommands(t *testing.T) {
 	dir := shortDir(t)
 	command := func(args ...string) (int, string) {
@@ -240,8 +241,9 @@ func unsynced(t *testing.T) *pods.Watch {
 	return p.watch
 }
 
-// TestProbeTimeoutsInManifests: the kubelet must not kill a probe before it prints why it fails. The
-// liveness probe has more time, because a busy node starts commands slowly, and its failures kill the proxy.
+// TestProbeTimeoutsInManifests: the kubelet must not kill a probe before it prints why it fails.
+// The liveness probe has more time, because a busy node starts commands slowly, and its failures
+// kill the proxy.
 func TestProbeTimeoutsInManifests(t *testing.T) {
 	const toStart = 5 * time.Second
 	text, err := os.ReadFile(filepath.Join("..", "conf", "kustomize", "proxy.yaml"))

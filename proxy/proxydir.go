@@ -16,8 +16,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// proxyDir returns the directory that the proxy writes: its unix sockets and the key of session tokens.
-// The rest of the state directory belongs to the plugin and the agent and may be mounted read-only.
+// proxyDir returns the directory that the proxy writes: its unix sockets and the key of session
+// tokens. The rest of the state directory belongs to the plugin and the agent and may be mounted
+// read-only.
 func proxyDir(stateDir string) string { return filepath.Join(stateDir, "proxy") }
 
 // handoverSocket returns the path of the unix socket at which a proxy hands over.
@@ -25,8 +26,9 @@ func handoverSocket(stateDir string) string {
 	return filepath.Join(proxyDir(stateDir), "handover.sock")
 }
 
-// makeProxyDir makes the proxy's directory with mode 0700. The kubelet makes the directory of a hostPath
-// volume with mode 0755. It is an error if the path is a symbolic link, a file, or another user's.
+// makeProxyDir makes the proxy's directory with mode 0700. The kubelet makes the directory of a
+// hostPath volume with mode 0755. It is an error if the path is a symbolic link, a file, or another
+// user's.
 func makeProxyDir(stateDir string) error {
 	dir := proxyDir(stateDir)
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
@@ -53,8 +55,9 @@ func makeProxyDir(stateDir string) error {
 	return nil
 }
 
-// sessionKey returns the key of session tokens. It is a file of the proxy's directory: tokens outlive the
-// process. If the file cannot be used, the tokens are valid for the lifetime of the process.
+// sessionKey returns the key of session tokens. It is a file of the proxy's directory: tokens
+// outlive the process. If the file cannot be used, the tokens are valid for the lifetime of the
+// process.
 func sessionKey(o *options, log *slog.Logger) []byte {
 	key, err := imds.LoadKey(filepath.Join(proxyDir(o.stateDir), "session.key"))
 	if err != nil {
@@ -64,8 +67,8 @@ func sessionKey(o *options, log *slog.Logger) []byte {
 	return key
 }
 
-// errRemoved is the error of a state directory that was removed while it is mounted in a container. The
-// mount still shows the removed directory, not one that is made at the same path later.
+// errRemoved is the error of a state directory that was removed while it is mounted in a container.
+// The mount still shows the removed directory, not one that is made at the same path later.
 var errRemoved = errors.New("the state directory was removed under this process, which sees no new records: " +
 	"the process ends, and must be started again with the new directory")
 
@@ -85,16 +88,17 @@ func watchStateDir(ctx context.Context, stateDir string) error {
 	}
 }
 
-// checkMounted returns errRemoved if the state directory or the proxy's directory was removed while it is
-// mounted. Without a mount, a new directory at the path is visible: checkMounted makes the proxy's.
+// checkMounted returns errRemoved if the state directory or the proxy's directory was removed while
+// it is mounted. Without a mount, a new directory at the path is visible: checkMounted makes the
+// proxy's.
 func checkMounted(stateDir string) error {
 	dir := proxyDir(stateDir)
 	var st unix.Stat_t
 	if err := unix.Stat(stateDir, &st); err == nil && st.Nlink == 0 {
 		return fmt.Errorf("%s: %w", stateDir, errRemoved)
 	}
-	// Removal of the proxy's directory unmounts it. Its path then leads to the file system of the state
-	// directory, which is mounted read-only.
+	// Removal of the proxy's directory unmounts it. Its path then leads to the file system of the
+	// state directory, which is mounted read-only.
 	err := unix.Mkdir(dir, 0o700)
 	if errors.Is(err, unix.EEXIST) {
 		err = unix.Access(dir, unix.W_OK)

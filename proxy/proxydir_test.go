@@ -59,8 +59,8 @@ func TestMakeProxyDirRefuses(t *testing.T) {
 	}
 }
 
-// giveAway makes another user the owner of a directory. A user namespace has no other user: there, a
-// read-only directory of the machine's root is mounted over it.
+// giveAway makes another user the owner of a directory. A user namespace has no other user: there,
+// a read-only directory of the machine's root is mounted over it.
 func giveAway(t *testing.T, dir string) error {
 	if !netnstest.InUserNamespace() {
 		return os.Chown(dir, 65534, 65534)
@@ -156,8 +156,8 @@ func TestRemovedStateDirectory(t *testing.T) {
 	}
 }
 
-// TestStateDirectoryWithoutMount: a proxy outside a container sees a directory that is made later, and
-// does not make a state directory that an uninstall has removed.
+// TestStateDirectoryWithoutMount: a proxy outside a container sees a directory that is made later,
+// and does not make a state directory that an uninstall has removed.
 func TestStateDirectoryWithoutMount(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	if err := checkMounted(state); err != nil {

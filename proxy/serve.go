@@ -102,8 +102,8 @@ func newHandler(o *options, c *components, upstream *imds.Upstream, log *slog.Lo
 	})
 }
 
-// redirected returns which connections were redirected to the proxy. With --iptables, pods without a
-// record are redirected as well.
+// redirected returns which connections were redirected to the proxy. With --iptables, pods without
+// a record are redirected as well.
 func redirected(o *options, c *components, log *slog.Logger) imds.Destinations {
 	destinations := imds.Redirected(c.records, o.metadataIP)
 	if o.iptables {
@@ -112,8 +112,8 @@ func redirected(o *options, c *components, log *slog.Logger) imds.Destinations {
 	return checkStateDir(destinations, o, c.records, c.broker.Assignments, log)
 }
 
-// clampChained limits the duration of sessions with --assume-role-arn to what STS allows for a role that
-// is assumed with another role's credentials.
+// clampChained limits the duration of sessions with --assume-role-arn to what STS allows for a role
+// that is assumed with another role's credentials.
 func clampChained(o *options, log *slog.Logger) {
 	if limit := credentials.MaxChained; o.throughRole != "" && o.rules.Duration > limit {
 		log.Warn("STS limits the sessions of chained roles", "requested", o.rules.Duration, "duration", limit)

@@ -11,8 +11,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// podServer returns the server for pods. It bounds what a client sends. The imds.Listener bounds how
-// long an answer may stay unacknowledged.
+// podServer returns the server for pods. It bounds what a client sends. The imds.Listener bounds
+// how long an answer may stay unacknowledged.
 func podServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:        h,
@@ -39,8 +39,8 @@ func boundedServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// serveHTTP serves until ctx ends. Then it calls drain, which may be nil, and shuts down within five
-// seconds.
+// serveHTTP serves until ctx ends. Then it calls drain, which may be nil, and shuts down within
+// five seconds.
 func serveHTTP(ctx context.Context, s *http.Server, l net.Listener, drain func()) error {
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {

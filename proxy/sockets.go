@@ -14,8 +14,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// podPrefix and metricsPrefix begin the names of the sockets that pods are redirected to, and of the
-// metrics port's. The address follows: a socket with another address is another socket.
+// podPrefix and metricsPrefix begin the names of the sockets that pods are redirected to, and of
+// the metrics port's. The address follows: a socket with another address is another socket.
 const podPrefix, metricsPrefix = "pods ", "metrics "
 
 // maxFormerPorts bounds the ports that pods are still redirected to after --app-port has changed.
@@ -46,10 +46,10 @@ func newTakeover(o *options, c *components, log *slog.Logger) *handover.Takeover
 	})
 }
 
-// formerSockets returns the sockets of other ports that pods are redirected to: a pod keeps the port of
-// its ADD when --app-port changes. The predecessor's ports are served even if no record names them: until
-// the agent has rewritten the plugin's entry, an ADD still uses the former port. After a crash there is no
-// predecessor, and the records name the ports.
+// formerSockets returns the sockets of other ports that pods are redirected to: a pod keeps the
+// port of its ADD when --app-port changes. The predecessor's ports are served even if no record
+// names them: until the agent has rewritten the plugin's entry, an ADD still uses the former port.
+// After a crash there is no predecessor, and the records name the ports.
 func formerSockets(o *options, inherited []string, log *slog.Logger) []handover.Socket {
 	var former []handover.Socket
 	add := func(s handover.Socket) {
@@ -77,8 +77,8 @@ func formerSockets(o *options, inherited []string, log *slog.Logger) []handover.
 	return former
 }
 
-// podListeners returns the listeners of the sockets that pods are redirected to. They share the limits
-// of connections and requests.
+// podListeners returns the listeners of the sockets that pods are redirected to. They share the
+// limits of connections and requests.
 func podListeners(sockets map[string]*handover.Listener, redirected imds.Destinations, o *options, c *components, log *slog.Logger) []*imds.Listener {
 	connections := imds.NewConnections(o.podRequests)
 	var listeners []*imds.Listener

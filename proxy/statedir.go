@@ -11,11 +11,11 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/imds"
 )
 
-// checkStateDir returns destinations that warn once if --state-dir may not be the plugin's stateDir: a
-// pod of this node connects, and no pod of this node has a record. The plugin writes the record before
-// it redirects the pod. Refused connections count: a pod that is redirected inside its network
-// namespace is refused without a record. During a migration, pods that kube2iam's rule redirects have no
-// record either.
+// checkStateDir returns destinations that warn once if --state-dir may not be the plugin's
+// stateDir: a pod of this node connects, and no pod of this node has a record. The plugin writes
+// the record before it redirects the pod. Refused connections count: a pod that is redirected
+// inside its network namespace is refused without a record. During a migration, pods that
+// kube2iam's rule redirects have no record either.
 func checkStateDir(destinations imds.Destinations, o *options, records *attachment.Index, pods func() []broker.Assignment, log *slog.Logger) imds.Destinations {
 	hasRecord := func(ip netip.Addr) bool {
 		record, err := records.Holder(ip)

@@ -102,8 +102,8 @@ func unreadable(t *testing.T, stateDir, ip string) {
 
 func vanished(t *testing.T, stateDir string) { unreadable(t, stateDir, "10.0.0.2") }
 
-// TestDebugStore: STS denies the role of some pods, some have no role, and some have addresses without a
-// record, with the record of another pod, or that another pod reports too.
+// TestDebugStore: STS denies the role of some pods, some have no role, and some have addresses
+// without a record, with the record of another pod, or that another pod reports too.
 func TestDebugStore(t *testing.T) {
 	client := oneRunningPod()
 	for _, p := range []struct{ name, role, ip string }{

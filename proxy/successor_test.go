@@ -173,8 +173,8 @@ func TestSuccessorWaitsForPods(t *testing.T) {
 	}
 	first.end()
 
-	// With another app port, the proxy still takes over. When its predecessor ends, it serves although its
-	// namespaces are unknown.
+	// With another app port, the proxy still takes over. When its predecessor ends, it serves
+	// although its namespaces are unknown.
 	third := startSuccessor(t, dir, free(t), admin, shown{oneRunningPod(), make(chan struct{})}, new(countingSTS))
 	third.mustNotServe(t)
 	second.end()

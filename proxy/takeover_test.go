@@ -23,8 +23,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
-// served starts the handover of a proxy with the given number of sockets and returns their ports: the app
-// port, the metrics port and former app ports.
+// served starts the handover of a proxy with the given number of sockets and returns their ports:
+// the app port, the metrics port and former app ports.
 func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports []uint16) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -62,8 +62,8 @@ func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports 
 	return ports
 }
 
-// TestSuccessorWithOtherMetricsAddress changes --metrics-address and keeps the port. The predecessor has
-// its socket open until it ends.
+// TestSuccessorWithOtherMetricsAddress changes --metrics-address and keeps the port. The
+// predecessor has its socket open until it ends.
 func TestSuccessorWithOtherMetricsAddress(t *testing.T) {
 	every, one, two := netip.Addr{}, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
 	for name, tt := range map[string]struct{ had, wants netip.Addr }{

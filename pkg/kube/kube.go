@@ -1,5 +1,6 @@
-// Package kube makes the few requests to the Kubernetes API that the proxy needs. client-go's clientset
-// links the types of every API group: half of the proxy's binary and of its resident pages.
+// Package kube makes the few requests to the Kubernetes API that the proxy needs. client-go's
+// clientset links the types of every API group: half of the proxy's binary and of its resident
+// pages.
 package kube
 
 import (
@@ -17,7 +18,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Client is a client of the core API group. Its errors are those of k8s.io/apimachinery/pkg/api/errors.
+// Client is a client of the core API group. Its errors are those of
+// k8s.io/apimachinery/pkg/api/errors.
 type Client struct{ core *rest.RESTClient }
 
 var (

@@ -13,16 +13,17 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// minWatch and maxWatch bound the duration of a watch. Each watch has a random one, as in client-go, so
-// that not all of them end at once. A namespace changes seldom: long watches are few requests.
+// minWatch and maxWatch bound the duration of a watch. Each watch has a random one, as in
+// client-go, so that not all of them end at once. A namespace changes seldom: long watches are few
+// requests.
 const minWatch, maxWatch = 30 * time.Minute, time.Hour
 
-// FollowNamespace calls report with the current annotations of a namespace, and again after each change;
-// exists is false if there is no such namespace. It returns nil when the API server ends the watch, after
-// half an hour or more. The caller calls it again then, and after an error.
+// FollowNamespace calls report with the current annotations of a namespace, and again after each
+// change; exists is false if there is no such namespace. It returns nil when the API server ends
+// the watch, after half an hour or more. The caller calls it again then, and after an error.
 //
-// One object needs neither the store nor the goroutines of a client-go Reflector, which were half of the
-// memory that a pod adds to the proxy.
+// One object needs neither the store nor the goroutines of a client-go Reflector, which were half
+// of the memory that a pod adds to the proxy.
 func (c *Client) FollowNamespace(ctx context.Context, name string, report func(annotations map[string]string, exists bool)) error {
 	options := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()}
 	list := new(corev1.NamespaceList)

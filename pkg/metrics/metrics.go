@@ -101,5 +101,6 @@ func (m *Metrics) Refused(status int) { m.refusals.WithLabelValues(strconv.Itoa(
 // RequestDelayed counts a request that waited because its pod makes too many.
 func (m *Metrics) RequestDelayed() { m.delayed.Inc() }
 
-// ConnectionRefused counts a connection that was refused, reset, or closed in favour of another pod's.
+// ConnectionRefused counts a connection that was refused, reset, or closed in favour of another
+// pod's.
 func (m *Metrics) ConnectionRefused() { m.refused.Inc() }
