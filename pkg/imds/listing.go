@@ -48,8 +48,9 @@ func childOf(listing, name string) string {
 }
 
 // isListing reports whether the service answers a canonical path with a list of names. A path with
-// a slash at its end is a listing, unless users choose the content below it. A listing is also
-// served without the slash, but only the upper ones can be told from values there.
+// a slash at its end is a listing, unless users choose the content below it. Without the slash, only
+// the known listings count, because other paths may be values.
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html
 func isListing(path string) bool {
 	version, rest, _ := strings.Cut(strings.Trim(path, "/"), "/")
 	kind, below, _ := strings.Cut(rest, "/")
@@ -58,6 +59,29 @@ func isListing(path string) bool {
 		return true
 	case kind == "user-data", kind == "meta-data" && strings.HasPrefix(below, "tags/instance/"):
 		return false
+	case strings.HasSuffix(path, "/"):
+		return true
 	}
-	return below == "" || strings.HasSuffix(path, "/")
+	return kind == "dynamic" && dynamicListings[below] || kind == "meta-data" && (metaDataListings[below] || isIndexed(below))
+}
+
+// The listings of the service, below /{version}/dynamic and /{version}/meta-data.
+var (
+	dynamicListings  = map[string]bool{"": true, "fws": true, "instance-identity": true}
+	metaDataListings = map[string]bool{
+		"": true, "autoscaling": true, "block-device-mapping": true, "elastic-gpus": true, "elastic-gpus/associations": true,
+		"elastic-inference": true, "elastic-inference/associations": true, "events": true, "events/maintenance": true,
+		"events/recommendations": true, "metrics": true, "network": true, "network/interfaces": true, "network/interfaces/macs": true,
+		"placement": true, "public-keys": true, "services": true, "spot": true, "system": true, "tags": true, "tags/instance": true,
+	}
+)
+
+// isIndexed reports whether a path below meta-data lists a network interface or a public key.
+func isIndexed(path string) bool {
+	if mac, ok := strings.CutPrefix(path, "network/interfaces/macs/"); ok {
+		_, below, _ := strings.Cut(mac, "/")
+		return below == "" || below == "ipv4-associations"
+	}
+	index, ok := strings.CutPrefix(path, "public-keys/")
+	return ok && !strings.Contains(index, "/")
 }

@@ -40,6 +40,7 @@ var parts = []part{
 	{"parallel", "110 ADDs and 110 DELs at once against portmap", measureParallel},
 	{"binary", "size and start of the plugin", binary},
 	{"agent", "the agent's rounds", reconciling},
+	{"uplink", "the guard at the uplinks, for each packet", uplinkGuard},
 	{"first", "first requests of pods that start, and calls of STS", starting},
 	{"memory", "memory of the proxy", memory},
 	{"hostile", "memory of the proxy under attack", hostile},
