@@ -143,11 +143,12 @@ func TestAgentInAContainer(t *testing.T) {
 		n.SetChain(chain...)
 		root := filepath.Join(n.Dir, "container")
 		n.must(os.MkdirAll(filepath.Join(root, "host"), 0o755))
+		n.must(os.Mkdir(filepath.Join(root, "proc"), 0o755))
 		// By a process of its own: a child that another test forks would hold this one's file open
 		// for writing.
 		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "cp", agent, filepath.Join(root, "agent"))
 		n.must(err)
-		container := fmt.Sprintf("mount --make-rprivate / && mount --rbind / %[1]s/host && exec chroot %[1]s /agent run --once --host-root /host "+
+		container := fmt.Sprintf("mount --make-rprivate / && mount --rbind / %[1]s/host && mount -t proc proc %[1]s/proc && exec chroot %[1]s /agent run --once --host-root /host "+
 			"--backend %[2]s --state-dir %[3]s --cni-cache-dir %[4]s/cni --cni-conf-dir %[4]s/net.d --netns-dir %[4]s/netns", root, n.backend, n.StateDir, n.Dir)
 		_, err = n.Node.Run(t.Context(), n.ClientEnv(), "unshare", "-m", "sh", "-c", container)
 		n.must(err)

@@ -111,6 +111,7 @@ func TestHostPortBeforePortmap19(t *testing.T) {
 		f := fronts(pod)[0]
 		n.wantOwn(pod, "app")
 		n.wantCheck(pod)
+		n.round() // guards the uplinks
 		n.nftRules(strings.ReplaceAll(portmap18, "$WEB", web.IP.String()))
 		n.wantLanding(pod, f, nil)
 		n.wantCheck(pod)
@@ -167,6 +168,7 @@ func TestExternalIP(t *testing.T) {
 		pod, web := n.run("pod", "app"), n.web()
 		f, to := fronts(pod)[1], fronts(web)[1].pod
 		n.wantOwnAt(pod, f.url, "app")
+		n.round() // guards the uplinks
 		const kubeProxyForm = "ip6tables-nft"
 		n.restoreRules(kubeProxyForm, strings.ReplaceAll(kubeProxy, "$WEB", to.String()))
 		n.wantLanding(pod, f, nil)
