@@ -77,8 +77,9 @@ func TestPodsAreEnteredWithoutTheLock(t *testing.T) {
 	}
 }
 
-// TestGoneInTheMeantime has an attachment without a veth be gone at the look, and change before the lock is taken.
-func TestGoneInTheMeantime(t *testing.T) {
+// TestChangeBetweenSnapshotAndLock has an attachment without a veth that is gone in the first snapshot, and
+// changes before the agent has the lock.
+func TestChangeBetweenSnapshotAndLock(t *testing.T) {
 	for name, tc := range map[string]struct {
 		do      func(*bed, *attachment.Record) error
 		records string
@@ -96,7 +97,7 @@ func TestGoneInTheMeantime(t *testing.T) {
 			b.round()
 			r, err := b.node.Records.Get("c1", "eth0")
 			b.Must(err)
-			b.Must(os.RemoveAll(b.Cache.Dir)) // nobody adopts it again
+			b.Must(os.RemoveAll(b.Cache.Dir)) // no round adopts it again
 			b.Pods[path].IPs = nil
 			addresses := b.Addresses
 			b.Addresses = func(netnsPath, ifName string) ([]netip.Addr, error) {
@@ -134,8 +135,8 @@ func TestAdoptTakesNoVethForAnotherInterface(t *testing.T) {
 			if recorded := b.Recorded(); len(recorded) > 0 {
 				t.Errorf("it was adopted: %v", recorded)
 			}
-			if said := b.Logged(); !strings.Contains(said, "A pod was not adopted") || !strings.Contains(said, "cache names") {
-				t.Errorf("said %s", said)
+			if logged := b.Logged(); !strings.Contains(logged, "A pod was not adopted") || !strings.Contains(logged, "cache names") {
+				t.Errorf("the log is %s", logged)
 			}
 			b.node.FindLink = find
 			b.round()
@@ -146,7 +147,7 @@ func TestAdoptTakesNoVethForAnotherInterface(t *testing.T) {
 	}
 }
 
-// TestAdoptOfAVethInsideThePod is a veth whose host side is a port of Open vSwitch: it is adopted as what the cache calls it, and gone
+// TestAdoptOfAVethInsideThePod has a veth whose host side is a port of Open vSwitch: it is adopted as the cache calls it, and gone
 // with its host side.
 func TestAdoptOfAVethInsideThePod(t *testing.T) {
 	b := newBed(t, "nftables")

@@ -13,8 +13,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
-// meanwhile has something happen once, when the agent has looked for a pod's interface: between its look and its lock.
-func (b *bed) meanwhile(do func()) {
+// beforeLock calls do once, after the agent has found a pod's interface and before it has the lock.
+func (b *bed) beforeLock(do func()) {
 	find := b.node.FindLink
 	b.node.FindLink = func(netnsPath, ifName string) (*hostlink.Link, error) {
 		link, err := find(netnsPath, ifName)
@@ -27,13 +27,13 @@ func (b *bed) meanwhile(do func()) {
 	}
 }
 
-// TestAdoptInTheMeantime has a pod be adopted, and something happen between the agent's look and its change: whoever came
-// meanwhile keeps what it has.
-func TestAdoptInTheMeantime(t *testing.T) {
+// TestAdoptionYieldsToAConcurrentChange has a change between the agent's snapshot and its lock: the other
+// attachment keeps its record and rules.
+func TestAdoptionYieldsToAConcurrentChange(t *testing.T) {
 	for name, tc := range map[string]struct {
 		do      func(*bed)
 		records []string
-		said    string
+		logged  string
 	}{
 		"nothing": {func(*bed) {}, []string{"c1@eth0"}, "adopted a pod"},
 		"its address is another's, by an ADD": {func(b *bed) {
@@ -51,13 +51,13 @@ func TestAdoptInTheMeantime(t *testing.T) {
 				b.pod("c1", 7, "10.1.0.5")
 				b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
 				after := ""
-				b.meanwhile(func() { tc.do(b); after = b.AllRules() })
+				b.beforeLock(func() { tc.do(b); after = b.AllRules() })
 				b.round()
 				if diff := cmp.Diff(tc.records, b.Recorded()); diff != "" {
 					t.Error(diff)
 				}
-				if said := b.Logged(); !strings.Contains(said, tc.said) {
-					t.Errorf("said %s", said)
+				if logged := b.Logged(); !strings.Contains(logged, tc.logged) {
+					t.Errorf("the log is %s", logged)
 				}
 				if name != "nothing" && b.AllRules() != after {
 					t.Errorf("the rules:\n%s", cmp.Diff(after, b.AllRules()))
@@ -67,15 +67,16 @@ func TestAdoptInTheMeantime(t *testing.T) {
 	}
 }
 
-// TestAdoptOfOtherNetworks leaves pods alone whose network the plugin is not chained in, says so once, and adopts them when it is.
-func TestAdoptOfOtherNetworks(t *testing.T) {
+// TestAdoptionNeedsAChainedNetwork has pods of a network that the plugin is not chained in: a warning is logged
+// once, and they are adopted when the plugin is chained.
+func TestAdoptionNeedsAChainedNetwork(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.chained = nil
 	b.pod("c1", 7, "10.1.0.5")
 	b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
 	b.round()
-	if said := b.Logged(); strings.Count(said, "is not chained in it") != 1 || !strings.Contains(said, `network \"net\"`) {
-		t.Errorf("said %s", said)
+	if logged := b.Logged(); strings.Count(logged, "is not chained in it") != 1 || !strings.Contains(logged, `network \"net\"`) {
+		t.Errorf("the log is %s", logged)
 	}
 	b.idle("while it is not chained")
 
@@ -106,9 +107,9 @@ func TestAdoptOfOtherNetworks(t *testing.T) {
 	}
 }
 
-// TestLooksIntoNamespaces counts how many network namespaces a round looks into for pods of the cache: none for those that are on
+// TestNamespacesEnteredByARound counts the network namespaces that a round enters for pods of the cache: none for those that are on
 // record, and each once for those that are not, also where the entries do not say whose is whose.
-func TestLooksIntoNamespaces(t *testing.T) {
+func TestNamespacesEnteredByARound(t *testing.T) {
 	for _, named := range []bool{true, false} {
 		t.Run(fmt.Sprintf("named %v", named), func(t *testing.T) {
 			for _, pods := range []int{5, 50} {

@@ -60,8 +60,8 @@ func TestAdopt(t *testing.T) {
 					t.Errorf("the record:\n%s", diff)
 				}
 				b.wantCut("after the adoption")
-				if said := b.Logged(); strings.Count(said, "adopted a pod") != 1 || !strings.Contains(said, "pod=c1") {
-					t.Errorf("said %s", said)
+				if logged := b.Logged(); strings.Count(logged, "adopted a pod") != 1 || !strings.Contains(logged, "pod=c1") {
+					t.Errorf("the log is %s", logged)
 				}
 				b.idle("after the adoption")
 			})
@@ -99,7 +99,8 @@ func TestAdoptsWhoseRecordIsLost(t *testing.T) {
 	}
 }
 
-// TestAdoptRefuses passes over what cannot be adopted, says so once, and adopts the others.
+// TestAdoptRefuses has cached attachments that cannot be adopted: each is logged once, and the others are
+// adopted.
 func TestAdoptRefuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		build   func(*bed)
@@ -120,11 +121,11 @@ func TestAdoptRefuses(t *testing.T) {
 				find := b.node.FindLink
 				b.node.FindLink = func(netnsPath, ifName string) (*hostlink.Link, error) {
 					if netnsPath == "/netns/c1" {
-						return nil, errors.New("told to fail")
+						return nil, errors.New("injected failure")
 					}
 					return find(netnsPath, ifName)
 				}
-			}, "told to fail", []string{"c9@eth0"},
+			}, "injected failure", []string{"c9@eth0"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -133,8 +134,8 @@ func TestAdoptRefuses(t *testing.T) {
 			b.pod("c9", 9, "10.1.0.9")
 			b.cached("c9", cacheEntryOf("c9", "/netns/c9", resultBy("veth9", "1.1.0", "10.1.0.9")))
 			b.round()
-			if said := b.Logged(); strings.Count(said, "A pod was not adopted") != 1 || !strings.Contains(said, "attachment=c1@eth0") || !strings.Contains(said, tc.why) {
-				t.Errorf("said %s", said)
+			if logged := b.Logged(); strings.Count(logged, "A pod was not adopted") != 1 || !strings.Contains(logged, "attachment=c1@eth0") || !strings.Contains(logged, tc.why) {
+				t.Errorf("the log is %s", logged)
 			}
 			if diff := cmp.Diff(tc.records, b.Recorded()); diff != "" {
 				t.Errorf("records:\n%s", diff)
@@ -145,7 +146,8 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 }
 
-// TestAdoptRefusesUntilItCan adopts a pod when what stood in the way is gone, and says so when it stands there again.
+// TestAdoptRefusesUntilItCan has an obstacle that goes and comes back: the pod is adopted without it, and the
+// refusal is logged again with it.
 func TestAdoptRefusesUntilItCan(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c2", 8, "10.1.0.5"))
@@ -163,8 +165,9 @@ func TestAdoptRefusesUntilItCan(t *testing.T) {
 	b.idle("after the adoption")
 }
 
-// TestAdoptOfWhatIsNoEntry leaves everything as it is: garbage, what is being written, what is gone, what is no pod.
-func TestAdoptOfWhatIsNoEntry(t *testing.T) {
+// TestAdoptIgnoresOtherFiles has files in the cache that are no entry of a pod: garbage, half-written ones,
+// those that vanish, and those of containers that are no pod.
+func TestAdoptIgnoresOtherFiles(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.pod("c1", 7, "10.1.0.5")
 	whole := cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5"))
@@ -174,8 +177,8 @@ func TestAdoptOfWhatIsNoEntry(t *testing.T) {
 	b.cached("container", cacheEntryOf("container", "/netns/c1", result("1.1.0", "10.1.0.5"), without("cniArgs")))
 	b.cached("wrong", cacheEntryOf("wrong", "/netns/c1", result("9.0.0", "10.1.0.5")))
 	b.round()
-	if said := b.Logged(); strings.Count(said, "cached attachments that are not adopted") != 1 || !strings.Contains(said, "net-wrong-eth0") {
-		t.Errorf("said %s", said)
+	if logged := b.Logged(); strings.Count(logged, "cached attachments that are not adopted") != 1 || !strings.Contains(logged, "net-wrong-eth0") {
+		t.Errorf("the log is %s", logged)
 	}
 	b.idle("with nothing to adopt")
 	if recorded := b.Recorded(); len(recorded) > 0 {
@@ -191,7 +194,7 @@ func TestAdoptOfWhatIsNoEntry(t *testing.T) {
 	}
 }
 
-// TestAdoptKeepsARecord does not attach again who is attached, whatever the cache says of him.
+// TestAdoptKeepsARecord has a cache entry that contradicts the record of an attached pod: the record stays.
 func TestAdoptKeepsARecord(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5"))

@@ -14,12 +14,12 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 )
 
-// TestCollectingIsTakenUpAgain has a round fail after the records of attachments that are gone are deleted
+// TestCollectionContinuesAfterAFailure has a round fail after the records of attachments that are gone are deleted
 // and before their rules are, in iptables, where no other rule is wanted: the next round removes them.
-func TestCollectingIsTakenUpAgain(t *testing.T) {
+func TestCollectionContinuesAfterAFailure(t *testing.T) {
 	b := newBed(t, "iptables")
 	busy := filepath.Join(t.TempDir(), "busy")
-	// A command that another process keeps from deleting rules by the xtables lock.
+	// A command that cannot delete rules, because another process holds the xtables lock.
 	path, err := exec.LookPath("iptables")
 	b.Must(err)
 	b.write(filepath.Join(b.commands, "iptables"), "#!/bin/sh\ncase \"$*\" in *-D*) [ ! -e "+busy+" ] || exit 4;; esac\nexec "+path+` "$@"`+"\n")

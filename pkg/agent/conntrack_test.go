@@ -132,7 +132,7 @@ func TestCutConnections(t *testing.T) {
 	want("once more", stay...)
 }
 
-// TestCutConnectionsWithoutTracking is a host on which nothing was ever tracked.
+// TestCutConnectionsWithoutTracking has a host without a connection tracking table.
 func TestCutConnectionsWithoutTracking(t *testing.T) {
 	_, pod, service := newTrackingNetwork(t)
 	holdConnections(t, service, "169.254.169.254:80")

@@ -16,8 +16,8 @@ func TestRefusalIsLoggedOnce(t *testing.T) {
 	b.pod("c1", 7, "10.1.0.5")
 	b.cached("c1", cacheEntryOf("c1", "/netns/c1", result("1.1.0", "10.1.0.5")))
 	b.round()
-	if said := b.Logged(); strings.Count(said, "A pod was not adopted") != 1 {
-		t.Errorf("said %s", said)
+	if logged := b.Logged(); strings.Count(logged, "A pod was not adopted") != 1 {
+		t.Errorf("the log is %s", logged)
 	}
 	b.idle("the second time")
 	b.idle("the third time")

@@ -20,7 +20,7 @@ var (
 	secondAgent = Info{PID: 1<<30 + 1, Args: []string{"kube2iam-cni", "agent"}, StateDir: "/run/b"}
 )
 
-// wantLocked takes the lock, which nobody has.
+// wantLocked takes the lock, which is free.
 func wantLocked(t *testing.T, path string, info Info) *Lock {
 	t.Helper()
 	l, err := tryLock(t.Context(), path, info)
@@ -89,10 +89,10 @@ func TestSecondAgentWaitsAndSaysForWhichOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "lock")
 		first := wantLocked(t, path, firstAgent)
-		var said []int
+		var named []int
 		got := make(chan *Lock, 1)
 		go func() {
-			l, err := waitForLock(t.Context(), path, secondAgent, func(holder Info) { said = append(said, holder.PID) })
+			l, err := waitForLock(t.Context(), path, secondAgent, func(holder Info) { named = append(named, holder.PID) })
 			if err != nil {
 				t.Error(err)
 			}
@@ -100,8 +100,8 @@ func TestSecondAgentWaitsAndSaysForWhichOne(t *testing.T) {
 		}()
 		time.Sleep(2*reminderInterval + time.Minute)
 		synctest.Wait()
-		if len(said) != 3 || said[0] != firstAgent.PID || len(got) > 0 {
-			t.Errorf("after 21 minutes it named %v, and has the lock: %v", said, len(got) > 0)
+		if len(named) != 3 || named[0] != firstAgent.PID || len(got) > 0 {
+			t.Errorf("after 21 minutes it named %v, and has the lock: %v", named, len(got) > 0)
 		}
 		first.Unlock()
 		time.Sleep(maxLockPoll)
@@ -156,8 +156,8 @@ func TestAgentLockOutlivesItsFile(t *testing.T) {
 	wantReady(t, "the second, after the first has ended", path, false, "")
 }
 
-// TestAgentLockIsHandedOn has every holder remove the file that the others wait for.
-func TestAgentLockIsHandedOn(t *testing.T) {
+// TestAgentLockPassesToTheNext has every holder remove the file that the others wait for.
+func TestAgentLockPassesToTheNext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	const agents = 8
 	inside := make(chan struct{}, 1)

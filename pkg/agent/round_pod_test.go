@@ -58,8 +58,8 @@ func TestAdoptionIsCompletedInThePod(t *testing.T) {
 	add := b.attachPod
 	b.attachPod = func(context.Context, *attachment.Record) error { return os.ErrDeadlineExceeded }
 	b.round()
-	if said := b.Logged(); !strings.Contains(said, "A pod was not adopted") || !strings.Contains(said, os.ErrDeadlineExceeded.Error()) {
-		t.Errorf("said %s", said)
+	if logged := b.Logged(); !strings.Contains(logged, "A pod was not adopted") || !strings.Contains(logged, os.ErrDeadlineExceeded.Error()) {
+		t.Errorf("the log is %s", logged)
 	}
 	if diff := cmp.Diff([]string{"c1@eth0"}, b.Recorded()); diff != "" {
 		t.Errorf("records after a failure:\n%s", diff)
@@ -130,8 +130,8 @@ func TestRoundInPods(t *testing.T) {
 			if diff := cmp.Diff(whole, rules()); diff != "" {
 				t.Errorf("%s: after the round:\n%s", damage, diff)
 			}
-			if said := b.Logged(); strings.Count(said, "repairing a redirection inside a pod") != 1 {
-				t.Errorf("%s: said %s", damage, said)
+			if logged := b.Logged(); strings.Count(logged, "repairing a redirection inside a pod") != 1 {
+				t.Errorf("%s: logged %s", damage, logged)
 			}
 			if cuts := b.cut(); len(cuts) > 0 {
 				t.Errorf("%s: cut the host's connections to %v", damage, cuts)

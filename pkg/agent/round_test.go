@@ -32,8 +32,8 @@ func (b *bed) idle(when string) {
 	if cuts := b.cut(); cuts != nil {
 		b.Errorf("%s, a round cut connections to %v", when, cuts)
 	}
-	if said := b.Logged(); said != "" {
-		b.Errorf("%s, a round said %s", when, said)
+	if logged := b.Logged(); logged != "" {
+		b.Errorf("%s, a round logged %s", when, logged)
 	}
 }
 
@@ -45,7 +45,7 @@ func (b *bed) wantCut(when string) {
 	}
 }
 
-// TestRoundGuards is a node before its first pod.
+// TestRoundGuards makes the guard on a node without pods.
 func TestRoundGuards(t *testing.T) {
 	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)
@@ -68,7 +68,8 @@ func TestRoundGuards(t *testing.T) {
 	})
 }
 
-// TestRoundCollects takes away what no DEL came for, and nothing of a pod whose interface is there.
+// TestRoundCollects removes records and rules of an attachment without a DEL, and nothing of a pod whose
+// interface exists.
 func TestRoundCollects(t *testing.T) {
 	for name, vanish := range map[string]func(*bed, int){
 		"the interface is gone":  func(b *bed, index int) { delete(b.links, index) },
@@ -96,8 +97,8 @@ func TestRoundCollects(t *testing.T) {
 						t.Errorf("%s was %s and is %s", kept, files[kept], after)
 					}
 				}
-				if said := b.Logged(); !strings.Contains(said, "collecting an attachment that is gone") || !strings.Contains(said, "c2@eth0") || strings.Contains(said, "c1@eth0") {
-					t.Errorf("said %s", said)
+				if logged := b.Logged(); !strings.Contains(logged, "collecting an attachment that is gone") || !strings.Contains(logged, "c2@eth0") || strings.Contains(logged, "c1@eth0") {
+					t.Errorf("the log is %s", logged)
 				}
 				if cuts := b.cut(); len(cuts) > 0 {
 					t.Errorf("cut connections to %v", cuts)
@@ -108,7 +109,7 @@ func TestRoundCollects(t *testing.T) {
 	}
 }
 
-// TestRoundRepairs makes again what somebody flushed.
+// TestRoundRepairs makes flushed rules again.
 func TestRoundRepairs(t *testing.T) {
 	// What is run: a command of iptables of the backend's form for each family, or nft for what is the same there.
 	for name, tc := range map[string]struct{ iptables, nft []string }{
@@ -146,8 +147,8 @@ func TestRoundRepairs(t *testing.T) {
 					t.Errorf("the records are as they should be, and the round wrote:\n%s", diff)
 				}
 				b.wantCut("after the repair")
-				if said := b.Logged(); strings.Count(said, "repaired the node's rules") == 0 && strings.Count(said, "made the guard") != 1 {
-					t.Errorf("said %s", said)
+				if logged := b.Logged(); strings.Count(logged, "repaired the node's rules") == 0 && strings.Count(logged, "made the guard") != 1 {
+					t.Errorf("the log is %s", logged)
 				}
 				b.idle("after the repair")
 			})
@@ -155,8 +156,8 @@ func TestRoundRepairs(t *testing.T) {
 	}
 }
 
-// TestRoundTakesRulesWithoutARecord is a record that was lost, or that cannot be read: nobody is redirected by it.
-func TestRoundTakesRulesWithoutARecord(t *testing.T) {
+// TestRoundRemovesRulesWithoutARecord has a record that is lost or cannot be read: its rules are removed.
+func TestRoundRemovesRulesWithoutARecord(t *testing.T) {
 	for name, lose := range map[string]func(*bed) error{
 		"lost": func(b *bed) error { return os.Remove(filepath.Join(b.node.StateDir, "attachments", "c2@eth0.json")) },
 		"unreadable": func(b *bed) error {
@@ -175,8 +176,8 @@ func TestRoundTakesRulesWithoutARecord(t *testing.T) {
 				if diff := cmp.Diff(before, b.AllRules()); diff != "" {
 					t.Errorf("after the round:\n%s", diff)
 				}
-				if said := strings.Count(b.Logged(), "records that cannot be read"); said != strings.Count(name, "unreadable") {
-					t.Errorf("said so %d times", said)
+				if logged := strings.Count(b.Logged(), "records that cannot be read"); logged != strings.Count(name, "unreadable") {
+					t.Errorf("logged %d times", logged)
 				}
 				b.idle("after the round")
 			})

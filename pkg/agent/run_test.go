@@ -11,11 +11,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestRun holds when rounds are made. The time is that of the test's bubble, in which rounds take none.
+// TestRun compares the times of rounds. Time is that of a synctest bubble, in which a round takes none.
 func TestRun(t *testing.T) {
 	const s = time.Second
 	for name, tc := range map[string]struct {
-		changes []time.Duration // when somebody changes rules
+		changes []time.Duration // when rules are changed
 		want    []time.Duration // when rounds are made
 	}{
 		"nothing changes":          {nil, []time.Duration{0, 10 * s, 20 * s, 30 * s}},
@@ -62,7 +62,7 @@ func TestRunGoesOn(t *testing.T) {
 		failures := 2
 		b.Links = func() (map[int]string, error) {
 			if failures--; failures >= 0 {
-				return nil, errors.New("told to fail")
+				return nil, errors.New("injected failure")
 			}
 			return b.links, nil
 		}
@@ -85,14 +85,14 @@ func TestRunGoesOn(t *testing.T) {
 			t.Error("the node is not guarded")
 		}
 		if failed == 0 {
-			t.Error("no round is said to have failed")
+			t.Error("no failed round is logged")
 		}
 		if len(ready) < 5 {
-			t.Errorf("said to be ready %d times in ten rounds", len(ready))
+			t.Errorf("ready %d times in ten rounds", len(ready))
 		}
 		for _, rules := range ready {
 			if !strings.Contains(rules, `ip addresses: 169.254.169.254`) {
-				t.Errorf("said to be ready with %s", rules)
+				t.Errorf("ready with %s", rules)
 			}
 		}
 		b.wantCut("at the end")

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSocketsOfThoseThatAreGone has the agent collect an attachment, of which one address has another holder.
-func TestSocketsOfThoseThatAreGone(t *testing.T) {
+// TestCollectionDestroysSockets has the agent collect an attachment, of which one address has another holder.
+func TestCollectionDestroysSockets(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
 	b.attached(b.pod("c2", 8, "10.1.0.6"))

@@ -8,7 +8,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
-// TestUnknownIsNotEmpty has the records' directory unreadable for a round: nothing is taken for gone.
+// TestUnknownIsNotEmpty has an unreadable directory of records: no attachment is collected.
 func TestUnknownIsNotEmpty(t *testing.T) {
 	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)

@@ -49,7 +49,8 @@ func TestWatchRules(t *testing.T) {
 	}
 }
 
-// TestIsRelevant tells what could be ours from what is others' own matter, by what the kernel says of real changes.
+// TestIsRelevant has the kernel's notifications of real changes: those that can concern the agent's rules are
+// relevant, those of other programs' chains are not.
 func TestIsRelevant(t *testing.T) {
 	host := netnstest.New(t)
 	host.Enter()

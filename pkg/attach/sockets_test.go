@@ -49,8 +49,8 @@ func TestAddGoesOnWhereSocketsCannotBeDestroyed(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.DestroyErr = fmt.Errorf("%w: %w", sockdiag.ErrUnsupported, unix.EOPNOTSUPP)
 	b.attached(b.pod("c1", 7, "10.1.0.5"))
-	if said := b.Logged(); strings.Count(said, "cannot destroy TCP sockets") != 1 || !strings.Contains(said, unix.EOPNOTSUPP.Error()) {
-		t.Errorf("ADD said %q", said)
+	if logged := b.Logged(); strings.Count(logged, "cannot destroy TCP sockets") != 1 || !strings.Contains(logged, unix.EOPNOTSUPP.Error()) {
+		t.Errorf("ADD logged %q", logged)
 	}
 	rules := b.AllRules()
 	b.DestroyErr = unix.ENOBUFS

@@ -199,16 +199,16 @@ func TestIPTablesBesideUnlistedRules(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	for name, tc := range map[string]struct {
-		configured    string
-		hasNFTables   bool
-		commands      []string
-		want          attachment.Backend
-		wantErr       error
-		wantOtherward error
+		configured  string
+		hasNFTables bool
+		commands    []string
+		want        attachment.Backend
+		wantErr     error
+		wantAlso    error
 	}{
 		"auto":                                 {configured: "auto", hasNFTables: true, want: attachment.BackendNFTables},
 		"auto, no nftables":                    {configured: "auto", commands: []string{"iptables"}, want: attachment.BackendIPTables},
-		"auto, neither":                        {configured: "auto", wantErr: ErrNoIPTables, wantOtherward: ErrUnsupported},
+		"auto, neither":                        {configured: "auto", wantErr: ErrNoIPTables, wantAlso: ErrUnsupported},
 		"nftables":                             {configured: "nftables", hasNFTables: true, want: attachment.BackendNFTables},
 		"nftables, no nftables":                {configured: "nftables", commands: []string{"iptables"}, wantErr: ErrUnsupported},
 		"iptables":                             {configured: "iptables", hasNFTables: true, commands: []string{"iptables"}, want: attachment.BackendIPTables},
@@ -226,7 +226,7 @@ func TestChoose(t *testing.T) {
 				h.withoutNFTables()
 			}
 			got, err := h.Choose(t.Context(), tc.configured)
-			if !errors.Is(err, tc.wantErr) || tc.wantErr == nil && (err != nil || got != tc.want) || !errors.Is(err, tc.wantOtherward) && tc.wantOtherward != nil {
+			if !errors.Is(err, tc.wantErr) || tc.wantErr == nil && (err != nil || got != tc.want) || !errors.Is(err, tc.wantAlso) && tc.wantAlso != nil {
 				t.Errorf("got %q, %v; want %q, %v", got, err, tc.want, tc.wantErr)
 			}
 		})
