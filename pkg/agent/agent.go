@@ -1,6 +1,5 @@
-// Package agent keeps the rules of a node as the records say. It adopts pods that were created
-// before the plugin was chained, makes again what was flushed, and collects attachments without a
-// DEL.
+// Package agent reconciles the rules of a node with the records. It adopts pods that were created
+// before the plugin was chained, restores flushed rules, and collects attachments without a DEL.
 package agent
 
 import (
@@ -83,8 +82,9 @@ func UplinkDir() (string, error) {
 	return fmt.Sprintf("/sys/fs/bpf/kube2iam-cni-%d", netns), err
 }
 
-// Agent keeps the node as the records say. It looks without a lock, and if something is wrong it
-// looks again with the exclusive lock: a running ADD or DEL is not taken for a fault.
+// Agent reconciles the rules of a node with the records. It compares them without a lock. On a
+// difference it takes the exclusive lock and compares again, because a running ADD or DEL looks like
+// a difference.
 type Agent struct {
 	Config
 	System
@@ -96,8 +96,8 @@ type Agent struct {
 
 	attachPod func(context.Context, *attachment.Record) error // Rules.AttachPod; tests wrap it
 
-	hasChanged bool         // anything, in this round
-	probed     map[int]bool // the filtered links, by index, behind which a packet was sent
+	hasChanged bool         // whether this round changed anything
+	probed     map[int]bool // the filtered links that were probed, by index
 }
 
 // New returns an agent. All its loggers are one that logs a condition once while it persists.

@@ -14,8 +14,8 @@ import (
 // changes during the dump.
 const conntrackAttempts = 10
 
-// cutConnections ends the tracked connections from pods to a service that the service itself
-// answers, and returns how many there were. A new redirection applies to new connections only.
+// cutConnections ends the tracked connections from pods to a service that are not redirected: their
+// answers come from the service itself. It returns how many there were. A new redirection applies to new connections only.
 // Connections with a local source, the host's own, stay. A kernel without connection tracking has
 // none.
 func cutConnections(service netip.AddrPort) (int, error) {
@@ -45,7 +45,7 @@ func cutConnections(service netip.AddrPort) (int, error) {
 	return int(total), err
 }
 
-// unredirected matches connections of other machines to a service that answers itself.
+// unredirected matches forwarded connections whose answers come from the service itself.
 type unredirected struct {
 	service netip.AddrPort
 	local   []net.Addr

@@ -24,7 +24,7 @@ type snapshot struct {
 // snapshot, or nil if the records are unknown, and the changes of rules. A node without a backend for
 // new attachments keeps the rules that it has.
 func (a *Agent) repair(ctx context.Context) (*snapshot, []rules.Change, error) {
-	backend, noBackend := a.node.Rules.Choose(ctx, a.node.Backend)
+	backend, noBackend := a.node.Rules.ChooseBackend(ctx, a.node.Backend)
 	s, err := a.snapshot(nil)
 	if err != nil {
 		return nil, nil, errors.Join(noBackend, err)

@@ -20,7 +20,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/sockdiag"
 )
 
-// Settings are those of a network configuration, which is validated.
+// Settings configure attachments. They come from a validated network configuration.
 type Settings struct {
 	// ProxyIP is the destination of redirected connections. The zero Addr means the node's own
 	// address towards its default route, of the family of the pod's address.
@@ -109,7 +109,10 @@ func (n *Node) Attach(ctx context.Context, req Request) (*attachment.Record, err
 		return nil, wrap(KindState, err)
 	}
 	defer unlock()
-	former, err := n.removeFormer(ctx, r)
+	if err := n.removeStaleHolders(ctx, r); err != nil {
+		return nil, err
+	}
+	former, err := n.earlierRecord(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -156,10 +159,9 @@ func (n *Node) undo(ctx context.Context, r, former *attachment.Record) {
 	}
 }
 
-// removeFormer returns the record of an earlier ADD of the attachment, or nil. It tears down other
-// attachments that hold one of the record's addresses: an address has one holder, so their DEL
-// never came.
-func (n *Node) removeFormer(ctx context.Context, r *attachment.Record) (*attachment.Record, error) {
+// removeStaleHolders tears down other attachments that hold one of the record's addresses: an address
+// has one holder, so their DEL never came.
+func (n *Node) removeStaleHolders(ctx context.Context, r *attachment.Record) error {
 	for _, ip := range r.IPs {
 		holder, err := n.Records.Holder(ip)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -176,9 +178,15 @@ func (n *Node) removeFormer(ctx context.Context, r *attachment.Record) (*attachm
 		n.log.Warn("address is reused without a DEL; tearing its former holder down", "ip", ip, "holder", holder.ID(),
 			"namespace", holder.Pod.Namespace, "pod", holder.Pod.Name)
 		if err := n.tearDown(ctx, holder); err != nil {
-			return nil, wrap(KindRules, err)
+			return wrap(KindRules, err)
 		}
 	}
+	return nil
+}
+
+// earlierRecord returns the record of an earlier ADD of the attachment, or nil. It removes the rules of
+// one that cannot be read.
+func (n *Node) earlierRecord(ctx context.Context, r *attachment.Record) (*attachment.Record, error) {
 	former, err := n.Records.Get(r.ContainerID, r.IfName)
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return former, nil
@@ -222,9 +230,9 @@ func (n *Node) Check(ctx context.Context, req Request) ([]string, error) {
 	return differences, nil
 }
 
-// CheckUsable returns an error if no Attach can succeed. It makes nothing.
+// CheckUsable returns an error if no Attach can succeed. It changes nothing.
 func (n *Node) CheckUsable(ctx context.Context) error {
-	if _, err := n.Rules.Choose(ctx, n.Backend); err != nil {
+	if _, err := n.Rules.ChooseBackend(ctx, n.Backend); err != nil {
 		return err
 	}
 	if n.ProxyIP.IsValid() {

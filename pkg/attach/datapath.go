@@ -33,34 +33,34 @@ func (n *Node) findLink(req Request) (*hostlink.Link, attachment.Datapath, error
 	return link, attachment.DatapathRouted, nil
 }
 
-// checkSeen returns an error if the host's netfilter does not see a packet of a pod whose host side
-// has a filter that comes before netfilter, for example a BPF program. Some filters bypass
+// checkNetfilter returns an error if the host's netfilter does not see a packet of a pod whose host
+// side has a filter that runs before netfilter, for example a BPF program. Some filters bypass
 // netfilter (the eBPF host routing of Cilium and Calico), most do not (network policies, traffic
 // shaping).
 //
-// Silence proves nothing: a policy can have dropped the packet, or a neighbour can have drawn it to
-// itself by ARP. So the ADD is refused and not moved to the pod's datapath, because only the host's
+// A missing packet does not prove a bypass: a policy can have dropped it, or a neighbour can have
+// received it by ARP spoofing. So the ADD is refused and not moved to the pod's datapath, because only the host's
 // rules bind the pod's address to its link. An administrator whose datapath bypasses netfilter
 // selects the pod's datapath in the configuration.
-func (n *Node) checkSeen(ctx context.Context, req Request, link *hostlink.Link, ip netip.Addr) error {
-	isSeen, err := n.IsSeen(ctx, req.Netns, ip)
+func (n *Node) checkNetfilter(ctx context.Context, req Request, link *hostlink.Link, ip netip.Addr) error {
+	passes, err := n.PassesNetfilter(ctx, req.Netns, ip)
 	if err != nil {
 		return wrap(KindLink, fmt.Errorf("whether netfilter sees what enters by %s, where a filter comes before it: %w", link.Name, err))
 	}
-	if !isSeen {
+	if !passes {
 		return wrap(KindLink, &hostlink.UnsupportedError{IfName: req.IfName, Kind: "veth",
 			Reason: fmt.Sprintf("a filter at its host side %s comes before netfilter, which did not see a packet that was sent to find out", link.Name)})
 	}
 	return nil
 }
 
-// IsSeen reports whether the host's netfilter sees a packet that is sent from the pod's address.
+// PassesNetfilter reports whether the host's netfilter sees a packet from the pod's address.
 // The shared lock keeps the agent from removing the probe's table as one of a killed process.
-func (n *Node) IsSeen(ctx context.Context, netnsPath string, ip netip.Addr) (bool, error) {
+func (n *Node) PassesNetfilter(ctx context.Context, netnsPath string, ip netip.Addr) (bool, error) {
 	unlock, err := n.Records.LockShared(ctx)
 	if err != nil {
 		return false, wrap(KindState, err)
 	}
 	defer unlock()
-	return n.Rules.IsSeen(ctx, netnsPath, ip, n.Metadata(ip))
+	return n.Rules.PassesNetfilter(ctx, netnsPath, ip, n.Metadata(ip))
 }

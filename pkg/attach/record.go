@@ -33,7 +33,7 @@ func (n *Node) NewRecord(ctx context.Context, req Request) (*attachment.Record, 
 		return nil, err
 	}
 	if link.IsFiltered && datapath != attachment.DatapathPod {
-		if err := n.checkSeen(ctx, req, link, ips[0]); err != nil {
+		if err := n.checkNetfilter(ctx, req, link, ips[0]); err != nil {
 			return nil, err
 		}
 	}
@@ -127,7 +127,7 @@ func (n *Node) backend(ctx context.Context, link *hostlink.Link, datapath attach
 	if datapath == attachment.DatapathPod {
 		return attachment.BackendNFTables, nil
 	}
-	backend, err := n.Rules.Choose(ctx, n.Backend)
+	backend, err := n.Rules.ChooseBackend(ctx, n.Backend)
 	if err != nil {
 		return "", wrap(KindRules, err)
 	}

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Apply makes the desired state, and removes the former elements that are not desired and still have
-// their owner. It reads both by their keys. It returns the changes; all of them are one transaction.
+// Apply makes the desired state, and deletes each element of former that is not desired, unless its
+// owner has changed. It reads only the elements that desired and former name, by their keys. It returns the changes; all of them are one transaction.
 // With dryRun it changes nothing. Where nothing differs it sends no transaction.
 //
 // The error is ErrUnsupported if the kernel lacks something that the ruleset needs, and ErrBusy if

@@ -102,7 +102,7 @@ func Open(options ...Option) (*Conn, error) {
 func (c *Conn) Close() error { return c.conn.CloseLasting() }
 
 // IsExpired reports whether the deadline of the last read or transaction has passed. The kernel's
-// answer to it may be unread then, and the next read would take it for its own.
+// answer to it may be unread then, and the next request would read it as its own.
 func (c *Conn) IsExpired() bool { return !c.deadline.IsZero() && !time.Now().Before(c.deadline) }
 
 // CheckSupported returns an error that is ErrUnsupported if the kernel has no nf_tables. Other faults

@@ -70,7 +70,7 @@ type Change struct {
 	// Object names the object for people.
 	Object string
 
-	table   *Table   // with Chain and Element nil: of chain
+	table   *Table   // of chain
 	chain   *Chain   // missing or different
 	delete  bool     // the chain's hook is wrong, so it is deleted first
 	element *Element // missing or stale

@@ -112,9 +112,9 @@ func bindingElements(r *attachment.Record) []nft.Element {
 }
 
 // dropPriorityTags drops frames with a VLAN tag of network 0 (IEEE 802.1Q, "priority-tagged") under
-// another tag. The kernel removes one tag before the bridge sees the frame; a receiver removes both
-// tags of network 0 (__netif_receive_skb_core in net/core/dev.c), so the rules would not find the
-// packet that it finds. Frames of other VLANs stay: a pod's own interface does not receive them.
+// another tag. The kernel removes one tag before the bridge sees the frame. A receiver removes both
+// tags of network 0 (__netif_receive_skb_core in net/core/dev.c), so it would accept a packet that
+// these rules could not parse. Frames of other VLANs stay: a pod's own interface does not receive them.
 func dropPriorityTags() []nft.Rule {
 	var rules []nft.Rule
 	for _, tag := range []uint16{unix.ETH_P_8021Q, unix.ETH_P_8021AD} {

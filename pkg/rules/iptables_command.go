@@ -60,8 +60,8 @@ func (t *iptables) open(ctx context.Context, n *Node, f *family) (*goiptables.IP
 	return ipt, nil
 }
 
-// find returns the path of the node's command. On a kernel without nftables it prefers the one that is
-// named for its legacy form: the plain name may be the other form's, which cannot work there.
+// find returns the path of the node's command. On a kernel without nftables it prefers iptables-legacy:
+// the plain iptables may be iptables-nft, which needs nftables.
 func (t *iptables) find(ctx context.Context, n *Node, f *family) (string, error) {
 	names := []string{"iptables"}
 	if f == ipv6 {
@@ -121,7 +121,8 @@ func IPTablesDirs() []string {
 	return dirs
 }
 
-// wrapIPTables says what a command was for, and gives an error that can pass its meaning.
+// wrapIPTables prefixes an error with the object of the command. It wraps ErrBusy if the command did not
+// get the xtables lock in time.
 func wrapIPTables(object string, err error) error {
 	if err == nil {
 		return nil

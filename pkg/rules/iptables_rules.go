@@ -74,8 +74,8 @@ func commentOf(spec []string) string {
 	return ""
 }
 
-// sameRule compares rules whose options iptables lists in an order of its own. No word of these rules
-// is an option's in one place and another's in another.
+// sameRule compares rules by their sorted words, because iptables lists options in another order. Each
+// word of these rules can belong to one option only.
 func sameRule(a, b []string) bool {
 	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }

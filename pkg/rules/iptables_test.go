@@ -197,7 +197,7 @@ func TestIPTablesBesideUnlistedRules(t *testing.T) {
 	}
 }
 
-func TestChoose(t *testing.T) {
+func TestChooseBackend(t *testing.T) {
 	for name, tc := range map[string]struct {
 		configured  string
 		hasNFTables bool
@@ -225,7 +225,7 @@ func TestChoose(t *testing.T) {
 			if !tc.hasNFTables {
 				h.withoutNFTables()
 			}
-			got, err := h.Choose(t.Context(), tc.configured)
+			got, err := h.ChooseBackend(t.Context(), tc.configured)
 			if !errors.Is(err, tc.wantErr) || tc.wantErr == nil && (err != nil || got != tc.want) || !errors.Is(err, tc.wantAlso) && tc.wantAlso != nil {
 				t.Errorf("got %q, %v; want %q, %v", got, err, tc.want, tc.wantErr)
 			}

@@ -3,7 +3,6 @@ package rules
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -53,35 +52,6 @@ func (n *Node) nft() (*nft.Conn, error) {
 		n.conn = conn
 	}
 	return n.conn, nil
-}
-
-// checkSupported returns an error that is ErrUnsupported if the kernel has no nftables.
-func (n *Node) checkSupported(ctx context.Context) error {
-	conn, err := n.nft()
-	if err != nil {
-		return err
-	}
-	return conn.CheckSupported(ctx)
-}
-
-// Choose returns the backend that a configuration means: "auto" is nftables if the kernel has it, and
-// iptables otherwise. The error is ErrNoIPTables or ErrUnsupported if the node lacks the backend.
-func (n *Node) Choose(ctx context.Context, configured string) (attachment.Backend, error) {
-	if configured != string(attachment.BackendIPTables) {
-		err := n.checkSupported(ctx)
-		if err == nil {
-			return attachment.BackendNFTables, nil
-		}
-		if configured != "auto" {
-			return "", err
-		}
-		if _, missing := n.iptables.find(ctx, n, ipv4); missing != nil {
-			return "", fmt.Errorf("%w; %w", err, missing)
-		}
-		return attachment.BackendIPTables, nil
-	}
-	_, err := n.iptables.find(ctx, n, ipv4)
-	return attachment.BackendIPTables, err
 }
 
 // Attach makes the rules of a record, and the node's where they are missing. It removes the rules of
@@ -174,7 +144,8 @@ func (n *Node) remove(do func(*nft.Conn) error) error {
 	return err
 }
 
-// applyNFT has apply make the guard and the rules of records with the nftables backend.
+// applyNFT calls apply with the desired guard and the rules of records with the nftables backend. If the
+// kernel lacks nftables for IPv6 only, it calls apply again without the IPv6 guard.
 func (n *Node) applyNFT(records []*attachment.Record, apply func(*nft.Conn, nft.Ruleset) ([]Change, error)) ([]Change, error) {
 	conn, err := n.nft()
 	if err != nil {
@@ -208,6 +179,6 @@ func (n *Node) applyNFT(records []*attachment.Record, apply func(*nft.Conn, nft.
 }
 
 func (n *Node) logUnguarded(service netip.Addr, err error) {
-	n.log.Warn("The kernel cannot guard an IP family that no pod has an address of. A pod that gives itself such an address is not refused.",
+	n.log.Warn("The kernel cannot guard an IP family, and no network has assigned a pod an address of it. A pod that gives itself such an address is not refused.",
 		"metadata", netip.AddrPortFrom(service, attachment.MetadataPort), "error", err)
 }

@@ -37,7 +37,7 @@ var (
 // Change is one difference between the kernel's rules and the desired ones.
 type Change = nft.Change
 
-// Settings are the node's.
+// Settings configure the rules of a node.
 type Settings struct {
 	// MetadataIP is the IPv4 address of the metadata service. The IPv6 address is fixed.
 	MetadataIP netip.Addr

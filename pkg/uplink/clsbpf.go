@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clsBPF attaches by filters of a clsact qdisc, in direct action mode. They stay without a process and
-// without a file. Of the filters of one preference, the kernel asks the one that was added last first
-// (cls_bpf_change in net/sched/cls_bpf.c), so the guard shares the first preference with programs that
-// take it, as Cilium's does.
+// clsBPF attaches a filter to the clsact qdisc of a link, in direct action mode. The filter needs neither
+// a process nor a file. Among the filters of one preference, the kernel runs the newest first
+// (cls_bpf_change in net/sched/cls_bpf.c), so the guard shares the first preference with other
+// programs, for example Cilium's.
 type clsBPF struct{}
 
-// preference is the lowest one: 0 lets the kernel choose. handles are the filter's: one while it is
-// attached, and the other for the one that replaces it.
+// preference is the lowest one: 0 lets the kernel choose. The guard alternates between two handles, so
+// its old and its new filter coexist during an exchange.
 const preference = 1
 
 var handles = [2]uint32{0x6b32_0001, 0x6b32_0002}

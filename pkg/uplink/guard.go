@@ -1,7 +1,7 @@
 // Package uplink guards the interfaces over which packets leave the node. A BPF program at the egress
 // of each drops requests to the metadata service that the node itself did not send. Unlike the rules of
 // netfilter it sees what BPF programs forward past netfilter, raw frames, and the packets of macvlan and
-// ipvlan interfaces. A pod with all capabilities can neither remove nor pass it.
+// ipvlan interfaces. A pod with all capabilities can neither remove nor bypass it.
 package uplink
 
 import (

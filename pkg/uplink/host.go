@@ -47,7 +47,7 @@ var uplinkKinds = []string{"device", "bond", "team", "vlan"}
 func (h host) uplinks(services []netip.Addr) []netlink.Link {
 	byRoute := make(map[int]bool)
 	for _, r := range h.routes {
-		if !isWayTo(r, services) {
+		if !isRouteTo(r, services) {
 			continue
 		}
 		byRoute[r.LinkIndex] = true
@@ -64,8 +64,8 @@ func (h host) uplinks(services []netip.Addr) []netlink.Link {
 	})
 }
 
-// isWayTo reports whether packets to one of the services can take a route.
-func isWayTo(r netlink.Route, services []netip.Addr) bool {
+// isRouteTo reports whether packets to one of the services can take a route.
+func isRouteTo(r netlink.Route, services []netip.Addr) bool {
 	if r.Type != unix.RTN_UNICAST {
 		return false
 	}

@@ -44,13 +44,13 @@ const maxTags = 2
 
 // objects are the program and what it reads.
 type objects struct {
-	// Program and Copy are the same. An interface has one of them: the kernel attaches a program once to
-	// an interface, and the other replaces it ahead of a program that was put before it.
+	// Program and Copy are the same. The kernel refuses to attach one program twice to an interface. To
+	// move the guard back to the head, the agent attaches the other there and detaches the former.
 	Program *ebpf.Program `ebpf:"program"`
 	Copy    *ebpf.Program `ebpf:"copy"`
 
-	// Links says by an interface's index whether its frames have an Ethernet header. The program takes
-	// an interface that is missing for one with a header.
+	// Links says by an interface's index whether its frames have an Ethernet header. The program assumes
+	// one for an interface that is not in the map.
 	Links *ebpf.Map `ebpf:"links"`
 	// Senders has the hardware addresses of the node's frames, by interface.
 	Senders *ebpf.Map `ebpf:"senders"`

@@ -50,7 +50,7 @@ func concernsGuard(m netlink.Message, services []netip.Addr) bool {
 	case unix.RTM_NEWLINK:
 		return len(m.Data) >= ifInfoSize && slices.Contains(uplinkKinds, kindOf(m.Data[ifInfoSize:]))
 	case unix.RTM_NEWROUTE:
-		return len(m.Data) >= routeSize && isRouteTo(m.Data, services)
+		return len(m.Data) >= routeSize && isRouteMessageTo(m.Data, services)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return len(m.Data) >= ifAddrSize && m.Data[3] == unix.RT_SCOPE_UNIVERSE
 	}
@@ -79,8 +79,8 @@ func kindOf(attributes []byte) string {
 	return kind
 }
 
-// isRouteTo reports whether a struct rtmsg, with its attributes, is of a route to one of the services.
-func isRouteTo(data []byte, services []netip.Addr) bool {
+// isRouteMessageTo reports whether a struct rtmsg, with its attributes, is of a route to one of the services.
+func isRouteMessageTo(data []byte, services []netip.Addr) bool {
 	family, length := data[0], int(data[1])
 	decoder, err := netlink.NewAttributeDecoder(data[routeSize:])
 	if err != nil {

@@ -26,10 +26,10 @@ const (
 	probeReads    = 100
 )
 
-// IsSeen reports whether the host's netfilter sees what a pod sends to a service from one of its
+// PassesNetfilter reports whether the host's netfilter sees what a pod sends to a service from one of its
 // addresses. It makes a table that counts such packets, and has a socket in the pod's namespace begin a
 // connection. The error is ErrUnsupported on a kernel without nftables.
-func (n *Node) IsSeen(ctx context.Context, netnsPath string, source netip.Addr, service netip.AddrPort) (bool, error) {
+func (n *Node) PassesNetfilter(ctx context.Context, netnsPath string, source netip.Addr, service netip.AddrPort) (bool, error) {
 	socket, port, err := boundSocket(netnsPath, source)
 	if err != nil {
 		return false, err

@@ -23,13 +23,13 @@ func (a *Agent) checkFilters(ctx context.Context, s *snapshot) error {
 		if r.Datapath == attachment.DatapathPod || !filtered[r.HostLink.Index] || a.probed[r.HostLink.Index] {
 			continue
 		}
-		isSeen, err := a.node.IsSeen(ctx, r.Netns, r.IPs[0])
+		passes, err := a.node.PassesNetfilter(ctx, r.Netns, r.IPs[0])
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		a.probed[r.HostLink.Index] = true // once for a link, whatever the result
-		if !isSeen {
+		if !passes {
 			a.log.Warn("A filter comes before netfilter, which did not see a packet that was sent to find out: if the filter bypasses netfilter, no guard protects the node's role from this pod. Nothing was changed.",
 				"attachment", r.ID(), "namespace", r.Pod.Namespace, "pod", r.Pod.Name, "host interface", r.HostLink.Name)
 		}
