@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
