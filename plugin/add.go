@@ -9,8 +9,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// add attaches the pod and prints prevResult. If it fails, it leaves neither a rule nor a record of the
-// attachment.
+// add attaches the pod and prints prevResult. If it fails, it leaves neither a rule nor a record of
+// the attachment.
 func (p *plugin) add(args *skel.CmdArgs) error {
 	ctx := context.Background()
 	conf, err := netconf.Parse(args.StdinData)

@@ -69,7 +69,8 @@ func TestAddRecords(t *testing.T) {
 	})
 }
 
-// TestAddReturnsPrevResult has a result in each version that a chained plugin can meet, with what each can say.
+// TestAddReturnsPrevResult has a result in each version that a chained plugin can meet, with what
+// each can say.
 func TestAddReturnsPrevResult(t *testing.T) {
 	n := newNode(t, "routed", "iptables")
 	for version, result := range map[string]string{
@@ -103,8 +104,8 @@ func decode(t *testing.T, data []byte) (value any) {
 	return value
 }
 
-// TestSteadyState holds the number of process runs of an ADD and a DEL on a node that has pods, and that the ADD of
-// another pod leaves rules and records of the neighbours alone.
+// TestSteadyState holds the number of process runs of an ADD and a DEL on a node that has pods, and
+// that the ADD of another pod leaves rules and records of the neighbours alone.
 func TestSteadyState(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
 		if n.Backend == "nftables" {
@@ -183,8 +184,8 @@ func TestAddressIsReused(t *testing.T) {
 	})
 }
 
-// TestAddAfterDeath has a record without its rules, and rules whose record cannot be read: what is left of an ADD or a DEL
-// that was killed.
+// TestAddAfterDeath has a record without its rules, and rules whose record cannot be read: what is
+// left of an ADD or a DEL that was killed.
 func TestAddAfterDeath(t *testing.T) {
 	for name, kill := range map[string]func(*testNode){
 		"the record without rules": func(n *testNode) { n.flush("redirections") },
@@ -210,7 +211,8 @@ func TestAddAfterDeath(t *testing.T) {
 	}
 }
 
-// flush is what somebody else does to the node's rules: it takes all redirections away, or all rules there are.
+// flush is what somebody else does to the node's rules: it takes all redirections away, or all
+// rules there are.
 func (n *testNode) flush(what string) {
 	n.Helper()
 	switch {
@@ -228,7 +230,8 @@ func (n *testNode) flush(what string) {
 	}
 }
 
-// TestAddWithoutIPv6 is a node that has no IPv6 address for the proxy: a pod's is guarded all the same.
+// TestAddWithoutIPv6 is a node that has no IPv6 address for the proxy: a pod's is guarded all the
+// same.
 func TestAddWithoutIPv6(t *testing.T) {
 	n := newNode(t, "routed", "iptables")
 	n.IP(n.Netns, "route del default via fd00:7::1")
@@ -276,7 +279,8 @@ func TestLinkIsNotGuessed(t *testing.T) {
 	}
 }
 
-// TestNodeWithoutCommands is a node that has neither iptables nor nft: what the kernel has is enough.
+// TestNodeWithoutCommands is a node that has neither iptables nor nft: what the kernel has is
+// enough.
 func TestNodeWithoutCommands(t *testing.T) {
 	for _, kind := range []string{"routed", "bridged"} {
 		t.Run(kind, func(t *testing.T) {

@@ -10,8 +10,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// check compares the record with the pod's interface and prevResult, and the rules with the record. Its
-// error lists all differences. It changes nothing.
+// check compares the record with the pod's interface and prevResult, and the rules with the record.
+// Its error lists all differences. It changes nothing.
 func (p *plugin) check(args *skel.CmdArgs) error {
 	conf, err := netconf.Parse(args.StdinData)
 	if err != nil {

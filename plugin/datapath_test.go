@@ -16,7 +16,8 @@ func datapaths(t *testing.T, test func(*testing.T, *testNode)) {
 	datapathsBy(t, test, "iptables", "nftables")
 }
 
-// iptablesDatapaths is datapaths for what is iptables' alone: its commands, and the places of its rules.
+// iptablesDatapaths is datapaths for what is iptables' alone: its commands, and the places of its
+// rules.
 func iptablesDatapaths(t *testing.T, test func(*testing.T, *testNode)) {
 	datapathsBy(t, test, "iptables")
 }
@@ -37,9 +38,10 @@ func (n *testNode) iptables(family string) string {
 	return family
 }
 
-// wantForgedDropped has a neighbour take the pod's addresses and dial from there. What the client meets tells nothing, for
-// answers go to the addresses' owner: so what arrives at the proxy's port is counted. A last dial from the neighbour's own
-// address is the control: when that is refused, all that the neighbour sent before has been through the host.
+// wantForgedDropped has a neighbour take the pod's addresses and dial from there. What the client
+// meets tells nothing, for answers go to the addresses' owner: so what arrives at the proxy's port
+// is counted. A last dial from the neighbour's own address is the control: when that is refused,
+// all that the neighbour sent before has been through the host.
 func (n *testNode) wantForgedDropped(neighbour *netnstest.Netns, address4, address6 string) {
 	n.Helper()
 	n.Run("nft add table inet test")

@@ -12,7 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestDelTolerates has each DEL that the specification or a runtime can come with, for a pod that is there.
+// TestDelTolerates has each DEL that the specification or a runtime can come with, for a pod that
+// is there.
 func TestDelTolerates(t *testing.T) {
 	for name, change := range map[string]func(*testNode, *skel.CmdArgs){
 		"nothing unusual":           func(n *testNode, args *skel.CmdArgs) {},
@@ -60,7 +61,8 @@ func TestDelTolerates(t *testing.T) {
 	}
 }
 
-// TestDelOfNobody is a container that had no ADD, as a pod has that is older than the plugin's installation.
+// TestDelOfNobody is a container that had no ADD, as a pod has that is older than the plugin's
+// installation.
 func TestDelOfNobody(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
 		nothing := n.Run("nft list ruleset") + n.Run("cat /proc/thread-self/net/ip_tables_names")

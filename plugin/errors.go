@@ -12,10 +12,10 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 )
 
-// The plugin's own error codes: the CNI specification reserves those from 100 for plugins ("Error"). Of
-// the specification's codes, it uses 4 (CNI_ARGS, CNI_CONTAINERID), 5 (the result could not be written),
-// 6 and 7 (the network configuration), 8 (CNI_NETNS), 11 (another process holds a lock: try again) and 50
-// (STATUS: no ADD can succeed now).
+// The plugin's own error codes: the CNI specification reserves those from 100 for plugins
+// ("Error"). Of the specification's codes, it uses 4 (CNI_ARGS, CNI_CONTAINERID), 5 (the result
+// could not be written), 6 and 7 (the network configuration), 8 (CNI_NETNS), 11 (another process
+// holds a lock: try again) and 50 (STATUS: no ADD can succeed now).
 const (
 	// codeLink is an interface that is missing, or whose packets cannot be matched on the host.
 	codeLink uint = 100 + iota
@@ -50,7 +50,8 @@ var codes = map[attach.Kind]struct {
 	attach.KindState:     {codeState, ""},
 }
 
-// toCNIError returns an error with the code of its cause, or with the given one if the cause has none.
+// toCNIError returns an error with the code of its cause, or with the given one if the cause has
+// none.
 func toCNIError(err error, otherwise uint) error {
 	if err == nil {
 		return nil

@@ -11,8 +11,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// gc removes the attachments of the network that the runtime does not list as valid. It continues after
-// an error, and returns all errors.
+// gc removes the attachments of the network that the runtime does not list as valid. It continues
+// after an error, and returns all errors.
 func (p *plugin) gc(args *skel.CmdArgs) error {
 	conf, err := netconf.Parse(args.StdinData)
 	if err != nil {

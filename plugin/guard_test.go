@@ -23,8 +23,9 @@ func (n *testNode) ip6Calls() []string {
 	return calls
 }
 
-// TestIPv6GuardOfIPv4Pod is a pod whose network has IPv4 only, and which gives itself an IPv6 address: a node must refuse it
-// whether it forwarded IPv6 at the time of the ADD or begins to only afterwards.
+// TestIPv6GuardOfIPv4Pod is a pod whose network has IPv4 only, and which gives itself an IPv6
+// address: a node must refuse it whether it forwarded IPv6 at the time of the ADD or begins to only
+// afterwards.
 func TestIPv6GuardOfIPv4Pod(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
 		n.Serve(n.Service, ":80", "service")
@@ -52,8 +53,8 @@ func TestIPv6GuardOfIPv4Pod(t *testing.T) {
 	})
 }
 
-// TestGuardSurvivesFlushes is a pod that nothing is redirected for, on a node where everything that iptables has is flushed:
-// no moment comes in which it reaches the real service.
+// TestGuardSurvivesFlushes is a pod that nothing is redirected for, on a node where everything that
+// iptables has is flushed: no moment comes in which it reaches the real service.
 func TestGuardSurvivesFlushes(t *testing.T) {
 	datapaths(t, func(t *testing.T, n *testNode) {
 		n.Serve(n.Service, ":80", "service")
@@ -74,7 +75,8 @@ func TestGuardSurvivesFlushes(t *testing.T) {
 	})
 }
 
-// TestIPv4PodWithoutIP6Tables is a node that forwards IPv6 and has no command for it: nftables guards it all the same.
+// TestIPv4PodWithoutIP6Tables is a node that forwards IPv6 and has no command for it: nftables
+// guards it all the same.
 func TestIPv4PodWithoutIP6Tables(t *testing.T) {
 	iptablesDatapaths(t, func(t *testing.T, n *testNode) {
 		n.Serve(n.Service, ":80", "service")

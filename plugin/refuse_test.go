@@ -50,7 +50,8 @@ type broken struct{}
 
 func (broken) Write([]byte) (int, error) { return 0, os.ErrClosed }
 
-// TestAddRefuses has what no ADD can do anything with; none may leave a rule or a record, or make the state directory.
+// TestAddRefuses has what no ADD can do anything with; none may leave a rule or a record, or make
+// the state directory.
 func TestAddRefuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		kind   string

@@ -15,8 +15,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/netconf"
 )
 
-// status fails with code 50 if every ADD would fail: without the backend that the configuration names,
-// without an address for the proxy, or without a writable state directory. It changes nothing.
+// status fails with code 50 if every ADD would fail: without the backend that the configuration
+// names, without an address for the proxy, or without a writable state directory. It changes
+// nothing.
 func (p *plugin) status(args *skel.CmdArgs) error {
 	conf, err := netconf.Parse(args.StdinData)
 	if err != nil {

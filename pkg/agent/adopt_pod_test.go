@@ -24,8 +24,8 @@ func (b *bed) unlocked(what string) {
 	unlock()
 }
 
-// TestPodsAreEnteredWithoutTheLock has rounds adopt, repair and collect pods without a veth. ADDs wait for the lock, so no pod may
-// decide how long it is held.
+// TestPodsAreEnteredWithoutTheLock has rounds adopt, repair and collect pods without a veth. ADDs
+// wait for the lock, so no pod may decide how long it is held.
 func TestPodsAreEnteredWithoutTheLock(t *testing.T) {
 	b := newBed(t, "nftables")
 	looks, adds := 0, 0
@@ -77,8 +77,8 @@ func TestPodsAreEnteredWithoutTheLock(t *testing.T) {
 	}
 }
 
-// TestChangeBetweenSnapshotAndLock has an attachment without a veth that is gone in the first snapshot, and
-// changes before the agent has the lock.
+// TestChangeBetweenSnapshotAndLock has an attachment without a veth that is gone in the first
+// snapshot, and changes before the agent has the lock.
 func TestChangeBetweenSnapshotAndLock(t *testing.T) {
 	for name, tc := range map[string]struct {
 		do      func(*bed, *attachment.Record) error
@@ -113,8 +113,9 @@ func TestChangeBetweenSnapshotAndLock(t *testing.T) {
 	}
 }
 
-// TestAdoptTakesNoVethForAnotherInterface has a pod with NET_ADMIN put another interface of its name in the place of its veth, between
-// the look at the cache and the adoption: its redirection would be made inside the pod, and its address bound to no link.
+// TestAdoptTakesNoVethForAnotherInterface has a pod with NET_ADMIN put another interface of its
+// name in the place of its veth, between the look at the cache and the adoption: its redirection
+// would be made inside the pod, and its address bound to no link.
 func TestAdoptTakesNoVethForAnotherInterface(t *testing.T) {
 	for name, now := range map[string]func(*hostlink.Link) (*hostlink.Link, error){
 		"a dummy interface": func(pod *hostlink.Link) (*hostlink.Link, error) {
@@ -147,8 +148,8 @@ func TestAdoptTakesNoVethForAnotherInterface(t *testing.T) {
 	}
 }
 
-// TestAdoptOfAVethInsideThePod has a veth whose host side is a port of Open vSwitch: it is adopted as the cache calls it, and gone
-// with its host side.
+// TestAdoptOfAVethInsideThePod has a veth whose host side is a port of Open vSwitch: it is adopted
+// as the cache calls it, and gone with its host side.
 func TestAdoptOfAVethInsideThePod(t *testing.T) {
 	b := newBed(t, "nftables")
 	path, _ := b.macvlan("c1", "10.1.0.5")

@@ -27,8 +27,8 @@ func (b *bed) beforeLock(do func()) {
 	}
 }
 
-// TestAdoptionYieldsToAConcurrentChange has a change between the agent's snapshot and its lock: the other
-// attachment keeps its record and rules.
+// TestAdoptionYieldsToAConcurrentChange has a change between the agent's snapshot and its lock: the
+// other attachment keeps its record and rules.
 func TestAdoptionYieldsToAConcurrentChange(t *testing.T) {
 	for name, tc := range map[string]struct {
 		do      func(*bed)
@@ -67,8 +67,8 @@ func TestAdoptionYieldsToAConcurrentChange(t *testing.T) {
 	}
 }
 
-// TestAdoptionNeedsAChainedNetwork has pods of a network that the plugin is not chained in: a warning is logged
-// once, and they are adopted when the plugin is chained.
+// TestAdoptionNeedsAChainedNetwork has pods of a network that the plugin is not chained in: a
+// warning is logged once, and they are adopted when the plugin is chained.
 func TestAdoptionNeedsAChainedNetwork(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.chained = nil
@@ -107,8 +107,9 @@ func TestAdoptionNeedsAChainedNetwork(t *testing.T) {
 	}
 }
 
-// TestNamespacesEnteredByARound counts the network namespaces that a round enters for pods of the cache: none for those that are on
-// record, and each once for those that are not, also where the entries do not say whose is whose.
+// TestNamespacesEnteredByARound counts the network namespaces that a round enters for pods of the
+// cache: none for those that are on record, and each once for those that are not, also where the
+// entries do not say whose is whose.
 func TestNamespacesEnteredByARound(t *testing.T) {
 	for _, named := range []bool{true, false} {
 		t.Run(fmt.Sprintf("named %v", named), func(t *testing.T) {

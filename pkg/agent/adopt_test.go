@@ -99,8 +99,8 @@ func TestAdoptsWhoseRecordIsLost(t *testing.T) {
 	}
 }
 
-// TestAdoptRefuses has cached attachments that cannot be adopted: each is logged once, and the others are
-// adopted.
+// TestAdoptRefuses has cached attachments that cannot be adopted: each is logged once, and the
+// others are adopted.
 func TestAdoptRefuses(t *testing.T) {
 	for name, tc := range map[string]struct {
 		build   func(*bed)
@@ -146,8 +146,8 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 }
 
-// TestAdoptRefusesUntilItCan has an obstacle that goes and comes back: the pod is adopted without it, and the
-// refusal is logged again with it.
+// TestAdoptRefusesUntilItCan has an obstacle that goes and comes back: the pod is adopted without
+// it, and the refusal is logged again with it.
 func TestAdoptRefusesUntilItCan(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c2", 8, "10.1.0.5"))
@@ -165,8 +165,8 @@ func TestAdoptRefusesUntilItCan(t *testing.T) {
 	b.idle("after the adoption")
 }
 
-// TestAdoptIgnoresOtherFiles has files in the cache that are no entry of a pod: garbage, half-written ones,
-// those that vanish, and those of containers that are no pod.
+// TestAdoptIgnoresOtherFiles has files in the cache that are no entry of a pod: garbage,
+// half-written ones, those that vanish, and those of containers that are no pod.
 func TestAdoptIgnoresOtherFiles(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.pod("c1", 7, "10.1.0.5")
@@ -194,7 +194,8 @@ func TestAdoptIgnoresOtherFiles(t *testing.T) {
 	}
 }
 
-// TestAdoptKeepsARecord has a cache entry that contradicts the record of an attached pod: the record stays.
+// TestAdoptKeepsARecord has a cache entry that contradicts the record of an attached pod: the
+// record stays.
 func TestAdoptKeepsARecord(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5"))

@@ -75,16 +75,16 @@ func Host() System {
 	}
 }
 
-// UplinkDir returns the directory of the pins of the uplinks' guard. It is named by the thread's network
-// namespace, as the agent's lock is.
+// UplinkDir returns the directory of the pins of the uplinks' guard. It is named by the thread's
+// network namespace, as the agent's lock is.
 func UplinkDir() (string, error) {
 	netns, err := inode("/proc/thread-self/ns/net")
 	return fmt.Sprintf("/sys/fs/bpf/kube2iam-cni-%d", netns), err
 }
 
 // Agent reconciles the rules of a node with the records. It compares them without a lock. On a
-// difference it takes the exclusive lock and compares again, because a running ADD or DEL looks like
-// a difference.
+// difference it takes the exclusive lock and compares again, because a running ADD or DEL looks
+// like a difference.
 type Agent struct {
 	Config
 	System
@@ -119,8 +119,8 @@ func (a *Agent) Trigger() {
 	}
 }
 
-// Close closes the netlink connection of the rules, and the guard of the uplinks. The guard stays in
-// the kernel.
+// Close closes the netlink connection of the rules, and the guard of the uplinks. The guard stays
+// in the kernel.
 func (a *Agent) Close() {
 	a.node.Close()
 	if a.uplinks != nil {
@@ -209,8 +209,8 @@ func (a *Agent) Round(ctx context.Context) error {
 	return err
 }
 
-// guardUplinks guards the interfaces by which packets leave the node. A kernel without what it needs is
-// no error: the guard in netfilter refuses what passes netfilter.
+// guardUplinks guards the interfaces by which packets leave the node. A kernel without what it
+// needs is no error: the guard in netfilter refuses what passes netfilter.
 func (a *Agent) guardUplinks() error {
 	if !a.node.Guard {
 		return nil

@@ -9,9 +9,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 )
 
-// TestAutoKeepsRulesOfIPTables is a node whose pods were attached with iptables before its backend became
-// "auto". Their rules stay in iptables and are repaired there until the pods end. New pods are redirected
-// by nftables.
+// TestAutoKeepsRulesOfIPTables is a node whose pods were attached with iptables before its backend
+// became "auto". Their rules stay in iptables and are repaired there until the pods end. New pods
+// are redirected by nftables.
 func TestAutoKeepsRulesOfIPTables(t *testing.T) {
 	b := newBed(t, "iptables")
 	old := b.attached(b.pod("old", 7, "10.1.0.5", "fd00:1::5"))
@@ -57,8 +57,8 @@ func TestAutoKeepsRulesOfIPTables(t *testing.T) {
 	b.idle("after its DEL")
 }
 
-// TestRoundWithoutABackendRepairsWhatExists is a node whose configuration was changed to iptables, and
-// that has no iptables command. The rules of its pods are in nftables and are repaired there.
+// TestRoundWithoutABackendRepairsWhatExists is a node whose configuration was changed to iptables,
+// and that has no iptables command. The rules of its pods are in nftables and are repaired there.
 func TestRoundWithoutABackendRepairsWhatExists(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))

@@ -22,8 +22,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
-// bed is an agent whose rules and records are real, in a network namespace and a directory of the test,
-// and whose interfaces and pods are fake.
+// bed is an agent whose rules and records are real, in a network namespace and a directory of the
+// test, and whose interfaces and pods are fake.
 type bed struct {
 	*testhost.Fake
 	*Agent

@@ -17,7 +17,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// cacheEntry is what libcni writes of an attachment (libcni/api.go, cachedInfo), with the result of a plugin.
+// cacheEntry is what libcni writes of an attachment (libcni/api.go, cachedInfo), with the result of
+// a plugin.
 func cacheEntryOf(id, netnsPath string, result any, change ...func(map[string]any)) string {
 	entry := map[string]any{
 		"kind": "cniCacheV1", "containerId": id, "config": []byte(`{"cniVersion":"1.1.0","name":"net","plugins":[]}`), "ifName": "eth0", "networkName": "net",
@@ -45,7 +46,8 @@ func with(key string, value any) func(map[string]any) {
 // result is one as plugins of a version of the CNI specification return it.
 func result(version string, ips ...string) any { return resultBy(hostLink, version, ips...) }
 
-// resultBy is a result that names the pod's host side; of the plugin of an interface that has none where it is empty.
+// resultBy is a result that names the pod's host side; of the plugin of an interface that has none
+// where it is empty.
 func resultBy(hostLink, version string, ips ...string) any {
 	r := map[string]any{"cniVersion": version, "dns": map[string]any{}}
 	var list []any

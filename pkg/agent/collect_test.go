@@ -14,8 +14,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 )
 
-// TestCollectionContinuesAfterAFailure has a round fail after the records of attachments that are gone are deleted
-// and before their rules are, in iptables, where no other rule is wanted: the next round removes them.
+// TestCollectionContinuesAfterAFailure has a round fail after the records of attachments that are
+// gone are deleted and before their rules are, in iptables, where no other rule is wanted: the next
+// round removes them.
 func TestCollectionContinuesAfterAFailure(t *testing.T) {
 	b := newBed(t, "iptables")
 	busy := filepath.Join(t.TempDir(), "busy")

@@ -15,9 +15,9 @@ import (
 const conntrackAttempts = 10
 
 // cutConnections ends the tracked connections from pods to a service that are not redirected: their
-// answers come from the service itself. It returns how many there were. A new redirection applies to new connections only.
-// Connections with a local source, the host's own, stay. A kernel without connection tracking has
-// none.
+// answers come from the service itself. It returns how many there were. A new redirection applies
+// to new connections only. Connections with a local source, the host's own, stay. A kernel without
+// connection tracking has none.
 func cutConnections(service netip.AddrPort) (int, error) {
 	family := netlink.InetFamily(unix.AF_INET)
 	if service.Addr().Is6() {

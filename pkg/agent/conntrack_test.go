@@ -22,8 +22,8 @@ const tracking = `table inet tracking {
 	chain redirected { type nat hook prerouting priority -100; policy accept; ip saddr 10.1.0.6 tcp dport 80 dnat ip to 192.168.7.2:8181; }
 }`
 
-// newTrackingNetwork makes a host, in which the test runs, a pod with two IPv4 addresses, of which one is
-// redirected, and a metadata service behind the host.
+// newTrackingNetwork makes a host, in which the test runs, a pod with two IPv4 addresses, of which
+// one is redirected, and a metadata service behind the host.
 func newTrackingNetwork(t *testing.T) (host, pod, service *netnstest.Netns) {
 	host, pod, service = netnstest.New(t), netnstest.New(t), netnstest.New(t)
 	host.Enter()
@@ -89,7 +89,8 @@ func tracked(t *testing.T) []string {
 	return all
 }
 
-// TestCutConnections ends a pod's connections to the service that go to the service itself, and no other.
+// TestCutConnections ends a pod's connections to the service that go to the service itself, and no
+// other.
 func TestCutConnections(t *testing.T) {
 	host, pod, service := newTrackingNetwork(t)
 	host.NFT(tracking)

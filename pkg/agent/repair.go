@@ -21,8 +21,8 @@ type snapshot struct {
 }
 
 // repair makes records and rules agree with each other and with the host. It returns the last
-// snapshot, or nil if the records are unknown, and the changes of rules. A node without a backend for
-// new attachments keeps the rules that it has.
+// snapshot, or nil if the records are unknown, and the changes of rules. A node without a backend
+// for new attachments keeps the rules that it has.
 func (a *Agent) repair(ctx context.Context) (*snapshot, []rules.Change, error) {
 	backend, noBackend := a.node.Rules.ChooseBackend(ctx, a.node.Backend)
 	s, err := a.snapshot(nil)

@@ -13,8 +13,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// TestRoundWaitsForThePlugin has an ADD that hangs: the agent makes the guard and changes nothing else. The
-// time is that of the test's bubble.
+// TestRoundWaitsForThePlugin has an ADD that hangs: the agent makes the guard and changes nothing
+// else. The time is that of the test's bubble.
 func TestRoundWaitsForThePlugin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "nftables")
@@ -46,8 +46,8 @@ func TestRoundWaitsForThePlugin(t *testing.T) {
 	})
 }
 
-// TestRoundExcludesThePlugin tries the plugin's lock while a round collects, and has a round that finds
-// nothing wrong take no lock.
+// TestRoundExcludesThePlugin tries the plugin's lock while a round collects, and has a round that
+// finds nothing wrong take no lock.
 func TestRoundExcludesThePlugin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, "nftables")

@@ -17,7 +17,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
-// macvlan gives the node a pod whose packets the host's rules do not see, with a namespace of its own.
+// macvlan gives the node a pod whose packets the host's rules do not see, with a namespace of its
+// own.
 func (b *bed) macvlan(id, ip string) (netnsPath string, rules func(nft ...string) string) {
 	b.Helper()
 	host, err := netns.Get()
@@ -51,7 +52,8 @@ func (b *bed) macvlan(id, ip string) (netnsPath string, rules func(nft ...string
 	}
 }
 
-// TestAdoptionIsCompletedInThePod has the redirection inside a pod fail when the pod is adopted: the next round makes it.
+// TestAdoptionIsCompletedInThePod has the redirection inside a pod fail when the pod is adopted:
+// the next round makes it.
 func TestAdoptionIsCompletedInThePod(t *testing.T) {
 	b := newBed(t, "nftables")
 	_, rules := b.macvlan("c1", "10.1.0.5")
@@ -76,8 +78,8 @@ func TestAdoptionIsCompletedInThePod(t *testing.T) {
 	b.idle("at the end")
 }
 
-// TestGuardComesBeforeRedirectionsInPods has the rules of the host and of a pod be flushed: the pod does not decide how long the
-// node is without a guard, or the agent not ready.
+// TestGuardComesBeforeRedirectionsInPods has the rules of the host and of a pod be flushed: the pod
+// does not decide how long the node is without a guard, or the agent not ready.
 func TestGuardComesBeforeRedirectionsInPods(t *testing.T) {
 	b := newBed(t, "nftables")
 	_, rules := b.macvlan("c1", "10.1.0.5")
@@ -102,7 +104,8 @@ func TestGuardComesBeforeRedirectionsInPods(t *testing.T) {
 	}
 }
 
-// TestRoundInPods follows a redirection inside a pod: it is adopted, made again and collected as the host's are.
+// TestRoundInPods follows a redirection inside a pod: it is adopted, made again and collected as
+// the host's are.
 func TestRoundInPods(t *testing.T) {
 	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)

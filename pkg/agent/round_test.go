@@ -16,7 +16,8 @@ var addresses = cmp.Options{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 }
 
-// idle asserts that a round finds nothing to do: it changes no rule and no file, cuts nothing and says nothing.
+// idle asserts that a round finds nothing to do: it changes no rule and no file, cuts nothing and
+// says nothing.
 func (b *bed) idle(when string) {
 	b.Helper()
 	b.Logged()
@@ -68,8 +69,8 @@ func TestRoundGuards(t *testing.T) {
 	})
 }
 
-// TestRoundCollects removes records and rules of an attachment without a DEL, and nothing of a pod whose
-// interface exists.
+// TestRoundCollects removes records and rules of an attachment without a DEL, and nothing of a pod
+// whose interface exists.
 func TestRoundCollects(t *testing.T) {
 	for name, vanish := range map[string]func(*bed, int){
 		"the interface is gone":  func(b *bed, index int) { delete(b.links, index) },
@@ -111,7 +112,8 @@ func TestRoundCollects(t *testing.T) {
 
 // TestRoundRepairs makes flushed rules again.
 func TestRoundRepairs(t *testing.T) {
-	// What is run: a command of iptables of the backend's form for each family, or nft for what is the same there.
+	// What is run: a command of iptables of the backend's form for each family, or nft for what is
+	// the same there.
 	for name, tc := range map[string]struct{ iptables, nft []string }{
 		"everything":              {[]string{"-F", "-t mangle -F", "-t nat -F", "-t nat -X"}, []string{"flush ruleset"}},
 		"one rule of each family": {[]string{"-t nat -D KUBE2IAM-CNI 1"}, []string{"flush map ip kube2iam-cni routed", "flush map ip6 kube2iam-cni routed"}},
@@ -156,7 +158,8 @@ func TestRoundRepairs(t *testing.T) {
 	}
 }
 
-// TestRoundRemovesRulesWithoutARecord has a record that is lost or cannot be read: its rules are removed.
+// TestRoundRemovesRulesWithoutARecord has a record that is lost or cannot be read: its rules are
+// removed.
 func TestRoundRemovesRulesWithoutARecord(t *testing.T) {
 	for name, lose := range map[string]func(*bed) error{
 		"lost": func(b *bed) error { return os.Remove(filepath.Join(b.node.StateDir, "attachments", "c2@eth0.json")) },

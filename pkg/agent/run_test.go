@@ -11,7 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestRun compares the times of rounds. Time is that of a synctest bubble, in which a round takes none.
+// TestRun compares the times of rounds. Time is that of a synctest bubble, in which a round takes
+// none.
 func TestRun(t *testing.T) {
 	const s = time.Second
 	for name, tc := range map[string]struct {

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCollectionDestroysSockets has the agent collect an attachment, of which one address has another holder.
+// TestCollectionDestroysSockets has the agent collect an attachment, of which one address has
+// another holder.
 func TestCollectionDestroysSockets(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
@@ -34,8 +35,8 @@ func TestRunningPodsKeepTheirSockets(t *testing.T) {
 	b.WantDestroyed("adoption")
 }
 
-// TestRunningPodsKeepTheirSocketsAfterAFailure adopts a pod whose rules cannot be made. Each round tries
-// again, so connections that were reset would be reset in every round.
+// TestRunningPodsKeepTheirSocketsAfterAFailure adopts a pod whose rules cannot be made. Each round
+// tries again, so connections that were reset would be reset in every round.
 func TestRunningPodsKeepTheirSocketsAfterAFailure(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.pod("c1", 7, "10.1.0.5")

@@ -12,8 +12,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 )
 
-// TestUnguardedFamilyIsLoggedOnce has a kernel that refuses the guard of IPv6: the warning of package rules
-// is logged once, and not in each round.
+// TestUnguardedFamilyIsLoggedOnce has a kernel that refuses the guard of IPv6: the warning of
+// package rules is logged once, and not in each round.
 func TestUnguardedFamilyIsLoggedOnce(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.node.Rules.ConnOptions = []nftables.ConnOption{nftables.WithTestDial(func(request []netlink.Message) ([]netlink.Message, error) {

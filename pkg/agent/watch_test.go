@@ -49,8 +49,8 @@ func TestWatchRules(t *testing.T) {
 	}
 }
 
-// TestIsRelevant has the kernel's notifications of real changes: those that can concern the agent's rules are
-// relevant, those of other programs' chains are not.
+// TestIsRelevant has the kernel's notifications of real changes: those that can concern the agent's
+// rules are relevant, those of other programs' chains are not.
 func TestIsRelevant(t *testing.T) {
 	host := netnstest.New(t)
 	host.Enter()

@@ -159,8 +159,8 @@ func (n *Node) undo(ctx context.Context, r, former *attachment.Record) {
 	}
 }
 
-// removeStaleHolders tears down other attachments that hold one of the record's addresses: an address
-// has one holder, so their DEL never came.
+// removeStaleHolders tears down other attachments that hold one of the record's addresses: an
+// address has one holder, so their DEL never came.
 func (n *Node) removeStaleHolders(ctx context.Context, r *attachment.Record) error {
 	for _, ip := range r.IPs {
 		holder, err := n.Records.Holder(ip)
@@ -184,8 +184,8 @@ func (n *Node) removeStaleHolders(ctx context.Context, r *attachment.Record) err
 	return nil
 }
 
-// earlierRecord returns the record of an earlier ADD of the attachment, or nil. It removes the rules of
-// one that cannot be read.
+// earlierRecord returns the record of an earlier ADD of the attachment, or nil. It removes the
+// rules of one that cannot be read.
 func (n *Node) earlierRecord(ctx context.Context, r *attachment.Record) (*attachment.Record, error) {
 	former, err := n.Records.Get(r.ContainerID, r.IfName)
 	if err == nil || errors.Is(err, fs.ErrNotExist) {

@@ -25,7 +25,8 @@ func ownTables(n *netnstest.Netns) string {
 	return strings.Join(ours, ", ")
 }
 
-// TestAttachInsideThePod has interfaces whose packets the host's rules do not see, on a node of each backend.
+// TestAttachInsideThePod has interfaces whose packets the host's rules do not see, on a node of
+// each backend.
 func TestAttachInsideThePod(t *testing.T) {
 	for name, build := range map[string]func(host, pod *netnstest.Netns){
 		"a macvlan": func(host, pod *netnstest.Netns) {
@@ -45,7 +46,8 @@ func TestAttachInsideThePod(t *testing.T) {
 				node, r := realNode(t, backend), request(pod, "10.1.0.5", "fd00:1::5")
 				_, err := node.Attach(t.Context(), r)
 				if name != "a macvlan" {
-					// It is a veth: that its host side is not here may be a fault, and the pod's being elsewhere is not taken for granted.
+					// It is a veth: that its host side is not here may be a fault, and the pod's being
+					// elsewhere is not taken for granted.
 					if e, ok := errors.AsType[*Error](err); !ok || e.Kind != KindLink {
 						t.Fatalf("got %v, want an error of the interface", err)
 					}
@@ -135,8 +137,8 @@ func TestAttachWithoutItsGuard(t *testing.T) {
 	}
 }
 
-// TestAttachOnABridge attaches a bridged pod with and without bridge-nf, which iptables needs to see the
-// port.
+// TestAttachOnABridge attaches a bridged pod with and without bridge-nf, which iptables needs to
+// see the port.
 func TestAttachOnABridge(t *testing.T) {
 	for name, tc := range map[string]struct {
 		nf4, nf6  string

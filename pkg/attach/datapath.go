@@ -39,9 +39,9 @@ func (n *Node) findLink(req Request) (*hostlink.Link, attachment.Datapath, error
 // shaping).
 //
 // A missing packet does not prove a bypass: a policy can have dropped it, or a neighbour can have
-// received it by ARP spoofing. So the ADD is refused and not moved to the pod's datapath, because only the host's
-// rules bind the pod's address to its link. An administrator whose datapath bypasses netfilter
-// selects the pod's datapath in the configuration.
+// received it by ARP spoofing. So the ADD is refused and not moved to the pod's datapath, because
+// only the host's rules bind the pod's address to its link. An administrator whose datapath
+// bypasses netfilter selects the pod's datapath in the configuration.
 func (n *Node) checkNetfilter(ctx context.Context, req Request, link *hostlink.Link, ip netip.Addr) error {
 	passes, err := n.PassesNetfilter(ctx, req.Netns, ip)
 	if err != nil {

@@ -43,8 +43,8 @@ func (n *Node) Detach(ctx context.Context, containerID, ifName string) error {
 }
 
 // detachWithoutRecord removes the rules that have the attachment as their owner, and an unreadable
-// record. It excludes all ADDs: without the record's addresses it cannot lock those alone, and an ADD
-// could take over an element between its read and its removal.
+// record. It excludes all ADDs: without the record's addresses it cannot lock those alone, and an
+// ADD could take over an element between its read and its removal.
 func (n *Node) detachWithoutRecord(ctx context.Context, containerID, ifName string) error {
 	unlock, err := n.Records.LockExclusive(ctx)
 	if err != nil {

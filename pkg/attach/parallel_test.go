@@ -18,8 +18,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testhost"
 )
 
-// TestParallel has attachments take two addresses from each other by ADDs and late DELs at once. In the end
-// each address has the rule of its holder on record, or neither a holder nor a rule.
+// TestParallel has attachments take two addresses from each other by ADDs and late DELs at once. In
+// the end each address has the rule of its holder on record, or neither a holder nor a rule.
 func TestParallel(t *testing.T) {
 	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)
@@ -35,8 +35,8 @@ func TestParallel(t *testing.T) {
 		for i := range attachments {
 			requests[i] = b.pod(fmt.Sprint("c", i), 10+i, ips...)
 		}
-		// The node's rules exist before: the nftables library numbers new sets by a global variable, which is
-		// safe in the plugin, one process for each call.
+		// The node's rules exist before: the nftables library numbers new sets by a global variable,
+		// which is safe in the plugin, one process for each call.
 		b.attached(b.pod("first", 9, "10.1.0.9"))
 		b.Must(b.Detach(t.Context(), "first", "eth0"))
 		var group sync.WaitGroup
@@ -86,8 +86,8 @@ func TestParallel(t *testing.T) {
 	})
 }
 
-// TestDetachWithoutARecordExcludesADDs has rules whose record is lost. Their DEL waits for a running ADD,
-// which could otherwise lose an element that it takes over.
+// TestDetachWithoutARecordExcludesADDs has rules whose record is lost. Their DEL waits for a
+// running ADD, which could otherwise lose an element that it takes over.
 func TestDetachWithoutARecordExcludesADDs(t *testing.T) {
 	testhost.Backends(t, func(t *testing.T, backend string) {
 		b := newBed(t, backend)

@@ -18,7 +18,8 @@ import (
 // It begins after the new holder's record is written, and ends before ADD returns. The proxy reads
 // the record before it writes, so each answer to an earlier holder is one of three cases:
 //   - The proxy reads the new record. It resets the connection and does not answer.
-//   - It reads the old record and writes before its socket is destroyed. The kernel drops the queue.
+//   - It reads the old record and writes before its socket is destroyed. The kernel drops the
+//     queue.
 //   - It reads the old record and writes after that. The write fails, because the socket is closed.
 //
 // If it began before the record is written, the proxy could answer on a socket that it accepts

@@ -13,7 +13,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/sockdiag"
 )
 
-// TestSocketsAreDestroyedAfterTheRecord holds the order: ADD begins to destroy when the record of the new holder is there.
+// TestSocketsAreDestroyedAfterTheRecord holds the order: ADD begins to destroy when the record of
+// the new holder is there.
 func TestSocketsAreDestroyedAfterTheRecord(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.attached(b.pod("c1", 7, "10.1.0.5", "fd00:1::5"))
@@ -44,7 +45,8 @@ func TestSocketsOfAFormerPort(t *testing.T) {
 	b.WantDestroyed("DEL", "[9000 8181] [10.1.0.5 fd00:1::5] [c1@eth0]")
 }
 
-// TestAddGoesOnWhereSocketsCannotBeDestroyed has a kernel without SOCK_DESTROY, and one on which it fails.
+// TestAddGoesOnWhereSocketsCannotBeDestroyed has a kernel without SOCK_DESTROY, and one on which it
+// fails.
 func TestAddGoesOnWhereSocketsCannotBeDestroyed(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.DestroyErr = fmt.Errorf("%w: %w", sockdiag.ErrUnsupported, unix.EOPNOTSUPP)

@@ -11,8 +11,8 @@ var ErrConflict = errors.New("another program removes the entry from")
 
 // A conflict begins when the entry is added to the same text more than maxAdditions times within
 // conflictWindow: at first, and after three removals. Then the installer leaves the file alone, and
-// tries again after a time that doubles from minBackoff to maxBackoff. An upgrade of the primary CNI
-// writes another text.
+// tries again after a time that doubles from minBackoff to maxBackoff. An upgrade of the primary
+// CNI writes another text.
 const (
 	maxAdditions   = 4
 	conflictWindow = 10 * time.Second
@@ -59,8 +59,8 @@ func (x *conflict) settle(now time.Time) {
 	}
 }
 
-// remedy names the program that writes a configuration, by the plugins of its chain, and the setting
-// that makes it leave the entry alone.
+// remedy names the program that writes a configuration, by the plugins of its chain, and the
+// setting that makes it leave the entry alone.
 func remedy(c *config, name string) string {
 	if c.has("cilium-cni") {
 		return "set cni.exclusive=false in Cilium's values, or put the entry into Cilium's cni.configMap"

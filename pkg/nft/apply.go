@@ -13,8 +13,9 @@ import (
 )
 
 // Apply makes the desired state, and deletes each element of former that is not desired, unless its
-// owner has changed. It reads only the elements that desired and former name, by their keys. It returns the changes; all of them are one transaction.
-// With dryRun it changes nothing. Where nothing differs it sends no transaction.
+// owner has changed. It reads only the elements that desired and former name, by their keys. It
+// returns the changes; all of them are one transaction. With dryRun it changes nothing. Where
+// nothing differs it sends no transaction.
 //
 // The error is ErrUnsupported if the kernel lacks something that the ruleset needs, and ErrBusy if
 // other processes changed the same objects during each of several attempts. The kernel deletes an
@@ -35,8 +36,8 @@ func (c *Conn) Apply(ctx context.Context, desired Ruleset, former []Element, dry
 	}, func(e Element) bool { return e.Owner != "" && owners[e.id()] == e.Owner }, dryRun)
 }
 
-// ApplyAll is Apply for a caller that owns all elements whose owner isOwned selects, in the tables of
-// a name. It reads all elements of these tables.
+// ApplyAll is Apply for a caller that owns all elements whose owner isOwned selects, in the tables
+// of a name. It reads all elements of these tables.
 func (c *Conn) ApplyAll(ctx context.Context, desired Ruleset, table string, isOwned func(owner string) bool, dryRun bool) ([]Change, error) {
 	return c.apply(ctx, desired, func(s *state) error {
 		return c.readAllElements(ctx, s, table)
@@ -69,9 +70,9 @@ func (c *Conn) apply(ctx context.Context, desired Ruleset, readElements func(*st
 	return changes, nil
 }
 
-// diff returns the changes that make the kernel's state the desired one: stale elements, then chains,
-// then missing elements. A key has one value, so an element with another value or another owner is
-// stale and missing.
+// diff returns the changes that make the kernel's state the desired one: stale elements, then
+// chains, then missing elements. A key has one value, so an element with another value or another
+// owner is stale and missing.
 func (s *state) diff(desired Ruleset, isOwned func(Element) bool) []Change {
 	wanted := make(map[string]Element, len(desired.Elements))
 	for _, e := range desired.Elements {

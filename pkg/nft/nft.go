@@ -62,8 +62,8 @@ type config struct {
 	options []nftables.ConnOption
 }
 
-// InNetns connects to another network namespace than that of the calling thread. The caller keeps the
-// handle open until Open returns. timeout bounds each read and each transaction.
+// InNetns connects to another network namespace than that of the calling thread. The caller keeps
+// the handle open until Open returns. timeout bounds each read and each transaction.
 func InNetns(handle netns.NsHandle, timeout time.Duration) Option {
 	return func(c *config) { c.netns, c.timeout = handle, timeout }
 }
@@ -105,8 +105,8 @@ func (c *Conn) Close() error { return c.conn.CloseLasting() }
 // answer to it may be unread then, and the next request would read it as its own.
 func (c *Conn) IsExpired() bool { return !c.deadline.IsZero() && !time.Now().Before(c.deadline) }
 
-// CheckSupported returns an error that is ErrUnsupported if the kernel has no nf_tables. Other faults
-// of the kernel are no error here.
+// CheckSupported returns an error that is ErrUnsupported if the kernel has no nf_tables. Other
+// faults of the kernel are no error here.
 func (c *Conn) CheckSupported(ctx context.Context) error {
 	_, err := c.tables(ctx)
 	if errors.Is(err, ErrUnsupported) {
@@ -123,8 +123,8 @@ func (c *Conn) tables(ctx context.Context) ([]*nftables.Table, error) {
 	return tables, wrapReadError(err)
 }
 
-// DeleteTables deletes the tables whose names match, in all families. It returns the change for each;
-// with dryRun it deletes none.
+// DeleteTables deletes the tables whose names match, in all families. It returns the change for
+// each; with dryRun it deletes none.
 func (c *Conn) DeleteTables(ctx context.Context, match func(name string) bool, dryRun bool) ([]Change, error) {
 	tables, err := c.tables(ctx)
 	if err != nil {
@@ -163,8 +163,8 @@ func (c *Conn) setDeadline(ctx context.Context) error {
 	return c.socket.SetReadDeadline(deadline)
 }
 
-// wrapReadError is WrapError for reads. A kernel without nf_tables answers a read with EINVAL, and a
-// batch with EOPNOTSUPP (nfnetlink_rcv_msg and nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
+// wrapReadError is WrapError for reads. A kernel without nf_tables answers a read with EINVAL, and
+// a batch with EOPNOTSUPP (nfnetlink_rcv_msg and nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
 func wrapReadError(err error) error {
 	if errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("nftables: %w: %w", ErrUnsupported, err)
@@ -172,8 +172,8 @@ func wrapReadError(err error) error {
 	return WrapError(err)
 }
 
-// WrapError gives an error of the kernel its meaning: ErrUnsupported or ErrBusy. A kernel that lacks
-// the module of an expression or a family answers ENOENT.
+// WrapError gives an error of the kernel its meaning: ErrUnsupported or ErrBusy. A kernel that
+// lacks the module of an expression or a family answers ENOENT.
 func WrapError(err error) error {
 	_, isPathError := errors.AsType[*fs.PathError](err)
 	switch {

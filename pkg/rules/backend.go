@@ -16,8 +16,9 @@ func (n *Node) checkSupported(ctx context.Context) error {
 	return conn.CheckSupported(ctx)
 }
 
-// ChooseBackend returns the backend that a configuration means: "auto" is nftables if the kernel has it, and
-// iptables otherwise. The error is ErrNoIPTables or ErrUnsupported if the node lacks the backend.
+// ChooseBackend returns the backend that a configuration means: "auto" is nftables if the kernel
+// has it, and iptables otherwise. The error is ErrNoIPTables or ErrUnsupported if the node lacks
+// the backend.
 func (n *Node) ChooseBackend(ctx context.Context, configured string) (attachment.Backend, error) {
 	if configured != string(attachment.BackendIPTables) {
 		err := n.checkSupported(ctx)

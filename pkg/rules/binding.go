@@ -14,21 +14,21 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
 )
 
-// The binding binds a bridged pod's addresses to its bridge port, in both directions. It is a table of
-// the bridge family, which sees a frame by the port that it enters or leaves by; the IP layer sees only
-// the bridge. It works with bridge-nf on and off:
+// The binding binds a bridged pod's addresses to its bridge port, in both directions. It is a table
+// of the bridge family, which sees a frame by the port that it enters or leaves by; the IP layer
+// sees only the bridge. It works with bridge-nf on and off:
 //
 //   - A request for a metadata service from an address that the port holds is marked for the
 //     redirection. One from an address that another port holds is dropped, before bridge, ARP or
 //     routing. One from an address that no port holds meets the guard.
-//   - An answer of a metadata service leaves only by the port that holds the address. A pod that claims
-//     a neighbour's address (ARP, NDP) or MAC address gets none but resets, which carry no data and are
-//     the guard's answer to a pod whose address is not bound yet.
-//   - No frame from port to port is bound for a metadata service or claims to come from one. So a pod
-//     that poses as the gateway can neither forward requests nor answer them.
+//   - An answer of a metadata service leaves only by the port that holds the address. A pod that
+//     claims a neighbour's address (ARP, NDP) or MAC address gets none but resets, which carry no
+//     data and are the guard's answer to a pod whose address is not bound yet.
+//   - No frame from port to port is bound for a metadata service or claims to come from one. So a
+//     pod that poses as the gateway can neither forward requests nor answer them.
 //
-// A chain at the veth's ingress would not do: frames that a tc filter takes elsewhere and brings back,
-// as the bandwidth plugin's does, pass the bridge again but not the ingress.
+// A chain at the veth's ingress would not do: frames that a tc filter takes elsewhere and brings
+// back, as the bandwidth plugin's does, pass the bridge again but not the ingress.
 
 // bindingPriority comes before bridge-nf, which hands frames to the IP layer's rules at 0
 // (linux/netfilter_bridge.h, NF_BR_PRI_BRNF), and before ebtables, whose tables begin at -300.
@@ -52,8 +52,8 @@ func (f *family) bridgeGuardSet() *nftables.Set {
 	return newSet(bridgeTable(), "addresses"+f.suffix, f.addrType, false)
 }
 
-// binding returns the bridge table if one of the records is bridged. It has both IP families, because a
-// pod chooses what it sends.
+// binding returns the bridge table if one of the records is bridged. It has both IP families,
+// because a pod chooses what it sends.
 func (s Settings) binding(records []*attachment.Record, services []netip.AddrPort) nft.Ruleset {
 	isBridged := func(r *attachment.Record) bool { return r.Datapath == attachment.DatapathBridged }
 	if !slices.ContainsFunc(records, isBridged) {
@@ -114,7 +114,8 @@ func bindingElements(r *attachment.Record) []nft.Element {
 // dropPriorityTags drops frames with a VLAN tag of network 0 (IEEE 802.1Q, "priority-tagged") under
 // another tag. The kernel removes one tag before the bridge sees the frame. A receiver removes both
 // tags of network 0 (__netif_receive_skb_core in net/core/dev.c), so it would accept a packet that
-// these rules could not parse. Frames of other VLANs stay: a pod's own interface does not receive them.
+// these rules could not parse. Frames of other VLANs stay: a pod's own interface does not receive
+// them.
 func dropPriorityTags() []nft.Rule {
 	var rules []nft.Rule
 	for _, tag := range []uint16{unix.ETH_P_8021Q, unix.ETH_P_8021AD} {
@@ -122,8 +123,8 @@ func dropPriorityTags() []nft.Rule {
 			&expr.Payload{DestRegister: register0, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 2},
 			&expr.Bitwise{SourceRegister: register0, DestRegister: register0, Len: 2, Mask: []byte{0x0f, 0xff}, Xor: []byte{0, 0}},
 			equal([]byte{0, 0}),
-			// The protocol comes last: nft(8) aborts when it lists a rule that matches a known protocol first
-			// and reads the payload at this place after it.
+			// The protocol comes last: nft(8) aborts when it lists a rule that matches a known protocol
+			// first and reads the payload at this place after it.
 			&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: register0},
 			equal(binary.BigEndian.AppendUint16(nil, tag)),
 			verdict(expr.VerdictDrop),
@@ -132,9 +133,9 @@ func dropPriorityTags() []nft.Rule {
 	return rules
 }
 
-// dropFragments drops IPv6 fragments to and from a metadata service: the first can end before the TCP
-// header, and no fragment has the ports then (RFC 7112 forbids this; not every kernel refuses it). TCP
-// does not fragment. In IPv4 a first fragment has at least 8 bytes, and so the ports.
+// dropFragments drops IPv6 fragments to and from a metadata service: the first can end before the
+// TCP header, and no fragment has the ports then (RFC 7112 forbids this; not every kernel refuses
+// it). TCP does not fragment. In IPv4 a first fragment has at least 8 bytes, and so the ports.
 func dropFragments() []nft.Rule {
 	var rules []nft.Rule
 	for _, addr := range []uint32{ipv6.saddr, ipv6.daddr} {

@@ -12,10 +12,11 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
 )
 
-// register returns the number of the n-th 4-byte register. They lie one behind the other, so the parts
-// of a concatenated key are loaded in a row. Every fourth has the number of the 16-byte register that
-// begins there, as the kernel lists it (nft_dump_register in net/netfilter/nf_tables_api.c): this way
-// a rule that is read compares equal to the one that was written.
+// register returns the number of the n-th 4-byte register. They lie one behind the other, so the
+// parts of a concatenated key are loaded in a row. Every fourth has the number of the 16-byte
+// register that begins there, as the kernel lists it (nft_dump_register in
+// net/netfilter/nf_tables_api.c): this way a rule that is read compares equal to the one that was
+// written.
 func register(n uint32) uint32 {
 	if n%4 == 0 {
 		return unix.NFT_REG_1 + n/4
@@ -49,7 +50,8 @@ func familyOf(ip netip.Addr) *family {
 	return ipv4
 }
 
-// addrRegisters is how many 4-byte registers an address takes, and nameRegisters an interface's name.
+// addrRegisters is how many 4-byte registers an address takes, and nameRegisters an interface's
+// name.
 func (f *family) addrRegisters() uint32 { return f.addrLen / 4 }
 
 const nameRegisters = unix.IFNAMSIZ / 4
@@ -104,15 +106,15 @@ func equal(data []byte) expr.Any {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: register0, Data: data}
 }
 
-// matchProtocol matches packets by the protocol that nftables finds: in IPv6 the first header that is
-// no option, routing or fragment header (net/netfilter/nf_tables_ipv6.h). A packet whose headers are
-// incomplete does not match.
+// matchProtocol matches packets by the protocol that nftables finds: in IPv6 the first header that
+// is no option, routing or fragment header (net/netfilter/nf_tables_ipv6.h). A packet whose headers
+// are incomplete does not match.
 func matchProtocol(protocol byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register0}, equal([]byte{protocol})}
 }
 
-// matchNoReset matches TCP packets that do not reset the connection (RFC 9293: octet 13 of the header
-// has the control bits).
+// matchNoReset matches TCP packets that do not reset the connection (RFC 9293: octet 13 of the
+// header has the control bits).
 func matchNoReset() []expr.Any {
 	const rst = 0x04
 	return []expr.Any{
@@ -135,8 +137,8 @@ func lookup(set *nftables.Set, invert bool) expr.Any {
 	return &expr.Lookup{SourceRegister: register0, SetName: set.Name, SetID: set.ID, Invert: invert}
 }
 
-// matchDestination and matchSource match TCP packets to and from a socket that is in a set (RFC 9293:
-// the header begins with the source and the destination port).
+// matchDestination and matchSource match TCP packets to and from a socket that is in a set (RFC
+// 9293: the header begins with the source and the destination port).
 func (f *family) matchDestination(services *nftables.Set) []expr.Any {
 	return f.matchSocket(services, f.daddr, 2)
 }
@@ -152,8 +154,8 @@ func (f *family) matchSocket(services *nftables.Set, addr, port uint32) []expr.A
 	)
 }
 
-// matchLinkAddr matches packets whose interface and address are in a set together, or, inverted, are
-// not.
+// matchLinkAddr matches packets whose interface and address are in a set together, or, inverted,
+// are not.
 func (f *family) matchLinkAddr(link expr.MetaKey, addr uint32, set *nftables.Set, invert bool) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: link, Register: register0},

@@ -13,7 +13,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the files in testdata")
 
-// TestRulesets compares whole rulesets with the files in testdata, which docs/architecture.md shows.
+// TestRulesets compares whole rulesets with the files in testdata, which docs/architecture.md
+// shows.
 func TestRulesets(t *testing.T) {
 	dual := []string{"10.1.0.5", "fd00:1::5"}
 	for name, tc := range map[string]struct {

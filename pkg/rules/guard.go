@@ -13,8 +13,8 @@ import (
 )
 
 // The guard refuses packets to a metadata service that are not redirected: a redirected packet has
-// another destination when it reaches the guard. It covers every IP family of the kernel, whether or
-// not a pod has an address of it, because a pod with NET_ADMIN can give itself one.
+// another destination when it reaches the guard. It covers every IP family of the kernel, whether
+// or not a pod has an address of it, because a pod with NET_ADMIN can give itself one.
 
 // guardPriority is that of mangle. The position does not weaken the guard: a drop is final in every
 // chain, and an accept ends only its own chain.
@@ -42,18 +42,18 @@ func guard(services []netip.AddrPort) nft.Ruleset {
 	return rs
 }
 
-// guardForward refuses what is forwarded to a metadata service. It answers TCP with a reset, so an SDK
-// sees a closed port instead of a timeout.
+// guardForward refuses what is forwarded to a metadata service. It answers TCP with a reset, so an
+// SDK sees a closed port instead of a timeout.
 func (f *family) guardForward() nft.Chain {
 	reset := slices.Concat(matchProtocol(unix.IPPROTO_TCP), f.matchAddr(f.daddr, f.guardSet()), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	rules := append([]nft.Rule{{Comment: "reset TCP", Exprs: reset}}, f.drop(f.guardSet())...)
 	return newChain(f.ipTable(), "guard", nftables.ChainTypeFilter, nftables.ChainHookForward, guardPriority, rules...)
 }
 
-// guardPostrouting drops packets to a metadata service that pass no forward hook and that the host did
-// not send: IPVS sends packets from input to output, and a source route (RFC 791) replaces the
-// destination after forward. The chain comes before source NAT, which is applied at priority 100, so
-// the source address is still the pod's.
+// guardPostrouting drops packets to a metadata service that pass no forward hook and that the host
+// did not send: IPVS sends packets from input to output, and a source route (RFC 791) replaces the
+// destination after forward. The chain comes before source NAT, which is applied at priority 100,
+// so the source address is still the pod's.
 func (f *family) guardPostrouting() nft.Chain {
 	local := slices.Concat(f.matchAddr(f.daddr, f.guardSet()), []expr.Any{
 		&expr.Fib{Register: register0, FlagSADDR: true, ResultADDRTYPE: true},
@@ -64,10 +64,10 @@ func (f *family) guardPostrouting() nft.Chain {
 	return newChain(f.ipTable(), "guard-postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, guardPriority, rules...)
 }
 
-// drop drops packets to the addresses of a set, of every protocol: a fragment, an authentication header
-// or an unknown extension header can hide TCP from nftables and not from the receiver. UDP over IPv4
-// passes, because Google's metadata server is the name server at the same address. A UDP fragment
-// cannot become part of a TCP segment: RFC 791 reassembles by protocol.
+// drop drops packets to the addresses of a set, of every protocol: a fragment, an authentication
+// header or an unknown extension header can hide TCP from nftables and not from the receiver. UDP
+// over IPv4 passes, because Google's metadata server is the name server at the same address. A UDP
+// fragment cannot become part of a TCP segment: RFC 791 reassembles by protocol.
 func (f *family) drop(addresses *nftables.Set, match ...expr.Any) []nft.Rule {
 	drop := nft.Rule{Comment: "drop", Exprs: slices.Concat(match, f.matchAddr(f.daddr, addresses), []expr.Any{verdict(expr.VerdictDrop)})}
 	if f == ipv6 {

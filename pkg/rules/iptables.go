@@ -13,17 +13,17 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
 )
 
-// The iptables backend serves kernels without nftables and nodes with "backend": "iptables". It uses
-// the node's own iptables and ip6tables commands. Compared with nftables:
+// The iptables backend serves kernels without nftables and nodes with "backend": "iptables". It
+// uses the node's own iptables and ip6tables commands. Compared with nftables:
 //
-//   - It binds no address to a bridge port: a bridged neighbour with NET_RAW can send requests with a
-//     pod's source address only through its own port, which the redirection does not match, but can draw
-//     the pod's answers to itself by ARP or NDP.
-//   - The jump to its chain is inserted first, and not kept there: a rule that another program inserts
-//     above it later, or a NAT chain of an earlier priority, can take metadata requests. These then
-//     meet the guard or that program's destination, and the pod has no credentials.
-//   - A change is one command for each rule, not one transaction. The guard comes before the jump, and
-//     the jump before a pod's rule.
+//   - It binds no address to a bridge port: a bridged neighbour with NET_RAW can send requests with
+//     a pod's source address only through its own port, which the redirection does not match, but
+//     can draw the pod's answers to itself by ARP or NDP.
+//   - The jump to its chain is inserted first, and not kept there: a rule that another program
+//     inserts above it later, or a NAT chain of an earlier priority, can take metadata requests.
+//     These then meet the guard or that program's destination, and the pod has no credentials.
+//   - A change is one command for each rule, not one transaction. The guard comes before the jump,
+//     and the jump before a pod's rule.
 
 // IPTablesChain holds the redirections, in the nat table.
 const IPTablesChain = "KUBE2IAM-CNI"
@@ -34,7 +34,8 @@ type iptables struct {
 	opened map[*family]*goiptables.IPTables
 }
 
-// makeGuard makes the guard on a kernel without nftables. A node without ip6tables has none for IPv6.
+// makeGuard makes the guard on a kernel without nftables. A node without ip6tables has none for
+// IPv6.
 func (t *iptables) makeGuard(ctx context.Context, n *Node, dryRun bool) ([]Change, error) {
 	var changes []Change
 	for _, service := range n.services() {
@@ -60,8 +61,8 @@ func (t *iptables) makeGuard(ctx context.Context, n *Node, dryRun bool) ([]Chang
 	return changes, nil
 }
 
-// redirect makes the redirections of records, and removes those that owns selects and no record has.
-// owns can be nil.
+// redirect makes the redirections of records, and removes those that owns selects and no record
+// has. owns can be nil.
 func (t *iptables) redirect(ctx context.Context, n *Node, records []*attachment.Record, owns func(string) bool, dryRun bool) ([]Change, error) {
 	var changes []Change
 	for _, f := range []*family{ipv4, ipv6} {
@@ -120,7 +121,8 @@ func (c *iptablesChanges) insertIfMissing(r rule) error {
 	return c.make(nft.Missing, r.object, func() error { return c.Insert(r.table, r.chain, 1, r.spec...) })
 }
 
-// redirect makes the chain and the jumps to it if a redirection is wanted, and then the redirections.
+// redirect makes the chain and the jumps to it if a redirection is wanted, and then the
+// redirections.
 func (c *iptablesChanges) redirect(wanted []rule, services []netip.AddrPort, owns func(string) bool) error {
 	hasChain, err := c.ChainExists("nat", IPTablesChain)
 	if err != nil {

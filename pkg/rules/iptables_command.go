@@ -18,7 +18,8 @@ import (
 // lockSeconds bounds the wait for the xtables lock.
 const lockSeconds = 5
 
-// lockExitStatus is iptables' exit status when it could not get the lock (xtables.h, RESOURCE_PROBLEM).
+// lockExitStatus is iptables' exit status when it could not get the lock (xtables.h,
+// RESOURCE_PROBLEM).
 const lockExitStatus = 4
 
 // listRules returns the rules of a chain, each as its words.
@@ -60,8 +61,8 @@ func (t *iptables) open(ctx context.Context, n *Node, f *family) (*goiptables.IP
 	return ipt, nil
 }
 
-// find returns the path of the node's command. On a kernel without nftables it prefers iptables-legacy:
-// the plain iptables may be iptables-nft, which needs nftables.
+// find returns the path of the node's command. On a kernel without nftables it prefers
+// iptables-legacy: the plain iptables may be iptables-nft, which needs nftables.
 func (t *iptables) find(ctx context.Context, n *Node, f *family) (string, error) {
 	names := []string{"iptables"}
 	if f == ipv6 {
@@ -109,8 +110,8 @@ func (t *iptables) isUsed(n *Node) bool {
 	return false
 }
 
-// IPTablesDirs returns the directories of PATH and those where distributions put iptables: a runtime's
-// PATH does not always have them.
+// IPTablesDirs returns the directories of PATH and those where distributions put iptables: a
+// runtime's PATH does not always have them.
 func IPTablesDirs() []string {
 	var dirs []string
 	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin") {
@@ -121,8 +122,8 @@ func IPTablesDirs() []string {
 	return dirs
 }
 
-// wrapIPTables prefixes an error with the object of the command. It wraps ErrBusy if the command did not
-// get the xtables lock in time.
+// wrapIPTables prefixes an error with the object of the command. It wraps ErrBusy if the command
+// did not get the xtables lock in time.
 func wrapIPTables(object string, err error) error {
 	if err == nil {
 		return nil

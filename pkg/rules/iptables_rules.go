@@ -15,10 +15,10 @@ type rule struct {
 	spec                 []string
 }
 
-// guardRules returns the guard of a service. The filter table answers TCP with a reset, so an SDK sees
-// a closed port; CNI plugins and runtimes insert ACCEPT rules above it at any time. mangle's POSTROUTING
-// comes after it. It drops every protocol but UDP over IPv4 (family.drop), and passes the host's own
-// packets.
+// guardRules returns the guard of a service. The filter table answers TCP with a reset, so an SDK
+// sees a closed port; CNI plugins and runtimes insert ACCEPT rules above it at any time. mangle's
+// POSTROUTING comes after it. It drops every protocol but UDP over IPv4 (family.drop), and passes
+// the host's own packets.
 func guardRules(service netip.Addr) []rule {
 	address := []string{"-d", prefix(service)}
 	all := address
@@ -74,8 +74,8 @@ func commentOf(spec []string) string {
 	return ""
 }
 
-// sameRule compares rules by their sorted words, because iptables lists options in another order. Each
-// word of these rules can belong to one option only.
+// sameRule compares rules by their sorted words, because iptables lists options in another order.
+// Each word of these rules can belong to one option only.
 func sameRule(a, b []string) bool {
 	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// withoutNFTables makes the kernel answer as one without nftables: a read with EINVAL, and a batch with
-// EOPNOTSUPP.
+// withoutNFTables makes the kernel answer as one without nftables: a read with EINVAL, and a batch
+// with EOPNOTSUPP.
 func (h *host) withoutNFTables() {
 	h.ConnOptions = []nftables.ConnOption{nftables.WithTestDial(func(request []netlink.Message) ([]netlink.Message, error) {
 		if len(request) > 0 && request[0].Header.Type == unix.NFNL_MSG_BATCH_BEGIN {
@@ -26,8 +26,9 @@ func (h *host) withoutNFTables() {
 	})}
 }
 
-// forEachForm runs a test with the node's iptables in its nft form, and in its legacy form on a kernel
-// without nftables. save returns the rules of one family as the form's save command writes them.
+// forEachForm runs a test with the node's iptables in its nft form, and in its legacy form on a
+// kernel without nftables. save returns the rules of one family as the form's save command writes
+// them.
 func forEachForm(t *testing.T, test func(t *testing.T, h *host, save func(v6 bool) string)) {
 	for _, form := range []string{"nft", "legacy"} {
 		t.Run(form, func(t *testing.T) {
@@ -179,8 +180,8 @@ func TestChangedBackend(t *testing.T) {
 	}
 }
 
-// TestIPTablesBesideUnlistedRules has a rule of another program that iptables-nft cannot read in each
-// of the chains: ADD, CHECK and a second ADD work.
+// TestIPTablesBesideUnlistedRules has a rule of another program that iptables-nft cannot read in
+// each of the chains: ADD, CHECK and a second ADD work.
 func TestIPTablesBesideUnlistedRules(t *testing.T) {
 	h := newHost(t)
 	h.run("iptables-nft -t nat -A PREROUTING -j ACCEPT")
@@ -233,8 +234,8 @@ func TestChooseBackend(t *testing.T) {
 	}
 }
 
-// TestUnguardedFamilyIsLogged has a kernel without nftables on a node without ip6tables: IPv6 is not
-// guarded, which is logged, and IPv4 pods are attached.
+// TestUnguardedFamilyIsLogged has a kernel without nftables on a node without ip6tables: IPv6 is
+// not guarded, which is logged, and IPv4 pods are attached.
 func TestUnguardedFamilyIsLogged(t *testing.T) {
 	h := newHost(t)
 	h.withoutNFTables()
@@ -279,7 +280,8 @@ func TestIPTablesLockIsBounded(t *testing.T) {
 	}
 }
 
-// TestGuardIsMadeFirst has the changes of a node's first ADD: whenever the jump exists, the guard exists.
+// TestGuardIsMadeFirst has the changes of a node's first ADD: whenever the jump exists, the guard
+// exists.
 func TestGuardIsMadeFirst(t *testing.T) {
 	h := newHost(t)
 	h.withoutNFTables()

@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// withoutExpression makes the kernel refuse each transaction that contains a part, as it does without
-// the part's module. It answers that its tables are empty, and accepts no other transaction either.
+// withoutExpression makes the kernel refuse each transaction that contains a part, as it does
+// without the part's module. It answers that its tables are empty, and accepts no other transaction
+// either.
 func (h *host) withoutExpression(part string, refusal error) {
 	h.ConnOptions = []nftables.ConnOption{nftables.WithTestDial(func(request []netlink.Message) ([]netlink.Message, error) {
 		if len(request) == 0 {
@@ -35,8 +36,8 @@ func (h *host) withoutExpression(part string, refusal error) {
 	})}
 }
 
-// TestKernelLacksAnOption has a kernel without one of the modules that the rules need: ADD fails, and
-// names the option of the kernel's configuration that would help.
+// TestKernelLacksAnOption has a kernel without one of the modules that the rules need: ADD fails,
+// and names the option of the kernel's configuration that would help.
 func TestKernelLacksAnOption(t *testing.T) {
 	for part, tc := range map[string]struct {
 		refusal error

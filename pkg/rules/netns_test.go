@@ -21,8 +21,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// host is a network namespace that stands for a node's, with the Node under test. The test's thread is
-// in it, and it ends with the thread.
+// host is a network namespace that stands for a node's, with the Node under test. The test's thread
+// is in it, and it ends with the thread.
 type host struct {
 	testing.TB
 	*Node
@@ -76,9 +76,9 @@ var (
 	separator   = regexp.MustCompile(`,\s+`)
 )
 
-// ruleset returns the namespace's nftables as nft(8) lists them, without the tables of iptables-nft.
-// Tables, sets, chains and elements are sorted: the kernel lists chains in the order of their creation,
-// and elements in that of their hashes.
+// ruleset returns the namespace's nftables as nft(8) lists them, without the tables of
+// iptables-nft. Tables, sets, chains and elements are sorted: the kernel lists chains in the order
+// of their creation, and elements in that of their hashes.
 func (h *host) ruleset() string {
 	h.Helper()
 	var tables []string

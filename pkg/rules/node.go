@@ -31,8 +31,8 @@ func New(s Settings, iptablesDirs []string, log *slog.Logger) *Node {
 	return &Node{Settings: s, log: log, iptables: &iptables{dirs: iptablesDirs}}
 }
 
-// Close closes the netlink connection. It blocks for an RCU grace period after a deletion (nft.Conn).
-// The node can be used again.
+// Close closes the netlink connection. It blocks for an RCU grace period after a deletion
+// (nft.Conn). The node can be used again.
 func (n *Node) Close() {
 	if n.conn != nil {
 		n.conn.Close()
@@ -54,8 +54,8 @@ func (n *Node) nft() (*nft.Conn, error) {
 	return n.conn, nil
 }
 
-// Attach makes the rules of a record, and the node's where they are missing. It removes the rules of
-// former, an earlier record of the same attachment or nil, that the record does not have.
+// Attach makes the rules of a record, and the node's where they are missing. It removes the rules
+// of former, an earlier record of the same attachment or nil, that the record does not have.
 func (n *Node) Attach(ctx context.Context, r, former *attachment.Record) error {
 	if former != nil && former.Backend != r.Backend {
 		if err := n.Detach(ctx, former); err != nil {
@@ -73,8 +73,8 @@ func (n *Node) Attach(ctx context.Context, r, former *attachment.Record) error {
 // MakeGuard makes the guard where it is missing, and nothing else. It returns the changes.
 func (n *Node) MakeGuard(ctx context.Context) ([]Change, error) { return n.applyGuard(ctx, false) }
 
-// applyGuard makes the guard for either backend. It is in nftables where the kernel has them, because a
-// flush of iptables does not remove it there.
+// applyGuard makes the guard for either backend. It is in nftables where the kernel has them,
+// because a flush of iptables does not remove it there.
 func (n *Node) applyGuard(ctx context.Context, dryRun bool) ([]Change, error) {
 	changes, err := n.applyNFT(nil, func(conn *nft.Conn, desired nft.Ruleset) ([]Change, error) {
 		return conn.Apply(ctx, desired, nil, dryRun)
@@ -104,8 +104,8 @@ func (n *Node) apply(ctx context.Context, r, former *attachment.Record, dryRun b
 	return append(guard, changes...), err
 }
 
-// Detach removes the rules of a record. Rules that are gone are no error, nor is a node that has lost
-// its iptables command: the agent removes the rules when the node has it again.
+// Detach removes the rules of a record. Rules that are gone are no error, nor is a node that has
+// lost its iptables command: the agent removes the rules when the node has it again.
 func (n *Node) Detach(ctx context.Context, r *attachment.Record) error {
 	if r.Backend == attachment.BackendIPTables {
 		_, err := n.iptables.redirect(ctx, n, nil, recordOwner(r), false)
@@ -117,8 +117,8 @@ func (n *Node) Detach(ctx context.Context, r *attachment.Record) error {
 	})
 }
 
-// DetachID removes all rules of an attachment whose record is missing or unreadable, and returns the
-// changes; with dryRun it makes none. It reads the rules of all pods.
+// DetachID removes all rules of an attachment whose record is missing or unreadable, and returns
+// the changes; with dryRun it makes none. It reads the rules of all pods.
 func (n *Node) DetachID(ctx context.Context, id string, dryRun bool) (changes []Change, err error) {
 	isOwned := func(owner string) bool { return owner == id }
 	err = n.remove(func(conn *nft.Conn) error {
@@ -144,8 +144,8 @@ func (n *Node) remove(do func(*nft.Conn) error) error {
 	return err
 }
 
-// applyNFT calls apply with the desired guard and the rules of records with the nftables backend. If the
-// kernel lacks nftables for IPv6 only, it calls apply again without the IPv6 guard.
+// applyNFT calls apply with the desired guard and the rules of records with the nftables backend.
+// If the kernel lacks nftables for IPv6 only, it calls apply again without the IPv6 guard.
 func (n *Node) applyNFT(records []*attachment.Record, apply func(*nft.Conn, nft.Ruleset) ([]Change, error)) ([]Change, error) {
 	conn, err := n.nft()
 	if err != nil {

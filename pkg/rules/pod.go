@@ -17,13 +17,13 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
-// The redirection of datapath "pod" is inside the pod's own network namespace, for an interface whose
-// packets the host's rules do not see. It translates the pod's output. A pod with NET_ADMIN can remove
-// it, and then has no credentials. It protects no other pod: the guard does.
+// The redirection of datapath "pod" is inside the pod's own network namespace, for an interface
+// whose packets the host's rules do not see. It translates the pod's output. A pod with NET_ADMIN
+// can remove it, and then has no credentials. It protects no other pod: the guard does.
 
-// podTimeout bounds each read and each transaction in a pod's namespace: a pod with NET_ADMIN can fill
-// its tables without limit. The bound is far above what a busy node needs, because a pod that the node
-// starts late must not fail for it.
+// podTimeout bounds each read and each transaction in a pod's namespace: a pod with NET_ADMIN can
+// fill its tables without limit. The bound is far above what a busy node needs, because a pod that
+// the node starts late must not fail for it.
 const podTimeout = 2 * time.Second
 
 func (f *family) podMap() *nftables.Set {
@@ -71,8 +71,8 @@ func (n *Node) CheckPod(ctx context.Context, r *attachment.Record) ([]nft.Change
 	return applyInPod(ctx, r, podRedirection(r), nil, true)
 }
 
-// DetachPod removes the redirections inside the pod. An error is harmless: the rules there concern no
-// other pod, and end with the namespace.
+// DetachPod removes the redirections inside the pod. An error is harmless: the rules there concern
+// no other pod, and end with the namespace.
 func (n *Node) DetachPod(ctx context.Context, r *attachment.Record) error {
 	_, err := applyInPod(ctx, r, nft.Ruleset{}, podElements(r), false)
 	return err
@@ -95,8 +95,8 @@ func applyInPod(ctx context.Context, r *attachment.Record, desired nft.Ruleset, 
 	defer pod.Close()
 	inPod := nft.InNetns(pod, podTimeout)
 	if err = apply(inPod); errors.Is(err, os.ErrDeadlineExceeded) {
-		// The kernel loads modules for the first such rule after a boot, which takes longer. Rules in a new
-		// namespace, which no pod can fill, load all of them.
+		// The kernel loads modules for the first such rule after a boot, which takes longer. Rules in a
+		// new namespace, which no pod can fill, load all of them.
 		if err := inNewNetns(func() error { return apply() }); err != nil {
 			return nil, fmt.Errorf("a new network namespace: %w", err)
 		}

@@ -149,7 +149,8 @@ func TestCheckPod(t *testing.T) {
 	}
 }
 
-// TestPodIsGone has the pod's namespace end before its DEL. The error is not one of the kernel's lacks.
+// TestPodIsGone has the pod's namespace end before its DEL. The error is not one of the kernel's
+// lacks.
 func TestPodIsGone(t *testing.T) {
 	h := newHost(t)
 	file := filepath.Join(t.TempDir(), "netns")
@@ -185,8 +186,8 @@ func TestPodIsGone(t *testing.T) {
 	}
 }
 
-// TestSlowPod has a pod whose namespace holds more elements than can be read in time. ADD fails within
-// its bound, and the host's rules are not concerned.
+// TestSlowPod has a pod whose namespace holds more elements than can be read in time. ADD fails
+// within its bound, and the host's rules are not concerned.
 func TestSlowPod(t *testing.T) {
 	p := newHost(t).newPod()
 	conn, err := nft.Open(nft.InNetns(p.podN, time.Nanosecond))
@@ -198,7 +199,8 @@ func TestSlowPod(t *testing.T) {
 	p.want("after it")
 }
 
-// TestModulesAreLoadedOutsideThePod calls do in a namespace that is neither the host's nor the pod's.
+// TestModulesAreLoadedOutsideThePod calls do in a namespace that is neither the host's nor the
+// pod's.
 func TestModulesAreLoadedOutsideThePod(t *testing.T) {
 	p := newHost(t).newPod()
 	p.must(inNewNetns(func() error {

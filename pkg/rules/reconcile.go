@@ -9,9 +9,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
 )
 
-// Reconcile makes the rules of all records and the node's, and removes the rules of attachments that
-// have no record. chosen is the backend of new attachments, or "" if the node has none. It returns the
-// changes; with dryRun it makes none. Rules inside pods are not part of it.
+// Reconcile makes the rules of all records and the node's, and removes the rules of attachments
+// that have no record. chosen is the backend of new attachments, or "" if the node has none. It
+// returns the changes; with dryRun it makes none. Rules inside pods are not part of it.
 func (n *Node) Reconcile(ctx context.Context, records []*attachment.Record, chosen attachment.Backend, dryRun bool) ([]Change, error) {
 	byBackend := make(map[attachment.Backend][]*attachment.Record)
 	for _, r := range hostRecords(records...) {

@@ -15,8 +15,8 @@ func pods() []*attachment.Record {
 	return []*attachment.Record{routed("c1", "veth0", "10.1.0.5", "fd00:1::5"), bridged("c2", "veth1", "10.1.0.6", "fd00:1::6")}
 }
 
-// TestReconcile damages the rules of two pods. A dry run returns the changes and makes none; then one
-// transaction repairs all.
+// TestReconcile damages the rules of two pods. A dry run returns the changes and makes none; then
+// one transaction repairs all.
 func TestReconcile(t *testing.T) {
 	for name, tc := range map[string]struct {
 		damage string
@@ -77,7 +77,8 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
-// TestReconcileOfManyPods makes the rules of a full node in one transaction, and removes them in one.
+// TestReconcileOfManyPods makes the rules of a full node in one transaction, and removes them in
+// one.
 func TestReconcileOfManyPods(t *testing.T) {
 	h := newHost(t)
 	records := pods()
@@ -99,7 +100,8 @@ func TestReconcileOfManyPods(t *testing.T) {
 	h.wantRuleset("in the end", whole)
 }
 
-// TestReconcileOfAThousandBridgedPods makes all their rules in one transaction, with the longest names.
+// TestReconcileOfAThousandBridgedPods makes all their rules in one transaction, with the longest
+// names.
 func TestReconcileOfAThousandBridgedPods(t *testing.T) {
 	h := newHost(t)
 	var records []*attachment.Record
@@ -118,8 +120,8 @@ func TestReconcileOfAThousandBridgedPods(t *testing.T) {
 	}
 }
 
-// TestReconcileLeavesOtherOwners has elements of other owners in the maps: only those of attachments
-// are removed.
+// TestReconcileLeavesOtherOwners has elements of other owners in the maps: only those of
+// attachments are removed.
 func TestReconcileLeavesOtherOwners(t *testing.T) {
 	h := newHost(t)
 	_, err := h.Reconcile(t.Context(), pods(), attachment.BackendNFTables, false)
@@ -131,8 +133,8 @@ func TestReconcileLeavesOtherOwners(t *testing.T) {
 	h.wantRuleset("after Reconcile", before)
 }
 
-// TestGuardIsNeverRemoved has two network configurations on one node: the one without the guard does
-// not remove that of the other.
+// TestGuardIsNeverRemoved has two network configurations on one node: the one without the guard
+// does not remove that of the other.
 func TestGuardIsNeverRemoved(t *testing.T) {
 	h := newHost(t)
 	h.Guard = false

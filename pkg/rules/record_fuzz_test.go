@@ -14,8 +14,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testrecord"
 )
 
-// FuzzRecordsYieldTheirOwnRulesOnly holds that a record that is accepted, whatever its file contains,
-// becomes the rules of its own pod and no others, with each backend and each datapath.
+// FuzzRecordsYieldTheirOwnRulesOnly holds that a record that is accepted, whatever its file
+// contains, becomes the rules of its own pod and no others, with each backend and each datapath.
 func FuzzRecordsYieldTheirOwnRulesOnly(f *testing.F) {
 	for _, r := range recordsToFuzz() {
 		data, err := json.Marshal(r)

@@ -12,13 +12,13 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/nft"
 )
 
-// A redirection translates the destination of a pod's metadata requests to the proxy. It matches the
-// pod's host link and the pod's own source address. The rules never change: each pod is an element of
-// a map, so a packet's way is as long with one pod as with a thousand.
+// A redirection translates the destination of a pod's metadata requests to the proxy. It matches
+// the pod's host link and the pod's own source address. The rules never change: each pod is an
+// element of a map, so a packet's way is as long with one pod as with a thousand.
 
 // redirectPriority comes before the destination NAT of other programs (-100): the first chain that
-// translates a connection decides. clearMarkPriority comes directly after destination NAT, and before
-// routing: no routing rule (ip rule fwmark) sees the mark.
+// translates a connection decides. clearMarkPriority comes directly after destination NAT, and
+// before routing: no routing rule (ip rule fwmark) sees the mark.
 const (
 	redirectPriority  = -110
 	clearMarkPriority = -99
@@ -26,8 +26,8 @@ const (
 
 func (f *family) ipTable() *nftables.Table { return &nftables.Table{Name: Table, Family: f.table} }
 
-// metadataSet has the metadata services whose connections are redirected. routedMap has the proxy by
-// host link and source address, bridgedMap by source address.
+// metadataSet has the metadata services whose connections are redirected. routedMap has the proxy
+// by host link and source address, bridgedMap by source address.
 func (f *family) metadataSet() *nftables.Set {
 	return newSet(f.ipTable(), "metadata", f.socketType(), true)
 }

@@ -1,10 +1,11 @@
-// Package rules keeps the node's packet filter rules: the redirection of each pod's metadata requests
-// to the proxy, the binding of bridged pods' addresses to their ports, and the guard that refuses
-// metadata requests that are not redirected.
+// Package rules keeps the node's packet filter rules: the redirection of each pod's metadata
+// requests to the proxy, the binding of bridged pods' addresses to their ports, and the guard that
+// refuses metadata requests that are not redirected.
 //
-// The desired rules are pure functions of attachment records and the node's settings: redirection.go,
-// binding.go and guard.go for the host, pod.go for datapath "pod", iptables_rules.go for the fallback.
-// Node makes them with package nft or with the node's iptables command.
+// The desired rules are pure functions of attachment records and the node's settings:
+// redirection.go, binding.go and guard.go for the host, pod.go for datapath "pod",
+// iptables_rules.go for the fallback. Node makes them with package nft or with the node's iptables
+// command.
 package rules
 
 import (
@@ -24,13 +25,15 @@ const Table = "kube2iam-cni"
 // NodeOwner is the owner of elements that belong to the node. Those of an attachment have its ID.
 const NodeOwner = "kube2iam-cni"
 
-// Errors that callers tell apart. ErrBusy and ErrUnsupported are also those of the iptables backend.
+// Errors that callers tell apart. ErrBusy and ErrUnsupported are also those of the iptables
+// backend.
 var (
 	ErrBusy        = nft.ErrBusy
 	ErrUnsupported = nft.ErrUnsupported
 	// ErrNoIPTables is the error of a node without the iptables command that is needed.
 	ErrNoIPTables = errors.New("no iptables command")
-	// ErrHostNetns is the error of a path that leads to the host's network namespace instead of a pod's.
+	// ErrHostNetns is the error of a path that leads to the host's network namespace instead of a
+	// pod's.
 	ErrHostNetns = podnetns.ErrHost
 )
 

@@ -93,8 +93,8 @@ func elementsOnly(ruleset string) string {
 	return strings.Join(lines, "")
 }
 
-// TestAddressWithoutDEL gives an address whose DEL never came to the next container, behind a link of
-// the same name. A late DEL of the former one removes nothing of the next.
+// TestAddressWithoutDEL gives an address whose DEL never came to the next container, behind a link
+// of the same name. A late DEL of the former one removes nothing of the next.
 func TestAddressWithoutDEL(t *testing.T) {
 	forEachDatapath(t, func(t *testing.T, pod newRecord) {
 		former := pod("c1", "veth0", "10.1.0.5", "10.1.0.8", "fd00:1::5")
@@ -138,8 +138,8 @@ func TestDetachLeavesOtherAttachments(t *testing.T) {
 	})
 }
 
-// TestNodeRulesComeBack damages the node's rules under an attached pod: the next ADD repairs them in
-// one transaction. CHECK reports them.
+// TestNodeRulesComeBack damages the node's rules under an attached pod: the next ADD repairs them
+// in one transaction. CHECK reports them.
 func TestNodeRulesComeBack(t *testing.T) {
 	first, second := bridged("c1", "veth0", "10.1.0.5", "fd00:1::5"), bridged("c2", "veth1", "10.1.0.6", "fd00:1::6")
 	want := rulesetOf(t, first, second)

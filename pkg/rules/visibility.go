@@ -19,16 +19,16 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/podnetns"
 )
 
-// The counter of a probe is read this often, after each of these times: the first packet can have to
-// wait for an answer to ARP.
+// The counter of a probe is read this often, after each of these times: the first packet can have
+// to wait for an answer to ARP.
 const (
 	probeInterval = 5 * time.Millisecond
 	probeReads    = 100
 )
 
-// PassesNetfilter reports whether the host's netfilter sees what a pod sends to a service from one of its
-// addresses. It makes a table that counts such packets, and has a socket in the pod's namespace begin a
-// connection. The error is ErrUnsupported on a kernel without nftables.
+// PassesNetfilter reports whether the host's netfilter sees what a pod sends to a service from one
+// of its addresses. It makes a table that counts such packets, and has a socket in the pod's
+// namespace begin a connection. The error is ErrUnsupported on a kernel without nftables.
 func (n *Node) PassesNetfilter(ctx context.Context, netnsPath string, source netip.Addr, service netip.AddrPort) (bool, error) {
 	socket, port, err := boundSocket(netnsPath, source)
 	if err != nil {
@@ -84,8 +84,8 @@ func (n *Node) PassesNetfilter(ctx context.Context, netnsPath string, source net
 	return false, nil
 }
 
-// boundSocket returns a TCP socket in a pod's network namespace that is bound to an address there, and
-// its port. A socket stays in its namespace whichever thread uses it.
+// boundSocket returns a TCP socket in a pod's network namespace that is bound to an address there,
+// and its port. A socket stays in its namespace whichever thread uses it.
 func boundSocket(netnsPath string, source netip.Addr) (fd int, port uint16, err error) {
 	pod, err := podnetns.Open(netnsPath)
 	if err != nil {

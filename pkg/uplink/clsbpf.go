@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clsBPF attaches a filter to the clsact qdisc of a link, in direct action mode. The filter needs neither
-// a process nor a file. Among the filters of one preference, the kernel runs the newest first
-// (cls_bpf_change in net/sched/cls_bpf.c), so the guard shares the first preference with other
-// programs, for example Cilium's.
+// clsBPF attaches a filter to the clsact qdisc of a link, in direct action mode. The filter needs
+// neither a process nor a file. Among the filters of one preference, the kernel runs the newest
+// first (cls_bpf_change in net/sched/cls_bpf.c), so the guard shares the first preference with
+// other programs, for example Cilium's.
 type clsBPF struct{}
 
-// preference is the lowest one: 0 lets the kernel choose. The guard alternates between two handles, so
-// its old and its new filter coexist during an exchange.
+// preference is the lowest one: 0 lets the kernel choose. The guard alternates between two handles,
+// so its old and its new filter coexist during an exchange.
 const preference = 1
 
 var handles = [2]uint32{0x6b32_0001, 0x6b32_0002}
@@ -72,8 +72,8 @@ func isGuard(f netlink.Filter) bool {
 	return isBPF && bpf.Name == programName
 }
 
-// unsupported says what the kernel could not do. It answers ENOENT or EOPNOTSUPP for a module that it
-// lacks.
+// unsupported says what the kernel could not do. It answers ENOENT or EOPNOTSUPP for a module that
+// it lacks.
 func unsupported(object string, err error) error {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("%w: %s: %w", ErrUnsupported, object, err)

@@ -1,7 +1,8 @@
-// Package uplink guards the interfaces over which packets leave the node. A BPF program at the egress
-// of each drops requests to the metadata service that the node itself did not send. Unlike the rules of
-// netfilter it sees what BPF programs forward past netfilter, raw frames, and the packets of macvlan and
-// ipvlan interfaces. A pod with all capabilities can neither remove nor bypass it.
+// Package uplink guards the interfaces over which packets leave the node. A BPF program at the
+// egress of each drops requests to the metadata service that the node itself did not send. Unlike
+// the rules of netfilter it sees what BPF programs forward past netfilter, raw frames, and the
+// packets of macvlan and ipvlan interfaces. A pod with all capabilities can neither remove nor
+// bypass it.
 package uplink
 
 import (
@@ -22,8 +23,8 @@ const programName = "kube2iam_uplink"
 // ErrUnsupported is the error of a kernel that cannot run the guard.
 var ErrUnsupported = errors.New("the kernel cannot guard the uplinks")
 
-// Guard is the guard of a network namespace: that of the thread that calls its methods. It is not safe
-// for concurrent use.
+// Guard is the guard of a network namespace: that of the thread that calls its methods. It is not
+// safe for concurrent use.
 type Guard struct {
 	services []netip.Addr
 	objects  objects
@@ -36,8 +37,8 @@ type Guard struct {
 	addresses map[[16]byte]uint32
 }
 
-// hook attaches a program to the egress of an interface, ahead of all others. What it attaches stays
-// when the process ends.
+// hook attaches a program to the egress of an interface, ahead of all others. What it attaches
+// stays when the process ends.
 type hook interface {
 	// attach makes one of the programs the first at the link's egress, in place of one of an earlier
 	// process. There is no moment without either. It reports whether none was the first before.
@@ -45,9 +46,9 @@ type hook interface {
 }
 
 // New loads the program. metadata is the IPv4 address of the metadata service; the IPv6 address is
-// fixed. dir is a directory of a BPF file system, in which the attachments by tcx are pinned; it need
-// not exist. A kernel before 6.6, or a node without such a file system, has cls_bpf filters instead.
-// The error is ErrUnsupported if the kernel lacks BPF.
+// fixed. dir is a directory of a BPF file system, in which the attachments by tcx are pinned; it
+// need not exist. A kernel before 6.6, or a node without such a file system, has cls_bpf filters
+// instead. The error is ErrUnsupported if the kernel lacks BPF.
 func New(metadata netip.Addr, dir string) (*Guard, error) {
 	// A kernel before 5.11 counts BPF memory by the rlimit. An error shows when the program is loaded.
 	_ = rlimit.RemoveMemlock()
@@ -81,7 +82,8 @@ func (g *Guard) Close() error {
 }
 
 // Reconcile guards all uplinks, and makes the program know the node's interfaces and addresses. It
-// returns the names of the uplinks that were not guarded before. The error joins those of single uplinks.
+// returns the names of the uplinks that were not guarded before. The error joins those of single
+// uplinks.
 func (g *Guard) Reconcile() (unguarded []string, err error) {
 	h, err := readHost()
 	if err != nil {

@@ -36,14 +36,14 @@ func readHost() (h host, err error) {
 	return h, nil
 }
 
-// uplinkKinds are the kinds of interfaces that are uplinks without a route: a macvlan, an ipvlan or a
-// port of a bridge can send frames by them. "device" is one without a virtual kind.
+// uplinkKinds are the kinds of interfaces that are uplinks without a route: a macvlan, an ipvlan or
+// a port of a bridge can send frames by them. "device" is one without a virtual kind.
 var uplinkKinds = []string{"device", "bond", "team", "vlan"}
 
 // uplinks returns the interfaces over which a packet to one of the services can leave the node:
 //   - those of uplinkKinds;
-//   - those that a unicast route of any table to a service names, for example the veth of a node that
-//     is itself a container.
+//   - those that a unicast route of any table to a service names, for example the veth of a node
+//     that is itself a container.
 func (h host) uplinks(services []netip.Addr) []netlink.Link {
 	byRoute := make(map[int]bool)
 	for _, r := range h.routes {
@@ -75,9 +75,9 @@ func isRouteTo(r netlink.Route, services []netip.Addr) bool {
 	})
 }
 
-// hardwareAddrs returns the Ethernet addresses of the frames that the node sends over a link: its own,
-// and those of the interfaces of this namespace above it, as VLANs, a bond, a bridge or a macvlan. It
-// returns none for a link without Ethernet headers.
+// hardwareAddrs returns the Ethernet addresses of the frames that the node sends over a link: its
+// own, and those of the interfaces of this namespace above it, as VLANs, a bond, a bridge or a
+// macvlan. It returns none for a link without Ethernet headers.
 func (h host) hardwareAddrs(link netlink.Link) []net.HardwareAddr {
 	if !hasEthernet(link) {
 		return nil

@@ -12,16 +12,16 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// The program drops TCP packets to port 80 of a metadata service, and every packet to it whose port is
-// hidden: fragments after the first, and headers between IP and TCP. It passes packets of the node
-// itself: the frame has a hardware address and an IP address of the node.
+// The program drops TCP packets to port 80 of a metadata service, and every packet to it whose port
+// is hidden: fragments after the first, and headers between IP and TCP. It passes packets of the
+// node itself: the frame has a hardware address and an IP address of the node.
 //
-// It reads the frame's bytes, and not the fields of struct __sk_buff that describe them: the sender of a
-// raw frame chooses these (packet_snd in net/packet/af_packet.c).
+// It reads the frame's bytes, and not the fields of struct __sk_buff that describe them: the sender
+// of a raw frame chooses these (packet_snd in net/packet/af_packet.c).
 
 // Verdicts of a program, the same for tcx and for a cls_bpf filter in direct action mode
-// (linux/bpf.h, enum tcx_action_base; linux/pkt_cls.h). The program never accepts a packet: this would
-// keep the programs after it from seeing it.
+// (linux/bpf.h, enum tcx_action_base; linux/pkt_cls.h). The program never accepts a packet: this
+// would keep the programs after it from seeing it.
 const (
 	verdictNext = -1
 	verdictDrop = 2
@@ -44,13 +44,13 @@ const maxTags = 2
 
 // objects are the program and what it reads.
 type objects struct {
-	// Program and Copy are the same. The kernel refuses to attach one program twice to an interface. To
-	// move the guard back to the head, the agent attaches the other there and detaches the former.
+	// Program and Copy are the same. The kernel refuses to attach one program twice to an interface.
+	// To move the guard back to the head, the agent attaches the other there and detaches the former.
 	Program *ebpf.Program `ebpf:"program"`
 	Copy    *ebpf.Program `ebpf:"copy"`
 
-	// Links says by an interface's index whether its frames have an Ethernet header. The program assumes
-	// one for an interface that is not in the map.
+	// Links says by an interface's index whether its frames have an Ethernet header. The program
+	// assumes one for an interface that is not in the map.
 	Links *ebpf.Map `ebpf:"links"`
 	// Senders has the hardware addresses of the node's frames, by interface.
 	Senders *ebpf.Map `ebpf:"senders"`

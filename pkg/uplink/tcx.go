@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tcx attaches by BPF links (Linux 6.6), which are pinned as files named by the interface's index. A
-// link ends with its pin and the last process that has it open. Programs of tcx come before all tc
-// filters.
+// tcx attaches by BPF links (Linux 6.6), which are pinned as files named by the interface's index.
+// A link ends with its pin and the last process that has it open. Programs of tcx come before all
+// tc filters.
 type tcx struct{ dir string }
 
 // newTCX returns an error that is ebpf.ErrNotSupported if links cannot be attached or pinned.
@@ -75,8 +75,8 @@ func isPinned(pin string, program link.AttachedProgram) bool {
 	return err == nil && hasID && info.ID == id
 }
 
-// pin pins a link in place of an earlier one, which it detaches. Without its pin the earlier link would
-// end, too, but only when the kernel comes to it.
+// pin pins a link in place of an earlier one, which it detaches. Without its pin the earlier link
+// would end, too, but only when the kernel comes to it.
 func (t tcx) pin(l link.Link, pin string) error {
 	temporary := filepath.Join(t.dir, "new")
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -16,9 +16,9 @@ import (
 // groups are the multicast groups of interfaces, routes and addresses.
 const groups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR
 
-// Watch calls notify when an interface, a route or an address changes that can concern the guard, until
-// ctx ends. Interfaces and routes of pods do not concern it. The error means that the kernel does not
-// notify.
+// Watch calls notify when an interface, a route or an address changes that can concern the guard,
+// until ctx ends. Interfaces and routes of pods do not concern it. The error means that the kernel
+// does not notify.
 func Watch(ctx context.Context, metadata netip.Addr, notify func()) error {
 	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: groups})
 	if err != nil {
@@ -79,7 +79,8 @@ func kindOf(attributes []byte) string {
 	return kind
 }
 
-// isRouteMessageTo reports whether a struct rtmsg, with its attributes, is of a route to one of the services.
+// isRouteMessageTo reports whether a struct rtmsg, with its attributes, is of a route to one of the
+// services.
 func isRouteMessageTo(data []byte, services []netip.Addr) bool {
 	family, length := data[0], int(data[1])
 	decoder, err := netlink.NewAttributeDecoder(data[routeSize:])
