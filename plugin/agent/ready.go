@@ -38,7 +38,9 @@ fails if that agent was started with others. With --host-root it fails if it run
 
 // checkAgent returns an error if the agent with the lock is not the one that the flags ask for.
 func checkAgent(c *cli.Context, holder agent.Info) error {
+	flags := c.NumFlags() // of the command line only: the DaemonSet's probe has the agent's environment
 	if c.String("host-root") != "" {
+		flags--
 		mounts, err := agent.MountNS()
 		if err != nil {
 			return err
@@ -48,17 +50,15 @@ func checkAgent(c *cli.Context, holder agent.Info) error {
 		}
 	}
 	var differences []string
-	isSet := false
 	for name, want := range flagValues(c) {
 		if name == "host-root" {
 			continue // agents with different values can have the same directories
 		}
-		isSet = isSet || c.IsSet(name)
 		if got := holder.Flags[name]; got != want {
 			differences = append(differences, fmt.Sprintf("--%s %q instead of %q", name, got, want))
 		}
 	}
-	if !isSet || len(differences) == 0 {
+	if flags == 0 || len(differences) == 0 {
 		return nil
 	}
 	slices.Sort(differences)

@@ -162,3 +162,18 @@ func TestReadyInAnotherContainer(t *testing.T) {
 		t.Errorf("in another container: %v: %s", err, out)
 	}
 }
+
+// TestReadyWithAnAgentOfTheEnvironment runs the DaemonSet's probe in the environment of its
+// container, which sets a key of the entry.
+func TestReadyWithAnAgentOfTheEnvironment(t *testing.T) {
+	n := newNode(t, "nftables")
+	n.env = append(n.env, "KUBE2IAM_AGENT_PROXY_IP=192.0.2.1")
+	a := n.start("--install", "--host-root", "/")
+	n.eventuallyReady(a.flags...)
+	if got := n.ready("--host-root", "/"); got.Code != 0 {
+		t.Errorf("the probe: %+v", got)
+	}
+	if got := n.ready(append(a.flags, "--proxy-ip", "192.0.2.2")...); got.Code != 1 || !strings.Contains(got.Stderr, `--proxy-ip "192.0.2.1" instead of "192.0.2.2"`) {
+		t.Errorf("with another flag: %+v", got)
+	}
+}
