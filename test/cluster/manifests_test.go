@@ -81,6 +81,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 		"--set=entry.proxyPort=9181", "--set=entry.backend=nftables", "--set=entry.guard=true", "--set=entry.mark=0x2000", "--set=entry.datapath=pod", "--set=entry.stateDir=/run/other",
 		"--set=proxy.args={--namespace-restrictions,--session-tags}", "--set=proxy.metricsPort=9182", "--set=proxy.metricsAddress=127.0.0.1", "--set=serviceAccount.annotations.a=b", "--set=nodeSelector.a=b",
 		"--set=plugin.imagePullPolicy=Always", "--set=proxy.imagePullPolicy=Never", "--set=entry.proxyIP=fd00::1",
+		"--set=imagePullSecrets[0].name=my-registry", "--set=plugin.env[0].name=KUBE2IAM_AGENT_PROXY_IP", "--set=plugin.env[0].valueFrom.fieldRef.fieldPath=status.hostIP",
 	}, "defaults": nil}
 	for _, preset := range presets {
 		variants[filepath.Base(preset)] = []string{"--values=" + preset}
@@ -98,6 +99,11 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 			for _, flag := range []string{"--proxy-port=9181", "--app-port=9181", "--backend=nftables", "--mark=0x2000", "--datapath=pod", "--state-dir=/run/other", "--namespace-restrictions", "--metrics-port=9182", "--metrics-address=127.0.0.1", `["/kube2iam-proxy","live","--state-dir=/run/other"]`, "mountPath: /run/other/proxy"} {
 				if !strings.Contains(rendered, flag) {
 					t.Errorf("%s has no %s", name, flag)
+				}
+			}
+			for text, want := range map[string]int{"imagePullSecrets:\n        - name: my-registry": 2, "fieldPath: status.hostIP": 1} {
+				if got := strings.Count(rendered, text); got != want {
+					t.Errorf("%s has %q %d times, want %d", name, text, got, want)
 				}
 			}
 		}
@@ -118,6 +124,7 @@ func testManifests(t *testing.T, n *node, _ *cloud) {
 		nil, {"--set=plugin.image=x"}, append(given[:2:2], "--set=baseRoleARN=my-role"), append(given[:3:3], "--set=entry.backend=ipvs"), append(given[:3:3], "--set=entry.proxyport=1"),
 		append(given[:3:3], "--set=entry.proxyIP=here"), append(given[:3:3], "--set=proxy.args={--app-port=9}"), append(given[:2:2], "--set=baseRoleARN=arn:aws:iam::123456789012:role/a b"),
 		append(given[:3:3], "--set=proxy.metricsPort=0"), append(given[:3:3], "--set=proxy.metricsAddress=localhost"), append(given[:3:3], "--set=proxy.args={--metrics-address=::1}"), append(given[:3:3], "--set=cni.binDir=opt"), append(given[:3:3], "--set=proxi.image=x"),
+		append(given[:3:3], "--set=imagePullSecrets={my-registry}"), append(given[:3:3], "--set=plugin.env[0].name=KUBE2IAM_AGENT_STATE_DIR"),
 	} {
 		if out, err := n.helm(append([]string{"template", "kube2iam-cni", chart, "--kube-version=1.37.2"}, wrong...)...); err == nil || !strings.Contains(err.Error(), "values don't meet the specifications") {
 			t.Errorf("%q was taken: %v\n%s", wrong, err, bytes.TrimSpace([]byte(out)))
@@ -158,11 +165,11 @@ func (n *node) uninstallChart(t *testing.T) {
 	if diff := cmp.Diff(objects(t, string(text)), objects(t, one)); diff != "" {
 		t.Errorf("the Job of the repository (-) and of the chart (+):\n%s", diff)
 	}
-	two, err := n.helm(append(show, "--set=uninstall.nodes={"+nodeName+",gke-production-default-pool-3f1a9c2e-x7q2}", "--values="+chart+"/presets/k3s.yaml", "--set=entry.stateDir=/run/other")...)
+	two, err := n.helm(append(show, "--set=uninstall.nodes={"+nodeName+",gke-production-default-pool-3f1a9c2e-x7q2}", "--values="+chart+"/presets/k3s.yaml", "--set=entry.stateDir=/run/other", "--set=imagePullSecrets[0].name=my-registry", "--set=plugin.env[0].name=KUBE2IAM_AGENT_MARK", "--set=plugin.env[0].value=0x2000")...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, flag := range []string{"--cni-conf-dir=/var/lib/rancher/k3s/agent/etc/cni/net.d", "--cni-bin-dir=/var/lib/rancher/k3s/data/cni", "--state-dir=/run/other"} {
+	for _, flag := range []string{"--cni-conf-dir=/var/lib/rancher/k3s/agent/etc/cni/net.d", "--cni-bin-dir=/var/lib/rancher/k3s/data/cni", "--state-dir=/run/other", "name: my-registry", "value: \"0x2000\""} {
 		if strings.Count(two, flag) != 2 {
 			t.Errorf("no %s in both:\n%s", flag, two)
 		}
