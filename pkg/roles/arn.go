@@ -33,3 +33,16 @@ func ParseBaseARN(prefix string) (string, error) {
 	}
 	return prefix, nil
 }
+
+// completeARN returns the ARN of a role that is given by its ARN, or by path and name under
+// BaseARN.
+func (r *Rules) completeARN(role string) (string, error) {
+	arn := role
+	if !strings.HasPrefix(role, "arn:") {
+		if r.BaseARN == "" {
+			return "", fmt.Errorf("%.128q is a role's name, and the proxy's --base-role-arn, which would complete it to an ARN, is not set", role)
+		}
+		arn = r.BaseARN + strings.TrimPrefix(role, "/")
+	}
+	return arn, ValidateARN(arn)
+}

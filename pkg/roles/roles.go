@@ -3,7 +3,6 @@ package roles
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -108,17 +107,4 @@ func (r *Rules) Validate() error {
 func (r *Rules) isDefault(arn string) bool {
 	defaultARN, err := r.completeARN(r.DefaultRole)
 	return err == nil && arn == defaultARN
-}
-
-// completeARN returns the ARN of a role that is given by its ARN, or by path and name under
-// BaseARN.
-func (r *Rules) completeARN(role string) (string, error) {
-	arn := role
-	if !strings.HasPrefix(role, "arn:") {
-		if r.BaseARN == "" {
-			return "", fmt.Errorf("%.128q is a role's name, and the proxy's --base-role-arn, which would complete it to an ARN, is not set", role)
-		}
-		arn = r.BaseARN + strings.TrimPrefix(role, "/")
-	}
-	return arn, ValidateARN(arn)
 }
