@@ -22,13 +22,13 @@ type Listener struct {
 	paused chan struct{} // nil if the listener accepts, else closed at the end of the pause
 }
 
-// Socket is a TCP socket to serve. Its name contains all that distinguishes it from another socket:
-// a predecessor's socket of the same name takes its place.
+// Socket is a TCP socket to serve. Its name must identify it completely, because a predecessor's
+// socket of the same name is used in its place.
 type Socket struct {
 	Name    string
 	Address string // as for net.Listen
-	// ReusePort is true if a successor can have the same port on another address while the predecessor
-	// has the socket (socket(7), SO_REUSEPORT). A connection goes to the more specific address.
+	// ReusePort sets SO_REUSEPORT (socket(7)). While the predecessor has the socket, a successor can
+	// then listen on the same port at another address. A connection goes to the more specific address.
 	ReusePort bool
 }
 
@@ -52,7 +52,7 @@ func setReusePort(_, _ string, c syscall.RawConn) error {
 	return errors.Join(err, optErr)
 }
 
-// newListener returns a Listener on what a function of package net returned.
+// newListener returns a Listener for the results of a function of package net.
 func newListener(l net.Listener, err error) (*Listener, error) {
 	if err != nil {
 		return nil, err

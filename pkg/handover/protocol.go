@@ -1,23 +1,25 @@
 // Package handover replaces a process that serves TCP sockets by another one without refusing a
-// connection. The sockets and a state change hands over a unix socket.
+// connection. The old process, the predecessor, sends its sockets and its state to the new one, its
+// successor, through a unix socket.
 //
-// A successor asks for the sockets and the state, accepts on the sockets, and commits. Only then
-// does the predecessor stop accepting. Either process accepts a connection that is dialled in
-// between. The predecessor keeps its sockets open until it ends, and accepts again if its successor
-// ends first.
+// The successor requests the sockets and the state, accepts on the sockets, and commits. Only then
+// does the predecessor stop accepting. In between, both processes accept connections. The
+// predecessor keeps its sockets open until it ends, and accepts again if its successor ends first.
+//
+// client.go is the successor's side of the connection, server.go is the predecessor's.
 package handover
 
 import "time"
 
-// The requests of a successor, one byte each. The reply begins with the same byte. A message that
-// changes gets another byte: the predecessor closes the connection after a request that it does not
-// know.
+// The requests of a successor, one byte each. The reply begins with the same byte. If a message
+// changes in a later version, it must get another byte: the predecessor closes the connection after
+// an unknown request.
 const (
 	requestOffer  = 'o' // the reply has the sockets in its control message, and an offer in JSON
-	requestCommit = 'c' // the reply has nothing more; the predecessor has stopped accepting
+	requestCommit = 'c' // the reply is the byte alone; the predecessor has stopped accepting
 )
 
-// offer is what a predecessor hands over.
+// offer is the predecessor's reply to requestOffer.
 type offer struct {
 	// Sockets are the names of the sockets, in the order of their descriptors.
 	Sockets      []string
@@ -25,8 +27,8 @@ type offer struct {
 	State        []byte
 }
 
-// stateVersion is the version of the state. It changes with the meaning of one of its fields. A
-// successor that does not know the version starts without the state, and takes the sockets over.
+// stateVersion is the version of the state. It changes when a field of the state changes its
+// meaning. A successor with another version takes over the sockets and starts without the state.
 const stateVersion = 1
 
 const (

@@ -21,15 +21,17 @@ type Config struct {
 	Path string
 	// Sockets are the sockets to serve.
 	Sockets []Socket
-	// Optional returns more sockets to serve: a pod keeps the port of its ADD after the proxy's has
-	// changed. One that cannot be opened is left out. It gets the names of the predecessor's sockets.
+	// Optional returns further sockets to serve, given the names of the predecessor's sockets. A pod's
+	// rules redirect to the port that the proxy had at the pod's ADD, also after the proxy's port has
+	// changed. A socket that cannot be opened is left out.
 	Optional func(inherited []string) []Socket
-	// Import adds a predecessor's state and returns the number of its parts. Export returns the state.
+	// Import adds a predecessor's state and returns the number of entries that it added. Export
+	// returns this process's state.
 	Import func([]byte) (int, error)
 	Export func() ([]byte, error)
 	// IsReady reports whether this process can serve without its predecessor.
 	IsReady func() bool
-	// Pending returns the number of parts of the state that are still being obtained.
+	// Pending returns the number of entries that this process still has to obtain by itself.
 	Pending func() int
 	Log     *slog.Logger
 }
@@ -44,16 +46,17 @@ type Takeover struct {
 	serving     atomic.Bool
 
 	mu         sync.Mutex // held while the sockets are paused and resumed
-	successors int        // the number of connections of processes that have taken over
+	successors int        // the number of connected processes that have taken over
 }
 
 const (
-	// pollInterval is the time between two looks at a condition.
+	// pollInterval is the time between two checks of a condition.
 	pollInterval = 50 * time.Millisecond
-	// portInterval is the time between two attempts to get a port that another process has, and
-	// portTimeout bounds them. A proxy that is being stopped takes less time.
+	// portInterval is the time between two attempts to listen on a port that another process uses.
+	// portTimeout bounds these attempts. A proxy that is being stopped releases its port earlier.
 	portInterval, portTimeout = 200 * time.Millisecond, time.Minute
-	// warmTimeout bounds the wait for state that the predecessor does not have: STS may be down.
+	// warmTimeout bounds the wait for credentials that the predecessor does not have: STS may be
+	// down.
 	warmTimeout = 20 * time.Second
 	// drainTimeout bounds the wait for clients to close their connections to a replaced process.
 	drainTimeout = 20 * time.Second
@@ -73,8 +76,9 @@ func (t *Takeover) Begin(ctx context.Context) {
 	}
 }
 
-// connect replaces the connection to the predecessor if there is one at the path, imports its
-// state, and returns the number of its parts. Without the state, this process starts cold.
+// connect connects to the process that serves at the path, in place of the connection that t has.
+// It imports that process's state and returns the number of imported entries. If no process serves,
+// it changes nothing. If the state cannot be imported, this process starts cold.
 func (t *Takeover) connect(ctx context.Context) (imported int) {
 	p, err := Dial(ctx, t.Path)
 	if err != nil {
@@ -103,11 +107,13 @@ func (t *Takeover) Close() {
 	}
 }
 
-// IsServing reports whether this process has its sockets, or had them until a successor took over.
+// IsServing reports whether this process has begun to serve. It remains true after a successor has
+// taken over.
 func (t *Takeover) IsServing() bool { return t.serving.Load() }
 
-// Listen waits until this process can serve, and returns its sockets by name. It takes them from
-// the predecessor, and opens the others. It returns nil and no error if ctx ends first.
+// Listen waits until this process can serve, and returns its sockets by name. It takes over the
+// sockets that the predecessor has and opens the rest. It returns nil and no error if ctx ends
+// first.
 func (t *Takeover) Listen(ctx context.Context) (map[string]*Listener, error) {
 	var deadline time.Time
 	for {
@@ -118,7 +124,8 @@ func (t *Takeover) Listen(ctx context.Context) (map[string]*Listener, error) {
 			if !t.waitUntilReady(ctx) {
 				return nil, nil
 			}
-			// The first state may have expired, and the predecessor may have renewed some credentials.
+			// Imports the state again: credentials of the first state may have expired, and the
+			// predecessor may have renewed some.
 			t.connect(ctx)
 		}
 		sockets, err := t.open(ctx)
@@ -132,7 +139,9 @@ func (t *Takeover) Listen(ctx context.Context) (map[string]*Listener, error) {
 			return nil, fmt.Errorf("another process has a port and does not hand it over through %s: "+
 				"does it run with another --state-dir? %w", t.Path, err)
 		}
-		t.Close() // it may end, or another process may have its place
+		// The next attempt connects again: the predecessor may have ended, or another process may
+		// have replaced it.
+		t.Close()
 		select {
 		case <-ctx.Done():
 			return nil, nil
@@ -141,8 +150,8 @@ func (t *Takeover) Listen(ctx context.Context) (map[string]*Listener, error) {
 	}
 }
 
-// open returns the sockets to serve: the predecessor's, and new ones. It closes the predecessor's
-// sockets that it does not return.
+// open returns the sockets to serve. It takes each from the predecessor or opens it, and closes the
+// predecessor's other sockets.
 func (t *Takeover) open(ctx context.Context) (map[string]*Listener, error) {
 	var inherited map[string]*Listener
 	if t.predecessor != nil {
@@ -171,8 +180,8 @@ func (t *Takeover) open(ctx context.Context) (map[string]*Listener, error) {
 	return sockets, nil
 }
 
-// waitUntilReady waits until this process can serve, and up to warmTimeout until no state is
-// pending. It does not wait longer if the predecessor has ended, because clients wait then. It
+// waitUntilReady waits until this process can serve, and then up to warmTimeout until no state is
+// pending. If the predecessor ends, it returns at once, because no process answers the clients. It
 // returns false if ctx ends.
 func (t *Takeover) waitUntilReady(ctx context.Context) bool {
 	var deadline time.Time
@@ -194,12 +203,12 @@ func (t *Takeover) waitUntilReady(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-// Serve completes the takeover and hands over to successors until ctx ends. The caller accepts on
-// the sockets already.
+// Serve completes the takeover and hands over to successors until ctx ends. The caller must already
+// accept on the sockets.
 func (t *Takeover) Serve(ctx context.Context, sockets map[string]*Listener) error {
 	if t.predecessor != nil {
 		if err := t.predecessor.Commit(); err != nil {
-			// It has just ended, or accepts as well until it ends.
+			// Either it has just ended, or both processes accept until it ends.
 			t.Log.Warn("the proxy that served did not confirm the takeover", "error", err)
 		} else {
 			t.Log.Info("took over from the proxy that served before")
@@ -209,9 +218,9 @@ func (t *Takeover) Serve(ctx context.Context, sockets map[string]*Listener) erro
 	return t.acceptSuccessors(ctx, sockets)
 }
 
-// CloseConnections makes clients dial again, and so reach the successor, once this process is
-// replaced. The server closes a connection with its answer: closing an idle one could lose a
-// request in transit.
+// CloseConnections wraps h. Once a successor has taken over, each answer closes its connection, so
+// the client dials again and reaches the successor. Idle connections stay open, because closing one
+// could lose a request in transit.
 func (t *Takeover) CloseConnections(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if t.isHandedOver() {
@@ -221,8 +230,8 @@ func (t *Takeover) CloseConnections(h http.Handler) http.Handler {
 	})
 }
 
-// Drain waits up to drainTimeout until a process that is replaced has no open connection. It
-// returns at once if no successor has taken over.
+// Drain waits up to drainTimeout until this process has no open connection. It returns at once if
+// no successor has taken over. open returns the number of open connections.
 func (t *Takeover) Drain(open func() int) {
 	for end := time.Now().Add(drainTimeout); t.isHandedOver() && open() > 0 && time.Now().Before(end); {
 		time.Sleep(pollInterval)

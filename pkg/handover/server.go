@@ -14,8 +14,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 )
 
-// acceptSuccessors answers successors until ctx ends. It replaces the socket at the path:
-// successors of the predecessor are successors of this process from then on.
+// acceptSuccessors answers successors until ctx ends. It replaces the unix socket at the path, so
+// new successors connect to this process and no longer to its predecessor.
 func (t *Takeover) acceptSuccessors(ctx context.Context, sockets map[string]*Listener) error {
 	l, err := unixsocket.Listen(t.Path, t.checkInterval, t.Log)
 	if err != nil {
@@ -43,7 +43,7 @@ func (t *Takeover) acceptSuccessors(ctx context.Context, sockets map[string]*Lis
 }
 
 // serveSuccessor answers the requests of one connection until its peer closes it, or ctx ends. If
-// the peer has taken over, this process accepts again then.
+// the peer took over and then closed the connection, this process accepts again.
 func (t *Takeover) serveSuccessor(ctx context.Context, c *net.UnixConn, sockets map[string]*Listener) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
@@ -85,7 +85,7 @@ func (t *Takeover) sendOffer(c *net.UnixConn, sockets map[string]*Listener) erro
 	o := offer{StateVersion: t.stateVersion}
 	var fds []int
 	for name, l := range sockets {
-		f, err := l.File() // a duplicate, which is open until the offer is sent
+		f, err := l.File() // a duplicate; closed after the offer is sent
 		if err != nil {
 			return err
 		}

@@ -15,9 +15,11 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/unixsocket"
 )
 
-// Predecessor is a connection to the process that serves now, with what that process handed over.
+// Predecessor is a connection to the process that serves now, with the sockets and the state that
+// this process received from it.
 type Predecessor struct {
-	// Sockets are those that the predecessor accepts on, by name. It goes on accepting until Commit.
+	// Sockets are those that the predecessor accepts on, by name. It continues to accept until
+	// Commit.
 	Sockets map[string]*Listener
 
 	state        []byte
@@ -26,8 +28,8 @@ type Predecessor struct {
 }
 
 // Dial connects to the process that serves the unix socket at path, and receives its sockets and
-// its state. It returns nil and no error if there is no such process. The predecessor notices when
-// its successor closes the connection, or ends.
+// its state. It returns nil and no error if there is no such process. The predecessor detects it
+// when this process closes the connection or ends.
 func Dial(ctx context.Context, path string) (*Predecessor, error) {
 	c, err := unixsocket.Dial(ctx, path)
 	if c == nil || err != nil {
@@ -41,7 +43,7 @@ func Dial(ctx context.Context, path string) (*Predecessor, error) {
 	return p, nil
 }
 
-// Close closes the connection and the sockets. A predecessor that has stopped accepting accepts
+// Close closes the connection and the sockets. If the predecessor has stopped accepting, it accepts
 // again.
 func (p *Predecessor) Close() error {
 	closeAll(p.Sockets)
@@ -56,7 +58,7 @@ func (p *Predecessor) State() ([]byte, error) {
 	return p.state, nil
 }
 
-// receive requests the predecessor's offer, which may have limit bytes.
+// receive requests the predecessor's offer and stores it in p. It reads at most limit bytes.
 func (p *Predecessor) receive(limit int64) error {
 	files, err := p.request(requestOffer)
 	defer closeFiles(files) // a listener has a duplicate of the descriptor
@@ -102,16 +104,16 @@ func (p *Predecessor) request(request byte) ([]*os.File, error) {
 	return files, err
 }
 
-// HasEndedWithin waits up to d, and reports whether the predecessor has closed the connection. It
-// sends only what it is asked for.
+// HasEndedWithin waits up to d, and reports whether the predecessor has closed the connection. The
+// predecessor sends nothing unasked, so Read returns early only when the connection closes.
 func (p *Predecessor) HasEndedWithin(d time.Duration) bool {
 	p.conn.SetDeadline(time.Now().Add(d))
 	_, err := p.conn.Read(make([]byte, 1))
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// Commit tells the predecessor that this process accepts on the sockets. When it returns without an
-// error, the predecessor has stopped accepting, until this process ends or closes p.
+// Commit informs the predecessor that this process accepts on the sockets. When Commit returns nil,
+// the predecessor has stopped accepting. It accepts again if this process ends or closes p.
 func (p *Predecessor) Commit() error {
 	files, err := p.request(requestCommit)
 	closeFiles(files)
