@@ -34,11 +34,11 @@ func newNode(t *testing.T, kind, backend string) *testNode {
 		log:    slog.New(slog.NewTextHandler(&n.errors, nil)),
 	}
 	if netnstest.InUserNamespace() {
-		// It may not list the programs of an interface, so each would count as filtered. There are none.
+		// It may not list the programs of an interface, so CanBypass would be true. There are none.
 		n.FindLink = func(netnsPath, ifName string) (*hostlink.Link, error) {
 			link, err := hostlink.Find(netnsPath, ifName)
 			if link != nil {
-				link.IsFiltered = false
+				link.CanBypass = false
 			}
 			return link, err
 		}

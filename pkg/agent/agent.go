@@ -63,7 +63,7 @@ type Uplinks interface {
 // Host returns the host's operating system.
 func Host() System {
 	return System{
-		System: attach.Host(), Links: hostlink.Links, Filtered: hostlink.Filtered, Addresses: hostlink.Addresses, HostSide: hostlink.HostSide,
+		System: attach.Host(), Links: hostlink.Links, Filtered: hostlink.BypassCandidates, Addresses: hostlink.Addresses, HostSide: hostlink.HostSide,
 		CutConnections: cutConnections, WatchRules: watchRules, WatchUplinks: uplink.Watch,
 		NewUplinks: func(metadata netip.Addr) (Uplinks, error) {
 			dir, err := UplinkDir()

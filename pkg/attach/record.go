@@ -32,7 +32,7 @@ func (n *Node) NewRecord(ctx context.Context, req Request) (*attachment.Record, 
 	if err != nil {
 		return nil, err
 	}
-	if link.IsFiltered && datapath != attachment.DatapathPod {
+	if link.CanBypass && datapath != attachment.DatapathPod {
 		if err := n.checkNetfilter(ctx, req, link, ips[0]); err != nil {
 			return nil, err
 		}

@@ -13,7 +13,7 @@ import (
 // any number.
 const maxAddresses = 256
 
-// ErrAddresses is the error of an interface with more addresses than that.
+// ErrAddresses is the error of an interface with more than maxAddresses addresses.
 var ErrAddresses = fmt.Errorf("more than %d addresses", maxAddresses)
 
 // addresses returns the addresses of the interface with that index in a namespace, in the kernel's
@@ -29,8 +29,8 @@ func addresses(pod netns.NsHandle, index int) ([]netip.Addr, error) {
 		if err := socket.SetReceiveTimeout(&nl.SocketTimeoutTv); err != nil {
 			return nil, err
 		}
-		// With strict checking the kernel lists the addresses of one interface. Linux before 4.20
-		// has no such option, and addresses of other interfaces count, too.
+		// With strict checking the kernel lists only the addresses of this interface. Linux before
+		// 4.20 has no such option. There the addresses of all interfaces count towards the limit.
 		unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 		request := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 		request.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: socket}}
@@ -59,15 +59,15 @@ func addresses(pod netns.NsHandle, index int) ([]netip.Addr, error) {
 	})
 }
 
-// address returns the address in a RTM_NEWADDR message, or the zero Addr if it is of another
-// interface.
+// address returns the address in an RTM_NEWADDR message, or the zero Addr if the message is about
+// another interface.
 func address(message []byte, index int) (ip netip.Addr, err error) {
 	if int(nl.DeserializeIfAddrmsg(message).Index) != index {
 		return netip.Addr{}, nil
 	}
 	attributes, err := nl.ParseRouteAttr(message[unix.SizeofIfAddrmsg:])
 	for _, a := range attributes {
-		// IFA_ADDRESS is the peer's where there is an IFA_LOCAL (linux/if_addr.h).
+		// If there is an IFA_LOCAL, IFA_ADDRESS is the address of the peer (linux/if_addr.h).
 		if t := a.Attr.Type; t == unix.IFA_LOCAL || t == unix.IFA_ADDRESS && !ip.IsValid() {
 			ip, _ = netip.AddrFromSlice(a.Value)
 		}

@@ -9,13 +9,14 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ipfamily"
 )
 
-// bridgeNF returns the families for which iptables sees the packets of bridges with their port.
-// Where it does not, a rule can tell two pods of a bridge apart only by the source addresses that
-// they write themselves.
+// bridgeNF returns the families for which iptables sees the packets of bridges and the bridge port
+// that each came from. Without the port, a rule can distinguish two pods of a bridge only by their
+// source addresses, which the pods can forge.
 //
-// The switches exist only with the module br_netfilter. Loading it is the administrator's decision:
-// all bridged traffic of the node would begin to pass iptables. A bridge has switches of its own,
-// which this function does not read, so a bridge on which only these are on counts as off.
+// The sysctls exist only if the module br_netfilter is loaded. This program does not load it: all
+// bridged traffic of the node would then pass iptables, which is the administrator's decision.
+// bridgeNF reads only the node's sysctls. A bridge whose own switch is on while the node's is off
+// counts as off.
 func bridgeNF() (map[ipfamily.Family]bool, error) {
 	isOn := make(map[ipfamily.Family]bool)
 	for family, name := range map[ipfamily.Family]string{

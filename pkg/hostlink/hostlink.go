@@ -20,13 +20,14 @@ import (
 type Link struct {
 	Name  string
 	Index int
-	// Bridge is the bridge that the host side is a port of. Without one, the pod's packets enter
-	// the host's IP layer by the link itself.
+	// Bridge is the bridge that the host side is a port of. If it is empty, the pod's packets enter
+	// the host's IP layer through the link itself.
 	Bridge string
 	// BridgeNF has the families for which iptables sees the bridge's packets.
 	BridgeNF map[ipfamily.Family]bool
-	// IsFiltered says that a filter sees the link's packets before netfilter and can bypass it.
-	IsFiltered bool
+	// CanBypass is true if a BPF program or a tc filter sees the link's packets before netfilter. Such
+	// a program can send packets past netfilter.
+	CanBypass bool
 	// IPs are the addresses of the pod's side that other machines can dial, in the kernel's order.
 	IPs []netip.Addr
 }
@@ -41,8 +42,8 @@ var ErrNoInterface = errors.New("no such interface")
 type UnsupportedError struct {
 	IfName string
 	Reason string
-	// Kind is the kernel's name for the kind of interface: "macvlan", "ipvlan", "veth"; "device" is
-	// a physical one.
+	// Kind is the kernel's name for the kind of interface, such as "macvlan", "ipvlan" or "veth". A
+	// physical interface is a "device".
 	Kind string
 	// IPs are the interface's addresses, as in Link.
 	IPs []netip.Addr
@@ -61,10 +62,10 @@ func (e *UnsupportedError) Error() string { return fmt.Sprintf("interface %s: %s
 // Find returns the host side of ifName in the namespace at netnsPath. The host's namespace is that
 // of the calling thread.
 //
-// It asks the kernel only. The host interface that a CNI plugin reports is unreliable: azure-vnet
-// reports the node's uplink, aws-cni one that does not exist, weave none. A parent index alone
-// proves nothing: a macvlan has one, too, that of the uplink. So both sides must be veths, or both
-// of a netkit, and refer to each other by index and by the namespace of that index.
+// It trusts only the kernel. The host interface that a CNI plugin reports is unreliable: azure-vnet
+// reports the node's uplink, aws-cni one that does not exist, weave none. A parent index is not
+// enough: a macvlan also has one, that of the uplink. So the two interfaces must be of the same
+// kind, veth or netkit, and each must refer to the other by its index and its namespace.
 func Find(netnsPath, ifName string) (*Link, error) {
 	pod, podSide, ips, err := openInterface(netnsPath, ifName)
 	if err != nil {
@@ -86,8 +87,8 @@ func Find(netnsPath, ifName string) (*Link, error) {
 	return nil, &UnsupportedError{IfName: ifName, Reason: reason, Kind: kind, IPs: ips, HostLink: link.Name, HostIndex: link.Index}
 }
 
-// openInterface returns the namespace at netnsPath, which the caller closes, and its interface
-// ifName with the addresses.
+// openInterface opens the namespace at netnsPath and returns it with its interface ifName and the
+// interface's addresses. The caller closes the namespace, unless there is an error.
 func openInterface(netnsPath, ifName string) (pod netns.NsHandle, podSide netlink.Link, ips []netip.Addr, err error) {
 	pod, err = podnetns.Open(netnsPath)
 	if err != nil {
@@ -116,8 +117,8 @@ func openInterface(netnsPath, ifName string) (pod netns.NsHandle, podSide netlin
 	return pod, podSide, ips, nil
 }
 
-// findHostSide completes the link, or returns the reason why the host's rules cannot match the
-// pod's packets.
+// findHostSide sets the fields of l that concern the host side. If the host's rules cannot match
+// the pod's packets, it returns the reason.
 func (l *Link) findHostSide(pod netns.NsHandle, podSide netlink.Link) (reason string, err error) {
 	kind := podSide.Type()
 	if kind != "veth" && kind != "netkit" {
@@ -145,12 +146,13 @@ func (l *Link) findHostSide(pod netns.NsHandle, podSide netlink.Link) (reason st
 			return "", err
 		}
 	}
-	l.IsFiltered, err = isFiltered(host)
+	l.CanBypass, err = canBypass(host)
 	return "", err
 }
 
-// setMaster describes a host side that has a master, which receives its packets before the IP
-// layer. It returns a reason unless the master is a bridge.
+// setMaster sets l.Bridge to the master of the host side, which receives the host side's packets
+// before the IP layer. If the master is not a bridge, it returns the reason why the rules cannot
+// match.
 func (l *Link) setMaster(master netlink.Link) (reason string) {
 	if kind := master.Type(); kind != "bridge" {
 		return fmt.Sprintf("its host side %s belongs to %s, which is a %s and no bridge: its packets do not pass the host's rules",
@@ -161,15 +163,17 @@ func (l *Link) setMaster(master netlink.Link) (reason string) {
 }
 
 // findPeer returns the other side of the pod's veth or netkit pair, or nil if it is not in this
-// namespace. A netkit device delivers what one side sends to the other side's receive path, where
-// the host's rules see it, unless a BPF program on the pair redirects it.
+// namespace. As with a veth, the packets that the pod sends through a netkit enter the receive path
+// of the host side, where the host's rules see them. A BPF program on the pair can redirect them
+// before that.
 func findPeer(pod netns.NsHandle, podSide netlink.Link) (netlink.Link, error) {
 	podID, err := netlink.GetNetNsIdByFd(int(pod))
 	if err != nil {
 		return nil, fmt.Errorf("the host's ID of the namespace: %w", err)
 	}
 	if podID < 0 {
-		// The kernel assigns an ID to each namespace that a link of this one leads to.
+		// The kernel assigns an ID to every namespace that has the peer of a link in this one. So no
+		// link of this namespace has its peer in the pod's.
 		return nil, nil
 	}
 	hostSide, err := netlink.LinkByIndex(podSide.Attrs().ParentIndex)
@@ -186,8 +190,8 @@ func findPeer(pod netns.NsHandle, podSide netlink.Link) (netlink.Link, error) {
 	return hostSide, nil
 }
 
-// isPrimary reports whether a host side manages the programs of its pair (drivers/net/netkit.c). It
-// returns true for a veth, whose sides are equal.
+// isPrimary reports whether a host side is the primary side of its pair: the side that manages the
+// pair's programs (drivers/net/netkit.c). It returns true for a veth, which has no primary side.
 func isPrimary(link netlink.Link) bool {
 	netkit, ok := link.(*netlink.Netkit)
 	return !ok || netkit.IsPrimary()

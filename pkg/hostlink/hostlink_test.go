@@ -107,8 +107,8 @@ func TestFind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
 			tc.want.Index = tc.build(n).Attrs().Index
-			// In a user namespace programs cannot be listed, and a link then counts as filtered.
-			tc.want.IsFiltered = netnstest.InUserNamespace()
+			// In a user namespace programs cannot be listed, so CanBypass is true.
+			tc.want.CanBypass = netnstest.InUserNamespace()
 			got, err := Find(n.pod.Path(), "eth0")
 			n.must(err)
 			if diff := cmp.Diff(&tc.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
@@ -238,8 +238,8 @@ func TestMasterThatIsNoBridge(t *testing.T) {
 	}
 }
 
-// TestHostSideWithVRF has a host side with a master that is no bridge. The error has all that a
-// record of the pod's datapath needs.
+// TestHostSideWithVRF has a host side with a master that is no bridge. The error has all values
+// that a record of the pod datapath needs.
 func TestHostSideWithVRF(t *testing.T) {
 	n := newNode(t)
 	host := n.host.Veth("veth0", n.pod, "eth0")

@@ -26,16 +26,16 @@ func Links() (map[int]string, error) {
 	return links, nil
 }
 
-// Addresses returns the addresses of an interface in the namespace at netnsPath, as in Link.IPs. It
-// returns none if there is no such interface or namespace, or if the path leads to the host's
-// namespace. An error means that the addresses are unknown.
+// Addresses returns the addresses of an interface in the namespace at netnsPath, as in Link.IPs. If
+// there is no such interface or namespace, or if the path leads to the host's namespace, it returns
+// no addresses and no error. An error means that the addresses are unknown.
 func Addresses(netnsPath, ifName string) ([]netip.Addr, error) {
 	pod, _, ips, err := openInterface(netnsPath, ifName)
 	switch {
 	case err == nil:
 		pod.Close()
 	case errors.Is(err, ErrNoInterface), errors.Is(err, fs.ErrNotExist), errors.Is(err, podnetns.ErrNone),
-		errors.Is(err, podnetns.ErrHost): // /proc/PID/ns/net leads to the host's namespace if the PID is reused
+		errors.Is(err, podnetns.ErrHost): // /proc/PID/ns/net, if the host reused the PID
 		return nil, nil
 	}
 	return ips, err

@@ -46,19 +46,19 @@ func TestNetkit(t *testing.T) {
 		t.Error(diff)
 	}
 	if netnstest.InUserNamespace() {
-		return // which may not load programs
+		return // a user namespace may not load programs
 	}
-	// A program that sees what the pod's side sends.
+	// The program sees the packets that the pod sends.
 	program, err := loadClassifier()
 	n.must(err)
 	defer unix.Close(program)
 	attached, err := createLink(program, host.Attrs().Index, netkitPeer)
 	n.must(err)
 	defer unix.Close(attached)
-	if got, err = Find(n.pod.Path(), "eth0"); err != nil || !got.IsFiltered {
+	if got, err = Find(n.pod.Path(), "eth0"); err != nil || !got.CanBypass {
 		t.Errorf("with a program: %+v, %v", got, err)
 	}
-	all, err := Filtered(map[int]string{host.Attrs().Index: "nk0"})
+	all, err := BypassCandidates(map[int]string{host.Attrs().Index: "nk0"})
 	n.must(err)
 	if !all[host.Attrs().Index] {
 		t.Errorf("with a program: %v", all)

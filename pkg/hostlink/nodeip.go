@@ -16,7 +16,7 @@ var documentationIPs = map[ipfamily.Family]netip.Addr{
 	ipfamily.IPv6: netip.MustParseAddr("2001:db8::1"),
 }
 
-// NodeIP returns the source address that the kernel chooses for a connection by the default route.
+// NodeIP returns the source address that the kernel selects for connections on the default route.
 // An error means that there is no such route, or no address of the family that pods can dial.
 func NodeIP(family ipfamily.Family) (netip.Addr, error) {
 	routes, err := netlink.RouteGet(documentationIPs[family].AsSlice())

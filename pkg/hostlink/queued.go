@@ -11,14 +11,14 @@ import (
 )
 
 // DropQueued drops the packets that the host has queued for ip while it resolves the link-layer
-// address by ARP or NDP. The kernel sends them to the next interface that answers for ip, up to
-// three seconds later, even if their socket is closed. If the address is resolved, or set by hand,
-// nothing is queued and nothing changes. Linux before 5.0 cannot report one neighbour, and nothing
-// is dropped there.
+// address by ARP or NDP. Otherwise the kernel would send them to the first interface that answers
+// for ip within three seconds, even if their socket is closed. If the address is already resolved,
+// or is permanent, no packet is queued and DropQueued does nothing. It also does nothing on Linux
+// before 5.0, which cannot report a single neighbour.
 func DropQueued(ip netip.Addr) error {
 	routes, err := netlink.RouteGet(ip.AsSlice())
 	if err != nil || len(routes) == 0 || routes[0].Gw != nil {
-		return nil // without a route, or by a gateway, nothing is queued for ip itself
+		return nil // without a route, or through a gateway, no packet is queued for ip itself
 	}
 	link, family := routes[0].LinkIndex, unix.AF_INET
 	if ip.Is6() {

@@ -35,7 +35,7 @@ func TestDropQueued(t *testing.T) {
 			eth0, err := n.inPod.LinkByName("eth0")
 			n.must(err)
 			n.must(n.inPod.LinkSetUp(eth0))
-			// The kernel drops what is queued before it has noticed that the peer is up.
+			// Until the kernel has detected that the peer is up, it drops queued packets.
 			for deadline := time.Now().Add(20 * time.Second); link.Attrs().OperState != netlink.OperUp; time.Sleep(time.Millisecond) {
 				if link, err = netlink.LinkByName(link.Attrs().Name); err != nil || time.Now().After(deadline) {
 					t.Fatalf("the link is not up: %v, %v", link, err)
@@ -47,8 +47,8 @@ func TestDropQueued(t *testing.T) {
 			})
 			n.must(err)
 			defer unix.Close(wire)
-			patience := unix.NsecToTimeval(int64(20 * time.Second))
-			n.must(unix.SetsockoptTimeval(wire, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience))
+			timeout := unix.NsecToTimeval(int64(20 * time.Second))
+			n.must(unix.SetsockoptTimeval(wire, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout))
 
 			dropped, other := netip.MustParseAddr(tc.dropped), netip.MustParseAddr(tc.other)
 			send := func(to netip.Addr, text string) {
@@ -80,7 +80,7 @@ func TestDropQueued(t *testing.T) {
 				}
 			}
 
-			// Entries that are set by hand stay.
+			// Permanent entries stay.
 			n.must(DropQueued(dropped))
 			entries, err := netlink.NeighList(link.Attrs().Index, 0)
 			n.must(err)
@@ -91,7 +91,7 @@ func TestDropQueued(t *testing.T) {
 				}
 			}
 			if permanent != 2 {
-				t.Errorf("%d entries set by hand remain, want 2: %v", permanent, entries)
+				t.Errorf("%d permanent entries remain, want 2: %v", permanent, entries)
 			}
 		})
 	}

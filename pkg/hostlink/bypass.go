@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Filtered returns which of the given interfaces of the calling thread's namespace have a filter
-// that sees their packets before netfilter, by index. It lists tc filters only of interfaces with a
-// qdisc that can have them.
-func Filtered(links map[int]string) (map[int]bool, error) {
+// BypassCandidates returns which of the given interfaces of the calling thread's namespace have a
+// program that can bypass netfilter, as in Link.CanBypass. The keys are the interfaces' indices. It
+// lists tc filters only for interfaces with a qdisc that can have them.
+func BypassCandidates(links map[int]string) (map[int]bool, error) {
 	qdiscs, err := Dump(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(nil) })
 	if err != nil {
 		return nil, fmt.Errorf("qdiscs of the host: %w", err)
@@ -27,25 +27,25 @@ func Filtered(links map[int]string) (map[int]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("interfaces of the host: %w", err)
 	}
-	filtered := make(map[int]bool)
+	canBypass := make(map[int]bool)
 	for _, link := range all {
 		index := link.Attrs().Index
 		if links[index] == "" {
 			continue
 		}
-		filtered[index] = hasProgram(link)
-		if hasQdisc[index] && !filtered[index] {
-			if filtered[index], err = hasTCFilter(link); err != nil {
+		canBypass[index] = hasProgram(link)
+		if hasQdisc[index] && !canBypass[index] {
+			if canBypass[index], err = hasTCFilter(link); err != nil {
 				return nil, err
 			}
 		}
 	}
-	return filtered, nil
+	return canBypass, nil
 }
 
-// isFiltered reports whether a filter sees a link's packets before netfilter, and so can bypass it.
-// Most filters bypass nothing.
-func isFiltered(link netlink.Link) (bool, error) {
+// canBypass reports whether a BPF program or a tc filter sees a link's packets before netfilter.
+// Such a program can send packets past netfilter, but most programs do not.
+func canBypass(link netlink.Link) (bool, error) {
 	if hasProgram(link) {
 		return true, nil
 	}
@@ -60,7 +60,7 @@ func hasProgram(link netlink.Link) bool {
 
 // hasTCFilter reports whether a link has a tc filter at its ingress.
 func hasTCFilter(link netlink.Link) (bool, error) {
-	// The qdiscs clsact and ingress.
+	// The parents of ingress filters: that of a clsact qdisc and that of an ingress qdisc.
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.MakeHandle(0xffff, 0)} {
 		filters, err := Dump(func() ([]netlink.Filter, error) { return netlink.FilterList(link, parent) })
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
@@ -74,15 +74,15 @@ func hasTCFilter(link netlink.Link) (bool, error) {
 }
 
 // Names of linux/bpf.h: BPF_PROG_QUERY, BPF_TCX_INGRESS (Linux 6.6) and BPF_NETKIT_PEER (Linux
-// 6.7), which is the attach point for what the pod's side of a netkit pair sends. The kernel
-// answers a query for the latter only for the primary side.
+// 6.7). The programs at BPF_NETKIT_PEER see the packets that the pod's side of a netkit pair sends.
+// The kernel answers a query for BPF_NETKIT_PEER only if it names the primary side.
 const (
 	progQuery  = 16
 	tcxIngress = 46
 	netkitPeer = 55
 )
 
-// progQueryAttr is the part of union bpf_attr for BPF_PROG_QUERY.
+// progQueryAttr is the variant of union bpf_attr for BPF_PROG_QUERY.
 type progQueryAttr struct {
 	ifIndex, attachType, queryFlags, attachFlags uint32
 	progIDs                                      uint64
@@ -91,8 +91,8 @@ type progQueryAttr struct {
 	revision                                     uint64
 }
 
-// isAttached reports whether a program is attached to a link. It returns false on a kernel without
-// the attach point, and true if this process may not query it.
+// isAttached reports whether a program is attached to a link at this attach point. It returns false
+// if the kernel has no such attach point, and true if this process may not query it.
 func isAttached(ifIndex int, attachType uint32) bool {
 	attr := progQueryAttr{ifIndex: uint32(ifIndex), attachType: attachType}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, progQuery, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
