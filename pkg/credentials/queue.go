@@ -23,9 +23,10 @@ const (
 // queue orders the calls to STS. The cache's mutex guards it.
 //
 // Pods with waiting clients are served round-robin. A pod has at most one queued flight, for its
-// latest assumption, and one running call. Renewals and prefetches wait in the background queue,
-// first come, first served: a pod holds one assumption, so it has one flight there. A flight may
-// wait in both. Each call takes a token of the Limiter. The queue has no goroutines: Run takes
+// latest assumption, and one running call. Renewals and prefetches wait in the background queue: a
+// pod holds one assumption, so it has one flight there. A flight may
+// wait in both. In the background, flights with fewer failures go first: pods that STS refuses must
+// not delay their neighbours' renewals. Each call takes a token of the Limiter. The queue has no goroutines: Run takes
 // flights out.
 type queue struct {
 	limiter         *Limiter
@@ -112,7 +113,7 @@ func (c *Cache) next(now time.Time) (*flight, time.Duration) {
 	if len(c.background) > 0 && c.backgroundCalls < maxBackgroundCalls {
 		if wait = min(wait, c.limiter.Take(now, false)); wait <= 0 {
 			c.backgroundCalls++
-			return c.background[0], 0
+			return slices.MinFunc(c.background, func(a, b *flight) int { return a.entry.failures - b.entry.failures }), 0
 		}
 	}
 	return nil, wait

@@ -29,8 +29,8 @@ type API interface {
 
 // Recorder writes Events, one at a time and in the background. A repetition increments the count of
 // the earlier Event, at most once in repeatInterval. Rates are limited by pod and by node. An Event
-// that is over a limit or cannot be written is dropped: its cause recurs with the pod's next
-// request, the next call to STS or the next resync, and is recorded then.
+// that is over a limit is dropped: its cause recurs with the pod's next request, the next call to STS
+// or the next resync. One that cannot be written is written with a repetition after retryInterval.
 //
 // A Recorder is a pods.Watcher, to forget deleted pods.
 type Recorder struct {
@@ -64,6 +64,7 @@ const (
 	// maxRecent and maxQueue bound the memory: the annotations of a pod may change all the time.
 	maxRecent, maxQueue = 4096, 256
 	writeTimeout        = 10 * time.Second
+	retryInterval       = time.Minute
 )
 
 // New returns a recorder. It queues Events until Run writes them.
@@ -83,6 +84,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 			return nil
 		case event := <-r.queue:
 			if err := r.write(ctx, event); err != nil && ctx.Err() == nil {
+				r.retryLater(event)
 				r.log.Warn("cannot write event", "pod", event.Namespace+"/"+event.InvolvedObject.Name, "reason", event.Reason, "error", err)
 			}
 		}
@@ -114,6 +116,7 @@ func (r *Recorder) Warn(p *pods.Pod, reason, message string) {
 		select {
 		case r.queue <- event:
 		default: // the API server is down
+			r.retryLater(event)
 		}
 	}
 }
@@ -137,6 +140,20 @@ func (r *Recorder) next(p *pods.Pod, key eventKey, now time.Time) *corev1.Event 
 	}
 	r.recent[key] = event
 	return event
+}
+
+// retryLater lets the next Warn that repeats an Event write it after retryInterval.
+func (r *Recorder) retryLater(event *corev1.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := eventKey{event.InvolvedObject.UID, event.Reason, event.Message}
+	if r.recent[key] != event {
+		return // its pod is gone
+	}
+	later := event.DeepCopy()
+	later.Count-- // it was not written
+	later.LastTimestamp = metav1.NewTime(time.Now().Add(retryInterval - repeatInterval))
+	r.recent[key] = later
 }
 
 func (r *Recorder) newEvent(p *pods.Pod, key eventKey, now time.Time) *corev1.Event {

@@ -167,3 +167,47 @@ func TestPodsHaveSeparateEvents(t *testing.T) {
 		}
 	})
 }
+
+// TestFailedWriteIsRetried has a write fail because the API server is down, then because the queue is
+// full. The first repetition after a minute is written, with the count of those that were written.
+func TestFailedWriteIsRetried(t *testing.T) {
+	withRecorder(t, func(s *server, e *Recorder) {
+		s.err = errors.New("down")
+		warn := func() {
+			e.Warn(somePod("x"), "IAMRoleDenied", "no")
+			synctest.Wait()
+		}
+		warn()
+		warn() // too early
+		if s.created != 1 {
+			t.Errorf("%d tries, want 1", s.created)
+		}
+		s.err = nil
+		clear(s.events)
+		time.Sleep(retryInterval)
+		warn()
+		time.Sleep(retryInterval)
+		warn()
+		if len(s.events) != 1 || s.created != 2 {
+			t.Errorf("%d events by %d tries, want 1 by 2", len(s.events), s.created)
+		}
+		for _, event := range s.events {
+			if event.Count != 1 {
+				t.Errorf("the count is %d, want 1", event.Count)
+			}
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		e := New(&server{}, "node-1", slog.New(slog.DiscardHandler)) // Run is not called
+		for range maxQueue {
+			e.queue <- new(corev1.Event)
+		}
+		e.Warn(somePod("x"), "IAMRoleDenied", "no")
+		<-e.queue
+		time.Sleep(retryInterval)
+		e.Warn(somePod("x"), "IAMRoleDenied", "no")
+		if len(e.queue) != maxQueue {
+			t.Error("an Event that did not fit in the queue is not retried")
+		}
+	})
+}

@@ -85,8 +85,9 @@ func (r *Restriction) compile(a annotation) ([]pattern, error) {
 	texts, format := []string{a.text}, Regexp
 	if a.key != PermittedKey {
 		format = r.Format
-		if err := json.Unmarshal([]byte(a.text), &texts); err != nil {
-			return nil, fmt.Errorf("it is not a JSON array of strings: %.128q", a.text)
+		var err error
+		if texts, err = decodeStrings(a.text); err != nil {
+			return nil, err
 		}
 	}
 	patterns, err := compilePatterns(texts, format)
@@ -98,4 +99,17 @@ func (r *Restriction) compile(a annotation) ([]pattern, error) {
 	}
 	r.compiled[a] = patterns
 	return patterns, nil
+}
+
+// decodeStrings decodes a JSON array. A null is no string: json.Unmarshal would make it an empty one.
+func decodeStrings(text string) ([]string, error) {
+	var decoded []*string
+	if err := json.Unmarshal([]byte(text), &decoded); err != nil || decoded == nil || slices.Contains(decoded, nil) {
+		return nil, fmt.Errorf("it is not a JSON array of strings: %.128q", text)
+	}
+	texts := make([]string, len(decoded))
+	for i, s := range decoded {
+		texts[i] = *s
+	}
+	return texts, nil
 }

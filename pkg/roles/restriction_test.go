@@ -130,3 +130,17 @@ func BenchmarkDecision(b *testing.B) {
 		})
 	}
 }
+
+// TestNullAllowsNothing has annotations whose arrays have elements that are no string.
+func TestNullAllowsNothing(t *testing.T) {
+	for _, format := range []Format{Glob, Regexp} {
+		r := &Restriction{Key: "allowed", Format: format}
+		for _, text := range []string{`null`, `[null]`, `[null,"x"]`, `["x",null]`} {
+			for _, role := range []string{"n", "u", "l", "x", "null", ""} {
+				if err := r.check(map[string]string{"allowed": text}, base+role, base); !errors.Is(err, ErrForbidden) {
+					t.Errorf("%s, %s, role %q: %v", format, text, role, err)
+				}
+			}
+		}
+	}
+}
