@@ -8,12 +8,14 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go/aws"
 	sdkclient "github.com/aws/aws-sdk-go/aws/client"
 	"github.com/aws/aws-sdk-go/aws/endpoints"
 	"github.com/aws/aws-sdk-go/aws/request"
+	"github.com/aws/aws-sdk-go/service/sts"
 )
 
 // globalRegions are the signing regions of the partitions' global endpoints, or the first region of
@@ -52,6 +54,30 @@ type retryer struct{ sdkclient.DefaultRetryer }
 // ShouldRetry implements request.Retryer.
 func (r retryer) ShouldRetry(req *request.Request) bool {
 	return !isThrottled(req.Error) && r.DefaultRetryer.ShouldRetry(req)
+}
+
+// newClient returns a client that fetches expired credentials once. If many calls fail at the same
+// time, the SDK's own handler would also expire the credentials that the first of them has renewed.
+func newClient(sess sdkclient.ConfigProvider, cfgs ...*aws.Config) *sts.STS {
+	client := sts.New(sess, cfgs...)
+	var mu sync.Mutex
+	client.Handlers.AfterRetry.PushFront(func(r *request.Request) {
+		if !r.IsErrorExpired() || r.RetryCount >= r.MaxRetries() {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		creds := r.Config.Credentials
+		if !creds.IsExpired() {
+			v, err := creds.GetWithContext(r.Context())
+			if err == nil && strings.Contains(r.HTTPRequest.Header.Get("Authorization"), "Credential="+v.AccessKeyID+"/") {
+				creds.Expire()
+			}
+		}
+		r.RetryCount++
+		r.Retryable, r.Error = aws.Bool(true), nil // repeats the call; the SDK's handler sees no error
+	})
+	return client
 }
 
 var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")

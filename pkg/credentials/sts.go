@@ -73,9 +73,9 @@ func LoadSTS(ctx context.Context, c STSConfig) (*STS, error) {
 		sess.Config.Region = aws.String(region)
 	}
 	sess.Handlers.Build.PushBack(request.MakeAddToUserAgentFreeFormHandler(c.UserAgent))
-	client := sts.New(sess)
+	client := newClient(sess)
 	if c.IntermediateRole != "" {
-		client = sts.New(sess, aws.NewConfig().WithCredentials(sdk.NewCredentials(&intermediateRole{stscreds.AssumeRoleProvider{
+		client = newClient(sess, aws.NewConfig().WithCredentials(sdk.NewCredentials(&intermediateRole{stscreds.AssumeRoleProvider{
 			Client: client, RoleARN: c.IntermediateRole, RoleSessionName: c.SessionName,
 			Duration: MaxChained, ExpiryWindow: intermediateMargin,
 		}})))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -224,6 +225,36 @@ func TestExpiredNodeCredentialsAreRenewed(t *testing.T) {
 	if _, err := c.AssumeRole(t.Context(), roles.Assumption{RoleARN: account + "reader", SessionName: "ns.pod", Duration: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
+	if given.Load() != 2 {
+		t.Errorf("the node's credentials were fetched %d times, want 2", given.Load())
+	}
+}
+
+// TestManyCallsWithExpiredCredentialsFetchThemOnce makes all calls before the first of them is
+// answered.
+func TestManyCallsWithExpiredCredentialsFetchThemOnce(t *testing.T) {
+	s := cloud(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	var given atomic.Int64
+	m := metadata(t, &given)
+	s.PutPrincipal(sts.Principal{AccessKeyID: "ASIANODE1", SecretAccessKey: "s", SessionToken: "t", ARN: nodeName, UserID: "x", Expires: time.Unix(1, 0)})
+	for i := range 40 {
+		s.PutPrincipal(sts.Principal{AccessKeyID: fmt.Sprint("ASIANODE", i+2), SecretAccessKey: "s", SessionToken: "t", ARN: nodeName, UserID: "x"})
+	}
+	s.PutRole(sts.Role{ARN: account + "reader", Trusts: []string{nodeName}})
+	s.SetFault(sts.Fault{Latency: 300 * time.Millisecond})
+	c := client(t, STSConfig{Endpoint: s.URL(), MetadataURL: m.URL})
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			a := roles.Assumption{RoleARN: account + "reader", SessionName: fmt.Sprint("ns.pod-", i), Duration: time.Hour}
+			if _, err := c.AssumeRole(t.Context(), a); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 	if given.Load() != 2 {
 		t.Errorf("the node's credentials were fetched %d times, want 2", given.Load())
 	}
