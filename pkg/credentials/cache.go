@@ -14,7 +14,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// Assumer issues credentials. An error that is no *Error counts as Unavailable.
+// Assumer obtains credentials from STS. An error that is no *Error counts as Unavailable.
 type Assumer interface {
 	AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error)
 }
@@ -23,16 +23,16 @@ type Assumer interface {
 type Observer interface {
 	// Assumed counts a finished call to STS. The outcome is "ok" or the name of the error's Kind.
 	Assumed(outcome string, took time.Duration)
-	// Asked counts a request for credentials. It is a hit if it did not wait for STS.
-	Asked(hit bool)
+	// Requested counts a request for credentials. hit is true if the request did not wait for STS.
+	Requested(hit bool)
 }
 
 // Config is the dependencies and settings of a Cache.
 type Config struct {
 	Log      *slog.Logger
 	Observer Observer
-	// Failed is called after a failed call to STS, for each holder of the assumption and after the
-	// clients are answered.
+	// Failed is called after a failed call to STS, once for each holder of the assumption. By then
+	// the waiting clients have their answer.
 	Failed   func(holder string, a roles.Assumption, err *Error)
 	Schedule Schedule
 }
@@ -40,8 +40,9 @@ type Config struct {
 // Cache has the newest credentials of each assumption that a pod of this node uses.
 //
 // Each assumption has at most one call to STS at a time, a flight, which Run starts. A client that
-// hangs up does not cancel it for the others. Credentials with a holder are prefetched, renewed in
-// the background, and removed with the last holder.
+// closes its connection does not cancel the flight, because other clients may wait for it.
+// Credentials with a holder are prefetched, renewed in the background, and removed with the last
+// holder.
 type Cache struct {
 	Config
 	sts   Assumer
@@ -57,15 +58,15 @@ type Cache struct {
 // entry is the state of one assumption. The cache's mutex guards it.
 type entry struct {
 	document     *Document     // nil until the first success
-	minRemaining time.Duration // with less remaining, a request first tries to renew it
+	minRemaining time.Duration // if less of its lifetime remains, a request first tries to renew it
 	renewAt      time.Time     // when Run queues the next flight if the entry has a holder
-	err          *Error        // of the last flight, nil after a success
-	errUntil     time.Time     // until then requests get err and start no flight
-	failures     int           // in a row
+	err          *Error        // the last flight's; nil after a success
+	errUntil     time.Time     // until then requests return err and start no flight
+	failures     int           // consecutive ones
 	flight       *flight       // queued or running; nil for none
 	pod          string        // the last pod that requested or held it
 	holders      int
-	idleUntil    time.Time // until then it is kept without a holder; zero if no client requested it
+	idleUntil    time.Time // until then it stays without a holder; zero if no client requested it
 }
 
 const (
@@ -73,13 +74,16 @@ const (
 	idleLifetime = time.Minute
 	// maxEntries bounds the cache. A node runs at most a few hundred pods.
 	maxEntries = 4096
-	// patience is how long a request waits for a renewal if the cached credentials are still valid.
-	patience = 200 * time.Millisecond
+	// renewalWait is how long a request waits for a renewal if the cached credentials are still
+	// valid.
+	renewalWait = 200 * time.Millisecond
 )
 
 // ErrClosed is the error of a cache whose Run has ended.
 var ErrClosed = errors.New("credentials: the proxy is shutting down")
 
+// errSuperseded is the error of requests whose flight is dropped because the pod requests another
+// assumption.
 var errSuperseded = errors.New("credentials: the pod's annotations changed before STS was asked")
 
 // New returns an empty cache. Its Run makes the calls to STS.
@@ -94,28 +98,28 @@ func New(sts Assumer, c Config) *Cache {
 
 // Get returns credentials for a client of the pod with this UID: cached ones if they remain valid
 // for long enough, else those of a flight. If STS fails, it returns cached ones that are still
-// valid. The error is an *Error, ErrClosed, that of ctx, or that the pod has since requested
-// another assumption.
+// valid. The error is an *Error, ErrClosed, that of ctx, or errSuperseded if the pod requested
+// another assumption before STS was called.
 func (c *Cache) Get(ctx context.Context, pod string, a roles.Assumption) (*Document, error) {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entry(a)
 	if e == nil {
-		c.Observer.Asked(false)
+		c.Observer.Requested(false)
 		return nil, &Error{Kind: Throttled, Code: "TooManyAssumptions", Message: "the pods of this node use more assumptions than this proxy keeps"}
 	}
 	e.idleUntil, e.pod = now.Add(idleLifetime), pod
 	if e.remaining(now) >= e.minRemaining || now.Before(e.errUntil) {
-		c.Observer.Asked(true)
+		c.Observer.Requested(true)
 		return e.result(nil)
 	}
-	c.Observer.Asked(false)
-	f := c.launch(a, e)
+	c.Observer.Requested(false)
+	f := c.flightFor(a, e)
 	c.request(pod, f)
 	var timeout <-chan time.Time
 	if e.remaining(now) > 0 {
-		timeout = time.After(patience)
+		timeout = time.After(renewalWait)
 	}
 	f.waiting++
 	c.mu.Unlock()
@@ -143,7 +147,8 @@ func (e *entry) remaining(now time.Time) time.Duration {
 	return e.document.expiration.Sub(now)
 }
 
-// result returns the credentials while they are valid, else err or the error of the last flight.
+// result returns the credentials if they are valid, else err if it is not nil, else the error of
+// the last flight.
 func (e *entry) result(err error) (*Document, error) {
 	switch {
 	case e.remaining(time.Now()) > 0:
@@ -179,14 +184,16 @@ func (c *Cache) evict() bool {
 	return false
 }
 
-// Stats are the numbers of what a cache has.
+// Stats describe the contents of a cache.
 type Stats struct {
+	// Entries is the number of assumptions. Holders is the number of pods that hold one, or that held
+	// one and are not forgotten.
 	Entries, Holders int
 	// Pending is the number of held assumptions that have neither credentials nor an error.
 	Pending int
 }
 
-// Stats returns what the cache has now.
+// Stats returns the current Stats.
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()

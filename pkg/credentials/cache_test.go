@@ -91,7 +91,7 @@ func TestIMDS24CallContinuesWithoutClients(t *testing.T) {
 		if _, err := c.Get(ctx, "pod", assumption("a")); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("%v", err)
 		}
-		time.Sleep(1500 * time.Millisecond) // an SDK retries
+		time.Sleep(1500 * time.Millisecond) // until an SDK retries
 		start := time.Now()
 		mustGet(t, c, assumption("a"))
 		if waited := time.Since(start); waited != 0 || sts.count() != 1 {
@@ -159,7 +159,7 @@ func TestCallTimesOut(t *testing.T) {
 	})
 }
 
-// TestErrorsAreCachedBriefly checks the shortest and the longest time that each kind of error is
+// TestErrorsAreCachedBriefly checks for how long, at least and at most, each kind of error is
 // cached.
 func TestErrorsAreCachedBriefly(t *testing.T) {
 	for kind, bound := range map[Kind][2]time.Duration{

@@ -73,7 +73,7 @@ func isThrottled(err error) bool {
 }
 
 // message returns the text of an SDK error and its cause, on one line of at most maxMessage bytes.
-// Of the errors of a provider chain it includes only the last one, which is the metadata service's.
+// From the errors of a provider chain it includes only the last one, the metadata service's.
 func message(err awserr.Error) string {
 	text := err.Message()
 	if batch, ok := err.(awserr.BatchedErrors); ok && len(batch.OrigErrs()) > 1 {
@@ -92,11 +92,12 @@ func message(err awserr.Error) string {
 // maxMessage bounds a message, which may contain an error page of the metadata service.
 const maxMessage = 1024
 
-// signatureTime matches the times of the node and of STS in the message about a signature that is
-// more than 15 minutes off. https://github.com/aws/aws-cli/issues/6676 shows both forms.
+// signatureTime matches the times of the node and of STS in the error message for a signature whose
+// time differs by more than 15 minutes. Both forms of the message are shown in
+// https://github.com/aws/aws-cli/issues/6676.
 var signatureTime = regexp.MustCompile(`Signature (?:expired|not yet current): (\d{8}T\d{6}Z) is .*\((\d{8}T\d{6}Z) [-+]`)
 
-// clockCause explains a wrong clock, or returns "" for an error with another cause.
+// clockCause says how the node's clock is wrong, or returns "" if the error has another cause.
 func clockCause(code, message string) string {
 	const basic = "20060102T150405Z"
 	if match := signatureTime.FindStringSubmatch(message); match != nil {
@@ -116,7 +117,7 @@ func clockCause(code, message string) string {
 	return ""
 }
 
-// denial matches the action that STS refuses, and the reason if STS gives one.
+// denial matches the action that STS refuses, and the reason if STS states one.
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html
 var denial = regexp.MustCompile(`not authorized to perform: (sts:[A-Za-z]{1,64})` +
 	`(?:.* (because no [a-z -]{1,64} allows the sts:[A-Za-z]{1,64} action|with an explicit deny in [a-z -]{1,64}))?`)
@@ -142,8 +143,8 @@ func denialCause(code, message string) string {
 		reason == "" && action != "sts:AssumeRole":
 		return "the role's trust policy does not allow this node " + action
 	case reason == "":
-		// STS gives no reason if the node's policies allow the call: it does not reveal which roles
-		// exist.
+		// STS states no reason if the node's policies allow the call, because the reason would reveal
+		// whether the role exists.
 		return "the role does not exist, or its trust policy does not allow this node " + action
 	}
 	return "STS refuses this node " + action + " " + reason

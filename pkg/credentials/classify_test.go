@@ -92,7 +92,7 @@ func TestClockDifferenceIsReported(t *testing.T) {
 	}
 }
 
-// TestExpiredRequestMeansClockSkew lets STS call a request expired: a signature is valid for 15
+// TestExpiredRequestMeansClockSkew lets STS answer RequestExpired: a signature is valid for 15
 // minutes.
 // https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
 func TestExpiredRequestMeansClockSkew(t *testing.T) {

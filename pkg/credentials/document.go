@@ -30,7 +30,8 @@ func (Secret) Format(f fmt.State, _ rune) { f.Write([]byte(redacted)) }
 // MarshalText implements encoding.TextMarshaler, which encoding/json and log/slog use.
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// Document is the metadata service's document with credentials, encoded once for all requests.
+// Document is the metadata service's JSON document with credentials. It is encoded once for all
+// requests.
 type Document struct {
 	body          []byte
 	contentLength []string
@@ -59,8 +60,8 @@ func (d *Document) Format(f fmt.State, _ rune) {
 // timeFormat is the only format that every SDK parses: UTC, whole seconds, "Z".
 const timeFormat = "2006-01-02T15:04:05Z"
 
-// newDocument encodes one field a line in the order of the real service, because scripts select
-// lines.
+// newDocument encodes one field on each line, in the order of the real service, because scripts
+// select lines.
 // https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html
 func newDocument(c *Credentials) *Document {
 	body := fmt.Appendf(nil, `{
@@ -78,7 +79,7 @@ func newDocument(c *Credentials) *Document {
 	return documentOf(body, c.Obtained.UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT"), c.Expiration)
 }
 
-// documentOf returns a document with its headers.
+// documentOf returns the document with this body, and with its headers.
 func documentOf(body []byte, lastModified string, expiration time.Time) *Document {
 	return &Document{body: body, contentLength: []string{strconv.Itoa(len(body))}, lastModified: []string{lastModified}, expiration: expiration}
 }

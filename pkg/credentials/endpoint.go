@@ -23,12 +23,14 @@ import (
 // https://docs.aws.amazon.com/general/latest/gr/sts.html
 var globalRegions = map[string]string{"aws": "us-east-1", "aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
 
-// partitionTimeout bounds the wait for a region that is needed for its partition only.
+// partitionTimeout bounds the wait for the node's region if only its partition matters.
 const partitionTimeout = 10 * time.Second
 
-// region returns the endpoint's region if no configuration names it.
+// region returns the region of the STS endpoint. It is called only if no configuration names a
+// region.
 func (c STSConfig) region(ctx context.Context, cfg *aws.Config) (string, error) {
-	// The environment and the shared configuration can set these, too.
+	// c may lack these settings, because the environment and the shared configuration can also set
+	// them.
 	regional := cfg.STSRegionalEndpoint == endpoints.RegionalSTSEndpoint || cfg.UseFIPSEndpoint == endpoints.FIPSEndpointStateEnabled
 	region := globalRegions[c.Partition]
 	switch {
@@ -83,8 +85,8 @@ func newClient(sess sdkclient.ConfigProvider, cfgs ...*aws.Config) *sts.STS {
 var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
 
 // newTransport returns a transport for many concurrent calls to one host. The SDK also uses it for
-// the metadata service, which it reaches without a web proxy whatever the environment says: a web
-// proxy would see the node's credentials.
+// the metadata service. Those requests never use a web proxy, even if the environment sets one,
+// because a web proxy would see the node's credentials.
 func newTransport(metadataURL string) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.Proxy = func(r *http.Request) (*url.URL, error) {

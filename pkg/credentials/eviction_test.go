@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestCacheIsBounded fills the cache with requested, then with held entries.
+// TestCacheIsBounded fills the cache with requested entries, then with held ones.
 func TestCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)

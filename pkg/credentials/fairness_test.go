@@ -12,8 +12,8 @@ import (
 )
 
 // TestFloodingPodDelaysOnlyItself lets a client change its own pod's annotation many times a
-// second, request each new assumption and hang up. Every ten seconds a new pod makes its first
-// request.
+// second, request each new assumption and close the connection. Every ten seconds a new pod makes
+// its first request.
 func TestFloodingPodDelaysOnlyItself(t *testing.T) {
 	const call = 200 * time.Millisecond
 	for name, tt := range map[string]struct {
@@ -190,7 +190,8 @@ func TestRequestsDoNotWaitBehindPrefetches(t *testing.T) {
 	})
 }
 
-// TestRequestsGoFirstAfterThrottling ends the throttling of a node that has just started.
+// TestRequestsGoFirstAfterThrottling starts a node while STS throttles, and then ends the
+// throttling.
 func TestRequestsGoFirstAfterThrottling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := &fakeSTS{err: &Error{Kind: Throttled, Code: "Throttling"}, latency: 100 * time.Millisecond}

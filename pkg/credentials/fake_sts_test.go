@@ -81,7 +81,7 @@ type discardObserver struct{}
 
 func (discardObserver) Assumed(string, time.Duration) {}
 
-func (discardObserver) Asked(bool) {}
+func (discardObserver) Requested(bool) {}
 
 // newCache returns a cache whose Run the test starts. The fields of c are optional.
 func newCache(sts Assumer, c Config) *Cache {

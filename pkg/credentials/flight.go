@@ -10,29 +10,31 @@ import (
 // flightTimeout bounds one call to STS.
 const flightTimeout = 15 * time.Second
 
-// flight is one call to STS, which first waits in the queue. The cache's mutex guards all but done.
+// flight is one call to STS, which first waits in the queue. The cache's mutex guards all fields
+// except assumption, entry and done, which do not change.
 type flight struct {
 	assumption   roles.Assumption
 	entry        *entry
-	done         chan struct{} // closed when the entry has the result, or the flight was dropped
-	err          error         // set if the flight was dropped
+	done         chan struct{} // closed when the entry has the result, or the flight is dropped
+	err          error         // set if the flight is dropped
 	queued       bool          // the call has not started
-	inBackground bool          // waits in the background queue
-	waiting      int           // clients
-	caller       *requester    // the pod that the call is made for, nil for a background call
+	inBackground bool          // the flight is in the background queue
+	waiting      int           // the number of clients that wait
+	caller       *requester    // the pod that the call is made for; nil for a background call
 }
 
-// launch returns the entry's flight, or a new one. The mutex is held.
-func (c *Cache) launch(a roles.Assumption, e *entry) *flight {
+// flightFor returns the entry's flight. If there is none, it returns a new one, which is not in a
+// queue yet. The mutex is held.
+func (c *Cache) flightFor(a roles.Assumption, e *entry) *flight {
 	if e.flight == nil {
 		e.flight = &flight{assumption: a, entry: e, done: make(chan struct{}), queued: true}
 	}
 	return e.flight
 }
 
-// fly calls STS, stores the result, and reports a failure to the holders. If ctx ends, so has Run,
-// and the cache needs no result.
-func (c *Cache) fly(ctx context.Context, f *flight) {
+// assumeRole calls STS, stores the result, and reports a failure to the holders. If ctx has ended,
+// it discards the result, because Run has ended too.
+func (c *Cache) assumeRole(ctx context.Context, f *flight) {
 	call, cancel := context.WithTimeout(ctx, flightTimeout)
 	defer cancel()
 	start := time.Now()
@@ -52,14 +54,14 @@ func (c *Cache) fly(ctx context.Context, f *flight) {
 	c.Observer.Assumed(outcome, now.Sub(start))
 	holders := c.finish(f, creds, failure, now)
 	c.wakeUp()
-	for _, holder := range holders { // last, because it may take a while
+	for _, holder := range holders { // last, because Failed may take long
 		c.Failed(holder, f.assumption, failure)
 	}
 }
 
 // finish stores the result in the flight's entry, answers the waiting clients, and returns the
-// holders to notify of a failure. While their credentials are valid it returns them only if STS
-// refuses the role; other failed renewals are repeated.
+// holders to notify of a failure. While the cached credentials are valid, it returns holders only
+// if STS refuses the role: another failed renewal may succeed when it is repeated.
 func (c *Cache) finish(f *flight, creds *Credentials, failure *Error, now time.Time) (holders []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,9 +78,9 @@ func (c *Cache) finish(f *flight, creds *Credentials, failure *Error, now time.T
 		return nil
 	}
 	c.storeError(f.assumption, e, failure, now)
-	// Each pod lowers the node's rate at most once in recovery. Otherwise a pod that changes its
-	// annotations all the time would keep the rate low for all pods: each change is a new
-	// assumption that may fail.
+	// Each pod lowers the node's rate at most once in the time recovery. Otherwise a pod that keeps
+	// changing its annotations would keep the rate low for all pods, because each change is a new
+	// assumption whose call may fail.
 	if (failure.Kind == Throttled || failure.Kind == Unavailable) && c.failures.Allow(e.pod, now) {
 		c.limiter.Observe(now, failure)
 	}
@@ -97,7 +99,7 @@ func (c *Cache) store(a roles.Assumption, e *entry, creds *Credentials, now time
 	e.err, e.errUntil, e.failures = nil, time.Time{}, 0
 	lifetime := creds.Expiration.Sub(now)
 	e.renewAt = c.Schedule.Renewal(creds.Expiration, lifetime, e.remaining(now))
-	// Credentials that expire earlier never replace those that expire later.
+	// Credentials never replace those that expire later.
 	if lifetime > e.remaining(now) {
 		e.document, e.minRemaining = newDocument(creds), scaled(minRemaining, lifetime)
 	}

@@ -124,22 +124,22 @@ func TestEntryWithFlightIsNotRemoved(t *testing.T) {
 	})
 }
 
-// TestThrottledRenewalIsNotReported checks that only a pod without valid credentials is told about
-// throttling.
+// TestThrottledRenewalIsNotReported checks that throttling is reported only for a pod without valid
+// credentials.
 func TestThrottledRenewalIsNotReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
-		told := map[string]int{}
+		reported := map[string]int{}
 		sts := new(fakeSTS)
 		c := running(t, sts, Config{Failed: func(holder string, _ roles.Assumption, err *Error) {
 			mu.Lock()
 			defer mu.Unlock()
-			told[holder+" "+string(err.Kind)]++
+			reported[holder+" "+string(err.Kind)]++
 		}})
 		reports := func() map[string]int {
 			mu.Lock()
 			defer mu.Unlock()
-			return maps.Clone(told)
+			return maps.Clone(reported)
 		}
 		c.Hold("old", assumption("old"))
 		synctest.Wait()
@@ -166,19 +166,19 @@ func TestThrottledRenewalIsNotReported(t *testing.T) {
 func TestFailedRenewalIsNotReportedWhileValid(t *testing.T) {
 	for _, kind := range []Kind{Throttled, Unavailable, NodeCredentials, ClockSkew} {
 		synctest.Test(t, func(t *testing.T) {
-			var told atomic.Int64
+			var reported atomic.Int64
 			sts := new(fakeSTS)
-			c := running(t, sts, Config{Failed: func(string, roles.Assumption, *Error) { told.Add(1) }})
+			c := running(t, sts, Config{Failed: func(string, roles.Assumption, *Error) { reported.Add(1) }})
 			c.Hold("pod", assumption("reader"))
 			synctest.Wait()
 			calls := sts.count()
 			sts.set(func(s *fakeSTS) { s.err = &Error{Kind: kind} })
 			time.Sleep(59 * time.Minute)
-			if told.Load() > 0 || sts.count() == calls {
-				t.Errorf("%s: reported %d times after %d calls", kind, told.Load(), sts.count()-calls)
+			if reported.Load() > 0 || sts.count() == calls {
+				t.Errorf("%s: reported %d times after %d calls", kind, reported.Load(), sts.count()-calls)
 			}
 			time.Sleep(time.Hour)
-			if told.Load() == 0 {
+			if reported.Load() == 0 {
 				t.Errorf("%s: not reported after the credentials expired", kind)
 			}
 		})
@@ -187,18 +187,18 @@ func TestFailedRenewalIsNotReportedWhileValid(t *testing.T) {
 
 func TestFailureIsReportedToEachHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		told := map[string]int{}
+		reported := map[string]int{}
 		c := running(t, &fakeSTS{latency: time.Second, err: &Error{Kind: Malformed, Code: "ValidationError"}}, Config{Failed: func(holder string, a roles.Assumption, err *Error) {
 			if a == assumption("bad") && err.Code == "ValidationError" {
-				told[holder]++
+				reported[holder]++
 			}
 		}})
 		c.Hold("one", assumption("bad"))
 		c.Hold("two", assumption("bad"))
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if told["one"] != 1 || told["two"] != 1 || len(told) != 2 {
-			t.Errorf("reported %v", told)
+		if reported["one"] != 1 || reported["two"] != 1 || len(reported) != 2 {
+			t.Errorf("reported %v", reported)
 		}
 	})
 }

@@ -22,8 +22,8 @@ type exportedEntry struct {
 	RenewAt      time.Time
 }
 
-// Export returns the held credentials for the proxy that replaces this one, which then need not
-// call STS. The result contains secrets and must go to that proxy only.
+// Export returns the held credentials for the proxy that replaces this one. With them, that proxy
+// need not call STS. The result contains secrets, and only that proxy may receive it.
 func (c *Cache) Export() ([]byte, error) {
 	now := time.Now()
 	c.mu.Lock()
@@ -37,9 +37,9 @@ func (c *Cache) Export() ([]byte, error) {
 	return json.Marshal(all)
 }
 
-// Import adds the credentials of another proxy's Export and returns their number. Newer credentials
-// are not replaced. An unknown field is an error: without a field of AssumeRole that only the other
-// proxy knows, two assumptions could become one key.
+// Import adds the credentials of another proxy's Export and returns how many it added. It does not
+// replace credentials that expire later. An unknown field is an error: it may be a parameter of
+// AssumeRole that this version lacks, and without it two assumptions would have the same key.
 func (c *Cache) Import(exported []byte) (int, error) {
 	var all []exportedEntry
 	decoder := json.NewDecoder(bytes.NewReader(exported))
@@ -61,7 +61,8 @@ func (c *Cache) Import(exported []byte) (int, error) {
 	return imported, nil
 }
 
-// importEntry adds valid credentials and reports whether it did. The mutex is held.
+// importEntry adds the credentials if they are valid, and reports whether it added them. The mutex
+// is held.
 func (c *Cache) importEntry(x exportedEntry, now time.Time) bool {
 	lifetime := x.Assumption.Duration
 	if lifetime <= 0 || !x.Expiration.After(now) || x.Expiration.Sub(now) > lifetime+time.Minute || !json.Valid(x.Document) {

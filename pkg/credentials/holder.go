@@ -8,8 +8,9 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// A holder's new assumption is prefetched once in changeInterval, after a burst of changeBurst: a
-// mistake and its correction. Between prefetches, the first request for it calls STS.
+// changeInterval and changeBurst limit how often a holder's changed assumption is prefetched. The
+// burst suffices for a mistake and its correction. Without a prefetch, the first request for the
+// assumption calls STS.
 const changeInterval, changeBurst = 30 * time.Second, 2
 
 // holder is a pod and the assumption that it holds.
@@ -19,8 +20,8 @@ type holder struct {
 	prefetches *rate.Limiter
 }
 
-// Hold makes the holder, a pod's UID, hold the assumption in place of its former one. Held
-// credentials are prefetched and renewed.
+// Hold makes the pod with this UID hold the assumption in place of its former one. Held credentials
+// are prefetched and renewed.
 func (c *Cache) Hold(pod string, a roles.Assumption) {
 	now := time.Now()
 	c.mu.Lock()
@@ -82,8 +83,8 @@ func (c *Cache) release(h *holder) {
 		delete(c.entries, a)
 		return
 	}
-	// A running call ends and its result is discarded. A queued call is made only if clients wait
-	// for it.
+	// A running call completes, and sweep then removes the entry. A queued call is made only if
+	// clients wait for it.
 	e.idleUntil = time.Time{}
 	c.dropUnused(e.flight)
 }

@@ -7,16 +7,17 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Limiter limits how often a node calls STS. All nodes of an account share its quota (600 calls of
-// AssumeRole a second and region), and a recovering fleet must not overload STS again.
+// Limiter limits how often a node calls STS. All nodes of an account share the account's quota, 600
+// calls of AssumeRole a second in each region. After an outage, the nodes must not overload STS
+// again.
 //
 // There are two token buckets. Renewals and prefetches use the background bucket. Its rate is
-// rateFactor times what the node's pods need in a steady state, and each new holder adds a token
-// for its first call. Calls that clients wait for use the foreground bucket, so they never wait
-// behind background calls.
+// rateFactor times the rate that the node's pods need in a steady state, and each new holder adds a
+// token for its first call. Calls that clients wait for use the foreground bucket, so they never
+// wait behind background calls.
 //
-// Throttling by STS lowers both rates, any other temporary failure only the foreground rate: if STS
-// fails half of the renewals, twice as many are needed. Both rates recover with time.
+// Throttling by STS lowers both rates. Any other temporary failure lowers only the foreground rate:
+// if half of the renewals fail, twice as many are needed. Both rates recover with time.
 //
 // It is not safe for concurrent use.
 type Limiter struct {
@@ -36,7 +37,8 @@ const (
 	minRate                         = 0.2
 	backgroundBurst                 = 8
 	foregroundRate, foregroundBurst = 10, 50
-	// minFailing is higher than minThrottled: an outage is not caused by too many calls.
+	// minThrottled and minFailing bound the factors from below. minFailing is higher, because too
+	// many calls are not the cause of an outage.
 	minThrottled, minFailing = 1.0 / 128, 1.0 / 16
 	// recovery is the time in which a lowered rate doubles.
 	recovery = 30 * time.Second
@@ -49,8 +51,8 @@ func NewLimiter(now time.Time) *Limiter {
 }
 
 // AddHolder adds an assumption with sessions of this length. If the holder is new, it adds a token
-// for the first call. An existing holder that changes its assumption gets no token, or its changes
-// would escape the limit.
+// for the first call. An existing holder that changes its assumption gets no token, because the
+// limit must apply to its changes.
 func (l *Limiter) AddHolder(session time.Duration, isNew bool) {
 	l.held++
 	l.need += 1 / renewalInterval(session).Seconds()
@@ -71,8 +73,8 @@ func renewalInterval(session time.Duration) time.Duration {
 	return session - scaled(renewBefore+renewJitter/2, session)
 }
 
-// Take takes a foreground or a background token and returns 0, or returns how long it takes at the
-// current rate until one is available.
+// Take takes a foreground or a background token and returns 0. If there is none, it returns the
+// time until one is available at the current rate.
 func (l *Limiter) Take(now time.Time, foreground bool) time.Duration {
 	l.update(now)
 	switch {
@@ -85,7 +87,7 @@ func (l *Limiter) Take(now time.Time, foreground bool) time.Duration {
 	return take(l.background, now)
 }
 
-// take takes a token and returns 0, or returns how long it takes until one is available.
+// take takes a token and returns 0. If there is none, it returns the time until one is available.
 func take(l *rate.Limiter, now time.Time) time.Duration {
 	r := l.ReserveN(now, 1)
 	wait := r.DelayFrom(now)
@@ -107,7 +109,7 @@ func (l *Limiter) Observe(now time.Time, failure *Error) {
 	l.update(now)
 }
 
-// update computes the rates, which apply from now on.
+// update computes the rates at this time and applies them to the buckets.
 func (l *Limiter) update(now time.Time) {
 	growth := math.Exp2(now.Sub(l.updated).Seconds() / recovery.Seconds())
 	l.throttled, l.failing, l.updated = min(1, l.throttled*growth), min(1, l.failing*growth), now

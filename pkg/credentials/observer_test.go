@@ -25,7 +25,7 @@ func (o *observed) Assumed(outcome string, took time.Duration) {
 	o.longest = max(o.longest, took)
 }
 
-func (o *observed) Asked(hit bool) {
+func (o *observed) Requested(hit bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if hit {

@@ -13,24 +13,25 @@ const (
 	// maxBackgroundCalls limits concurrent renewals and prefetches.
 	maxBackgroundCalls = 8
 	// podRate, in calls a second, and podBurst limit the calls for the clients of one pod. A pod
-	// needs one call for each role, and a few more while STS fails. A pod whose annotations change
-	// all the time must leave the node's tokens to other pods.
+	// needs one call for each role, and a few more while STS fails. Without the limit, a pod whose
+	// annotations keep changing could take the node's tokens from other pods.
 	podRate, podBurst = 0.2, 20
-	// maxTokenWait is how long the queue waits for a token before it looks again: the rate changes.
+	// maxTokenWait is how long the queue waits for a token before it computes the wait again, because
+	// the rate changes.
 	maxTokenWait = time.Second
 )
 
 // queue orders the calls to STS. The cache's mutex guards it.
 //
 // Pods with waiting clients are served round-robin. A pod has at most one queued flight, for its
-// latest assumption, and one running call. Renewals and prefetches wait in the background queue: a
-// pod holds one assumption, so it has one flight there. A flight may
-// wait in both. In the background, flights with fewer failures go first: pods that STS refuses must
-// not delay their neighbours' renewals. Each call takes a token of the Limiter. The queue has no goroutines: Run takes
+// latest assumption, and one running call. Renewals and prefetches wait in the background queue. A
+// pod holds one assumption, so it has at most one flight there. Flights with fewer failures go
+// first, so pods that STS refuses do not delay the renewals of others. A flight can be in both
+// queues. Each call takes a token of the Limiter. The queue has no goroutines: Run takes the
 // flights out.
 type queue struct {
 	limiter         *Limiter
-	failures        *ratelimit.Keyed[string] // those of each pod that lower the node's rate
+	failures        *ratelimit.Keyed[string] // limits how often a pod's failures lower the rate
 	requesters      map[string]*requester    // by pod
 	roundRobin      []*requester             // those with a flight, the next one first
 	background      []*flight
@@ -44,8 +45,8 @@ type requester struct {
 	calling bool    // a call for the pod is running
 }
 
-// request queues the flight for the pod's clients, in place of the pod's former one. The mutex is
-// held.
+// request queues the flight for the pod's clients, in place of the flight that the pod requested
+// before. The mutex is held.
 func (c *Cache) request(pod string, f *flight) {
 	r := c.requesters[pod]
 	if r == nil {
@@ -65,8 +66,8 @@ func (c *Cache) request(pod string, f *flight) {
 	c.wakeUp()
 }
 
-// dropUnused drops a queued flight that no pod holds, unless a pod requests it and a client waits
-// for it. The mutex is held.
+// dropUnused drops a queued flight whose assumption no pod holds, unless a pod requests it and a
+// client waits for it. The mutex is held.
 func (c *Cache) dropUnused(f *flight) {
 	isRequested := slices.ContainsFunc(c.roundRobin, func(r *requester) bool { return r.flight == f })
 	if !f.queued || f.entry.holders > 0 || f.waiting > 0 && isRequested {
@@ -95,8 +96,8 @@ func (c *Cache) dequeue(f *flight) {
 	})
 }
 
-// next returns a queued flight whose call may start now, or nil and how long to wait for one. Pods
-// with waiting clients go first. The mutex is held.
+// next returns a queued flight whose call may start now, or nil and how long to wait before the
+// next attempt. Flights that clients wait for come first. The mutex is held.
 func (c *Cache) next(now time.Time) (*flight, time.Duration) {
 	wait := idleLifetime
 	if len(c.roundRobin)+len(c.background) > 0 {

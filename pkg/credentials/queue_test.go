@@ -121,8 +121,8 @@ func TestSupersededRequestIsAnsweredAtOnce(t *testing.T) {
 	})
 }
 
-// TestSharedAssumptionIsServedToAllWaitingPods has a flooding pod request the same as its
-// neighbour.
+// TestSharedAssumptionIsServedToAllWaitingPods has a flooding pod request the same assumption as
+// its neighbour.
 func TestSharedAssumptionIsServedToAllWaitingPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sts := new(fakeSTS)
@@ -149,8 +149,8 @@ func TestSharedAssumptionIsServedToAllWaitingPods(t *testing.T) {
 	})
 }
 
-// TestSupersededRequestKeepsSharedFlight lets two pods wait for one flight, and one request another
-// role.
+// TestSupersededRequestKeepsSharedFlight lets two pods wait for one flight. Then one of them
+// requests another role.
 func TestSupersededRequestKeepsSharedFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -246,8 +246,8 @@ func TestQueuedFlightsUseNoGoroutines(t *testing.T) {
 	})
 }
 
-// TestDelayShrinksAsRateRecovers waits for a token after throttling and failures. Tokens come
-// faster all the time, so the first one comes earlier than the rate at the request predicts.
+// TestDelayShrinksAsRateRecovers waits for a token after throttling and failures. The rate rises
+// during the wait, so the token is available earlier than the rate at the request predicts.
 func TestDelayShrinksAsRateRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, new(fakeSTS), Config{})
@@ -288,8 +288,8 @@ func TestCloseAnswersQueuedRequests(t *testing.T) {
 	})
 }
 
-// TestCallWithoutUsersLeavesNoEntry releases an assumption during its call, after the client hung
-// up.
+// TestCallWithoutUsersLeavesNoEntry releases an assumption during its call, after the client has
+// closed its connection.
 func TestCallWithoutUsersLeavesNoEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := running(t, &fakeSTS{latency: time.Second}, Config{})

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Run calls STS for clients, prefetches and renews held credentials, and removes unused ones until
-// ctx ends. It then cancels the calls and waits for them.
+// Run calls STS for clients, prefetches and renews held credentials, and removes unused ones. When
+// ctx ends, it cancels the running calls, waits for them to end and returns nil.
 func (c *Cache) Run(ctx context.Context) error {
 	var flights sync.WaitGroup
 	defer flights.Wait()
@@ -16,7 +16,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	for {
 		calls, next := c.sweep(time.Now())
 		for _, f := range calls {
-			flights.Go(func() { c.fly(ctx, f) })
+			flights.Go(func() { c.assumeRole(ctx, f) })
 		}
 		select {
 		case <-ctx.Done():
@@ -46,7 +46,7 @@ func (c *Cache) sweep(now time.Time) (calls []*flight, next time.Duration) {
 		case e.holders > 0 && e.renewAt.After(now):
 			next = min(next, e.renewAt.Sub(now))
 		case e.holders > 0:
-			if f := c.launch(a, e); f.queued && !f.inBackground {
+			if f := c.flightFor(a, e); f.queued && !f.inBackground {
 				f.inBackground = true
 				c.background = append(c.background, f)
 			}
@@ -54,7 +54,8 @@ func (c *Cache) sweep(now time.Time) (calls []*flight, next time.Duration) {
 			delete(c.entries, a)
 		}
 	}
-	maps.DeleteFunc(c.requesters, func(_ string, r *requester) bool { // what a new one would be equal to
+	// A requester with a full bucket and without a flight or a call is the same as a new one.
+	maps.DeleteFunc(c.requesters, func(_ string, r *requester) bool {
 		return r.flight == nil && !r.calling && r.calls.TokensAt(now) >= podBurst
 	})
 	for {

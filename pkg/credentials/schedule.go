@@ -6,14 +6,15 @@ import (
 )
 
 const (
-	// minRemaining is the shortest remaining lifetime that is served without an attempt to renew.
-	// Below it, botocore (900 s, and up to 600 s of jitter) and the Java SDK renew on every call.
+	// minRemaining is the shortest remaining lifetime that is served without an attempt to renew. If
+	// less remains, botocore (900 s, and up to 600 s of jitter) and the Java SDK request new
+	// credentials on every call.
 	minRemaining = 1500 * time.Second
 	// Credentials are renewed renewBefore to renewBefore+renewJitter before their expiration. The
 	// jitter spreads the renewals of a fleet that started together.
 	renewBefore, renewJitter = 1800 * time.Second, 300 * time.Second
-	// fullSession is the session length for these values; they are scaled down for shorter
-	// sessions.
+	// fullSession is the session length that the values above apply to. For shorter sessions they
+	// are scaled down.
 	fullSession = time.Hour
 )
 
@@ -39,11 +40,11 @@ func (s Schedule) jitter(d time.Duration) time.Duration { return d/2 + s.random(
 // Renewal returns when to renew credentials with this expiration and lifetime. remaining is the
 // remaining lifetime of the credentials that they replace, negative for none.
 //
-// The first renewal comes at a random earlier time. Otherwise a fleet that called STS at the same
-// time, after a common start or an outage, would do so for many hours.
+// The first renewal comes at a random earlier time. Otherwise the proxies that first called STS at
+// the same time, after a common start or an outage, would renew at the same time for many hours.
 func (s Schedule) Renewal(expiration time.Time, lifetime, remaining time.Duration) time.Time {
 	due := expiration.Add(-scaled(renewBefore+s.random(renewJitter), lifetime))
-	// The earliest time is after a minute, because many pods do not live longer.
+	// The earliest time is after a minute, because many pods end before that.
 	if earliest := expiration.Add(scaled(time.Minute, lifetime) - lifetime); remaining < scaled(minRemaining, lifetime) && due.After(earliest) {
 		return earliest.Add(s.random(due.Sub(earliest)))
 	}
@@ -58,9 +59,9 @@ func scaled(d, lifetime time.Duration) time.Duration {
 	return time.Duration(float64(d) * float64(lifetime) / float64(fullSession))
 }
 
-// ErrorLifetime returns how long an error is cached. A denial is cached briefly, because a change
-// of a policy takes effect within seconds and its author waits. Only another annotation, and thus
-// another assumption, corrects a malformed request.
+// ErrorLifetime returns how long an error is cached. A denial is cached briefly: a changed policy
+// takes effect within seconds, and its author waits for the effect. A malformed request is cached
+// longer: only a changed annotation corrects it, and that is another assumption.
 func (s Schedule) ErrorLifetime(k Kind, failures int) time.Duration {
 	if s.ErrorTTL > 0 {
 		return s.ErrorTTL

@@ -29,15 +29,15 @@ type STSConfig struct {
 	Endpoint string
 	// Partition is the partition of the roles, for example "aws-cn"; empty if unknown.
 	Partition string
-	// Region returns the node's region. It is called only if the endpoint depends on the region and
-	// neither the environment nor the shared configuration names one.
+	// Region returns the node's region. LoadSTS calls it only if the endpoint depends on the region
+	// and neither the environment nor the shared configuration names one.
 	Region func(context.Context) (string, error)
 	// MetadataURL is the metadata service of the node; empty for the SDK's default.
 	MetadataURL string
 	// IntermediateRole is the ARN of a role that the node assumes first and that then assumes the
 	// pods' roles; empty for none. SessionName is the node's session name of that role.
 	IntermediateRole, SessionName string
-	// UserAgent is appended to the SDK's.
+	// UserAgent is appended to the SDK's user agent.
 	UserAgent string
 }
 
@@ -45,8 +45,7 @@ type STSConfig struct {
 // chain: environment, shared files, web identity, container, and the instance's role.
 type STS struct{ client *sts.STS }
 
-// LoadSTS reads the SDK's configuration and returns a client. ctx bounds how long c.Region may
-// take.
+// LoadSTS reads the SDK's configuration and returns a client. ctx bounds the call of c.Region.
 func LoadSTS(ctx context.Context, c STSConfig) (*STS, error) {
 	cfg := request.WithRetryer(aws.NewConfig().WithEndpoint(c.Endpoint), retryer{sdkclient.DefaultRetryer{NumMaxRetries: 1}}).
 		WithHTTPClient(&http.Client{Transport: newTransport(c.MetadataURL), Timeout: 10 * time.Second}).
@@ -94,7 +93,8 @@ const (
 	intermediateCode = "AssumeRoleChainError"
 )
 
-// intermediateRole marks its errors, because they do not concern the pod's role.
+// intermediateRole gives its errors the code intermediateCode, because they do not concern the
+// pod's role.
 type intermediateRole struct{ stscreds.AssumeRoleProvider }
 
 // RetrieveWithContext implements the SDK's credentials.ProviderWithContext.
@@ -109,8 +109,8 @@ func (r *intermediateRole) RetrieveWithContext(ctx sdk.Context) (sdk.Value, erro
 // Endpoint returns the URL of STS.
 func (s *STS) Endpoint() string { return s.client.Endpoint }
 
-// AssumeRole makes one call. The SDK repeats it once after a temporary error, and with new
-// credentials of the node if STS considers them expired. The error is an *Error.
+// AssumeRole calls STS. The SDK repeats the call once after a temporary error, and if STS considers
+// the node's credentials expired, with new ones. The error is an *Error.
 func (s *STS) AssumeRole(ctx context.Context, a roles.Assumption) (*Credentials, error) {
 	in := &sts.AssumeRoleInput{
 		RoleArn:         aws.String(a.RoleARN),

@@ -83,7 +83,8 @@ func TestAssumeRoleSendsAllParameters(t *testing.T) {
 	}
 }
 
-// TestIntermediateRole lets the node assume a role first, which alone may assume the pods' roles.
+// TestIntermediateRole lets the node first assume a role. Only that role may assume the roles of
+// pods.
 func TestIntermediateRole(t *testing.T) {
 	s := cloud(t)
 	between, pods := account+"between", account+"reader"
@@ -168,8 +169,8 @@ func TestErrorsAreClassified(t *testing.T) {
 	}
 }
 
-// TestProviderErrorsMeanNodeCredentials uses the errors that the SDK's providers return by
-// themselves after they have once worked.
+// TestProviderErrorsMeanNodeCredentials uses the errors of the SDK's single providers. The chain
+// returns such an error if the provider has succeeded before.
 func TestProviderErrorsMeanNodeCredentials(t *testing.T) {
 	for _, code := range []string{"EC2RoleRequestError", "CredentialsEndpointError", "SharedCredsLoad", "WebIdentityErr", "ExpiredToken"} {
 		if e := classify(awserr.New(code, "no", nil)); e.Kind != NodeCredentials {

@@ -11,8 +11,7 @@ import (
 )
 
 // TestDropQueued sends a packet to each of two addresses that do not answer, and drops the packet
-// that is queued for the first. When both addresses resolve, the second packet arrives, which was
-// queued later, and the first does not.
+// that is queued for the first. When both addresses resolve, only the second packet arrives.
 func TestDropQueued(t *testing.T) {
 	for name, tc := range map[string]struct {
 		host, dropped, other, family string

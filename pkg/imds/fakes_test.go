@@ -28,7 +28,7 @@ func (oneCredentials) AssumeRole(context.Context, roles.Assumption) (*credential
 type noObserver struct{}
 
 func (noObserver) Assumed(string, time.Duration) {}
-func (noObserver) Asked(bool)                    {}
+func (noObserver) Requested(bool)                {}
 
 // anyHolder is a Holder that does not know who holds an address.
 func anyHolder(netip.Addr) string { return "" }

@@ -86,8 +86,8 @@ func (m *Metrics) Assumed(outcome string, took time.Duration) {
 	m.assumed.WithLabelValues(outcome).Observe(took.Seconds())
 }
 
-// Asked implements credentials.Observer.
-func (m *Metrics) Asked(hit bool) {
+// Requested implements credentials.Observer.
+func (m *Metrics) Requested(hit bool) {
 	if hit {
 		m.hits.Inc()
 		return

@@ -31,9 +31,9 @@ func scrape(t *testing.T, m *Metrics) []string {
 func TestMetrics(t *testing.T) {
 	ready := false
 	m := New("v1", "abc", "today", func() int { return 3 }, func() bool { return ready })
-	m.Asked(true)
-	m.Asked(true)
-	m.Asked(false)
+	m.Requested(true)
+	m.Requested(true)
+	m.Requested(false)
 	m.ConnectionRefused()
 	m.RequestDelayed()
 	m.Assumed("ok", 100*time.Millisecond)
