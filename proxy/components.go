@@ -53,7 +53,7 @@ func newComponents(o *options, api kubeAPI, sts credentials.Assumer, records *at
 	})
 	config := broker.Config{
 		Pods: pods.NewResolver(pods.ResolverConfig{
-			Records: records, Watch: c.watch, MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, AskDuplicates: o.resolveDuplicates,
+			Records: records, Watch: c.watch, MaxElapsed: o.maxElapsed, MaxInterval: o.maxInterval, ResolveDuplicates: o.resolveDuplicates,
 		}),
 		Rules: &o.rules, Credentials: c.cache, Recorder: c.events,
 	}
@@ -121,7 +121,7 @@ func (c *components) isReady() bool {
 	default:
 		return false
 	}
-	if c.namespaces != nil && !c.namespaces.Shown() {
+	if c.namespaces != nil && !c.namespaces.HasSynced() {
 		return false
 	}
 	c.wasReady.Store(true)

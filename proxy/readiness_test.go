@@ -22,10 +22,10 @@ type unshown struct {
 	shows chan struct{}
 }
 
-func (u unshown) FollowNamespace(ctx context.Context, _ string, tell func(map[string]string, bool)) error {
+func (u unshown) FollowNamespace(ctx context.Context, _ string, report func(map[string]string, bool)) error {
 	select {
 	case <-u.shows:
-		tell(nil, true)
+		report(nil, true)
 	case <-ctx.Done():
 	}
 	<-ctx.Done()

@@ -116,10 +116,10 @@ type shown struct {
 	shows chan struct{}
 }
 
-func (u shown) FollowNamespace(ctx context.Context, _ string, tell func(map[string]string, bool)) error {
+func (u shown) FollowNamespace(ctx context.Context, _ string, report func(map[string]string, bool)) error {
 	select {
 	case <-u.shows:
-		tell(map[string]string{"allowed": `["*"]`}, true)
+		report(map[string]string{"allowed": `["*"]`}, true)
 	case <-ctx.Done():
 	}
 	<-ctx.Done()

@@ -31,7 +31,7 @@ type Credentials interface {
 	Forget(holder string)
 }
 
-// Namespaces returns the cached annotations of a namespace, or pods.ErrNotShown. Wait waits for
+// Namespaces returns the cached annotations of a namespace, or pods.ErrNotSynced. Wait waits for
 // them until ctx ends. pods.Namespaces implements it.
 type Namespaces interface {
 	Annotations(namespace string) (map[string]string, error)
@@ -88,7 +88,7 @@ func (b *Broker) assumption(ctx context.Context, s pods.Source) (roles.Assumptio
 	if d.pod != pod {
 		d = b.decide(pod)
 	}
-	if errors.Is(d.err, pods.ErrNotShown) {
+	if errors.Is(d.err, pods.ErrNotSynced) {
 		ctx, cancel := context.WithTimeout(ctx, namespaceTimeout)
 		defer cancel()
 		b.Namespaces.Wait(ctx, pod.Namespace)
@@ -151,7 +151,7 @@ func (b *Broker) update(pod *pods.Pod) {
 		b.remove(pod)
 		return
 	}
-	d := b.decide(pod) // if it is pods.ErrNotShown, NamespaceChanged decides again
+	d := b.decide(pod) // if it is pods.ErrNotSynced, NamespaceChanged decides again
 	b.decisions[pod.UID] = d
 	if d.err == nil {
 		b.Credentials.Hold(string(pod.UID), d.assumption)

@@ -51,7 +51,7 @@ func TestStatusOfRefusals(t *testing.T) {
 		"finished pod":       {func(n *node) { n.podErr = pods.ErrFinished }, "reader", 404},
 		"no pod":             {func(n *node) { n.podErr = pods.ErrNotAPod }, "reader", 404},
 		"API down":           {func(n *node) { n.podErr = pods.ErrUnavailable }, "reader", 500},
-		"API asked often":    {func(n *node) { n.podErr = pods.ErrAskedTooOften }, "reader", 500},
+		"API asked often":    {func(n *node) { n.podErr = pods.ErrRateLimited }, "reader", 500},
 		"no annotation":      {func(n *node) { n.pod = pod("a", "") }, "reader", 404},
 		"malformed":          {func(n *node) { n.pod = pod("a", "not a role") }, "reader", 404},
 		"another role":       {func(n *node) {}, "writer", 404},

@@ -77,7 +77,7 @@ func (n *node) Annotations(namespace string) (map[string]string, error) {
 		select {
 		case <-n.notShown:
 		default:
-			return nil, pods.ErrNotShown
+			return nil, pods.ErrNotSynced
 		}
 	}
 	if a, ok := n.namespaces[namespace]; ok {

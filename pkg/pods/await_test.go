@@ -69,8 +69,8 @@ func TestIntervalsOfRequestsGrowUpToMaxInterval(t *testing.T) {
 	})
 }
 
-// TestRequestTimesOutAfterASecond checks that the lookup goes on then: the watch may have shown the
-// pod.
+// TestRequestTimesOutAfterASecond checks that the lookup continues after the timeout: the watch may
+// have received the pod.
 func TestRequestTimesOutAfterASecond(t *testing.T) {
 	records := recordOfA(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -103,9 +103,9 @@ func TestAmbiguousAddressIsWaitedForIfTheAPIHasTheRecordedPod(t *testing.T) {
 	})
 }
 
-// TestAskDuplicates has a watch that shows two pods with one address, and an API server that knows
-// more.
-func TestAskDuplicates(t *testing.T) {
+// TestResolveDuplicates has a watch with two pods that report one address, and an API server with
+// newer states of them.
+func TestResolveDuplicates(t *testing.T) {
 	second := netip.MustParseAddr("fd00::1")
 	running := func(name string, ips ...string) *corev1.Pod {
 		p := kubeapi.NewRunningPod(thisNode, "ns", name, nil, ips...)
@@ -143,7 +143,7 @@ func TestAskDuplicates(t *testing.T) {
 					}
 					w := syncedWatch(api, reporter("former"), reporter("a", ipA, second), reporter("b", ipA, second))
 					r := NewResolver(ResolverConfig{Records: attachment.NewIndex(attachment.In(dir)), Watch: w,
-						MaxElapsed: 50 * time.Millisecond, MaxInterval: 10 * time.Millisecond, AskDuplicates: !tt.isOff})
+						MaxElapsed: 50 * time.Millisecond, MaxInterval: 10 * time.Millisecond, ResolveDuplicates: !tt.isOff})
 					p, err := r.Resolve(t.Context(), r.Source(ip))
 					if tt.want == "" && !errors.Is(err, ErrAmbiguous) || tt.want != "" && (err != nil || p.Name != tt.want) {
 						t.Errorf("%s: %v, %v; want %q", ip, p, err, tt.want)
@@ -195,7 +195,7 @@ func TestRequestsOfTheNodeAreLimited(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				api := &hangingAPI{fails: true}
 				r := NewResolver(ResolverConfig{Records: attachment.NewIndex(attachment.In(dir)), Watch: syncedWatch(api, pods...),
-					MaxElapsed: 2 * time.Second, MaxInterval: 50 * time.Millisecond, AskDuplicates: true})
+					MaxElapsed: 2 * time.Second, MaxInterval: 50 * time.Millisecond, ResolveDuplicates: true})
 				resolveRepeatedly(r, tt.ips...)
 				if n := api.gets.Load(); n < tt.least || n > tt.most {
 					t.Errorf("%d requests, want %d to %d", n, tt.least, tt.most)
@@ -205,8 +205,8 @@ func TestRequestsOfTheNodeAreLimited(t *testing.T) {
 	}
 }
 
-// TestRequestsOfAPodAreLimited has a pod that connects from both of its addresses all the time, and
-// one whose address is ambiguous. Requests for their neighbours are made at once.
+// TestRequestsOfAPodAreLimited has a pod that connects from both of its addresses without a pause,
+// and one whose address is ambiguous. Requests for their neighbours are made at once.
 func TestRequestsOfAPodAreLimited(t *testing.T) {
 	dir := t.TempDir()
 	greedy := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
@@ -215,7 +215,7 @@ func TestRequestsOfAPodAreLimited(t *testing.T) {
 	shared := netip.MustParseAddr("10.0.0.9")
 	synctest.Test(t, func(t *testing.T) {
 		api := &hangingAPI{fails: true}
-		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(attachment.In(dir)), AskDuplicates: true,
+		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(attachment.In(dir)), ResolveDuplicates: true,
 			Watch:      syncedWatch(api, reporter("a", shared), reporter("b", shared), reporter("c", ipB), reporter("d", ipB)),
 			MaxElapsed: 2 * time.Second, MaxInterval: 50 * time.Millisecond})
 		var resolving sync.WaitGroup
@@ -245,20 +245,20 @@ func TestRequestsOfAPodAreLimited(t *testing.T) {
 }
 
 // TestOwnLimitIsNotBlamedOnTheAPIServer uses up the pod's requests. The error says whether the API
-// server did not answer or was not asked.
+// server did not answer, or the proxy sent no request.
 func TestOwnLimitIsNotBlamedOnTheAPIServer(t *testing.T) {
 	records := recordOfA(t)
 	synctest.Test(t, func(t *testing.T) {
 		api := &hangingAPI{fails: true}
 		r := NewResolver(ResolverConfig{Records: records, Watch: syncedWatch(api), MaxElapsed: 400 * time.Millisecond, MaxInterval: 10 * time.Millisecond})
-		if _, err := r.Resolve(t.Context(), r.Source(ipA)); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrAskedTooOften) {
-			t.Errorf("asked at first: %v", err)
+		if _, err := r.Resolve(t.Context(), r.Source(ipA)); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrRateLimited) {
+			t.Errorf("with a request: %v", err)
 		}
 		r.c.MaxElapsed = 50 * time.Millisecond
 		_, err := r.Resolve(t.Context(), r.Source(ipA))
 		const want = "the proxy asks the API server at most 2 times a second for a pod, 20 times for the node"
-		if !errors.Is(err, ErrAskedTooOften) || errors.Is(err, ErrUnavailable) || err.Error() != want {
-			t.Errorf("not asked: %v", err)
+		if !errors.Is(err, ErrRateLimited) || errors.Is(err, ErrUnavailable) || err.Error() != want {
+			t.Errorf("without a request: %v", err)
 		}
 		if n := api.gets.Load(); n != 4 {
 			t.Errorf("%d requests", n)

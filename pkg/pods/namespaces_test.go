@@ -104,10 +104,10 @@ func TestNamespaceOfAPodIsStoredWithTheAnnotationsThatAreRead(t *testing.T) {
 	if got, err := h.annotations("team"); err != nil || len(got) != 2 || got["allowed"] != "[1]" || got["permitted"] != ".*" {
 		t.Errorf("%v, %v", got, err)
 	}
-	if !h.Shown() {
-		t.Error("not shown")
+	if !h.HasSynced() {
+		t.Error("not synced")
 	}
-	if _, err := h.Annotations("elsewhere"); !errors.Is(err, ErrNotShown) {
+	if _, err := h.Annotations("elsewhere"); !errors.Is(err, ErrNotSynced) {
 		t.Errorf("a namespace without a pod here: %v", err)
 	}
 	h.api.PutNamespace("team", map[string]string{"allowed": "[2]"})
@@ -205,11 +205,11 @@ func TestStoredNamespacesRemainDuringAnOutage(t *testing.T) {
 	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	h.Wait(soon, "late")
-	if _, err := h.Annotations("late"); !errors.Is(err, ErrNotShown) {
+	if _, err := h.Annotations("late"); !errors.Is(err, ErrNotSynced) {
 		t.Errorf("a namespace that the API server has not shown: %v", err)
 	}
-	if h.Shown() {
-		t.Error("it counts as shown")
+	if h.HasSynced() {
+		t.Error("it counts as synced")
 	}
 }
 
@@ -239,11 +239,11 @@ type scriptedAPI struct {
 	next   chan struct{}
 }
 
-func (a *scriptedAPI) FollowNamespace(ctx context.Context, _ string, tell func(map[string]string, bool)) error {
+func (a *scriptedAPI) FollowNamespace(ctx context.Context, _ string, report func(map[string]string, bool)) error {
 	for _, s := range a.states {
 		select {
 		case <-a.next:
-			tell(s, s != nil)
+			report(s, s != nil)
 		case <-ctx.Done():
 			return nil
 		}
@@ -275,7 +275,7 @@ func TestOnlyChangesOfTheReadAnnotationsAreReported(t *testing.T) {
 		var n *Namespaces
 		n = namespacesOf(api, func(string) {
 			changes++
-			if _, err := n.Annotations("team"); errors.Is(err, ErrNotShown) {
+			if _, err := n.Annotations("team"); errors.Is(err, ErrNotSynced) {
 				t.Error(err)
 			}
 		})

@@ -17,7 +17,7 @@ type Pod struct {
 	// object that client-go can store.
 	metav1.ObjectMeta
 
-	// Node is the node that the pod is bound to.
+	// Node is the name of the node that the pod is bound to.
 	Node string
 	// ServiceAccount is the name of the pod's service account.
 	ServiceAccount string
@@ -26,8 +26,8 @@ type Pod struct {
 	IPs []netip.Addr
 	// HostNetwork is true if the pod shares the node's network.
 	HostNetwork bool
-	// Mirror is the UID that the kubelet gave to a static pod of which this is the mirror pod, or
-	// empty. The runtime, and therefore the attachment record, has this UID.
+	// Mirror is the UID that the kubelet gave to a static pod, if this is the mirror pod of one, or
+	// empty. The runtime and thus the attachment record use this UID.
 	Mirror types.UID
 	// Deleting is true if the pod is being deleted. Another pod may hold its address already.
 	Deleting bool
@@ -38,7 +38,7 @@ type Pod struct {
 // String returns "<namespace>/<name>".
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 
-// fromAPI converts the API's object, with the annotations whose keys keep selects.
+// fromAPI converts the API's object. It keeps the annotations for whose keys keep returns true.
 func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 	pod := &Pod{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
@@ -62,7 +62,7 @@ func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 	if pod.HostNetwork {
 		return pod
 	}
-	// podIP is one of podIPs, or the only one that is set.
+	// An object may have podIP without podIPs. Otherwise podIP is one of podIPs.
 	for _, reported := range append(slices.Clip(p.Status.PodIPs), corev1.PodIP{IP: p.Status.PodIP}) {
 		ip, err := netip.ParseAddr(reported.IP)
 		if ip = ip.Unmap().WithZone(""); err == nil && !slices.Contains(pod.IPs, ip) {
@@ -72,8 +72,8 @@ func fromAPI(p *corev1.Pod, keep func(key string) bool) *Pod {
 	return pod
 }
 
-// reportedIPs returns the pod's addresses as text. A finished pod has none: another pod may hold
-// them.
+// reportedIPs returns the pod's addresses as text. For a finished pod it returns none, because
+// another pod may hold its addresses.
 func (p *Pod) reportedIPs() []string {
 	if p.Finished {
 		return nil

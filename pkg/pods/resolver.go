@@ -17,29 +17,30 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
-// The reasons why an address has no pod. ErrUnavailable and ErrAskedTooOften pass by themselves.
+// The reasons why Resolve returns no pod. ErrUnavailable and ErrRateLimited are temporary.
 var (
-	// ErrUnknown: no pod of this node is known to have the address.
+	// ErrUnknown: the proxy knows no pod of this node that has the address.
 	ErrUnknown = errors.New("no pod of this node has the address")
 	// ErrNotAPod: the record of the address names no pod.
 	ErrNotAPod = errors.New("the address is held by a container that is no pod")
-	// ErrAmbiguous: another pod that runs on this node reports the address too.
+	// ErrAmbiguous: more than one running pod of this node has the address.
 	ErrAmbiguous = errors.New("more than one pod of this node has the address")
-	// ErrFinished: the pod that holds the address has ended.
+	// ErrFinished: the pod that holds the address has succeeded or failed.
 	ErrFinished = errors.New("the pod has finished")
-	// ErrUnavailable: the Kubernetes API did not answer, so the pod is not known.
+	// ErrUnavailable: the Kubernetes API did not answer.
 	ErrUnavailable = errors.New("the Kubernetes API does not answer")
-	// ErrAskedTooOften: the proxy's own limit prevents a request to the API, so the pod is not known.
-	ErrAskedTooOften = fmt.Errorf("the proxy asks the API server at most %d times a second for a pod, %d times for the node", podGets, nodeGets)
+	// ErrRateLimited: the proxy's own limit prevents a request to the API server.
+	ErrRateLimited = fmt.Errorf("the proxy asks the API server at most %d times a second for a pod, %d times for the node", podGets, nodeGets)
 )
 
-// podGets and nodeGets are how many pods a second the API server is asked for.
+// podGets and nodeGets limit the requests to the API server a second, for one pod's clients and for
+// all of the node's.
 const podGets, nodeGets = 2, 20
 
 // Resolver finds the pod behind a source address.
 type Resolver struct {
 	c ResolverConfig
-	// These limit the requests to the API server, so that no pod uses up the part of the others.
+	// Both limit the requests to the API server. podLimit leaves requests to the other pods.
 	podLimit  *ratelimit.Keyed[string]
 	nodeLimit *rate.Limiter
 }
@@ -48,11 +49,12 @@ type Resolver struct {
 type ResolverConfig struct {
 	Records *attachment.Index
 	Watch   *Watch
-	// MaxElapsed is how long an address may take to become known; zero for no wait. MaxInterval bounds
-	// the time between two requests to the API server.
+	// MaxElapsed is how long Resolve waits for a pod that is unknown or ambiguous; zero for no wait.
+	// MaxInterval bounds the time between two requests to the API server.
 	MaxElapsed, MaxInterval time.Duration
-	// AskDuplicates asks the API server for the pods if more than one seems to have an address.
-	AskDuplicates bool
+	// ResolveDuplicates requests the current state of the pods from the API server if, according to
+	// the watch, more than one has the address.
+	ResolveDuplicates bool
 }
 
 // NewResolver returns a Resolver over records and watch.
@@ -61,7 +63,7 @@ func NewResolver(c ResolverConfig) *Resolver {
 }
 
 // Resolve returns the pod that holds the source's address. If the pod is unknown or ambiguous, it
-// waits for a change, at most MaxElapsed. The error wraps one of this package's.
+// waits up to MaxElapsed for a change. The error wraps one of the errors above.
 func (r *Resolver) Resolve(ctx context.Context, s Source) (*Pod, error) {
 	pod, err := r.lookup(s)
 	if err == nil || isFinal(err) || r.c.MaxElapsed <= 0 {
@@ -85,10 +87,10 @@ func (r *Resolver) lookup(s Source) (*Pod, error) {
 	var recorded *Pod
 	switch {
 	case !isClosed(r.c.Watch.Synced()):
-		// With half a list, a pod that seems to be the only one with the address may not be.
+		// In an incomplete list, the only pod with the address may have a duplicate that is missing.
 		return nil, fmt.Errorf("%w: the pods of this node are not known yet", ErrUnavailable)
 	case s.err != nil:
-		// An unreadable record shows that the address has a holder, so the pods' status must not decide.
+		// The unreadable record may name another pod than the one that reports the address.
 		return nil, fmt.Errorf("%w: its record: %w", ErrUnknown, s.err)
 	case s.record != nil && s.record.Pod == (attachment.Pod{}):
 		return nil, ErrNotAPod
@@ -98,10 +100,11 @@ func (r *Resolver) lookup(s Source) (*Pod, error) {
 	return r.decide(s, recorded, r.c.Watch.reporting(s.IP))
 }
 
-// await looks the address up after every change. It also asks the API server at growing intervals,
-// because a first container's request may arrive before the watch shows its pod.
+// await looks the address up after every change, until ctx ends. It also sends requests to the API
+// server at growing intervals, because the request of a pod's first container may arrive before the
+// watch reports the pod.
 func (r *Resolver) await(ctx context.Context, ip netip.Addr) (*Pod, error) {
-	var why error // of the last request that the proxy's own limit did not prevent
+	var apiErr error // of the last askAPI that the proxy's own limit did not prevent
 	next := time.Now()
 	for interval := 50 * time.Millisecond; ; {
 		changed := r.c.Watch.change()
@@ -111,12 +114,12 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr) (*Pod, error) {
 			return pod, err
 		}
 		if !time.Now().Before(next) {
-			pod, done, err := r.ask(ctx, source, err)
+			pod, done, err := r.askAPI(ctx, source, err)
 			if done {
 				return pod, err
 			}
-			if why == nil || !errors.Is(err, ErrAskedTooOften) {
-				why = err
+			if apiErr == nil || !errors.Is(err, ErrRateLimited) {
+				apiErr = err
 			}
 			interval = min(interval, max(r.c.MaxInterval, time.Millisecond))
 			next = time.Now().Add(interval)
@@ -124,19 +127,20 @@ func (r *Resolver) await(ctx context.Context, ip netip.Addr) (*Pod, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, why
+			return nil, apiErr
 		case <-changed:
 		case <-time.After(time.Until(next)):
 		}
 	}
 }
 
-// ask decides from the records and what the API server has now. done is true if waiting cannot
-// change the result. why is the error of the lookup, and is returned if the API server cannot help.
-func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done bool, err error) {
-	isAmbiguous := errors.Is(why, ErrAmbiguous)
-	if isAmbiguous && !r.c.AskDuplicates || !isAmbiguous && s.record == nil {
-		return nil, false, why
+// askAPI decides as lookup does, but from the current pods of the API server in place of the
+// watch's. If it has no pod to request, or ResolveDuplicates is needed and false, it returns
+// lookupErr, the error of lookup. done is true if waiting cannot change the result.
+func (r *Resolver) askAPI(ctx context.Context, s Source, lookupErr error) (pod *Pod, done bool, err error) {
+	isAmbiguous := errors.Is(lookupErr, ErrAmbiguous)
+	if isAmbiguous && !r.c.ResolveDuplicates || !isAmbiguous && s.record == nil {
+		return nil, false, lookupErr
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -163,12 +167,12 @@ func (r *Resolver) ask(ctx context.Context, s Source, why error) (pod *Pod, done
 	return pod, err == nil || !isAmbiguous && !errors.Is(err, ErrAmbiguous), err
 }
 
-// get returns a pod from the API server, or nil if there is none of the name. All addresses of the
-// pod behind the source share its limit.
+// get returns a pod from the API server, or nil if the API server has no pod of the name. Requests
+// count towards the limit of the pod that holds the source's address.
 func (r *Resolver) get(ctx context.Context, s Source, namespace, name string) (*Pod, error) {
 	now := time.Now()
 	if !r.podLimit.Allow(cmp.Or(s.Holder(), s.IP.String()), now) || !r.nodeLimit.AllowN(now, 1) {
-		return nil, ErrAskedTooOften
+		return nil, ErrRateLimited
 	}
 	pod, err := r.c.Watch.c.API.GetPod(ctx, namespace, name)
 	switch {
@@ -180,9 +184,9 @@ func (r *Resolver) get(ctx context.Context, s Source, namespace, name string) (*
 	return fromAPI(pod, r.c.Watch.c.Keep), nil
 }
 
-// decide returns the pod that holds the address: the pod of the record if the API confirms it, and
-// without a record the only pod that reports the address. recorded is the API's pod of the record,
-// or nil. reporting are the unfinished pods that report the address.
+// decide returns the pod that holds the address. If there is a record, this is the record's pod if
+// the API confirms it. Otherwise it is the only pod that reports the address. recorded is the
+// record's pod in the API, or nil. reporting are the unfinished pods that report the address.
 func (r *Resolver) decide(s Source, recorded *Pod, reporting []*Pod) (*Pod, error) {
 	switch {
 	case s.record != nil && recorded == nil:
@@ -199,16 +203,17 @@ func (r *Resolver) decide(s Source, recorded *Pod, reporting []*Pod) (*Pod, erro
 	return reporting[0], nil
 }
 
-// confirm returns the pod of the record if its UID is the record's, it is on this node and has not
-// finished, and no other running pod reports the address. If a DEL never came, the record is stale
-// and another pod may hold the address.
+// confirm returns the record's pod if the API's pod has the UID of the record, is on this node and
+// has not finished, and no other running pod reports the address. A record whose DEL never came is
+// stale, and another pod may hold the address.
 func (r *Resolver) confirm(s Source, pod *Pod, reporting []*Pod) (*Pod, error) {
 	recorded := s.record.Pod
 	switch uid := types.UID(recorded.UID); {
 	case pod.Namespace != recorded.Namespace || pod.Name != recorded.Name:
 		return nil, fmt.Errorf("%w: the record names %s/%s, the API calls it %s", ErrUnknown, recorded.Namespace, recorded.Name, pod)
 	case uid == "" && !slices.Contains(pod.IPs, s.IP):
-		// Old runtimes pass no UID. Then only status.podIPs distinguishes a later pod of the same name.
+		// Old runtimes pass no UID. Then only status.podIPs distinguishes the pod from a later one of the
+		// same name.
 		return nil, fmt.Errorf("%w: the record of %s has no UID and the pod does not report the address", ErrUnknown, pod)
 	case uid != "" && uid != pod.UID && uid != pod.Mirror:
 		return nil, fmt.Errorf("%w: the record is of another %s, with another UID", ErrUnknown, pod)

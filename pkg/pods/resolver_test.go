@@ -93,8 +93,8 @@ func TestRecordWithoutUIDNeedsAPodThatReportsTheAddress(t *testing.T) {
 	h.resolvesTo(ipA, "a")
 }
 
-// TestDeletedPodNeedsARecord has a pod whose deletion has begun: its DEL may have been, and another
-// pod may have the address.
+// TestDeletedPodNeedsARecord has a pod whose deletion has begun: its DEL may have released the
+// address to another pod.
 func TestDeletedPodNeedsARecord(t *testing.T) {
 	h := newHarness(t, nil)
 	p := kubeapi.NewRunningPod(thisNode, "ns", "a", map[string]string{roleKey: "a"}, ipA.String())

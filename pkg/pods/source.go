@@ -7,21 +7,22 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// Source is a source address and its holder according to this node's records, at one moment.
+// Source is a source address and its holder, according to this node's records at one moment.
 type Source struct {
 	IP       netip.Addr
-	record   *attachment.Record
-	reported string // the UID of the one pod that reports the address, where no record can be read
-	err      error
+	record   *attachment.Record // nil if there is none, or if it cannot be read
+	reported string             // if record is nil: the UID of the only pod that reports the address
+	err      error              // set if the record cannot be read
 }
 
-// Same reports whether the address has the same holder in both. It is false if the holder is
-// unknown because a record cannot be read.
+// Same reports whether the address has the same holder in both. It returns false if a record cannot
+// be read, because the holder is then unknown.
 func (s Source) Same(other Source) bool {
 	if s.err != nil || other.err != nil {
 		return false
 	}
-	// A pod that reports the address may have become known since.
+	// If s has no holder and other no record, the watch may have received a pod that reports the
+	// address since s.
 	return s.Identity() == other.Identity() || s.Identity() == "" && other.record == nil
 }
 
@@ -37,9 +38,9 @@ func (r *Resolver) Source(ip netip.Addr) Source {
 	return s
 }
 
-// Holder returns the UID of the pod that the records say holds the address, or else of the pod that
-// reports it, or else an empty string. The value does not change when a record is written for the
-// pod later.
+// Holder returns the UID of the pod that holds the address according to its record. Without a
+// record, it returns the UID of the only pod that reports the address, or an empty string. The
+// value does not change when a record is written for the pod later.
 func (s Source) Holder() string {
 	if s.record == nil {
 		return s.reported
@@ -48,8 +49,7 @@ func (s Source) Holder() string {
 }
 
 // Identity returns a value that differs for each holder of the address, or an empty string if the
-// holder is not known. It is the pod's UID, which does not change when a record is written later,
-// or the attachment's ID if the record has no UID.
+// holder is unknown. It is that of Holder, or the attachment's ID if the record has no UID.
 func (s Source) Identity() string {
 	switch {
 	case s.err != nil:

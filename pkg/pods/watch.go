@@ -23,7 +23,7 @@ type API interface {
 	ListPods(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error)
 	WatchPods(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
 	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
-	FollowNamespace(ctx context.Context, name string, tell func(annotations map[string]string, exists bool)) error
+	FollowNamespace(ctx context.Context, name string, report func(annotations map[string]string, exists bool)) error
 }
 
 // Watcher receives the changes of this node's pods, in order and one at a time. Its methods must
@@ -49,7 +49,7 @@ type WatchConfig struct {
 	API API
 	// Node is the name of the node whose pods are watched.
 	Node string
-	// Keep reports whether to store the annotation of a key.
+	// Keep reports whether to store the annotation with this key.
 	Keep func(key string) bool
 	// Resync is the interval at which the Watcher receives every pod again; zero for never.
 	Resync  time.Duration
@@ -59,7 +59,7 @@ type WatchConfig struct {
 // The indices of the stored pods.
 const uidIndex, ipIndex = "uid", "ip"
 
-// NewWatch returns a Watch that begins with Run.
+// NewWatch returns a Watch. Run starts it.
 func NewWatch(c WatchConfig) *Watch {
 	w := &Watch{c: c, changed: make(chan struct{})}
 	selector := fields.OneTermEqualSelector("spec.nodeName", c.Node).String()
@@ -89,8 +89,8 @@ func NewWatch(c WatchConfig) *Watch {
 		Handler: cache.ResourceEventHandlerFuncs{
 			AddFunc: func(obj any) { w.podChanged(obj.(*Pod)) },
 			UpdateFunc: func(old, obj any) {
-				// After an interruption, the watch reports a pod and its successor of the same name as one
-				// change.
+				// After an interruption, the watch reports the replacement of a pod by another one of the
+				// same name as one change.
 				if old := old.(*Pod); old.UID != obj.(*Pod).UID {
 					w.podGone(old)
 				}
@@ -108,7 +108,7 @@ func NewWatch(c WatchConfig) *Watch {
 	return w
 }
 
-// Run watches until ctx ends. While the API server is down, the stored pods remain.
+// Run watches until ctx ends. While the API server is down, it keeps the stored pods.
 func (w *Watch) Run(ctx context.Context) error {
 	w.controller.RunWithContext(ctx)
 	return nil
@@ -131,7 +131,7 @@ func (w *Watch) podGone(p *Pod) {
 	w.notify()
 }
 
-// notify ends the waits for a change.
+// notify closes the channel that change returned.
 func (w *Watch) notify() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -146,8 +146,9 @@ func (w *Watch) change() <-chan struct{} {
 	return w.changed
 }
 
-// recorded returns the pod of an attachment record, or nil. It looks the pod up by UID, and by name
-// if the record has no UID or a static pod's. The caller must verify a pod that was found by name.
+// recorded returns the pod of an attachment record, or nil. It looks the pod up by UID, then by
+// name: the record may have no UID, or that of a static pod. The caller must verify the pod,
+// because a later one may have the same name.
 func (w *Watch) recorded(r attachment.Pod) *Pod {
 	if pods := w.indexed(uidIndex, r.UID); len(pods) > 0 {
 		return pods[0]
