@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/credentials"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/dedup"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/ratelimit"
 )
 
 // Caller is the pod that sends one request, as of the moment of the request. An error of its
@@ -59,13 +57,12 @@ type Config struct {
 // server must use ConnContext.
 type Handler struct {
 	Config
-	refusals     *slog.Logger
-	refusalLimit *ratelimit.Keyed[netip.Addr]
+	refusals refusalLog
 }
 
 // NewHandler returns a Handler.
 func NewHandler(c Config) *Handler {
-	return &Handler{Config: c, refusals: slog.New(dedup.New(c.Log.Handler(), refusalInterval)), refusalLimit: newRefusalLimit()}
+	return &Handler{Config: c, refusals: newRefusalLog()}
 }
 
 // Header names in net/http's canonical spelling, so that header maps can be used without

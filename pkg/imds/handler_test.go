@@ -360,3 +360,23 @@ func TestPodCannotFillTheLog(t *testing.T) {
 		}
 	})
 }
+
+// TestRepeatedRefusalHidesNoOther has SDKs retry a refused request many times before the pod is
+// refused for another reason.
+func TestRepeatedRefusalHidesNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		h := newTestHandler(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		refuse := func(reason string) {
+			err := &Refusal{Status: http.StatusNotFound, Err: errors.New(reason)}
+			h.refuse(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), podA, &fakeCaller{}, err)
+		}
+		for range 100 {
+			refuse("first reason")
+		}
+		refuse("second reason")
+		if first, second := strings.Count(log.String(), "first"), strings.Count(log.String(), "second"); first != 1 || second != 1 {
+			t.Errorf("%d lines of the first reason and %d of the second, want 1 of each", first, second)
+		}
+	})
+}

@@ -52,16 +52,35 @@ func unavailable(format string, args ...any) *Refusal {
 	return &Refusal{Status: http.StatusServiceUnavailable, Err: fmt.Errorf(format, args...)}
 }
 
-// Refusals are logged once for as long as they repeat, and at most refusalBurst lines for a source
-// address in each refusalInterval: SDKs retry, and a hostile pod may vary its requests to fill the
-// log.
+// A reason is logged once in refusalInterval for a source address, and at most refusalBurst reasons:
+// SDKs retry, and a hostile pod may vary its requests to fill the log.
 const (
 	refusalInterval = 30 * time.Second
 	refusalBurst    = 4
 )
 
-func newRefusalLimit() *ratelimit.Keyed[netip.Addr] {
-	return ratelimit.NewKeyed[netip.Addr](rate.Every(refusalInterval/refusalBurst), refusalBurst)
+// refusalLog limits the lines of the log. The reason's limit comes first, so that repeated refusals
+// use up nothing of the source's.
+type refusalLog struct {
+	reasons *ratelimit.Keyed[refusalReason]
+	sources *ratelimit.Keyed[netip.Addr]
+}
+
+type refusalReason struct {
+	source netip.Addr
+	reason string
+}
+
+func newRefusalLog() refusalLog {
+	return refusalLog{
+		reasons: ratelimit.NewKeyed[refusalReason](rate.Every(refusalInterval), 1),
+		sources: ratelimit.NewKeyed[netip.Addr](rate.Every(refusalInterval/refusalBurst), refusalBurst),
+	}
+}
+
+func (l refusalLog) allow(source netip.Addr, reason error) bool {
+	now := time.Now()
+	return l.reasons.Allow(refusalReason{source, reason.Error()}, now) && l.sources.Allow(source, now)
 }
 
 // refuse writes, counts and logs the answer to a request that failed with err.
@@ -75,8 +94,8 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, source netip.Ad
 		refusal = &Refusal{Status: http.StatusInternalServerError, Err: err}
 	}
 	h.Refused(refusal.Status)
-	if refusal.Err != nil && h.refusalLimit.Allow(source, time.Now()) {
-		h.refusals.Warn("pod refused", "pod", cmp.Or(refusal.Pod, caller.Name()), "source", source, "status", refusal.Status, "reason", refusal.Err)
+	if refusal.Err != nil && h.refusals.allow(source, refusal.Err) {
+		h.Log.Warn("pod refused", "pod", cmp.Or(refusal.Pod, caller.Name()), "source", source, "status", refusal.Status, "reason", refusal.Err)
 	}
 	if refusal.Code == "" {
 		writeError(w, refusal.Status)
