@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"slices"
 )
 
@@ -77,7 +78,7 @@ func (l *pluginList) indexes(plugin string) []int {
 // stays where it is. Any other is removed, and the new one becomes the last of the list.
 func (l *pluginList) insert(plugin string, entry []byte) ([]byte, error) {
 	indexes := l.indexes(plugin)
-	if len(indexes) == 1 && indexes[0] > 0 && bytes.Equal(compact(l.plugin(indexes[0])), compact(entry)) {
+	if len(indexes) == 1 && indexes[0] > 0 && reflect.DeepEqual(decode(l.plugin(indexes[0])), decode(entry)) {
 		return l.text, nil
 	}
 	l, err := l.remove(plugin)
@@ -118,9 +119,10 @@ func (l *pluginList) remove(plugin string) (*pluginList, error) {
 	return rest.remove(plugin)
 }
 
-// compact returns JSON without white space.
-func compact(text []byte) []byte {
-	var compacted bytes.Buffer
-	json.Compact(&compacted, text)
-	return compacted.Bytes()
+// decode returns the value of a JSON text. Numbers keep all their digits.
+func decode(text []byte) (value any) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	d.Decode(&value)
+	return value
 }

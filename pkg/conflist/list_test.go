@@ -96,3 +96,22 @@ func FuzzInsert(f *testing.F) {
 		}
 	})
 }
+
+// TestEqualEntryStays has an operator write the entry with other key order and white space, for
+// example in Cilium's cni.configMap.
+func TestEqualEntryStays(t *testing.T) {
+	const entry = `{"type":"kube2iam-cni","proxyPort":8181,"big":9007199254740993}`
+	for written, stays := range map[string]bool{
+		`{ "big": 9007199254740993, "proxyPort": 8181, "type": "kube2iam-cni" }`: true,
+		`{"type":"kube2iam-cni","proxyPort":8181,"big":9007199254740992}`:        false,
+	} {
+		text := `{"plugins":[{"type":"cilium-cni"},` + written + `,{"type":"portmap"}]}`
+		before, err := parseList([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := before.insert(plugin, []byte(entry)); err != nil || (string(got) == text) != stays {
+			t.Errorf("stays %v: %s, %v", stays, got, err)
+		}
+	}
+}
