@@ -86,6 +86,15 @@ func (s *successor) waitUntilServing(t *testing.T) {
 	}
 }
 
+// waitForHandoverSocket waits until the proxy itself answers successors.
+func waitForHandoverSocket(t *testing.T, s *successor) {
+	t.Helper()
+	eventually(t, "handover socket", func() bool {
+		p, err := handover.Dial(t.Context(), s.Path)
+		return err == nil && p != nil && p.Close() == nil
+	})
+}
+
 func (s *successor) mustNotServe(t *testing.T) {
 	t.Helper()
 	select {
@@ -151,10 +160,7 @@ func TestSuccessorWaitsForPods(t *testing.T) {
 	eventually(t, "credentials", func() bool {
 		return first.components.cache.Stats().Holders == 1 && first.components.cache.Stats().Pending == 0
 	})
-	eventually(t, "handover socket", func() bool {
-		p, err := handover.Dial(t.Context(), first.Path)
-		return err == nil && p != nil && p.Close() == nil
-	})
+	waitForHandoverSocket(t, first)
 	shows := make(chan struct{})
 	sts := new(countingSTS)
 	second := startSuccessor(t, dir, app, admin, shown{oneRunningPod(), shows}, sts)
@@ -175,6 +181,7 @@ func TestSuccessorWaitsForPods(t *testing.T) {
 
 	// With another app port, the proxy still takes over. When its predecessor ends, it serves
 	// although its namespaces are unknown.
+	waitForHandoverSocket(t, second)
 	third := startSuccessor(t, dir, free(t), admin, shown{oneRunningPod(), make(chan struct{})}, new(countingSTS))
 	third.mustNotServe(t)
 	second.end()
@@ -187,10 +194,7 @@ func TestSuccessorWaitsForCredentials(t *testing.T) {
 	close(open)
 	first := startSuccessor(t, dir, app, admin, fakeAPI{fake.NewClientset()}, new(countingSTS)) // knows no pod
 	first.waitUntilServing(t)
-	eventually(t, "handover socket", func() bool {
-		p, err := handover.Dial(t.Context(), first.Path)
-		return err == nil && p != nil && p.Close() == nil
-	})
+	waitForHandoverSocket(t, first)
 	second := startSuccessor(t, dir, app, admin, shown{oneRunningPod(), open}, slowSTS{})
 	second.mustNotServe(t)
 	second.waitUntilServing(t)
@@ -205,10 +209,7 @@ func TestSuccessorOnOtherPorts(t *testing.T) {
 	close(open)
 	first := startSuccessor(t, dir, app, admin, shown{oneRunningPod(), open}, new(countingSTS))
 	first.waitUntilServing(t)
-	eventually(t, "handover socket", func() bool {
-		p, err := handover.Dial(t.Context(), first.Path)
-		return err == nil && p != nil && p.Close() == nil
-	})
+	waitForHandoverSocket(t, first)
 	other := free(t)
 	second := startSuccessor(t, dir, other, free(t), shown{oneRunningPod(), open}, new(countingSTS))
 	select {

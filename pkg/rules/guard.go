@@ -43,10 +43,15 @@ func guard(services []netip.AddrPort) nft.Ruleset {
 }
 
 // guardForward refuses what is forwarded to a metadata service. It answers TCP with a reset, so an
-// SDK sees a closed port instead of a timeout.
+// SDK sees a closed port instead of a timeout. It also drops what is forwarded from a metadata
+// service: the kernel or the network card can write a checksum into a packet after every rule, at a
+// place that the sender of a raw frame chooses (PACKET_VNET_HDR, skb_checksum_help in
+// net/core/dev.c), and so change its address or port. The answers to redirected requests are the
+// host's own and are not forwarded.
 func (f *family) guardForward() nft.Chain {
 	reset := slices.Concat(matchProtocol(unix.IPPROTO_TCP), f.matchAddr(f.daddr, f.guardSet()), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	rules := append([]nft.Rule{{Comment: "reset TCP", Exprs: reset}}, f.drop(f.guardSet())...)
+	rules = append(rules, f.dropAddr("answers: ", f.saddr, f.guardSet())...)
 	return newChain(f.ipTable(), "guard", nftables.ChainTypeFilter, nftables.ChainHookForward, guardPriority, rules...)
 }
 
@@ -69,12 +74,18 @@ func (f *family) guardPostrouting() nft.Chain {
 // over IPv4 passes, because Google's metadata server is the name server at the same address. A UDP
 // fragment cannot become part of a TCP segment: RFC 791 reassembles by protocol.
 func (f *family) drop(addresses *nftables.Set, match ...expr.Any) []nft.Rule {
-	drop := nft.Rule{Comment: "drop", Exprs: slices.Concat(match, f.matchAddr(f.daddr, addresses), []expr.Any{verdict(expr.VerdictDrop)})}
+	return f.dropAddr("", f.daddr, addresses, match...)
+}
+
+// dropAddr is drop for packets whose address at the offset is in a set. The comments begin with a
+// prefix.
+func (f *family) dropAddr(prefix string, offset uint32, addresses *nftables.Set, match ...expr.Any) []nft.Rule {
+	drop := nft.Rule{Comment: prefix + "drop", Exprs: slices.Concat(match, f.matchAddr(offset, addresses), []expr.Any{verdict(expr.VerdictDrop)})}
 	if f == ipv6 {
 		return []nft.Rule{drop}
 	}
-	udp := slices.Concat(match, matchProtocol(unix.IPPROTO_UDP), f.matchAddr(f.daddr, addresses), []expr.Any{verdict(expr.VerdictAccept)})
-	return []nft.Rule{{Comment: "UDP passes", Exprs: udp}, drop}
+	udp := slices.Concat(match, matchProtocol(unix.IPPROTO_UDP), f.matchAddr(offset, addresses), []expr.Any{verdict(expr.VerdictAccept)})
+	return []nft.Rule{{Comment: prefix + "UDP passes", Exprs: udp}, drop}
 }
 
 // addressElements returns the addresses of the family's services as elements of a set.

@@ -186,7 +186,7 @@ func (t *iptables) uninstall(ctx context.Context, n *Node) error {
 			errs = append(errs, err)
 			continue
 		}
-		for _, at := range [][2]string{{"nat", "PREROUTING"}, {"filter", "FORWARD"}, {"mangle", "POSTROUTING"}} {
+		for _, at := range [][2]string{{"nat", "PREROUTING"}, {"filter", "FORWARD"}, {"mangle", "POSTROUTING"}, {"mangle", "FORWARD"}} {
 			rules, err := listRules(ipt, at[0], at[1])
 			errs = append(errs, err)
 			for _, spec := range rules {

@@ -25,11 +25,13 @@ func guardRules(service netip.Addr) []rule {
 	if service.Is4() {
 		all = append(slices.Clone(address), "!", "-p", "udp")
 	}
+	answers := append([]string{"-s"}, all[1:]...) // guardForward has the reason
 	return []rule{
 		{"guard in filter FORWARD", "filter", "FORWARD",
 			slices.Concat(address, []string{"-p", "tcp"}, comment(NodeOwner), []string{"-j", "REJECT", "--reject-with", "tcp-reset"})},
 		{"guard in mangle POSTROUTING", "mangle", "POSTROUTING",
 			slices.Concat(all, []string{"-m", "addrtype", "!", "--src-type", "LOCAL"}, comment(NodeOwner), []string{"-j", "DROP"})},
+		{"guard in mangle FORWARD", "mangle", "FORWARD", slices.Concat(answers, comment(NodeOwner), []string{"-j", "DROP"})},
 	}
 }
 

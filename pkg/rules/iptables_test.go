@@ -293,7 +293,7 @@ func TestGuardIsMadeFirst(t *testing.T) {
 		order = append(order, c.Object)
 	}
 	want := []string{
-		"guard in filter FORWARD (iptables)", "guard in mangle POSTROUTING (iptables)", "chain KUBE2IAM-CNI (iptables)",
+		"guard in filter FORWARD (iptables)", "guard in mangle POSTROUTING (iptables)", "guard in mangle FORWARD (iptables)", "chain KUBE2IAM-CNI (iptables)",
 		"jump to KUBE2IAM-CNI (iptables)", "redirection of 10.1.0.5 to 192.168.7.2:8181 (iptables)",
 	}
 	if diff := cmp.Diff(want, order); diff != "" {

@@ -182,8 +182,9 @@ func testPrimary(t *testing.T, n *node, _ *cloud) {
 			}
 		}
 	})
-	for range 10 {
-		n.write(t, podsConfig, string(original))
+	for i := range 10 {
+		// Each text is another, as in upgrades: the same one would be a conflict.
+		n.write(t, podsConfig, string(original)+strings.Repeat("\n", i))
 		n.chained(t, podsConfig, "bridge", "portmap")
 	}
 	// Another network that sorts first, and an invalid file before it.
