@@ -11,8 +11,8 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/roles"
 )
 
-// denyingSTS denies the roles of some pods, and keeps the least time that was left at a renewal of the
-// others' sessions.
+// denyingSTS denies the roles of some pods. Of the renewals for the others, it stores the shortest
+// remaining time of the renewed session.
 type denyingSTS struct {
 	mu       sync.Mutex
 	obtained map[string]time.Time // by role

@@ -58,8 +58,10 @@ func (r retryer) ShouldRetry(req *request.Request) bool {
 	return !isThrottled(req.Error) && r.DefaultRetryer.ShouldRetry(req)
 }
 
-// newClient returns a client that fetches expired credentials once. If many calls fail at the same
-// time, the SDK's own handler would also expire the credentials that the first of them has renewed.
+// newClient returns a client of STS. If STS calls the node's credentials expired, the client
+// fetches new ones once for all calls that fail at the same time. The SDK's own handler fetches
+// them for each failed call, because it expires even credentials that another call has just
+// fetched.
 func newClient(sess sdkclient.ConfigProvider, cfgs ...*aws.Config) *sts.STS {
 	client := sts.New(sess, cfgs...)
 	var mu sync.Mutex

@@ -231,8 +231,7 @@ func TestExpiredNodeCredentialsAreRenewed(t *testing.T) {
 	}
 }
 
-// TestManyCallsWithExpiredCredentialsFetchThemOnce makes all calls before the first of them is
-// answered.
+// TestManyCallsWithExpiredCredentialsFetchThemOnce makes all calls before STS answers the first.
 func TestManyCallsWithExpiredCredentialsFetchThemOnce(t *testing.T) {
 	s := cloud(t)
 	t.Setenv("AWS_ACCESS_KEY_ID", "")

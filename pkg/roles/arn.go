@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// roleARN matches the ARN of a role. AssumeRole documents its length, CreateRole the alphabets of
-// path and name.
+// roleARN matches the ARN of a role. AssumeRole documents the ARN's length, CreateRole the
+// characters of path and name.
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
 // https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreateRole.html
 var roleARN = regexp.MustCompile(`^arn:aws[a-z0-9-]{0,30}:iam::[0-9]{12}:role/([\x21-\x2e\x30-\x7e]+/)*[\w+=,.@-]{1,64}$`)
@@ -22,8 +22,8 @@ func ValidateARN(arn string) error {
 	return nil
 }
 
-// ParseBaseARN validates the prefix that completes role names. It returns the prefix with a closing
-// slash.
+// ParseBaseARN validates the prefix that completes role names to ARNs. It returns the prefix with a
+// slash at its end.
 func ParseBaseARN(prefix string) (string, error) {
 	if !strings.HasSuffix(prefix, "/") {
 		prefix += "/"
@@ -34,8 +34,8 @@ func ParseBaseARN(prefix string) (string, error) {
 	return prefix, nil
 }
 
-// completeARN returns the ARN of a role that is given by its ARN, or by path and name under
-// BaseARN.
+// completeARN returns the ARN of a role. The argument is the ARN itself, or the role's path and
+// name under BaseARN.
 func (r *Rules) completeARN(role string) (string, error) {
 	arn := role
 	if !strings.HasPrefix(role, "arn:") {

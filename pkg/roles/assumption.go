@@ -6,18 +6,19 @@ import (
 	"time"
 )
 
-// Assumption is all parameters of one AssumeRole call. It is comparable and is the key of the
+// Assumption holds all parameters of one AssumeRole call. It is comparable, and is the key of the
 // credentials cache: pods share credentials only if their calls would be identical.
 type Assumption struct {
 	RoleARN string
 	// SessionName is the role session name, 2 to 64 bytes.
 	SessionName string
-	// ExternalID may be required by the role's trust policy; empty for none.
+	// ExternalID is an ID that the role's trust policy may require; empty for none.
 	ExternalID string
-	// SourceIdentity is recorded by CloudTrail for all actions of the session, 2 to 64 bytes; empty
-	// for none.
+	// SourceIdentity is the identity that CloudTrail records for all actions of the session, 2 to
+	// 64 bytes; empty for none.
 	SourceIdentity string
-	// SessionPolicy is compact JSON that narrows the session's permissions; empty for none.
+	// SessionPolicy is a policy in compact JSON that narrows the session's permissions; empty for
+	// none.
 	SessionPolicy string
 	Tags          Tags
 	// Duration is the length of the session.
@@ -27,8 +28,8 @@ type Assumption struct {
 // RoleName returns the role's name without its path, as the metadata service lists it.
 func (a Assumption) RoleName() string { return a.RoleARN[strings.LastIndexByte(a.RoleARN, '/')+1:] }
 
-// Tags are session tags. Their keys are those of EKS Pod Identity, so that policies written for it
-// work here. Empty tags are not sent.
+// Tags are session tags. Their keys are those of EKS Pod Identity, so policies for EKS Pod Identity
+// also work here. Empty tags are not sent.
 // https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html
 type Tags struct {
 	ClusterARN, ClusterName, Namespace, ServiceAccount, PodName, PodUID string

@@ -7,17 +7,16 @@ import (
 	"strings"
 )
 
-// These limits bound the CPU and the memory that a namespace's annotation can take. maxProgram is
-// in instructions of all its patterns: the short pattern (.{1000}){100} is 100,000 of them.
-// Matching takes time proportional to the instructions and to the length of the ARN, at most about
-// 80 ms.
+// These limits bound the CPU time and the memory that a namespace's annotation can use. Even a
+// short pattern can be large: (.{1000}){100} has 100,000 instructions. Matching takes time
+// proportional to the number of instructions and to the length of the ARN, at most about 80 ms.
 const (
 	maxPatterns = 128
-	maxPattern  = 2048 // bytes
-	maxProgram  = 6_000
+	maxPattern  = 2048  // bytes
+	maxProgram  = 6_000 // instructions of all patterns of an annotation
 )
 
-// pattern is an expression that matches all of a role's ARN, or of its name.
+// pattern is an expression that must match the whole ARN of a role, or its whole name.
 type pattern struct {
 	re    *regexp.Regexp
 	isARN bool // starts with "arn:"
@@ -59,8 +58,8 @@ func compile(text string, format Format, budget *int) (*regexp.Regexp, error) {
 	return regexp.Compile(`\A(?:` + text + `)\z`)
 }
 
-// instructions estimates the size of the compiled expression, up to maxProgram+1. It does not
-// compile the expression, because that allocates up to 128 MB.
+// instructions estimates the number of instructions of the compiled expression. It returns at most
+// maxProgram+1. It does not compile the expression, because that can allocate 128 MB.
 func instructions(re *syntax.Regexp) int {
 	n := 1 + len(re.Rune)/2 // a character class is one instruction with a table of ranges
 	if re.Op == syntax.OpLiteral {

@@ -22,12 +22,12 @@ const (
 // PermittedKey is kiam's namespace annotation: one regular expression.
 const PermittedKey = "iam.amazonaws.com/permitted"
 
-// Restriction limits the roles of a namespace's pods by the namespace's annotations. A missing,
-// empty or malformed annotation allows no role. If a namespace has both annotations, both must
-// allow the role.
+// Restriction limits the roles of a namespace's pods by the namespace's annotations Key and
+// PermittedKey. If a namespace has both annotations, both must allow the role. An empty or
+// malformed annotation allows no role, and a namespace with neither annotation allows none.
 type Restriction struct {
-	// Key is the annotation that holds a JSON array of patterns: role names or ARNs. One must
-	// match.
+	// Key is the key of the annotation with a JSON array of patterns of role names or ARNs. One
+	// pattern must match.
 	Key    string
 	Format Format
 
@@ -38,16 +38,17 @@ type Restriction struct {
 // annotation is an annotation's key and value.
 type annotation struct{ key, text string }
 
-// maxCompiled bounds the annotations that are kept compiled. The pods of a node rarely belong to
-// more namespaces.
+// maxCompiled bounds the number of annotations whose compiled patterns are cached. The pods of a
+// node rarely belong to more namespaces.
 const maxCompiled = 32
 
 // Keys returns the keys of the annotations that are read.
 func (r *Restriction) Keys() []string { return []string{r.Key, PermittedKey} }
 
 // check returns nil if the namespace's annotations allow the role, else an error that wraps
-// ErrForbidden. A pattern of ARNs is matched against the ARN, any other against the part of the ARN
-// after baseARN.
+// ErrForbidden. It matches a pattern of ARNs against the ARN, and any other pattern against the
+// part of the ARN after baseARN. If the ARN does not begin with baseARN, such a pattern does not
+// match.
 func (r *Restriction) check(annotations map[string]string, arn, baseARN string) error {
 	name, hasBase := strings.CutPrefix(arn, baseARN)
 	matches := func(p pattern) bool {
@@ -74,8 +75,8 @@ func (r *Restriction) check(annotations map[string]string, arn, baseARN string) 
 	return nil
 }
 
-// compile returns the patterns of an annotation. It caches them: compiling ten patterns takes about
-// 200 µs.
+// compile returns the patterns of an annotation. It caches them, because compiling ten patterns
+// takes about 200 µs.
 func (r *Restriction) compile(a annotation) ([]pattern, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -101,7 +102,8 @@ func (r *Restriction) compile(a annotation) ([]pattern, error) {
 	return patterns, nil
 }
 
-// decodeStrings decodes a JSON array. A null is no string: json.Unmarshal would make it an empty one.
+// decodeStrings decodes a JSON array of strings. It refuses a null, which json.Unmarshal would decode
+// to an empty string.
 func decodeStrings(text string) ([]string, error) {
 	var decoded []*string
 	if err := json.Unmarshal([]byte(text), &decoded); err != nil || decoded == nil || slices.Contains(decoded, nil) {

@@ -38,18 +38,21 @@ type Rules struct {
 	RoleKey, ExternalIDKey, SessionNameKey, SessionPolicyKey string
 	// BaseARN completes role names, as returned by ParseBaseARN; empty if only ARNs are accepted.
 	BaseARN string
-	// DefaultRole is the role, a name or an ARN, of pods without the annotation; empty for none.
+	// DefaultRole is the name or the ARN of the role of pods without the annotation; empty for
+	// none.
 	DefaultRole string
 	// Duration is the length of a session.
 	Duration time.Duration
-	// Scope tells which pods share a session. The zero value means PodScope.
+	// Scope selects which pods share a session. The zero value means PodScope.
 	Scope Scope
 	// Node is the part of the session name that names this node under RoleScope.
 	Node string
-	// SourceIdentity sets each session's source identity to the pod's SessionName. No annotation
-	// changes it, because policies and readers of CloudTrail trust it. Pods then share no session.
+	// SourceIdentity sets each session's source identity to the pod's SessionName, so no two pods
+	// share a session. No annotation changes the source identity, because policies and readers of
+	// CloudTrail trust it.
 	SourceIdentity bool
-	// Tags are the session tags that all pods have in common; nil for no tags at all.
+	// Tags has the values of the session tags that are the same for all pods; nil for no session
+	// tags at all.
 	Tags *Tags
 	// Restriction limits roles by namespace; nil for no limits.
 	Restriction *Restriction
@@ -66,8 +69,8 @@ func (r *Rules) Assumption(s Subject) (Assumption, error) {
 		}
 		role, key = r.DefaultRole, "default role"
 	}
-	// An empty annotation is invalid and does not select the default role: probably a template was
-	// not filled in.
+	// An empty annotation is invalid and does not select the default role, because a template
+	// probably lacks its value.
 	arn, err := r.completeARN(role)
 	if err != nil {
 		return Assumption{}, &InvalidError{Key: key, Err: err}

@@ -12,11 +12,11 @@ import (
 	"unicode/utf8"
 )
 
-// Scope tells which pods share a session.
+// Scope selects which pods share a session.
 type Scope string
 
 const (
-	// PodScope gives each pod its own session, so CloudTrail shows which pod did what.
+	// PodScope gives each pod its own session, so CloudTrail shows which pod made a call.
 	PodScope Scope = "pod"
 	// RoleScope lets pods of a node with the same role share one session. That saves calls to STS.
 	RoleScope Scope = "role"
@@ -61,8 +61,8 @@ func (r *Rules) session(s Subject, arn string) (Assumption, error) {
 const maxSessionName = 64 // bytes
 
 var (
-	// sessionName is AssumeRole's syntax of session names and source identities, invalidInName
-	// matches the characters that it excludes.
+	// sessionName is AssumeRole's syntax of session names and source identities. invalidInName
+	// matches a character that the syntax excludes.
 	// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
 	sessionName   = regexp.MustCompile(`^[\w+=,.@-]{2,64}$`)
 	invalidInName = regexp.MustCompile(`[^\w+=,.@-]`)
@@ -85,14 +85,14 @@ func SessionName(namespace, pod string) string {
 		return clean
 	}
 	sum := sha256.Sum256([]byte(whole))
-	suffix := "=" + hex.EncodeToString(sum[:8]) // no Kubernetes name has "=", so no other name ends like this
+	suffix := "=" + hex.EncodeToString(sum[:8]) // Kubernetes names have no "=", so no other default name ends like this
 	return clean[:min(len(clean), maxSessionName-len(suffix))] + suffix
 }
 
-// validateSessionName checks a session name from a pod's annotation. A dotted name must start with
-// the pod's namespace, and an undotted one must not end in a hash: otherwise it could imitate the
-// default name of another pod. (The default name of a pod in a namespace with a long name may be
-// truncated before its dot.)
+// validateSessionName checks a session name from a pod's annotation. The name must not be the
+// default name of a pod in another namespace. So a dotted name must start with the pod's namespace.
+// A name without a dot must not end in a hash, because SessionName truncates a default name before
+// its dot if the namespace's name is long.
 func validateSessionName(name, namespace string) error {
 	if !sessionName.MatchString(name) {
 		return fmt.Errorf("%.128q is not a session name: 2 to 64 of letters, digits and _+=,.@-", name)
@@ -147,10 +147,11 @@ func parseSessionPolicy(text string) (string, error) {
 	return policy, nil
 }
 
-// The length is checked apart: for a character class this large, {0,256} compiles to ten megabytes.
+// tagValue does not limit the length: with {0,256}, so large a character class would compile to ten
+// megabytes.
 var tagValue = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]*$`)
 
-// maxTagValue is in characters.
+// maxTagValue is the limit of a tag's value, in characters.
 const maxTagValue = 256
 
 // ValidateTagValue returns an error if STS would refuse the value of a session tag.
