@@ -37,8 +37,8 @@ type System struct {
 	attach.System
 	// Links returns the names of the host's interfaces, by index.
 	Links func() (map[int]string, error)
-	// Filtered returns the links with a filter that sees packets before netfilter.
-	Filtered func(links map[int]string) (map[int]bool, error)
+	// BypassCandidates is hostlink.BypassCandidates.
+	BypassCandidates func(links map[int]string) (map[int]bool, error)
 	// Addresses returns those of an interface in a network namespace; none if it does not exist.
 	Addresses func(netnsPath, ifName string) ([]netip.Addr, error)
 	// HostSide returns the name of the host side of an interface in a network namespace, or "".
@@ -63,7 +63,7 @@ type Uplinks interface {
 // Host returns the host's operating system.
 func Host() System {
 	return System{
-		System: attach.Host(), Links: hostlink.Links, Filtered: hostlink.BypassCandidates, Addresses: hostlink.Addresses, HostSide: hostlink.HostSide,
+		System: attach.Host(), Links: hostlink.Links, BypassCandidates: hostlink.BypassCandidates, Addresses: hostlink.Addresses, HostSide: hostlink.HostSide,
 		CutConnections: cutConnections, WatchRules: watchRules, WatchUplinks: uplink.Watch,
 		NewUplinks: func(metadata netip.Addr) (Uplinks, error) {
 			dir, err := UplinkDir()
@@ -97,7 +97,7 @@ type Agent struct {
 	attachPod func(context.Context, *attachment.Record) error // Rules.AttachPod; tests wrap it
 
 	hasChanged bool         // whether this round changed anything
-	probed     map[int]bool // the filtered links that were probed, by index
+	probed     map[int]bool // the bypass candidates that were probed, by index
 }
 
 // New returns an agent. All its loggers are one that logs a condition once while it persists.

@@ -59,8 +59,8 @@ func newBed(t *testing.T, backend string) *bed {
 			DestroySockets: b.DestroySockets,
 			DropQueued:     b.DropQueued,
 		},
-		Links:    func() (map[int]string, error) { return b.links, nil },
-		Filtered: func(map[int]string) (map[int]bool, error) { return nil, nil },
+		Links:            func() (map[int]string, error) { return b.links, nil },
+		BypassCandidates: func(map[int]string) (map[int]bool, error) { return nil, nil },
 		Addresses: func(netnsPath, ifName string) ([]netip.Addr, error) {
 			b.lookups++
 			if pod := b.Pods[netnsPath]; pod != nil && ifName == "eth0" {

@@ -13,14 +13,14 @@ import (
 // each such link and logs if netfilter does not see it. It changes nothing: silence proves nothing,
 // and the host's rules stay.
 func (a *Agent) checkFilters(ctx context.Context, s *snapshot) error {
-	filtered, err := a.Filtered(s.links)
+	candidates, err := a.BypassCandidates(s.links)
 	if err != nil {
 		return err
 	}
-	maps.DeleteFunc(a.probed, func(index int, _ bool) bool { return !filtered[index] })
+	maps.DeleteFunc(a.probed, func(index int, _ bool) bool { return !candidates[index] })
 	var errs []error
 	for _, r := range s.live {
-		if r.Datapath == attachment.DatapathPod || !filtered[r.HostLink.Index] || a.probed[r.HostLink.Index] {
+		if r.Datapath == attachment.DatapathPod || !candidates[r.HostLink.Index] || a.probed[r.HostLink.Index] {
 			continue
 		}
 		passes, err := a.node.PassesNetfilter(ctx, r.Netns, r.IPs[0])

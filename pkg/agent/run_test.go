@@ -33,7 +33,7 @@ func TestRun(t *testing.T) {
 				b.round() // makes the guard, and looks twice for that
 				start := time.Now()
 				var rounds []time.Duration
-				b.Filtered = func(map[int]string) (map[int]bool, error) {
+				b.BypassCandidates = func(map[int]string) (map[int]bool, error) {
 					rounds = append(rounds, time.Since(start))
 					return nil, nil
 				}
