@@ -154,6 +154,33 @@ func TestResolveDuplicates(t *testing.T) {
 	}
 }
 
+// TestResolveManyDuplicates has stale pods that report the address of a running pod, and requests
+// for it each second.
+func TestResolveManyDuplicates(t *testing.T) {
+	a := kubeapi.NewRunningPod(thisNode, "ns", "a", nil, ipA.String())
+	a.UID = reporter("a").UID
+	dir := t.TempDir()
+	putRecord(t, dir, "c", recordOf(a), ipA)
+	synctest.Test(t, func(t *testing.T) {
+		api := &answeringAPI{pods: map[string]*corev1.Pod{"a": a}}
+		w := syncedWatch(api, reporter("a", ipA))
+		for i := range 7 {
+			w.put(reporter(fmt.Sprint("stale-", i), ipA))
+		}
+		r := NewResolver(ResolverConfig{Records: attachment.NewIndex(attachment.In(dir)), Watch: w,
+			MaxElapsed: 2 * time.Second, MaxInterval: time.Second, ResolveDuplicates: true})
+		for range 20 {
+			if p, err := r.Resolve(t.Context(), r.Source(ipA)); err != nil || p.Name != "a" {
+				t.Errorf("%v, %v", p, err)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := api.gets.Load(); n != 20*8 {
+			t.Errorf("%d requests, want 8 each time", n)
+		}
+	})
+}
+
 // resolveRepeatedly resolves each address twice a second, for ten seconds.
 func resolveRepeatedly(r *Resolver, ips ...netip.Addr) {
 	var wg sync.WaitGroup

@@ -253,6 +253,7 @@ type answeringAPI struct {
 }
 
 func (a *answeringAPI) GetPod(_ context.Context, _, name string) (*corev1.Pod, error) {
+	a.gets.Add(1)
 	if p := a.pods[name]; p != nil {
 		return p, nil
 	}

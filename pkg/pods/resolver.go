@@ -33,14 +33,16 @@ var (
 	ErrRateLimited = fmt.Errorf("the proxy asks the API server at most %d times a second for a pod, %d times for the node", podGets, nodeGets)
 )
 
-// podGets and nodeGets limit the requests to the API server a second, for one pod's clients and for
-// all of the node's.
+// podGets is how often a second the API server is asked for the pod behind one pod's addresses.
+// nodeGets limits the requests of all pods a second. With ResolveDuplicates, to ask once can take
+// several requests.
 const podGets, nodeGets = 2, 20
 
 // Resolver finds the pod behind a source address.
 type Resolver struct {
 	c ResolverConfig
-	// Both limit the requests to the API server. podLimit leaves requests to the other pods.
+	// podLimit limits how often the API server is asked for the pod behind a pod's addresses, and
+	// nodeLimit the requests of all of them. podLimit leaves requests to the other pods.
 	podLimit  *ratelimit.Keyed[string]
 	nodeLimit *rate.Limiter
 }
@@ -144,22 +146,38 @@ func (r *Resolver) askAPI(ctx context.Context, s Source, lookupErr error) (pod *
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	var recorded *Pod
+	reporting := r.c.Watch.reporting(s.IP)
+	var names []types.NamespacedName // of the pods to request
 	if s.record != nil {
-		recorded, err = r.get(ctx, s, s.record.Pod.Namespace, s.record.Pod.Name)
-		if err != nil {
-			return nil, false, err
-		}
-		if recorded == nil {
-			return nil, true, fmt.Errorf("%w: the API has no pod %s/%s", ErrUnknown, s.record.Pod.Namespace, s.record.Pod.Name)
+		names = append(names, types.NamespacedName{Namespace: s.record.Pod.Namespace, Name: s.record.Pod.Name})
+	}
+	if isAmbiguous {
+		for _, p := range reporting {
+			if name := nameOf(p); !slices.Contains(names, name) {
+				names = append(names, name)
+			}
 		}
 	}
-	reporting := r.c.Watch.reporting(s.IP)
+	// All tokens are taken at once: attempts that cannot get every pod would use up those of later ones.
+	now := time.Now()
+	if !r.podLimit.Allow(cmp.Or(s.Holder(), s.IP.String()), now) || !r.nodeLimit.AllowN(now, len(names)) {
+		return nil, false, ErrRateLimited
+	}
+	current := make(map[types.NamespacedName]*Pod)
+	for _, name := range names {
+		if current[name], err = r.get(ctx, name); err != nil {
+			return nil, false, err
+		}
+	}
+	var recorded *Pod
+	if s.record != nil {
+		if recorded = current[names[0]]; recorded == nil {
+			return nil, true, fmt.Errorf("%w: the API has no pod %s", ErrUnknown, names[0])
+		}
+	}
 	if isAmbiguous {
 		for i, p := range reporting {
-			if reporting[i], err = r.get(ctx, s, p.Namespace, p.Name); err != nil {
-				return nil, false, err
-			}
+			reporting[i] = current[nameOf(p)]
 		}
 		reporting = slices.DeleteFunc(reporting, func(p *Pod) bool { return p == nil || p.Finished || !slices.Contains(p.IPs, s.IP) })
 	}
@@ -167,14 +185,13 @@ func (r *Resolver) askAPI(ctx context.Context, s Source, lookupErr error) (pod *
 	return pod, err == nil || !isAmbiguous && !errors.Is(err, ErrAmbiguous), err
 }
 
-// get returns a pod from the API server, or nil if the API server has no pod of the name. Requests
-// count towards the limit of the pod that holds the source's address.
-func (r *Resolver) get(ctx context.Context, s Source, namespace, name string) (*Pod, error) {
-	now := time.Now()
-	if !r.podLimit.Allow(cmp.Or(s.Holder(), s.IP.String()), now) || !r.nodeLimit.AllowN(now, 1) {
-		return nil, ErrRateLimited
-	}
-	pod, err := r.c.Watch.c.API.GetPod(ctx, namespace, name)
+func nameOf(p *Pod) types.NamespacedName {
+	return types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
+}
+
+// get returns a pod from the API server, or nil if the API server has no pod of the name.
+func (r *Resolver) get(ctx context.Context, name types.NamespacedName) (*Pod, error) {
+	pod, err := r.c.Watch.c.API.GetPod(ctx, name.Namespace, name.Name)
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil, nil
