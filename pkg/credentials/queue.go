@@ -38,7 +38,7 @@ type queue struct {
 	backgroundCalls int // running
 }
 
-// requester is a pod whose clients asked for credentials that were not cached.
+// requester is a pod whose clients requested credentials that were not cached.
 type requester struct {
 	calls   *rate.Limiter
 	flight  *flight // nil if the pod is not in roundRobin

@@ -31,7 +31,7 @@ type Config struct {
 	Export func() ([]byte, error)
 	// IsReady reports whether this process can serve without its predecessor.
 	IsReady func() bool
-	// Pending returns the number of entries that this process still has to obtain by itself.
+	// Pending returns the number of entries of the state that this process has not obtained yet.
 	Pending func() int
 	Log     *slog.Logger
 }
@@ -181,7 +181,7 @@ func (t *Takeover) open(ctx context.Context) (map[string]*Listener, error) {
 }
 
 // waitUntilReady waits until this process can serve, and then up to warmTimeout until no state is
-// pending. If the predecessor ends, it returns at once, because no process answers the clients. It
+// pending. If the predecessor ends, it stops waiting, because no process answers the clients. It
 // returns false if ctx ends.
 func (t *Takeover) waitUntilReady(ctx context.Context) bool {
 	var deadline time.Time
@@ -230,8 +230,8 @@ func (t *Takeover) CloseConnections(h http.Handler) http.Handler {
 	})
 }
 
-// Drain waits up to drainTimeout until this process has no open connection. It returns at once if
-// no successor has taken over. open returns the number of open connections.
+// Drain waits up to drainTimeout until this process has no open connection. It does not wait
+// if no successor has taken over. open returns the number of open connections.
 func (t *Takeover) Drain(open func() int) {
 	for end := time.Now().Add(drainTimeout); t.isHandedOver() && open() > 0 && time.Now().Before(end); {
 		time.Sleep(pollInterval)
