@@ -13,10 +13,10 @@ import "time"
 
 // The requests of a successor, one byte each. The reply begins with the same byte. If a message
 // changes in a later version, it must get another byte: the predecessor closes the connection after
-// an unknown request.
+// an unknown request. Earlier versions used 'a', 'c' and 's'.
 const (
 	requestOffer  = 'o' // the reply has the sockets in its control message, and an offer in JSON
-	requestCommit = 'c' // the reply is the byte alone; the predecessor has stopped accepting
+	requestCommit = 'd' // the reply is the byte alone; the predecessor has stopped accepting
 )
 
 // offer is the predecessor's reply to requestOffer.
