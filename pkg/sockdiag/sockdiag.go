@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -31,6 +32,10 @@ const (
 // ESTABLISHED, FIN_WAIT1, CLOSE_WAIT, LAST_ACK and CLOSING (net/tcp_states.h).
 const unsentStates = 1<<1 | 1<<4 | 1<<8 | 1<<9 | 1<<11
 
+// timeout bounds Destroy, for which ADD and DEL wait. The kernel's table of connections can be long,
+// and a process in another network namespace can hold the kernel's lock (sock_diag_mutex).
+var timeout = 5 * time.Second
+
 // Destroy begins to destroy the TCP sockets of the thread's network namespace that have one of the
 // local ports, one of the peers, and possibly unsent data. It returns a function that waits for the
 // end and returns how many sockets there were. For each, the kernel drops the queue, sends the peer
@@ -45,6 +50,10 @@ func Destroy(ports []uint16, peers []netip.Addr) (wait func() (destroyed int, er
 	conn, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
 	if err != nil {
 		return func() (int, error) { return 0, unsupported(err) }
+	}
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		conn.Close()
+		return func() (int, error) { return 0, err }
 	}
 	var destroyed int
 	done := make(chan struct{})

@@ -275,3 +275,15 @@ func BenchmarkDestroyNone(b *testing.B) {
 		}
 	}
 }
+
+// TestDestroyEndsAtItsTimeout has no time left for the kernel's first answer.
+func TestDestroyEndsAtItsTimeout(t *testing.T) {
+	n := newNetwork(t)
+	defer func(before time.Duration) { timeout = before }(timeout)
+	timeout = -1
+	l := n.listen("tcp", "10.1.0.1:0")
+	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+	if _, err := Destroy([]uint16{port}, []netip.Addr{netip.MustParseAddr("10.1.0.5")})(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+}
