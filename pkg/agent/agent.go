@@ -48,9 +48,11 @@ type System struct {
 	CutConnections func(service netip.AddrPort) (int, error)
 	// WatchRules calls notify when rules were removed that can be the agent's, until ctx ends.
 	WatchRules func(ctx context.Context, notify func()) error
-	// NewUplinks is uplink.New with the host's directory, and WatchUplinks is uplink.Watch.
-	NewUplinks   func(metadata netip.Addr) (Uplinks, error)
-	WatchUplinks func(ctx context.Context, metadata netip.Addr, notify func()) error
+	// NewUplinks is uplink.New and RemoveUplinks uplink.Remove, both with UplinkDir; WatchUplinks is
+	// uplink.Watch.
+	NewUplinks    func(metadata netip.Addr) (Uplinks, error)
+	RemoveUplinks func() error
+	WatchUplinks  func(ctx context.Context, metadata netip.Addr, notify func()) error
 }
 
 // Uplinks is the guard of the interfaces by which packets leave the node. It is an uplink.Guard.
@@ -72,7 +74,16 @@ func Host() System {
 			}
 			return uplink.New(metadata, dir)
 		},
+		RemoveUplinks: removeUplinks,
 	}
+}
+
+func removeUplinks() error {
+	dir, err := UplinkDir()
+	if err != nil {
+		return err
+	}
+	return uplink.Remove(dir)
 }
 
 // UplinkDir returns the directory of the pins of the uplinks' guard. It is named by the thread's
@@ -209,26 +220,32 @@ func (a *Agent) Round(ctx context.Context) error {
 	return err
 }
 
-// guardUplinks guards the interfaces by which packets leave the node. A kernel without what it
-// needs is no error: the guard in netfilter refuses what passes netfilter.
+// guardUplinks guards the interfaces by which packets leave the node, or removes that guard if the
+// configuration has none. A kernel without what it needs is no error: the guard in netfilter refuses
+// what passes netfilter.
 func (a *Agent) guardUplinks() error {
 	if !a.node.Guard {
+		// Nothing would tell it of new addresses of the node.
+		return a.RemoveUplinks()
+	}
+	attached, err := a.reconcileUplinks()
+	a.logChanges("guarded uplinks", attached)
+	if errors.Is(err, uplink.ErrUnsupported) {
+		a.log.Warn("The uplinks are not guarded: a pod whose packets do not pass netfilter reaches the node's role.", "error", err)
 		return nil
 	}
+	return err
+}
+
+func (a *Agent) reconcileUplinks() ([]string, error) {
 	if a.uplinks == nil {
 		guard, err := a.NewUplinks(a.node.MetadataIP)
-		if errors.Is(err, uplink.ErrUnsupported) {
-			a.log.Warn("The uplinks are not guarded: a pod whose packets do not pass netfilter reaches the node's role.", "error", err)
-			return nil
-		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		a.uplinks = guard
 	}
-	attached, err := a.uplinks.Reconcile()
-	a.logChanges("guarded uplinks", attached)
-	return err
+	return a.uplinks.Reconcile()
 }
 
 // cut ends connections to the metadata services that are not redirected.

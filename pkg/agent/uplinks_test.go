@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -42,11 +43,21 @@ func TestKernelWithoutUplinkGuardIsLoggedOnce(t *testing.T) {
 	}
 }
 
+// TestUplinkThatCannotBeGuardedIsLogged has a kernel that loads the program and attaches it nowhere.
+func TestUplinkThatCannotBeGuardedIsLogged(t *testing.T) {
+	b := newBed(t, "nftables")
+	b.uplinks.err = fmt.Errorf("uplink eth0: %w", uplink.ErrUnsupported)
+	b.round()
+	if output := b.Logged(); !strings.Contains(output, "The uplinks are not guarded") {
+		t.Errorf("the log is\n%s", output)
+	}
+}
+
 func TestUplinksAreNotGuardedWithoutAGuard(t *testing.T) {
 	b := newBed(t, "nftables")
 	b.node.Guard = false
 	b.uplinks.attached = []string{"eth0"}
-	if err := b.guardUplinks(); err != nil || b.Agent.uplinks != nil {
-		t.Errorf("%v, %v", b.Agent.uplinks, err)
+	if err := b.guardUplinks(); err != nil || b.Agent.uplinks != nil || !b.uplinks.isRemoved {
+		t.Errorf("%v, %v, removed %v", b.Agent.uplinks, err, b.uplinks.isRemoved)
 	}
 }

@@ -56,7 +56,10 @@ func (clsBPF) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) 
 		},
 		Fd: program.FD(), Name: programName, DirectAction: true,
 	}
-	if err := netlink.FilterReplace(filter); err != nil {
+	// EINVAL: the preference has filters of another kind or protocol, which no filter can precede.
+	if err := netlink.FilterReplace(filter); errors.Is(err, unix.EINVAL) {
+		return false, fmt.Errorf("%w: another program has filters with preference %d", ErrUnsupported, preference)
+	} else if err != nil {
 		return false, unsupported(fmt.Sprintf("a filter with preference %d", preference), err)
 	}
 	for _, f := range former {

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
@@ -30,6 +31,9 @@ type Guard struct {
 	objects  objects
 	programs map[ebpf.ProgramID]*ebpf.Program
 	hook     hook
+	// removeOther removes what an earlier agent attached by the other hook, whose maps no process
+	// updates. It is nil after its call.
+	removeOther func() error
 
 	// What the maps hold.
 	links     map[uint32]uint32
@@ -57,7 +61,8 @@ func New(metadata netip.Addr, dir string) (*Guard, error) {
 		links:    make(map[uint32]uint32), senders: make(map[senderKey]uint32), addresses: make(map[[16]byte]uint32),
 	}
 	err := newCollection(metadata).LoadAndAssign(&g.objects, nil)
-	if errors.Is(err, ebpf.ErrNotSupported) {
+	// EPERM: the memory exceeds the rlimit, or a security module refuses BPF.
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EPERM) {
 		err = fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	if err != nil {
@@ -66,11 +71,9 @@ func New(metadata netip.Addr, dir string) (*Guard, error) {
 	if g.programs, err = g.objects.programs(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
-	if g.hook, err = newTCX(dir); errors.Is(err, ebpf.ErrNotSupported) {
-		g.hook, err = clsBPF{}, nil
-	}
-	if err != nil {
-		return nil, errors.Join(err, g.Close())
+	g.hook, g.removeOther = newTCX(dir), removeClsBPF
+	if g.hook == nil {
+		g.hook, g.removeOther = clsBPF{}, func() error { return removeTCX(dir) }
 	}
 	return g, nil
 }
@@ -90,10 +93,10 @@ func (g *Guard) Reconcile() (unguarded []string, err error) {
 		return nil, err
 	}
 	uplinks := h.uplinks(g.services)
-	if err := g.fillMaps(h, uplinks); err != nil {
-		return nil, fmt.Errorf("maps of the uplink guard: %w", err)
-	}
 	var errs []error
+	if err := g.fillMaps(h, uplinks); err != nil { // packets of the node may be dropped; pods' are
+		errs = append(errs, fmt.Errorf("maps of the uplink guard: %w", err))
+	}
 	for _, l := range uplinks {
 		wasMissing, err := g.hook.attach(l, g.programs)
 		if err != nil {
@@ -102,6 +105,10 @@ func (g *Guard) Reconcile() (unguarded []string, err error) {
 		if wasMissing {
 			unguarded = append(unguarded, l.Attrs().Name)
 		}
+	}
+	if len(errs) == 0 && g.removeOther != nil {
+		errs = append(errs, g.removeOther())
+		g.removeOther = nil
 	}
 	return unguarded, errors.Join(errs...)
 }

@@ -79,13 +79,14 @@ type senderKey struct {
 	_            [2]byte
 }
 
-// maxEntries bounds each map, far above the interfaces and addresses of a node.
-const maxEntries = 4096
+// maxEntries bounds each map: kube-proxy in IPVS mode gives the node the addresses of all Services.
+// The kernel allocates entries as they are added.
+const maxEntries = 1 << 16
 
 // newCollection describes the program and its maps. metadata is the IPv4 address of the service.
 func newCollection(metadata netip.Addr) *ebpf.CollectionSpec {
 	hash := func(name string, keySize uint32) *ebpf.MapSpec {
-		return &ebpf.MapSpec{Name: name, Type: ebpf.Hash, KeySize: keySize, ValueSize: 4, MaxEntries: maxEntries}
+		return &ebpf.MapSpec{Name: name, Type: ebpf.Hash, KeySize: keySize, ValueSize: 4, MaxEntries: maxEntries, Flags: unix.BPF_F_NO_PREALLOC}
 	}
 	program := &ebpf.ProgramSpec{Name: programName, Type: ebpf.SchedCLS, License: "Apache-2.0", Instructions: instructions(metadata)}
 	return &ebpf.CollectionSpec{

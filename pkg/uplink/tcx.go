@@ -2,7 +2,6 @@ package uplink
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -20,19 +19,23 @@ import (
 // tc filters.
 type tcx struct{ dir string }
 
-// newTCX returns an error that is ebpf.ErrNotSupported if links cannot be attached or pinned.
-func newTCX(dir string) (hook, error) {
+// newTCX returns nil if links cannot be attached or pinned.
+func newTCX(dir string) hook {
 	if _, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXEgress}); err != nil {
-		return nil, fmt.Errorf("tcx: %w: %w", ebpf.ErrNotSupported, err)
+		return nil
 	}
 	var stat unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(dir), &stat); err != nil || stat.Type != unix.BPF_FS_MAGIC {
-		return nil, fmt.Errorf("%s: no BPF file system: %w", filepath.Dir(dir), ebpf.ErrNotSupported)
+		return nil
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("%w: %w", ebpf.ErrNotSupported, err)
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		err = unix.Access(dir, unix.W_OK) // fails on a read-only file system
 	}
-	return tcx{dir}, nil
+	if err != nil {
+		return nil
+	}
+	return tcx{dir}
 }
 
 func (t tcx) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) (wasMissing bool, err error) {
@@ -58,7 +61,8 @@ func (t tcx) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) (
 			return false, err
 		}
 		defer head.Close()
-		return !isGuarded, t.pin(head, pin)
+		err = t.pin(head, pin)
+		return !isGuarded && err == nil, err
 	}
 	return false, errors.New("the program is attached twice")
 }

@@ -47,8 +47,9 @@ const ifInfoSize, routeSize, ifAddrSize = 16, 12, 8
 
 func concernsGuard(m netlink.Message, services []netip.Addr) bool {
 	switch m.Header.Type {
-	case unix.RTM_NEWLINK:
-		return len(m.Data) >= ifInfoSize && slices.Contains(uplinkKinds, kindOf(m.Data[ifInfoSize:]))
+	case unix.RTM_NEWLINK: // a bridge's hardware address can change with its ports
+		return len(m.Data) >= ifInfoSize && m.Data[0] != unix.AF_BRIDGE &&
+			slices.Contains(append(uplinkKinds, "bridge"), kindOf(m.Data[ifInfoSize:]))
 	case unix.RTM_NEWROUTE:
 		return len(m.Data) >= routeSize && isRouteMessageTo(m.Data, services)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:

@@ -316,3 +316,42 @@ func (n *node) run(command string) string {
 	}
 	return string(out)
 }
+
+// TestGuardChangesItsHook has the BPF file system appear between two agents. The first one's filter does
+// not stay: no process would tell it of the node's new addresses.
+func TestGuardChangesItsHook(t *testing.T) {
+	mount := t.TempDir()
+	n := newNode(t, filepath.Join(mount, "uplinks"))
+	first := n.guard()
+	n.wantReconcile("by a filter", first, "eth0")
+	n.must(first.Close())
+	n.must(unix.Mount("bpf", mount, "bpf", 0, ""))
+	t.Cleanup(func() { unix.Unmount(mount, unix.MNT_DETACH) })
+	second := n.guard()
+	n.wantReconcile("by tcx", second, "eth0")
+	if qdiscs := n.run("tc qdisc show dev eth0"); strings.Contains(qdiscs, "clsact") {
+		t.Errorf("the next agent left %s", qdiscs)
+	}
+	n.run("ip addr add 192.0.2.9/24 dev eth0")
+	n.wantReconcile("with another address", second)
+	n.wantGuarded("by tcx", true)
+	if !n.wire.passes(ethernet(n.address, unix.ETH_P_IP, ipv4("192.0.2.9", service, unix.IPPROTO_TCP, 0, ports(80)))) {
+		t.Error("the node's new address does not pass")
+	}
+}
+
+// TestManyAddresses has more addresses than a node usually has, as with kube-proxy in IPVS mode.
+func TestManyAddresses(t *testing.T) {
+	hooks(t, func(t *testing.T, n *node) {
+		var batch strings.Builder
+		for i := range 5000 {
+			fmt.Fprintf(&batch, "addr add 10.96.%d.%d/32 dev lo\n", i/250, i%250+1)
+		}
+		n.host.IP(batch.String())
+		n.wantReconcile("with 5,000 addresses", n.guard(), "eth0")
+		n.wantGuarded("with 5,000 addresses", true)
+		if !n.wire.passes(ethernet(n.address, unix.ETH_P_IP, ipv4(nodeIP, service, unix.IPPROTO_TCP, 0, ports(80)))) {
+			t.Error("the node does not pass")
+		}
+	})
+}
