@@ -53,7 +53,9 @@ func (c *responseCache) get(ctx context.Context, path string, fetch func(ctx con
 	if res := c.load(key); res != nil {
 		return res, nil
 	}
+	isFirst := false
 	res, err, _ := c.flights.Do(key, func() (any, error) {
+		isFirst = true
 		// An earlier flight may have cached the response after this request missed it.
 		if res := c.load(key); res != nil {
 			return res, nil
@@ -64,6 +66,9 @@ func (c *responseCache) get(ctx context.Context, path string, fetch func(ctx con
 		}
 		return res, err
 	})
+	if !isFirst && (err == errPodRate || err == errPodExchanges) {
+		return c.get(ctx, path, fetch) // the limit is that of the pod whose call was shared
+	}
 	return res.(*Response), err
 }
 

@@ -227,6 +227,28 @@ func TestWhatAPodHasSetGoingStaysItsOwn(t *testing.T) {
 	})
 }
 
+// TestLimitOfOnePodIsNotThatOfOthers has a pod request a cacheable path while the request of a pod
+// that is over its limit is in progress.
+func TestLimitOfOnePodIsNotThatOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var cache responseCache
+		const id = "/latest/meta-data/instance-id"
+		decided := make(chan struct{})
+		go cache.get(t.Context(), id, func(context.Context, string) (*Response, error) {
+			<-decided
+			return nil, errPodRate
+		})
+		synctest.Wait()
+		time.AfterFunc(time.Second, func() { close(decided) })
+		res, err := cache.get(t.Context(), id, func(context.Context, string) (*Response, error) {
+			return &Response{body: "i-1"}, nil
+		})
+		if err != nil || res.body != "i-1" {
+			t.Errorf("%v, %v", res, err)
+		}
+	})
+}
+
 // TestIMDS28NodeKeepsToItsAllowance has many pods ask as much as each may.
 func TestIMDS28NodeKeepsToItsAllowance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
