@@ -3,60 +3,77 @@ package conflist
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
 // ErrConflict is the error of a network configuration that another program keeps changing back.
 var ErrConflict = errors.New("another program removes the entry from")
 
-// A conflict begins when the entry is added to the same text more than maxAdditions times within
-// conflictWindow: at first, and after three removals. Then the installer leaves the file alone, and
-// tries again after a time that doubles from minBackoff to maxBackoff. An upgrade of the primary
-// CNI writes another text.
+// A conflict begins when the entry is added to one text more than maxAdditions times within
+// conflictWindow: at first, and after three removals. Then the installer leaves that text alone, and
+// tries again after a time that doubles from minBackoff to maxBackoff. An upgrade of the primary CNI
+// writes another text, which gets the entry immediately. Two other programs can alternate between
+// texts, so the additions to all texts are limited as well: after them the file is left alone
+// whatever its text is.
 const (
-	maxAdditions   = 4
-	conflictWindow = 10 * time.Second
-	minBackoff     = 10 * time.Second
-	maxBackoff     = 5 * time.Minute
+	maxAdditions    = 4
+	maxAllAdditions = 50
+	conflictWindow  = 10 * time.Second
+	minBackoff      = 10 * time.Second
+	maxBackoff      = 5 * time.Minute
 )
 
-// conflict counts how often the entry was added to a text.
+// conflict counts how often the entry was added.
 type conflict struct {
-	text    string
-	added   []time.Time // the last additions
+	added   []addition // those of the last conflictWindow
 	backoff time.Duration
 	until   time.Time
-	err     error // of the last conflict
+	path    string // of the file that is left alone until then
+	text    string // its text, or "" for any
+	err     error
+}
+
+type addition struct {
+	at   time.Time
+	text string
 }
 
 // observe records that the entry was added to c, and reports whether another program is in conflict
 // with the installer.
 func (x *conflict) observe(now time.Time, c *config, name string) bool {
-	if text := string(c.list.Bytes); text != x.text {
-		*x = conflict{text: text}
-	}
-	isRetry := x.backoff > 0
-	x.added = append(x.added, now)
-	for len(x.added) > 0 && now.Sub(x.added[0]) > conflictWindow {
-		x.added = x.added[1:]
+	text, isRetry := string(c.list.Bytes), x.backoff > 0
+	x.added = slices.DeleteFunc(x.added, func(a addition) bool { return now.Sub(a.at) > conflictWindow })
+	x.added = append(x.added, addition{now, text})
+	same := 0
+	for _, a := range x.added {
+		if a.text == text {
+			same++
+		}
 	}
 	switch {
-	case isRetry && len(x.added) > 1: // removed soon after a retry
-	case len(x.added) > maxAdditions:
+	case len(x.added) > maxAllAdditions:
+		text = ""
+	case same > maxAdditions, isRetry && same > 1: // a retry was undone
 	default:
 		return false
 	}
 	x.backoff = min(max(2*x.backoff, minBackoff), maxBackoff)
-	x.until, x.added = now.Add(x.backoff), nil
+	x.until, x.path, x.text, x.added = now.Add(x.backoff), c.path, text, nil
 	x.err = fmt.Errorf("%w %s: %s", ErrConflict, c.path, remedy(c, name))
 	return true
 }
 
-// settle ends a conflict if the entry has stayed for the window since the retry.
-func (x *conflict) settle(now time.Time) {
-	if x.backoff > 0 && len(x.added) > 0 && now.Sub(x.added[len(x.added)-1]) > conflictWindow {
+// waits returns the conflict's error if c is to be left alone now, else nil. It ends a conflict if the
+// entry has stayed for the window since the retry.
+func (x *conflict) waits(now time.Time, c *config) error {
+	if now.Before(x.until) && c.path == x.path && (x.text == "" || x.text == string(c.list.Bytes)) {
+		return x.err
+	}
+	if x.backoff > 0 && len(x.added) > 0 && now.Sub(x.added[len(x.added)-1].at) > conflictWindow {
 		x.backoff = 0
 	}
+	return nil
 }
 
 // remedy names the program that writes a configuration, by the plugins of its chain, and the

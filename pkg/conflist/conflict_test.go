@@ -39,11 +39,11 @@ func TestConflict(t *testing.T) {
 			isConflict := false
 			for _, at := range tc.additions {
 				now := start.Add(at)
-				if now.Before(x.until) {
+				c := configOf("10-a.conflist", "bridge")
+				if err := x.waits(now, c); err != nil {
 					t.Fatalf("added after %s, during the wait", at)
 				}
-				x.settle(now)
-				isConflict = x.observe(now, configOf("10-a.conflist", "bridge"), plugin)
+				isConflict = x.observe(now, c, plugin)
 			}
 			if isConflict != (tc.backoff > 0) || isConflict && x.backoff != tc.backoff {
 				t.Errorf("conflict is %v with a wait of %s, want %s", isConflict, x.backoff, tc.backoff)
@@ -52,14 +52,39 @@ func TestConflict(t *testing.T) {
 	}
 }
 
+// TestAnotherTextIsNoConflict has an upgrade during a conflict: its text gets the entry immediately.
 func TestAnotherTextIsNoConflict(t *testing.T) {
 	var x conflict
-	for i := range 20 {
+	now := time.Now()
+	c := configOf("10-a.conflist", "bridge")
+	c.list.Bytes = []byte("first")
+	for range maxAdditions + 1 {
+		x.observe(now, c, plugin)
+	}
+	if err := x.waits(now, c); !errors.Is(err, ErrConflict) {
+		t.Errorf("the text in conflict: %v", err)
+	}
+	for _, other := range []*config{configOf("10-a.conflist", "bridge"), configOf("05-b.conflist", "bridge")} {
+		other.list.Bytes = []byte("second")
+		if err := x.waits(now, other); err != nil {
+			t.Errorf("another text in %s: %v", other.path, err)
+		}
+	}
+}
+
+// TestAlternatingTextsAreAConflict has two programs that write different texts without the entry.
+func TestAlternatingTextsAreAConflict(t *testing.T) {
+	var x conflict
+	now := time.Now()
+	for i := range maxAllAdditions + 1 {
 		c := configOf("10-a.conflist", "bridge")
 		c.list.Bytes = []byte{byte(i)}
-		if x.observe(time.Now(), c, plugin) {
-			t.Fatal("each text is another, and there is a conflict")
+		if isConflict := x.observe(now, c, plugin); isConflict != (i == maxAllAdditions) {
+			t.Fatalf("addition %d: conflict is %v", i+1, isConflict)
 		}
+	}
+	if err := x.waits(now, configOf("10-a.conflist", "bridge")); !errors.Is(err, ErrConflict) {
+		t.Errorf("a further text: %v", err)
 	}
 }
 

@@ -113,10 +113,6 @@ func (i *Installer) check(now time.Time) error {
 
 // chain adds the entry to the effective configuration, and removes the generated lists of others.
 func (i *Installer) chain(now time.Time) (changes []string, err error) {
-	if now.Before(i.conflict.until) {
-		return nil, i.conflict.err
-	}
-	i.conflict.settle(now)
 	c, err := i.effective(now)
 	generated := ""
 	switch {
@@ -124,6 +120,9 @@ func (i *Installer) chain(now time.Time) (changes []string, err error) {
 	case err != nil:
 		return nil, err
 	default:
+		if err := i.conflict.waits(now, c); err != nil {
+			return nil, err
+		}
 		path := c.path
 		if c.isSingle() {
 			path = generatedPath(c.path, i.Binary.Name)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -124,12 +125,8 @@ func TestConfigurationIsValidAtAnyTime(t *testing.T) {
 			}
 		}
 	})
-	for i := range 50 {
-		types := []string{"bridge"}
-		if i%2 == 0 {
-			types = append(types, "portmap")
-		}
-		n.rename("10-a.conflist", chain("a", types...))
+	for i := range 40 { // each text is another: the same one would be a conflict
+		n.rename("10-a.conflist", chain("a", "bridge", fmt.Sprint("plugin", i)))
 		n.await(results, "chained", n.isChained("10-a.conflist"))
 	}
 	close(stop)
