@@ -29,28 +29,50 @@ func replace(c *config, text []byte) error {
 		return err
 	}
 	defer pending.Cleanup()
-	check := func(path string) error {
-		now, err := os.Stat(path)
-		if err == nil && !isUnchanged(c.info, now) {
-			err = fmt.Errorf("%s: %w", c.path, ErrUnsettled)
-		}
+	if now, err := os.Stat(path); err != nil {
 		return err
+	} else if !isUnchanged(c.info, now) {
+		return fmt.Errorf("%s: %w", c.path, ErrUnsettled)
 	}
-	exchange := func() error {
-		return unix.Renameat2(unix.AT_FDCWD, pending.Name(), unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
-	}
-	if err := check(path); err != nil {
-		return err
-	}
-	if err := exchange(); errors.Is(err, unix.EINVAL) {
+	err = exchange(pending.Name(), path, c.info, renameExchange)
+	if errors.Is(err, unix.EINVAL) {
 		return pending.CloseAtomicallyReplace() // ZFS before 2.2 has no RENAME_EXCHANGE
-	} else if err != nil {
-		return err
 	}
-	if err := check(pending.Name()); err != nil {
-		return errors.Join(err, exchange())
+	return err
+}
+
+// exchange exchanges two files, if the file at path is still the one that was read. Otherwise it
+// exchanges them back. Another program can rename once more between two exchanges, so exchange
+// repeats them until the file that leaves path is the one that it put there itself. The other
+// program's last file then stays, and the error wraps ErrUnsettled.
+func exchange(pending, path string, read fs.FileInfo, rename func(a, b string) error) error {
+	expected := read
+	for range maxExchanges {
+		placed, err := os.Stat(pending)
+		if err != nil {
+			return err
+		}
+		if err := rename(pending, path); err != nil {
+			return err
+		}
+		if left, err := os.Stat(pending); err != nil {
+			return err
+		} else if isUnchanged(expected, left) {
+			if expected == read {
+				return nil
+			}
+			break
+		}
+		expected = placed
 	}
-	return nil
+	return fmt.Errorf("%s: %w", path, ErrUnsettled)
+}
+
+// maxExchanges bounds the exchanges with a program that renames without a pause.
+const maxExchanges = 20
+
+func renameExchange(a, b string) error {
+	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 }
 
 // isUnchanged reports whether two results of stat are of the same file with the same content.

@@ -57,6 +57,44 @@ func TestReplaceKeepsConcurrentWrites(t *testing.T) {
 	}
 }
 
+// TestExchangeKeepsTheLastOfManyWrites has a primary CNI rename its configuration before each of
+// some exchanges.
+func TestExchangeKeepsTheLastOfManyWrites(t *testing.T) {
+	for writes := range 5 {
+		dir := t.TempDir()
+		path, pending := filepath.Join(dir, "10-a.conflist"), filepath.Join(dir, "pending")
+		write := func(path, text string) {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(path, "read before")
+		write(pending, "new")
+		read, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		err = exchange(pending, path, read, func(a, b string) error {
+			if n < writes {
+				n++
+				write(path+".tmp", fmt.Sprint("written ", n))
+				if err := os.Rename(path+".tmp", path); err != nil {
+					return err
+				}
+			}
+			return renameExchange(a, b)
+		})
+		want := "new"
+		if writes > 0 {
+			want = fmt.Sprint("written ", writes)
+		}
+		if text, _ := os.ReadFile(path); string(text) != want || errors.Is(err, ErrUnsettled) != (writes > 0) {
+			t.Errorf("%d writes: the file has %q, %v", writes, text, err)
+		}
+	}
+}
+
 // foreign is the information of a file that another user owns.
 type foreign struct{ fs.FileInfo }
 
