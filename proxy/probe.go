@@ -141,9 +141,9 @@ func serveProbes(ctx context.Context, path string, h http.Handler, interval time
 			os.Remove(socket)
 		}
 	}
-	l, err := unixsocket.Listen(path, interval, log)
+	l, err := unixsocket.Listen(ctx, path, interval, log)
 	if err != nil {
-		return err
+		return nil // ctx has ended
 	}
 	return serveHTTP(ctx, boundedServer(h, log), l, nil)
 }

@@ -17,9 +17,9 @@ import (
 // acceptSuccessors answers successors until ctx ends. It replaces the unix socket at the path, so
 // new successors connect to this process and no longer to its predecessor.
 func (t *Takeover) acceptSuccessors(ctx context.Context, sockets map[string]*Listener) error {
-	l, err := unixsocket.Listen(t.Path, t.checkInterval, t.Log)
+	l, err := unixsocket.Listen(ctx, t.Path, t.checkInterval, t.Log)
 	if err != nil {
-		return err
+		return nil // ctx has ended
 	}
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()

@@ -57,13 +57,22 @@ type Listener struct {
 }
 
 // Listen listens on a unix socket and replaces the file at path. interval is the time between two
-// checks that a process listens there.
-func Listen(path string, interval time.Duration, log *slog.Logger) (*Listener, error) {
-	socket, err := listen(path)
-	if err != nil {
-		return nil, err
+// checks that a process listens there. If the file cannot be made, because its file system is full
+// for example, Listen logs the error and tries again at each interval. It returns the error of ctx if
+// ctx ends first.
+func Listen(ctx context.Context, path string, interval time.Duration, log *slog.Logger) (*Listener, error) {
+	for {
+		socket, err := listen(path)
+		if err == nil {
+			return &Listener{path: path, interval: interval, log: log, socket: socket}, nil
+		}
+		log.Warn("cannot listen on the unix socket; trying again", "path", path, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(interval):
+		}
 	}
-	return &Listener{path: path, interval: interval, log: log, socket: socket}, nil
 }
 
 // listen binds another name and renames it, so a client that dials path always finds a process that

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // serve listens at path until the test ends, and answers each connection with name.
 func serve(t *testing.T, path, name string) *Listener {
 	t.Helper()
-	l, err := Listen(path, 10*time.Millisecond, slog.New(slog.DiscardHandler))
+	l, err := Listen(t.Context(), path, 10*time.Millisecond, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,3 +161,38 @@ func TestListenerReturnsWhenTheDirectoryIsBack(t *testing.T) {
 	}
 	eventually(t, path, "a")
 }
+
+// TestListenTriesAgain has a directory that appears later.
+func TestListenTriesAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "later")
+	path := filepath.Join(dir, "socket")
+	warned := make(chan struct{}, 1)
+	log := slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+		select {
+		case warned <- struct{}{}:
+		default:
+		}
+		return len(b), nil
+	}), nil))
+	listeners := make(chan *Listener)
+	go func() {
+		l, err := Listen(t.Context(), path, time.Millisecond, log)
+		if err != nil {
+			t.Error(err)
+		}
+		listeners <- l
+	}()
+	<-warned
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l := <-listeners
+	defer l.Close()
+	if IsAbandoned(path) {
+		t.Error("no process listens")
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
