@@ -63,8 +63,15 @@ func (c *config) read() (err error) {
 		return err
 	}
 	plugin, err := libcni.ConfFromFile(c.path)
+	if err != nil {
+		return err
+	}
+	// libcni.ConfListFromConf would round large numbers.
+	list, err := json.Marshal(map[string]any{
+		"cniVersion": plugin.Network.CNIVersion, "name": plugin.Network.Name, "plugins": []json.RawMessage{plugin.Bytes},
+	})
 	if err == nil {
-		c.list, err = libcni.ConfListFromConf(plugin)
+		c.list, err = libcni.NetworkConfFromBytes(list)
 	}
 	return err
 }

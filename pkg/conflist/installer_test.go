@@ -85,7 +85,7 @@ func TestInstallChainsTheEffectiveConfiguration(t *testing.T) {
 
 // TestGeneratedListHasThePlugin covers a configuration with other keys, white space and escapes.
 func TestGeneratedListHasThePlugin(t *testing.T) {
-	const config = "{\n  \"cniVersion\": \"0.4.0\", \"name\": \"a \\\"b\\\"\", \"type\": \"bridge\", \"mtu\": 1500, \"x\": [1.5]\n}\n"
+	const config = "{\n  \"cniVersion\": \"0.4.0\", \"name\": \"a \\\"b\\\"\", \"type\": \"bridge\", \"mtu\": 1500, \"x\": [1.5], \"id\": 9007199254740993, \"y\": 1.0\n}\n"
 	n := newNode(t, map[string]string{"10-a.conf": config})
 	if _, err := n.Install(); err != nil {
 		t.Fatal(err)
@@ -99,6 +99,11 @@ func TestGeneratedListHasThePlugin(t *testing.T) {
 	n.must(errors.Join(json.Unmarshal([]byte(config), &want), json.Unmarshal([]byte(entry), &wantEntry)))
 	if list.CNIVersion != "0.4.0" || list.Name != `a "b"` || !cmp.Equal(list.Plugins, []any{want, wantEntry}) {
 		t.Errorf("got %+v", list)
+	}
+	for _, number := range []string{"9007199254740993", "1.0"} { // a float64 cannot have them
+		if text := n.files()[generated]; !strings.Contains(text, number) {
+			t.Errorf("no %s in %s", number, text)
+		}
 	}
 }
 
