@@ -25,6 +25,7 @@ type Installer struct {
 	Log       *slog.Logger
 
 	loggedState string
+	unsettled   time.Time // when Run first got ErrUnsettled without another result since, or zero
 	conflict    conflict
 	network     atomic.Pointer[string]
 }

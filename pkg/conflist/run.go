@@ -11,8 +11,12 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// unsettledInterval is the time until an unsettled file is read again.
-const unsettledInterval = 100 * time.Millisecond
+const (
+	// unsettledInterval is the time until an unsettled file is read again.
+	unsettledInterval = 100 * time.Millisecond
+	// unsettledWarning is how long a file may be unsettled before that is an error.
+	unsettledWarning = 10 * time.Second
+)
 
 // Run calls Install until ctx ends: at each change of the directories and at each interval. A
 // primary CNI writes its configuration again at an upgrade and at a boot. Run logs changes and
@@ -67,12 +71,26 @@ func (i *Installer) installAndLog() time.Duration {
 	if len(changes) > 0 {
 		i.Log.Info("installed", "did", changes)
 	}
-	if state := fmt.Sprint(err); state != i.loggedState {
+	now := time.Now()
+	isUnsettled := errors.Is(err, ErrUnsettled)
+	if !isUnsettled {
+		i.unsettled = time.Time{}
+	} else if i.unsettled.IsZero() {
+		i.unsettled = now
+	}
+	lasts := isUnsettled && now.Sub(i.unsettled) >= unsettledWarning
+	state := fmt.Sprint(err)
+	if lasts {
+		state = "unsettled" // the error can differ at each write
+	}
+	if state != i.loggedState {
 		i.loggedState = state
 		switch {
 		case err == nil:
 			i.Log.Info("the plugin is chained")
-		case errors.Is(err, ErrUnsettled):
+		case lasts:
+			i.Log.Warn("a network configuration is written again and again: the plugin is not chained until that ends", "since", i.unsettled, "error", err)
+		case isUnsettled:
 			i.Log.Info("waiting until a network configuration is written", "error", err)
 		case errors.Is(err, ErrNoNetwork):
 			i.Log.Info("waiting for the primary CNI to write its network configuration", "error", err)
@@ -84,9 +102,11 @@ func (i *Installer) installAndLog() time.Duration {
 			i.Log.Error("the plugin is not chained: new pods get no credentials, and are not kept from the node's; trying again", "error", err)
 		}
 	}
-	if errors.Is(err, ErrUnsettled) {
-		return unsettledInterval // the last result stays valid
+	if !isUnsettled || lasts { // otherwise the last result stays valid
+		i.Installed(err)
 	}
-	i.Installed(err)
+	if isUnsettled {
+		return unsettledInterval
+	}
 	return i.Interval
 }

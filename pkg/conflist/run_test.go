@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -155,4 +156,30 @@ func TestStateIsLoggedOncePerChange(t *testing.T) {
 			t.Errorf("%d. time with the entry: %v and %d lines:\n%s", times, last, count, &log)
 		}
 	}
+}
+
+// TestLastingWriteIsReported has a program write an invalid configuration again and again.
+func TestLastingWriteIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, nil)
+		var log bytes.Buffer
+		var reported error
+		n.Log = slog.New(slog.NewTextHandler(&log, nil))
+		n.Installed = func(err error) { reported = err }
+		start := time.Now()
+		for time.Since(start) < 2*unsettledWarning {
+			n.write("10-a.conflist", fmt.Sprintf("{invalid %d", time.Since(start)))
+			n.must(os.Chtimes(n.path("10-a.conflist"), time.Now(), time.Now()))
+			if next := n.installAndLog(); next != unsettledInterval {
+				t.Fatalf("reads it again in %v", next)
+			}
+			if lasts := time.Since(start) >= unsettledWarning; errors.Is(reported, ErrUnsettled) != lasts {
+				t.Fatalf("reported after %v: %v", time.Since(start), reported)
+			}
+			time.Sleep(unsettledInterval)
+		}
+		if count := strings.Count(log.String(), "level=WARN"); count != 1 {
+			t.Errorf("%d warnings, want 1:\n%s", count, &log)
+		}
+	})
 }
