@@ -27,21 +27,35 @@ type Listener struct {
 type Socket struct {
 	Name    string
 	Address string // as for net.Listen
-	// ReusePort sets SO_REUSEPORT (socket(7)). While the predecessor has the socket, a successor can
-	// then listen on the same port at another address. A connection goes to the more specific address.
+	// ReusePort sets SO_REUSEPORT (socket(7)). While the predecessor has the socket, a successor, and
+	// no other process, can then listen on the same port at another address. A connection goes to the
+	// more specific address.
 	ReusePort bool
 }
 
 // Listen listens on the address. It turns MPTCP off, which Go turns on by default: an MPTCP socket
 // has neither SO_ORIGINAL_DST nor TCP_USER_TIMEOUT (net/mptcp/sockopt.c). A client that asks for
 // MPTCP falls back to TCP.
-func (s Socket) Listen(ctx context.Context) (*Listener, error) {
+func (s Socket) Listen(ctx context.Context) (*Listener, error) { return s.listen(ctx, false) }
+
+// listen is Listen for a process that may have a predecessor. Only with one does it share a port:
+// SO_REUSEPORT is set before bind. Otherwise it is set after bind, for a later successor, and bind
+// fails with EADDRINUSE if an unrelated process has the port.
+func (s Socket) listen(ctx context.Context, hasPredecessor bool) (*Listener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
-	if s.ReusePort {
+	if s.ReusePort && hasPredecessor {
 		config.Control = setReusePort
 	}
-	return newListener(config.Listen(ctx, "tcp", s.Address))
+	l, err := newListener(config.Listen(ctx, "tcp", s.Address))
+	if err != nil || !s.ReusePort {
+		return l, err
+	}
+	c, err := l.SyscallConn()
+	if err == nil {
+		err = setReusePort("", "", c)
+	}
+	return l, err
 }
 
 func setReusePort(_, _ string, c syscall.RawConn) error {
