@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -66,18 +65,10 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	case err != nil:
 		return &usageError{err}
 	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	log := logger(o, stderr)
 	klog.SetSlogLogger(log) // client-go's lines, in our format
 	return serve(ctx, o, log)
 }
-
-// gcPercent is GOGC unless the environment sets it. The proxy is idle most of the time, on every
-// node: with Go's 100, it takes 2 MiB more for 250 pods, and 10 MiB more for pods that hold all
-// connections that they may (make bench PART=memory and PART=hostile).
-const gcPercent = 25
 
 // usageError is a mistake in flags or environment.
 type usageError struct{ error }

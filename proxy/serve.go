@@ -77,7 +77,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 			return takeover.Serve(ctx, sockets)
 		})
 		return g.Wait()
-	}, probes)
+	}, probes, tuneGC)
 	log.Info("stopped", "error", err)
 	return err
 }
