@@ -15,7 +15,7 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/test/testbed"
 )
 
-// TestManyRequests: a pod makes 250,000 pipelined requests. Each is answered, the
+// TestManyRequests: a pod makes a million pipelined requests. Each is answered, the
 // neighbour is served meanwhile, and the proxy does not grow.
 func TestManyRequests(t *testing.T) {
 	onThese(t, []setup{routed}, func(t *testing.T, n *node) {
@@ -23,7 +23,7 @@ func TestManyRequests(t *testing.T) {
 		greedy, neighbour := n.run("greedy", "app"), n.run("neighbour", "other")
 		n.wantOwn(greedy, "app")
 		n.wantOwn(neighbour, "other")
-		const connections, each = 8, 31_300
+		const connections, each = 8, 125_000
 		// The first requests cost what any number costs: buffers, connections.
 		n.asksOften(greedy, connections, 12_500)
 		before := n.residentMemory()
@@ -37,9 +37,10 @@ func TestManyRequests(t *testing.T) {
 		if len(times) == 0 {
 			t.Error("the neighbour was never served")
 		}
-		// A busy proxy collects its garbage late. 32 bytes left of each request would be more.
+		// A busy proxy collects its garbage late, within its memory limit. 32 bytes left of each request
+		// would be more.
 		after := n.residentMemory()
-		if after > before+8<<20 {
+		if after > before+32<<20 {
 			t.Errorf("the proxy has grown from %d to %d bytes", before, after)
 		}
 		t.Logf("the proxy has grown by %d KiB", (after-before)>>10)
