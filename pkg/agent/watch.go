@@ -2,13 +2,12 @@ package agent
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netlinkwatch"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/rules"
 )
 
@@ -17,24 +16,7 @@ import (
 // cluster, are ignored. iptables-legacy does not notify. It returns when ctx ends, or an error if
 // the kernel does not notify.
 func watchRules(ctx context.Context, notify func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
-	if err != nil {
-		return fmt.Errorf("notifications of nftables: %w", err)
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	for {
-		messages, err := conn.Receive()
-		if ctx.Err() != nil {
-			return nil
-		}
-		// ENOBUFS: the socket's buffer was full, and any notification can be lost.
-		if errors.Is(err, unix.ENOBUFS) || slices.ContainsFunc(messages, isRelevant) {
-			notify()
-		} else if err != nil {
-			return fmt.Errorf("notifications of nftables: %w", err)
-		}
-	}
+	return netlinkwatch.Watch(ctx, unix.NETLINK_NETFILTER, 1<<(unix.NFNLGRP_NFTABLES-1), isRelevant, notify)
 }
 
 // nfgenmsgSize is the size of struct nfgenmsg, before the attributes (linux/netfilter/nfnetlink.h).

@@ -2,8 +2,6 @@ package uplink
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -11,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
+	"github.com/kube2iam-cni/kube2iam-cni/pkg/netlinkwatch"
 )
 
 // groups are the multicast groups of interfaces, routes and addresses.
@@ -20,26 +19,9 @@ const groups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUT
 // until ctx ends. Interfaces and routes of pods do not concern it. The error means that the kernel
 // does not notify.
 func Watch(ctx context.Context, metadata netip.Addr, notify func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: groups})
-	if err != nil {
-		return fmt.Errorf("notifications of interfaces: %w", err)
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	services := []netip.Addr{metadata, attachment.MetadataIPv6}
-	for {
-		messages, err := conn.Receive()
-		if ctx.Err() != nil {
-			return nil
-		}
-		concerns := func(m netlink.Message) bool { return concernsGuard(m, services) }
-		// ENOBUFS: the socket's buffer was full, and any notification can be lost.
-		if errors.Is(err, unix.ENOBUFS) || slices.ContainsFunc(messages, concerns) {
-			notify()
-		} else if err != nil {
-			return fmt.Errorf("notifications of interfaces: %w", err)
-		}
-	}
+	concerns := func(m netlink.Message) bool { return concernsGuard(m, services) }
+	return netlinkwatch.Watch(ctx, unix.NETLINK_ROUTE, groups, concerns, notify)
 }
 
 // The sizes of the structures before the attributes (linux/rtnetlink.h, linux/if_addr.h).
