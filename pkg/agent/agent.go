@@ -48,18 +48,11 @@ type System struct {
 	CutConnections func(service netip.AddrPort) (int, error)
 	// WatchRules calls notify when rules were removed that can be the agent's, until ctx ends.
 	WatchRules func(ctx context.Context, notify func()) error
-	// NewUplinks is uplink.New and RemoveUplinks uplink.Remove, both with UplinkDir; WatchUplinks is
-	// uplink.Watch.
+	// NewUplinks loads the guard of the uplinks, RemoveUplinks is the function of that name, and
+	// WatchUplinks is uplink.Watch.
 	NewUplinks    func(metadata netip.Addr) (Uplinks, error)
 	RemoveUplinks func() error
 	WatchUplinks  func(ctx context.Context, metadata netip.Addr, notify func()) error
-}
-
-// Uplinks is the guard of the interfaces by which packets leave the node. It is an uplink.Guard.
-type Uplinks interface {
-	// Reconcile guards all uplinks and returns the names of those that were not guarded.
-	Reconcile() ([]string, error)
-	Close() error
 }
 
 // Host returns the host's operating system.
@@ -67,30 +60,8 @@ func Host() System {
 	return System{
 		System: attach.Host(), Links: hostlink.Links, BypassCandidates: hostlink.BypassCandidates, Addresses: hostlink.Addresses, HostSide: hostlink.HostSide,
 		CutConnections: cutConnections, WatchRules: watchRules, WatchUplinks: uplink.Watch,
-		NewUplinks: func(metadata netip.Addr) (Uplinks, error) {
-			dir, err := UplinkDir()
-			if err != nil {
-				return nil, err
-			}
-			return uplink.New(metadata, dir)
-		},
-		RemoveUplinks: removeUplinks,
+		NewUplinks: newUplinks, RemoveUplinks: RemoveUplinks,
 	}
-}
-
-func removeUplinks() error {
-	dir, err := UplinkDir()
-	if err != nil {
-		return err
-	}
-	return uplink.Remove(dir)
-}
-
-// UplinkDir returns the directory of the pins of the uplinks' guard. It is named by the thread's
-// network namespace, as the agent's lock is.
-func UplinkDir() (string, error) {
-	netns, err := inode("/proc/thread-self/ns/net")
-	return fmt.Sprintf("/sys/fs/bpf/kube2iam-cni-%d", netns), err
 }
 
 // Agent reconciles the rules of a node with the records. It compares them without a lock. On a
@@ -104,6 +75,8 @@ type Agent struct {
 	dedup   *dedup.Handler
 	trigger chan struct{}
 	uplinks Uplinks // nil until the first round, and on a kernel that cannot guard them
+	// areUplinksRemoved says that an agent without a guard has removed that of an earlier one.
+	areUplinksRemoved bool
 
 	attachPod func(context.Context, *attachment.Record) error // Rules.AttachPod; tests wrap it
 
@@ -213,39 +186,11 @@ func (a *Agent) Round(ctx context.Context) error {
 		return err
 	}
 	a.repairInPods(ctx, s)
-	err = errors.Join(err, a.checkFilters(ctx, s))
+	err = errors.Join(err, a.checkBypass(ctx, s))
 	if a.adopt(ctx, s.attached) > 0 {
 		err = errors.Join(err, a.cut())
 	}
 	return err
-}
-
-// guardUplinks guards the interfaces by which packets leave the node, or removes that guard if the
-// configuration has none. A kernel without what it needs is no error: the guard in netfilter refuses
-// what passes netfilter.
-func (a *Agent) guardUplinks() error {
-	if !a.node.Guard {
-		// Nothing would tell it of new addresses of the node.
-		return a.RemoveUplinks()
-	}
-	attached, err := a.reconcileUplinks()
-	a.logChanges("guarded uplinks", attached)
-	if errors.Is(err, uplink.ErrUnsupported) {
-		a.log.Warn("The uplinks are not guarded: a pod whose packets do not pass netfilter reaches the node's role.", "error", err)
-		return nil
-	}
-	return err
-}
-
-func (a *Agent) reconcileUplinks() ([]string, error) {
-	if a.uplinks == nil {
-		guard, err := a.NewUplinks(a.node.MetadataIP)
-		if err != nil {
-			return nil, err
-		}
-		a.uplinks = guard
-	}
-	return a.uplinks.Reconcile()
 }
 
 // cut ends connections to the metadata services that are not redirected.

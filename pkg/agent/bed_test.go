@@ -77,7 +77,7 @@ func newBed(t *testing.T, backend string) *bed {
 		CutConnections: func(service netip.AddrPort) (int, error) { b.cuts = append(b.cuts, service); return 0, nil },
 		WatchRules:     func(context.Context, func()) error { return nil },
 		NewUplinks:     func(netip.Addr) (Uplinks, error) { return b.uplinks, b.uplinks.unsupported },
-		RemoveUplinks:  func() error { b.uplinks.isRemoved = true; return nil },
+		RemoveUplinks:  func() error { b.uplinks.removals++; return nil },
 		WatchUplinks:   func(context.Context, netip.Addr, func()) error { return nil },
 	}
 	cache := Cache{
@@ -93,7 +93,7 @@ func newBed(t *testing.T, backend string) *bed {
 type fakeUplinks struct {
 	attached         []string
 	err, unsupported error
-	isRemoved        bool
+	removals         int
 }
 
 func (u fakeUplinks) Reconcile() ([]string, error) { return u.attached, u.err }

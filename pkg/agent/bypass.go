@@ -8,11 +8,11 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attachment"
 )
 
-// checkFilters finds links that got a filter before netfilter after their ADD, as from the daemon
+// checkBypass finds links that got a filter before netfilter after their ADD, as from the daemon
 // of an eBPF datapath that attaches its program when it learns of a pod. It sends one packet for
 // each such link and logs if netfilter does not see it. It changes nothing: silence proves nothing,
 // and the host's rules stay.
-func (a *Agent) checkFilters(ctx context.Context, s *snapshot) error {
+func (a *Agent) checkBypass(ctx context.Context, s *snapshot) error {
 	candidates, err := a.BypassCandidates(s.links)
 	if err != nil {
 		return err

@@ -52,7 +52,7 @@ type Lock struct {
 
 // lockPath returns the path of the lock of this thread's network namespace.
 func lockPath() (string, error) {
-	netns, err := inode("/proc/thread-self/ns/net")
+	netns, err := netnsID()
 	return fmt.Sprintf("/run/kube2iam-cni-agent-%d.lock", netns), err
 }
 

@@ -47,6 +47,9 @@ func NewInfo(args []string, flags map[string]string, stateDir string) (Info, err
 // MountNS returns the inode of this process's mount namespace. Each container has one.
 func MountNS() (uint64, error) { return inode("/proc/self/ns/mnt") }
 
+// netnsID returns the inode of this thread's network namespace.
+func netnsID() (uint64, error) { return inode("/proc/thread-self/ns/net") }
+
 func inode(path string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

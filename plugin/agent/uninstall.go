@@ -14,7 +14,6 @@ import (
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/attach"
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/conflist"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/uplink"
 )
 
 var uninstallCommand = &cli.Command{
@@ -81,11 +80,7 @@ func uninstall(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	uplinks, err := agent.UplinkDir()
-	if err != nil {
-		return err
-	}
-	if err := uplink.Remove(uplinks); err != nil {
+	if err := agent.RemoveUplinks(); err != nil {
 		return err
 	}
 	fmt.Fprintf(c.App.Writer, "rules and state of %d attachments removed\n", attachments+late)

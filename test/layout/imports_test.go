@@ -16,7 +16,7 @@ const module = "github.com/kube2iam-cni/kube2iam-cni/"
 // programs share imports nothing.
 var allowed = map[string][]string{
 	"plugin":           {"pkg/netconf", "pkg/hostlink", "pkg/rules", "pkg/attachment", "pkg/attach"},
-	"plugin/agent":     {"pkg/netconf", "pkg/attachment", "pkg/attach", "pkg/agent", "pkg/conflist", "pkg/cnidirs", "pkg/uplink"},
+	"plugin/agent":     {"pkg/netconf", "pkg/attachment", "pkg/attach", "pkg/agent", "pkg/conflist", "pkg/cnidirs"},
 	"proxy":            {"pkg/imds", "pkg/broker", "pkg/pods", "pkg/roles", "pkg/credentials", "pkg/attachment", "pkg/events", "pkg/kube", "pkg/metrics", "pkg/handover", "pkg/unixsocket"},
 	"pkg/broker":       {"pkg/imds", "pkg/pods", "pkg/roles", "pkg/credentials"},
 	"pkg/pods":         {"pkg/attachment", "pkg/dedup", "pkg/ratelimit"},

@@ -4,7 +4,6 @@ import (
 	"strings"
 
 	"github.com/kube2iam-cni/kube2iam-cni/pkg/agent"
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/uplink"
 )
 
 // onNode runs a real command on the node.
@@ -43,11 +42,5 @@ func (n *node) flushAll() {
 // unguardUplinks removes the guard that the agent has put at the node's uplinks.
 func (n *node) unguardUplinks() {
 	n.t.Helper()
-	n.must(n.Node.Do(func() error {
-		dir, err := agent.UplinkDir()
-		if err != nil {
-			return err
-		}
-		return uplink.Remove(dir)
-	}))
+	n.must(n.Node.Do(agent.RemoveUplinks))
 }
