@@ -3,8 +3,6 @@ package uplink
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -23,11 +21,8 @@ const preference = 1
 
 var handles = [2]uint32{0x6b32_0001, 0x6b32_0002}
 
-func (clsBPF) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) (wasMissing bool, err error) {
-	qdisc := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-	}}
-	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+func (clsBPF) attach(l netlink.Link, programs []program) (wasMissing bool, err error) {
+	if err := netlink.QdiscAdd(clsact(l)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return false, unsupported("clsact qdisc", err)
 	}
 	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_EGRESS)
@@ -41,7 +36,7 @@ func (clsBPF) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) 
 		if !isGuard(f) {
 			continue
 		}
-		if i == 0 && programs[ebpf.ProgramID(f.(*netlink.BpfFilter).Id)] != nil {
+		if i == 0 && has(programs, ebpf.ProgramID(f.(*netlink.BpfFilter).Id)) {
 			return false, nil
 		}
 		former = append(former, f)
@@ -49,12 +44,11 @@ func (clsBPF) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) 
 			handle = handles[1]
 		}
 	}
-	program := slices.Collect(maps.Values(programs))[0]
 	filter := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
 			LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_MIN_EGRESS, Priority: preference, Protocol: unix.ETH_P_ALL, Handle: handle,
 		},
-		Fd: program.FD(), Name: programName, DirectAction: true,
+		Fd: programs[0].FD(), Name: programName, DirectAction: true,
 	}
 	// EINVAL: the preference has filters of another kind or protocol, which no filter can precede.
 	if err := netlink.FilterReplace(filter); errors.Is(err, unix.EINVAL) {
@@ -68,6 +62,12 @@ func (clsBPF) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) 
 		}
 	}
 	return !isGuarded, err
+}
+
+func clsact(l netlink.Link) netlink.Qdisc {
+	return &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
 }
 
 func isGuard(f netlink.Filter) bool {
@@ -102,9 +102,7 @@ func removeClsBPF() error {
 		}
 		ingress, _ := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
 		if removed > 0 && removed == len(filters) && len(ingress) == 0 {
-			errs = append(errs, netlink.QdiscDel(&netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
-				LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-			}}))
+			errs = append(errs, netlink.QdiscDel(clsact(l)))
 		}
 	}
 	return errors.Join(errs...)

@@ -1,8 +1,8 @@
 // Package uplink guards the interfaces over which packets leave the node. A BPF program at the
 // egress of each drops requests to the metadata service that the node itself did not send. Unlike
 // the rules of netfilter it sees what BPF programs forward past netfilter, raw frames, and the
-// packets of macvlan and ipvlan interfaces. A pod with all capabilities can neither remove nor
-// bypass it.
+// packets of macvlan and ipvlan interfaces. A pod cannot remove it.
+// docs/decisions/0017-guard-at-the-uplinks.md has its limits.
 package uplink
 
 import (
@@ -29,7 +29,7 @@ var ErrUnsupported = errors.New("the kernel cannot guard the uplinks")
 type Guard struct {
 	services []netip.Addr
 	objects  objects
-	programs map[ebpf.ProgramID]*ebpf.Program
+	programs []program
 	hook     hook
 	// removeOther removes what an earlier agent attached by the other hook, whose maps no process
 	// updates. It is nil after its call.
@@ -45,8 +45,8 @@ type Guard struct {
 // stays when the process ends.
 type hook interface {
 	// attach makes one of the programs the first at the link's egress, in place of one of an earlier
-	// process. There is no moment without either. It reports whether none was the first before.
-	attach(link netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) (wasMissing bool, err error)
+	// process. One of the two is attached at every moment. It reports whether none was the first before.
+	attach(link netlink.Link, programs []program) (wasMissing bool, err error)
 }
 
 // New loads the program. metadata is the IPv4 address of the metadata service; the IPv6 address is

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -58,18 +59,28 @@ type objects struct {
 	Addresses *ebpf.Map `ebpf:"addresses"`
 }
 
-// programs returns both with their IDs.
-func (o objects) programs() (map[ebpf.ProgramID]*ebpf.Program, error) {
-	programs := make(map[ebpf.ProgramID]*ebpf.Program)
+// program is one of the two, with its ID.
+type program struct {
+	*ebpf.Program
+	id ebpf.ProgramID
+}
+
+func (o objects) programs() ([]program, error) {
+	var programs []program
 	for _, p := range []*ebpf.Program{o.Program, o.Copy} {
 		info, err := p.Info()
 		if err != nil {
 			return nil, err
 		}
 		id, _ := info.ID()
-		programs[id] = p
+		programs = append(programs, program{p, id})
 	}
 	return programs, nil
+}
+
+// has reports whether a program that the kernel lists is one of these.
+func has(programs []program, id ebpf.ProgramID) bool {
+	return slices.ContainsFunc(programs, func(p program) bool { return p.id == id })
 }
 
 // senderKey is a key of the map senders.

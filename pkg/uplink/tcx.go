@@ -3,9 +3,9 @@ package uplink
 import (
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/cilium/ebpf"
@@ -38,7 +38,7 @@ func newTCX(dir string) hook {
 	return tcx{dir}
 }
 
-func (t tcx) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) (wasMissing bool, err error) {
+func (t tcx) attach(l netlink.Link, programs []program) (wasMissing bool, err error) {
 	index := l.Attrs().Index
 	pin := filepath.Join(t.dir, strconv.Itoa(index))
 	query, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: ebpf.AttachTCXEgress})
@@ -46,25 +46,26 @@ func (t tcx) attach(l netlink.Link, programs map[ebpf.ProgramID]*ebpf.Program) (
 		return false, err
 	}
 	isGuarded := len(query.Programs) > 0 && isPinned(pin, query.Programs[0])
-	if isGuarded && programs[query.Programs[0].ID] != nil {
+	if isGuarded && has(programs, query.Programs[0].ID) {
 		return false, nil
 	}
 	// The link is missing, or runs an earlier agent's program, or another program was put ahead of it.
 	// The pin can also be of an earlier interface with this index.
-	unused := maps.Clone(programs)
-	for _, p := range query.Programs {
-		delete(unused, p.ID)
+	unused := slices.IndexFunc(programs, func(p program) bool {
+		return !slices.ContainsFunc(query.Programs, func(attached link.AttachedProgram) bool { return attached.ID == p.id })
+	})
+	if unused < 0 {
+		return false, errors.New("the program is attached twice")
 	}
-	for _, program := range unused {
-		head, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: program, Attach: ebpf.AttachTCXEgress, Anchor: link.Head()})
-		if err != nil {
-			return false, err
-		}
-		defer head.Close()
-		err = t.pin(head, pin)
-		return !isGuarded && err == nil, err
+	head, err := link.AttachTCX(link.TCXOptions{
+		Interface: index, Program: programs[unused].Program, Attach: ebpf.AttachTCXEgress, Anchor: link.Head(),
+	})
+	if err != nil {
+		return false, err
 	}
-	return false, errors.New("the program is attached twice")
+	defer head.Close()
+	err = t.pin(head, pin)
+	return !isGuarded && err == nil, err
 }
 
 // isPinned reports whether a program is attached by the link that is pinned.
