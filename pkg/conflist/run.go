@@ -64,49 +64,54 @@ func (i *Installer) wait(ctx context.Context, watcher *fsnotify.Watcher, timer <
 	}
 }
 
-// installAndLog calls Install, logs changes of its result, and returns the time until the next
-// call.
+// installAndLog calls Install, reports its result, and returns the time until the next call.
 func (i *Installer) installAndLog() time.Duration {
 	changes, err := i.Install()
 	if len(changes) > 0 {
 		i.Log.Info("installed", "did", changes)
 	}
-	now := time.Now()
-	isUnsettled := errors.Is(err, ErrUnsettled)
-	if !isUnsettled {
+	if !errors.Is(err, ErrUnsettled) {
 		i.unsettled = time.Time{}
-	} else if i.unsettled.IsZero() {
+		i.logState(fmt.Sprint(err), err)
+		i.Installed(err)
+		return i.Interval
+	}
+	now := time.Now()
+	if i.unsettled.IsZero() {
 		i.unsettled = now
 	}
-	lasts := isUnsettled && now.Sub(i.unsettled) >= unsettledWarning
-	state := fmt.Sprint(err)
-	if lasts {
-		state = "unsettled" // the error can differ at each write
-	}
-	if state != i.loggedState {
-		i.loggedState = state
-		switch {
-		case err == nil:
-			i.Log.Info("the plugin is chained")
-		case lasts:
-			i.Log.Warn("a network configuration is written again and again: the plugin is not chained until that ends", "since", i.unsettled, "error", err)
-		case isUnsettled:
-			i.Log.Info("waiting until a network configuration is written", "error", err)
-		case errors.Is(err, ErrNoNetwork):
-			i.Log.Info("waiting for the primary CNI to write its network configuration", "error", err)
-		case errors.Is(err, ErrConflict):
-			i.Log.Error("waiting before the entry is added again; pods that start meanwhile are adopted", "wait", i.conflict.backoff, "error", err)
-		case errors.Is(err, ErrNotChained):
-			i.Log.Warn("the entry is missing: new pods get no credentials; chain it, or run the agent with --install", "error", err)
-		default:
-			i.Log.Error("the plugin is not chained: new pods get no credentials, and are not kept from the node's; trying again", "error", err)
-		}
-	}
-	if !isUnsettled || lasts { // otherwise the last result stays valid
+	if now.Sub(i.unsettled) < unsettledWarning {
+		i.logState(fmt.Sprint(err), err) // the last result stays valid
+	} else {
+		i.logState(unsettledTooLong, err) // the error can differ at each write
 		i.Installed(err)
 	}
-	if isUnsettled {
-		return unsettledInterval
+	return unsettledInterval
+}
+
+// unsettledTooLong is the state of a file that has been unsettled for unsettledWarning.
+const unsettledTooLong = "unsettled"
+
+// logState logs the error of a state when the state begins.
+func (i *Installer) logState(state string, err error) {
+	if state == i.loggedState {
+		return
 	}
-	return i.Interval
+	i.loggedState = state
+	switch {
+	case err == nil:
+		i.Log.Info("the plugin is chained")
+	case state == unsettledTooLong:
+		i.Log.Warn("a network configuration is written again and again: the plugin is not chained until that ends", "since", i.unsettled, "error", err)
+	case errors.Is(err, ErrUnsettled):
+		i.Log.Info("waiting until a network configuration is written", "error", err)
+	case errors.Is(err, ErrNoNetwork):
+		i.Log.Info("waiting for the primary CNI to write its network configuration", "error", err)
+	case errors.Is(err, ErrConflict):
+		i.Log.Error("waiting before the entry is added again; pods that start meanwhile are adopted", "wait", i.conflict.backoff, "error", err)
+	case errors.Is(err, ErrNotChained):
+		i.Log.Warn("the entry is missing: new pods get no credentials; chain it, or run the agent with --install", "error", err)
+	default:
+		i.Log.Error("the plugin is not chained: new pods get no credentials, and are not kept from the node's; trying again", "error", err)
+	}
 }
