@@ -38,7 +38,7 @@ func newLimitedProxy(t *testing.T, podRequests float64) *limitedProxy {
 	t.Cleanup(end)
 	l.parts = p
 	for range 3 {
-		socket, err := handover.Socket{Address: "127.0.0.1:0"}.Listen(t.Context())
+		socket, err := handover.Socket{Address: "127.0.0.1:0"}.Listen(t.Context(), false)
 		if err != nil {
 			t.Fatal(err)
 		}

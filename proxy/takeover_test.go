@@ -34,7 +34,7 @@ func served(t *testing.T, path string, sockets int, asked *atomic.Int64) (ports 
 	}})
 	listeners := make(map[string]*handover.Listener)
 	for i := range sockets {
-		l, err := handover.Socket{Address: ":0"}.Listen(ctx)
+		l, err := handover.Socket{Address: ":0"}.Listen(ctx, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -137,7 +137,7 @@ func TestSuccessorWithOtherMetricsAddress(t *testing.T) {
 				accepted.Close()
 			}
 			// A third socket cannot have the port.
-			if l, err := (handover.Socket{Address: net.JoinHostPort(to.String(), fmt.Sprint(o.metricsPort))}).Listen(t.Context()); err == nil {
+			if l, err := (handover.Socket{Address: net.JoinHostPort(to.String(), fmt.Sprint(o.metricsPort))}).Listen(t.Context(), false); err == nil {
 				l.Close()
 				t.Error("another socket got the port")
 			}
@@ -158,7 +158,7 @@ func portOf(l *handover.Listener) uint16 { return l.Addr().(*net.TCPAddr).AddrPo
 // free returns an unused port.
 func free(t *testing.T) uint16 {
 	t.Helper()
-	l, err := handover.Socket{Address: ":0"}.Listen(t.Context())
+	l, err := handover.Socket{Address: ":0"}.Listen(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}

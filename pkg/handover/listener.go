@@ -36,12 +36,11 @@ type Socket struct {
 // Listen listens on the address. It turns MPTCP off, which Go turns on by default: an MPTCP socket
 // has neither SO_ORIGINAL_DST nor TCP_USER_TIMEOUT (net/mptcp/sockopt.c). A client that asks for
 // MPTCP falls back to TCP.
-func (s Socket) Listen(ctx context.Context) (*Listener, error) { return s.listen(ctx, false) }
-
-// listen is Listen for a process that may have a predecessor. Only with one does it share a port:
-// SO_REUSEPORT is set before bind. Otherwise it is set after bind, for a later successor, and bind
-// fails with EADDRINUSE if an unrelated process has the port.
-func (s Socket) listen(ctx context.Context, hasPredecessor bool) (*Listener, error) {
+//
+// Only a process with a predecessor shares a port: SO_REUSEPORT is set before bind. Otherwise it is
+// set after bind, for a later successor, and bind fails with EADDRINUSE if an unrelated process has
+// the port.
+func (s Socket) Listen(ctx context.Context, hasPredecessor bool) (*Listener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
 	if s.ReusePort && hasPredecessor {
@@ -55,7 +54,11 @@ func (s Socket) listen(ctx context.Context, hasPredecessor bool) (*Listener, err
 	if err == nil {
 		err = setReusePort("", "", c)
 	}
-	return l, err
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
 }
 
 func setReusePort(_, _ string, c syscall.RawConn) error {

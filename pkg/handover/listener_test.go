@@ -11,7 +11,7 @@ import (
 // TestListenWithoutMPTCP has a client ask for MPTCP. It is served by TCP, whose socket options the
 // proxy needs.
 func TestListenWithoutMPTCP(t *testing.T) {
-	l, err := Socket{Address: "127.0.0.1:0"}.Listen(t.Context())
+	l, err := Socket{Address: "127.0.0.1:0"}.Listen(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,23 +36,23 @@ func TestListenWithoutMPTCP(t *testing.T) {
 // TestOnlyASuccessorSharesAPort has another process that is no successor listen on the port: two
 // proxies with other state directories do not find each other.
 func TestOnlyASuccessorSharesAPort(t *testing.T) {
-	first, err := Socket{Address: "127.0.0.1:0", ReusePort: true}.listen(t.Context(), false)
+	first, err := Socket{Address: "127.0.0.1:0", ReusePort: true}.Listen(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer first.Close()
 	_, port, _ := net.SplitHostPort(first.Addr().String())
 	for _, address := range []string{"127.0.0.1:" + port, ":" + port} {
-		if l, err := (Socket{Address: address, ReusePort: true}).listen(t.Context(), false); !errors.Is(err, unix.EADDRINUSE) {
+		if l, err := (Socket{Address: address, ReusePort: true}).Listen(t.Context(), false); !errors.Is(err, unix.EADDRINUSE) {
 			t.Errorf("another process listens on %s: %v, %v", address, l, err)
 		}
 	}
-	successor, err := Socket{Address: ":" + port, ReusePort: true}.listen(t.Context(), true)
+	successor, err := Socket{Address: ":" + port, ReusePort: true}.Listen(t.Context(), true)
 	if err != nil {
 		t.Fatalf("a successor: %v", err)
 	}
 	defer successor.Close()
-	if l, err := (Socket{Address: ":" + port, ReusePort: true}).listen(t.Context(), false); !errors.Is(err, unix.EADDRINUSE) {
+	if l, err := (Socket{Address: ":" + port, ReusePort: true}).Listen(t.Context(), false); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("another process after the successor: %v, %v", l, err)
 	}
 }

@@ -162,7 +162,7 @@ func (t *Takeover) open(ctx context.Context) (map[string]*Listener, error) {
 	for i, s := range slices.Concat(t.Sockets, optional) {
 		l, err := inherited[s.Name], error(nil)
 		if l == nil {
-			l, err = s.listen(ctx, t.predecessor != nil)
+			l, err = s.Listen(ctx, t.predecessor != nil)
 		}
 		switch {
 		case err == nil:

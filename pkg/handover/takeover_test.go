@@ -258,7 +258,7 @@ func TestReplacedProcessWaitsForItsClients(t *testing.T) {
 
 // TestWaitForAPortIsBounded has a process without handover listen on the port.
 func TestWaitForAPortIsBounded(t *testing.T) {
-	l, err := Socket{Address: ":0"}.Listen(t.Context())
+	l, err := Socket{Address: ":0"}.Listen(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
