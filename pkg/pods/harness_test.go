@@ -54,7 +54,8 @@ type countingWatcher struct {
 func (w *countingWatcher) PodChanged(p *Pod) { w.mu.Lock(); w.changed[p.Name]++; w.mu.Unlock() }
 func (w *countingWatcher) PodGone(p *Pod)    { w.mu.Lock(); w.gone[p.Name]++; w.mu.Unlock() }
 
-func newHarness(t *testing.T, change func(*ResolverConfig)) *harness {
+// startAPI starts an API server that ends with the test, and returns a client of it.
+func startAPI(t *testing.T) (*kubeapi.Server, *kube.Client) {
 	t.Helper()
 	api, err := kubeapi.Start(kubeapi.Options{})
 	if err != nil {
@@ -65,6 +66,12 @@ func newHarness(t *testing.T, change func(*ResolverConfig)) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return api, client
+}
+
+func newHarness(t *testing.T, change func(*ResolverConfig)) *harness {
+	t.Helper()
+	api, client := startAPI(t)
 	h := &harness{t: t, api: api, dir: t.TempDir(), watcher: &countingWatcher{changed: map[string]int{}, gone: map[string]int{}}}
 	h.watch = NewWatch(WatchConfig{API: client, Node: thisNode, Keep: func(key string) bool { return key == roleKey }, Watcher: h.watcher})
 	c := ResolverConfig{Records: attachment.NewIndex(attachment.In(h.dir)), Watch: h.watch}

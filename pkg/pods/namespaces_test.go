@@ -13,9 +13,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
 
-	"github.com/kube2iam-cni/kube2iam-cni/pkg/kube"
 	"github.com/kube2iam-cni/kube2iam-cni/test/kubeapi"
 )
 
@@ -30,15 +28,7 @@ type namespacesHarness struct {
 
 func newNamespaces(t *testing.T) *namespacesHarness {
 	t.Helper()
-	api, err := kubeapi.Start(kubeapi.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(api.Close)
-	client, err := kube.New(&rest.Config{Host: api.URL(), QPS: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
+	api, client := startAPI(t)
 	h := &namespacesHarness{t: t, api: api, changed: make(chan string, 4096), changes: map[string]int{}}
 	h.Namespaces = NewNamespaces(NamespacesConfig{API: client, Keys: []string{"allowed", "permitted"}, Changed: func(ns string) { h.changed <- ns }, Log: slog.New(slog.DiscardHandler)})
 	t.Cleanup(run(t, h.Namespaces))
