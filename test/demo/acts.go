@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -152,16 +153,19 @@ func (s *stage) token(ctx context.Context, pod *testbed.Sandbox) string {
 	return "X-aws-ec2-metadata-token: " + token
 }
 
-// rules returns the plugin's tables on the node.
+// rules returns the pods' elements and the guard's rules on the node.
 func (s *stage) rules() (lines []string, err error) {
 	err = s.bed.Node.Do(func() error {
 		lines, err = ruleset.Own()
 		return err
 	})
 	return slices.DeleteFunc(lines, func(line string) bool {
-		return !strings.Contains(line, "@eth0") && !strings.Contains(line, `comment "guard`)
+		return !ownElementOrGuard.MatchString(line)
 	}), err
 }
+
+// ownElementOrGuard matches the elements of the pods and the rules of the guard, by their comments.
+var ownElementOrGuard = regexp.MustCompile(`@eth0|comment "(answers: )?(reset TCP|drop)"`)
 
 func count(rules []string, part string) int {
 	n := 0
